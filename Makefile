@@ -1,0 +1,40 @@
+# Two commands matter: `make quickstart` and `make test`. PYTHON may name any Python from 3.11 to 3.13.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint env lab format reference clean
+
+quickstart: env
+	$(BIN)/distillery run 00_quickstart
+
+test: env lint
+	$(BIN)/python -m pytest tests
+	@# the notebooks compute everything anew, in a results folder of their own
+	results=$$(mktemp -d) && DISTILLERY_RESULTS=$$results $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval_sanitize.cfg -p no:cacheprovider notebooks/ ; \
+	code=$$? ; rm -rf "$$results" ; exit $$code
+
+lint: env
+	$(BIN)/ruff check lib tests notebooks
+	$(BIN)/ruff format --check lib tests notebooks
+
+env: $(VENV)/.done
+
+# pip brings uv into the environment, uv installs the lock: hashes checked, hard links from its cache
+$(VENV)/.done: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5,<1"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	touch $@
+
+lab: env
+	cd notebooks && ../$(BIN)/jupyter lab
+
+format: env
+	$(BIN)/ruff check --fix lib tests notebooks
+	$(BIN)/ruff format lib tests notebooks
+
+clean:
+	rm -rf $(VENV) results/smoke

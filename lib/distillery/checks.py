@@ -1,0 +1,37 @@
+"""Input checks: every refusal names the offending value and what is accepted, before compute is spent."""
+
+import math
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Input the user can mend. The message is one line; the command line prints it alone and exits with 2."""
+
+
+def check_choice(name: str, value, accepted: Iterable) -> None:
+    """Raise InputError unless `value` is one of `accepted`."""
+    accepted = list(accepted)
+    if value not in accepted:
+        raise InputError(f"{name}: {value!r} is unknown; accepted: {', '.join(map(str, accepted))}")
+
+
+def check_fraction(name: str, value) -> None:
+    """Raise InputError unless `value` is a number in (0, 1]."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not 0 < value <= 1:
+        raise InputError(f"{name}: {value!r} is not a fraction; accepted: a number above 0 and at most 1")
+
+
+def check_positive_int(name: str, value) -> None:
+    """Raise InputError unless `value` is an int of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name}: {value!r} is not accepted; accepted: a positive whole number")
+
+
+def check_finite(name: str, tensor) -> None:
+    """Raise InputError if a floating tensor holds NaN or infinity, with how many."""
+    bad = int((~tensor.isfinite()).sum())
+    if bad:
+        raise InputError(
+            f"{name}: {bad} of {tensor.numel()} values are NaN or infinite; accepted: finite numbers"
+        )

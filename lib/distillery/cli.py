@@ -1,0 +1,227 @@
+"""The command line: `distillery run NOTEBOOK`, `distillery report`.
+
+`run` is a thin layer over papermill: it checks parameters before starting, executes into a temporary file, and counts a
+run as done only by the record that the notebook's last cell writes. Bad input gives one line and exit code 2.
+"""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+from distillery import __version__
+from distillery.checks import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="distillery", description="Learning from less data: prune, distill, evaluate."
+    )
+    parser.add_argument("--version", action="version", version=f"distillery {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="execute a notebook with checked parameters")
+    run.add_argument("notebook", help="name such as 00_quickstart, or a path")
+    run.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter"
+    )
+    run.add_argument("-f", action="append", default=[], metavar="FILE", help="YAML file of parameters")
+    run.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
+    run.add_argument(
+        "--again",
+        action="store_true",
+        help="execute even if a complete record exists (stored runs are reused)",
+    )
+    run.set_defaults(call=_run)
+
+    report = commands.add_parser("report", help="print the claim table of all records")
+    report.add_argument("--results", default="", help="results folder (default: that of the repository)")
+    report.add_argument("--scale", default="", help="only this scale")
+    report.add_argument(
+        "--write", metavar="FILE", help="write the generated tables between the markers of a Markdown file"
+    )
+    report.set_defaults(call=_report)
+
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.call(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; finished runs are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def _run(arguments) -> int:
+    from distillery import parameters, records
+
+    notebook = _find(arguments.notebook)
+    types, defaults = parameters.declared(notebook)
+    given = _given(arguments)
+    values = defaults | parameters.check(types, given)
+    parameters.check(types, values)
+    name = notebook.stem
+    folder = parameters.results_root(values.get("results_dir", "")) / values.get("scale", "smoke") / name
+    key = records.record_key(name, values)
+    done = [r for r in _records(folder) if r.get("key") == key and not r.get("missing")]
+    if done and not arguments.again:
+        print(
+            f"{name} is done with these parameters, record {done[0]['path']} (--again executes it once more)"
+        )
+    else:
+        code = _execute(notebook, parameters.check(types, given), folder)
+        if code:
+            return code
+        done = [r for r in _records(folder) if r.get("key") == key]
+        if not done:
+            print(f"error: {name} ended without its record; it does not count as done", file=sys.stderr)
+            return 1
+    _summary(done[0], name)
+    return 0
+
+
+def _records(folder: Path) -> list[dict]:
+    from distillery import records
+
+    return [r for r in records.find(folder.parents[1]) if Path(r["path"]).parents[1] == folder]
+
+
+def _execute(notebook: Path, given: dict, folder: Path) -> int:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import papermill
+        from papermill.exceptions import PapermillExecutionError
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    library = str(Path(__file__).resolve().parents[1])  # so that the kernel finds an uninstalled package too
+    os.environ["PYTHONPATH"] = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
+    folder.mkdir(parents=True, exist_ok=True)
+    executed = folder / f"{notebook.stem}.executed.ipynb"
+    temporary = folder / f".{notebook.stem}.{os.getpid()}.ipynb"
+    for name in given:  # paths mean the caller's folder, the kernel runs in the notebook's
+        if name in ("data_root", "results_dir") and given[name]:
+            given[name] = str(Path(given[name]).expanduser().resolve())
+    failure = None
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(temporary), parameters=given, cwd=str(notebook.parent), kernel_name="python3",
+            progress_bar=True, log_output=False, stderr_file=None,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        failure = error
+    finally:
+        if temporary.exists():
+            os.replace(temporary, executed)
+    if failure is None:
+        return 0
+    message = re.sub(r"\x1b\[[0-9;]*m", "", str(failure.evalue)).splitlines() or [""]
+    if failure.ename == "InputError":
+        print(f"error: {message[0]}", file=sys.stderr)
+        return 2
+    print(
+        f"error: cell {failure.exec_count}: {failure.ename}: {message[0]}; the whole story is in {executed}",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _summary(record: dict, name: str) -> None:
+    folder = Path(record["path"]).parent
+    width = max(len(one["statement"]) for one in record["claims"])
+    print(f"\n{name} on {record['data']['label']}, {record['scale']} scale:")
+    for one in record["claims"]:
+        gap = one["difference"]
+        shown = (
+            f"  {100 * gap['mean']:+.1f} points [{100 * gap['ci95'][0]:+.1f}, {100 * gap['ci95'][1]:+.1f}]"
+            if gap and gap["ci95"]
+            else ""
+        )
+        print(f"  {one['statement']:<{width}}  {one['verdict']}{shown}")
+    if record["missing"]:
+        print(f"  {len(record['missing'])} run(s) are not run; the same command goes on with them")
+    print(f"\npictures and record: {folder}")
+    print(f"executed notebook:   {folder.parent / (name + '.executed.ipynb')}")
+    print("next: `make lab` to read it, or your own images:")
+    print(f"  .venv/bin/distillery run {name} -p dataset folder -p data_root FOLDER_OF_CLASS_FOLDERS")
+
+
+def _report(arguments) -> int:
+    from distillery import parameters, pipeline, records
+
+    found = records.find(parameters.results_root(arguments.results))
+    if arguments.scale:
+        found = [record for record in found if record["scale"] == arguments.scale]
+    if not found:
+        raise InputError("no record found; accepted: a results folder after `distillery run`")
+    tables = {"claims": records.table(found), "compatibility": pipeline.compatibility()}
+    if not arguments.write:
+        print(tables["claims"])
+        return 0
+    from distillery.store import write_bytes
+
+    path = Path(arguments.write)
+    text = path.read_text()
+    for name, table in tables.items():
+        begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
+        if begin in text and end in text:
+            text = text[: text.index(begin) + len(begin)] + f"\n{table}\n" + text[text.index(end) :]
+    write_bytes(path, text.encode())
+    print(f"wrote {path}")
+    return 0
+
+
+def _find(name: str) -> Path:
+    candidates = [Path(name), Path("notebooks") / f"{name}.ipynb", ROOT / "notebooks" / f"{name}.ipynb"]
+    for path in candidates:
+        if path.suffix == ".ipynb" and path.is_file():
+            return path.resolve()
+    known = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    raise InputError(f"notebook {name!r} is not found; accepted: a path, or {', '.join(known)}")
+
+
+def _given(arguments) -> dict:
+    values: dict = {}
+    for file in arguments.f:
+        try:
+            content = yaml.safe_load(Path(file).read_text())
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"-f {file}: {str(error).splitlines()[0]}; accepted: a YAML file of parameters"
+            ) from error
+        if not isinstance(content, dict):
+            raise InputError(f"-f {file} holds a {type(content).__name__}; accepted: NAME: VALUE lines")
+        values |= content
+    for name, text in arguments.p:
+        values[name] = parse(text)
+    if arguments.budget:
+        values["budget_minutes"] = budget(arguments.budget)
+    return values
+
+
+def parse(text: str):
+    """A parameter from the command line: YAML, plus 1e-3 as a number and 1,10 as a list."""
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
+        return float(text)
+    if "," in text and not text.startswith("["):
+        return [parse(part) for part in text.split(",")]
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def budget(text: str) -> float:
+    """'30m', '2h', '90s' or plain minutes -> minutes. Raises InputError on anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not match or float(match[1]) == 0:
+        raise InputError(f"--budget: {text!r} is not a time; accepted: 90s, 30m, 2h")
+    return float(match[1]) * {"s": 1 / 60, "m": 1, "h": 60, "": 1}[match[2]]

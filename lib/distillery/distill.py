@@ -1,0 +1,256 @@
+"""The one loop over distillation steps: any objective, any sampler, one optimizer per learned tensor.
+
+An objective returns gradients by name, so pixels, soft labels and step sizes fit one loop; None skips the update. Every
+random draw of step i comes from generators keyed by i, and a checkpoint holds everything else, so a run that is killed
+anywhere and started again ends with the same bits as one that was not.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+from tqdm.auto import tqdm
+
+from distillery import store
+from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.sampling import RealBatches, Sampler
+from distillery.seeds import generator as keyed_generator
+from distillery.synthetic import Synthetic
+
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": lambda step, steps: 1.0,
+    "cosine": lambda step, steps: 0.5 * (1 + math.cos(math.pi * step / steps)),
+    "linear": lambda step, steps: 1 - step / steps,
+}
+_OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How one learned tensor is updated: torch's SGD or Adam under a schedule (steps done, steps in all) -> factor."""
+
+    lr: float
+    momentum: float = 0.0
+    kind: str = "sgd"
+    schedule: str = "constant"
+
+    def __post_init__(self):
+        check_choice("optimizer", self.kind, _OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+
+    def build(self, tensor: Tensor) -> torch.optim.Optimizer:
+        options = {"momentum": self.momentum} if self.kind == "sgd" else {}
+        return _OPTIMIZERS[self.kind]([tensor], lr=self.lr, **options)
+
+
+@dataclass
+class Distilled:
+    """last: the set after the final step; best: by validation, None without it; ema: the moving average, None without it.
+
+    log      name -> (steps,) float32, NaN where a step did not report the name
+    cost     seconds, samples (real images touched), steps, skipped updates; over all restarts
+    best_step, best_score  when and how good `best` was on validation data
+    """
+
+    last: Synthetic
+    best: Synthetic | None
+    ema: Synthetic | None
+    log: dict[str, Tensor]
+    cost: dict[str, float]
+    best_step: int | None = None
+    best_score: float | None = None
+
+
+@dataclass
+class _Progress:
+    """Everything that changes during distillation, besides the optimizers' own state."""
+
+    step: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
+    ema: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_step: int | None = None
+    best_score: float | None = None
+    log: list[dict[str, Tensor]] = field(default_factory=list)
+    samples: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
+def distill(
+    synthetic: Synthetic,
+    objective,
+    real,
+    sampler: Sampler,
+    optimizers: dict[str, Optimizer],
+    steps: int,
+    generator: Generator,
+    *,
+    ema: float | None = None,
+    validate: Callable[[Synthetic, int], float] | None = None,
+    validate_every: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    identity: str = "",
+    progress: bool = False,
+) -> Distilled:
+    """Distill `real` into `synthetic`.
+
+    objective           start(synthetic, generator) -> state, a flat dict of tensors; step(synthetic, state, draw,
+                        generator) -> (gradients by name or None, state, log of scalar tensors)
+    real, sampler       the real images and which of them a step meets
+    optimizers          one per learned tensor; a gradient without an optimizer is refused
+    ema                 decay of a moving average of the learned tensors, None = none
+    validate            (set, step) -> score on validation data, high = good; called every `validate_every` steps
+    checkpoint          file to resume from if it exists, written every `checkpoint_seconds`
+    identity            whose checkpoint this is; another identity is refused
+    raises              InputError on unknown tensors, a foreign checkpoint, or a loss that leaves the finite numbers
+    """
+    check_positive_int("steps", steps)
+    unknown = sorted(set(optimizers) - set(synthetic.tensors))
+    if unknown:
+        raise InputError(
+            f"optimizers: no tensor {unknown[0]!r} in the set; accepted: {', '.join(synthetic.tensors)}"
+        )
+    root = int(torch.randint(2**62, (), generator=generator))
+    learned = {name: synthetic.tensors[name].detach().clone().requires_grad_() for name in optimizers}
+    built = {name: spec.build(learned[name]) for name, spec in optimizers.items()}
+    now = _Progress(tensors=learned)
+    card = {"identity": identity, "root": root, "steps": steps, "objective": getattr(objective, "name", "")}
+    path = Path(checkpoint) if checkpoint else None
+    if path and path.exists():
+        _resume(path, card, now, built, sampler, synthetic.device)
+    else:
+        now.state = objective.start(synthetic, keyed_generator(root, "start"))
+        if ema is not None:
+            now.ema = {name: value.detach().clone() for name, value in learned.items()}
+    started, saved = time.monotonic() - now.seconds, time.monotonic()
+    bar = tqdm(total=steps, initial=now.step, desc=card["objective"], disable=not progress, leave=False)
+    while now.step < steps:
+        current = synthetic.replace(**{name: value.detach() for name, value in learned.items()})
+        sampler.refresh(now.step, objective, now.state, current)
+        draw = RealBatches(real, sampler, keyed_generator(root, "real", now.step))
+        grads, now.state, entry = objective.step(
+            current, now.state, draw, keyed_generator(root, "objective", now.step)
+        )
+        now.samples += draw.samples
+        now.log.append(
+            {name: torch.as_tensor(value, dtype=torch.float32).detach() for name, value in entry.items()}
+        )
+        if grads is None:
+            now.skipped += 1
+        else:
+            _update(now, learned, built, optimizers, grads, steps, ema)
+        now.step += 1
+        bar.update()
+        if validate and validate_every and (now.step % validate_every == 0 or now.step == steps):
+            _validate(now, synthetic, validate)
+        now.seconds = time.monotonic() - started
+        if path and now.step < steps and time.monotonic() - saved >= checkpoint_seconds:
+            _check_finite(now, path)
+            _save(path, card, now, built, sampler)
+            saved = time.monotonic()
+    bar.close()
+    _check_finite(now, path)
+    return Distilled(
+        synthetic.replace(**{name: value.detach() for name, value in learned.items()}),
+        synthetic.replace(**now.best) if now.best else None,
+        synthetic.replace(**now.ema) if now.ema else None,
+        _stack_log(now.log),
+        {"seconds": now.seconds, "samples": now.samples, "steps": now.step, "skipped": now.skipped},
+        now.best_step,
+        now.best_score,
+    )
+
+
+def _update(now, learned, built, optimizers, grads, steps, ema) -> None:
+    missing = sorted(set(grads) - set(built))
+    if missing:
+        raise InputError(
+            f"objective: a gradient for {missing[0]!r} without an optimizer; accepted: {', '.join(built)}"
+        )
+    for name, gradient in grads.items():
+        built[name].param_groups[0]["lr"] = optimizers[name].lr * SCHEDULES[optimizers[name].schedule](
+            now.step, steps
+        )
+        learned[name].grad = gradient
+        built[name].step()
+    for name, value in now.ema.items():
+        value.mul_(ema).add_(learned[name].detach(), alpha=1 - ema)
+
+
+def _validate(now: _Progress, synthetic: Synthetic, validate) -> None:
+    current = {name: value.detach().clone() for name, value in now.tensors.items()}
+    score = float(validate(synthetic.replace(**current), now.step))
+    if now.best_score is None or score > now.best_score:
+        now.best, now.best_step, now.best_score = current, now.step, score
+
+
+def _check_finite(now: _Progress, path: Path | None) -> None:
+    """Refuse to go on from NaN; runs before every checkpoint, so a checkpoint always holds a good set."""
+    finite = all(bool(value.isfinite().all()) for value in now.tensors.values())
+    bad = [i for i, entry in enumerate(now.log) if not all(bool(v.isfinite()) for v in entry.values())]
+    if bad or not finite:
+        kept = f"; the last good set is in {path}" if path and path.exists() else ""
+        raise InputError(
+            f"distillation left the finite numbers at step {bad[0] if bad else now.step}{kept}; accepted: a smaller rate"
+        )
+
+
+def _save(path: Path, card: dict, now: _Progress, built: dict, sampler: Sampler) -> None:
+    tensors = {f"log.{name}": values for name, values in _stack_log(now.log).items()}
+    groups = {
+        "tensors": now.tensors,
+        "state": now.state,
+        "ema": now.ema,
+        "best": now.best,
+        "sampler": sampler.state,
+    }
+    for group, members in groups.items():
+        tensors |= {f"{group}.{name}": value for name, value in members.items()}
+    for name, optimizer in built.items():
+        for key, value in optimizer.state.get(now.tensors[name], {}).items():
+            if value is not None:
+                tensors[f"optimizer.{name}.{key}"] = value
+    counters = {
+        key: getattr(now, key) for key in ("step", "best_step", "best_score", "samples", "skipped", "seconds")
+    }
+    store.save_tensors(path, tensors, card | {"counters": counters})
+
+
+def _resume(path: Path, card: dict, now: _Progress, built: dict, sampler: Sampler, device) -> None:
+    tensors, saved = store.load_tensors(path)
+    foreign = {key: saved.get(key) for key, value in card.items() if saved.get(key) != value}
+    if foreign:
+        raise InputError(
+            f"{path} is the checkpoint of another run, its {next(iter(foreign))} differs; accepted: {card['identity'] or card}"
+        )
+    groups: dict[str, dict[str, Tensor]] = {
+        key: {} for key in ("tensors", "state", "ema", "best", "sampler", "log", "optimizer")
+    }
+    for name, value in tensors.items():
+        group, rest = name.split(".", 1)
+        groups[group][rest] = value.to(device)
+    with torch.no_grad():
+        for name, value in groups["tensors"].items():
+            now.tensors[name].copy_(value)
+    for name, value in groups["optimizer"].items():
+        tensor, key = name.rsplit(".", 1)
+        built[tensor].state[now.tensors[tensor]][key] = value
+    now.state, now.ema, now.best = groups["state"], groups["ema"], groups["best"]
+    sampler.state.update(groups["sampler"])
+    for key, value in saved["counters"].items():
+        setattr(now, key, value)
+    logged = groups["log"]
+    now.log = [{name: v[i] for name, v in logged.items() if not v[i].isnan()} for i in range(now.step)]
+
+
+def _stack_log(log: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    names = dict.fromkeys(name for entry in log for name in entry)
+    missing = torch.tensor(math.nan)
+    return {name: torch.stack([entry.get(name, missing).cpu() for entry in log]) for name in names}

@@ -1,0 +1,1 @@
+"""Distillation objectives: what is matched between real and synthetic data."""

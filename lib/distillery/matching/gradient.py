@@ -1,0 +1,238 @@
+r"""Gradient matching: DC (arXiv 2006.05929) and DSA (arXiv 2102.08259).
+
+Along the training of many random networks, the gradient of the loss on the synthetic images of a class shall point the
+way the gradient on real images of that class does. Every weight tensor with two or more axes is reshaped to rows
+[out, rest], $a_i$ and $b_i$ the rows of the two gradients:
+
+$$\mathrm{Dist} = \sum_{\mathrm{layers}} \sum_i \Big(1 - \frac{\langle a_i, b_i\rangle}{\|a_i\|\,\|b_i\| + 10^{-6}}\Big), \qquad L = \sum_c \mathrm{Dist}_c$$
+
+After each pixel update but the last of T, the network trains on the synthetic set for zeta epochs; after T updates a new
+network is drawn. DSA is DC with one siamese augmentation per class on both batches and augmentation in the inner training.
+All classes are one stack: the network is seen by C classes as C networks. Slow references, class by class and row by
+row: `gradient_loss_plain`, `gradient_distance_plain`.
+"""
+
+import torch
+from torch import Generator, Tensor
+
+from distillery.augment import Draw, augment, draw
+from distillery.checks import check_positive_int
+from distillery.networks import Params, trainable
+from distillery.seeds import split
+from distillery.synthetic import Synthetic, by_class
+from distillery.training import SGD, TensorSource, cross_entropy, train
+
+
+def loops(ipc: int) -> tuple[int, int]:
+    """(T, zeta): pixel updates per network and inner epochs between them.
+
+    Published for ipc 1, 10, 20, 30, 40, 50; our rule T = ipc, zeta = max(1, round(500 / ipc)) gives the values at 10,
+    20 and 50 and fills the gaps.
+    """
+    check_positive_int("ipc", ipc)
+    published = {1: (1, 1), 30: (30, 20), 40: (40, 15)}
+    return published.get(ipc, (ipc, max(1, round(500 / ipc))))
+
+
+def gradient_distance(ours: dict[str, Tensor], real: dict[str, Tensor]) -> Tensor:
+    """Row-wise cosine distance summed over rows, layers and the leading (class) axis, () float.
+
+    Each gradient is (classes, out, ...); those of one-dimensional weights, (classes, out), count nothing.
+    Source: DC, the distance above. Slow reference: `gradient_distance_plain`.
+    """
+    total = 0.0
+    for name, a in ours.items():
+        if a.ndim < 3:
+            continue
+        a, b = a.flatten(2), real[name].flatten(2)  # (classes, out, rest)
+        cosine = (a * b).sum(-1) / (_norm(a) * _norm(b) + 1e-6)  # (classes, out)
+        total = total + (1 - cosine).sum()
+    return total
+
+
+def _norm(rows: Tensor) -> Tensor:
+    """Euclidean norm over the last axis whose gradient at zero is zero instead of NaN."""
+    square = rows.square().sum(-1)
+    zero = square == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
+
+
+def gradient_distance_plain(ours: dict[str, Tensor], real: dict[str, Tensor]) -> float:
+    """The distance by loops over classes, layers and rows."""
+    total = 0.0
+    for name, gradient in ours.items():
+        for c in range(len(gradient)):
+            if gradient[c].ndim < 2:
+                continue
+            for a, b in zip(gradient[c], real[name][c], strict=True):
+                a, b = a.flatten(), b.flatten()
+                total += float(1 - torch.dot(a, b) / (a.norm() * b.norm() + 1e-6))
+    return total
+
+
+def class_gradients(
+    network,
+    params: Params,
+    images: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    differentiable: bool,
+    train_mode: bool,
+) -> dict[str, Tensor]:
+    """The loss gradient of every class at one network: name -> (classes, ...).
+
+    params   one network (leading axis 1)
+    images   (classes, n, C, H, W)
+    labels   (classes,) the label of each group
+    weights  (classes, n), rows summing to one, or None for the mean
+    """
+    classes, n = images.shape[:2]
+    names = [name for name, value in trainable(params).items() if value.ndim >= 3]  # (1, out, rest...)
+    stacked = {name: value.detach().expand(classes, *value.shape[1:]) for name, value in params.items()}
+    learned = {name: stacked[name].clone().requires_grad_() for name in names}
+    output = network.apply(stacked | learned, images, train=train_mode)
+    loss = cross_entropy(output.logits, labels[:, None].expand(classes, n))  # (classes, n)
+    total = loss.mean(1).sum() if weights is None else (loss * weights).sum()
+    grads = torch.autograd.grad(total, list(learned.values()), create_graph=differentiable)
+    return dict(zip(names, grads, strict=True))
+
+
+def gradient_loss(
+    network, params, real, weights, synthetic, labels, drawn: Draw | None, train_mode=True, classes_at_once=0
+) -> Tensor:
+    """Sum over classes of the gradient distance, differentiable in `synthetic`. Slow reference: `gradient_loss_plain`.
+
+    real             (classes, n, C, H, W), with weights (classes, n) whose rows sum to one
+    synthetic        (classes, m, C, H, W)
+    labels           (classes,)
+    classes_at_once  classes stacked in one pass of the real images, 0 = by the size of a feature map
+    """
+    chunk = classes_at_once or _classes_at_once(network, real)
+    parts = []
+    for at in range(0, len(real), chunk):
+        here = slice(at, at + chunk)
+        siamese = None if drawn is None else drawn[here]
+        images = augment(real[here], siamese)
+        parts.append(class_gradients(network, params, images, labels[here], weights[here], False, train_mode))
+    target = {name: torch.cat([part[name] for part in parts]).detach() for name in parts[0]}
+    ours = class_gradients(network, params, augment(synthetic, drawn), labels, None, True, train_mode)
+    return gradient_distance(ours, target)
+
+
+def _classes_at_once(network, real: Tensor, limit: int = 2**24) -> int:
+    """So many that the widest feature map stays below `limit` numbers: a function of shapes alone."""
+    classes, n, _, height, width = real.shape
+    return max(1, min(classes, limit // (n * getattr(network, "width", 128) * height * width)))
+
+
+def gradient_loss_plain(network, params, real, weights, synthetic, labels, drawn: Draw | None) -> Tensor:
+    """One class after another through one network, as published."""
+    total = torch.zeros(())
+    for c, label in enumerate(labels):
+        siamese = None if drawn is None else drawn[c : c + 1]
+        gradients = []
+        for images, weight in ((real[c : c + 1], weights[c]), (synthetic[c : c + 1], None)):
+            learned = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
+            logits = network.apply(learned, augment(images, siamese)[0]).logits[0]  # (n, classes)
+            loss = torch.nn.functional.cross_entropy(logits, label.expand(len(logits)), reduction="none")
+            loss = loss.mean() if weight is None else (loss * weight).sum()
+            gradients.append(torch.autograd.grad(loss, list(learned.values()), create_graph=weight is None))
+        for b, a in zip(*gradients, strict=True):
+            if a.ndim < 3:
+                continue
+            a, b = a[0].flatten(1), b[0].flatten(1)  # (out, rest)
+            total = total + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
+    return total
+
+
+class GradientMatching:
+    """The DC objective; with `augmentation` it is DSA.
+
+    network        architecture that is drawn and trained along the way
+    updates        T, pixel updates per network; 0 = `loops(ipc)`
+    inner_epochs   zeta, epochs of inner training between updates; 0 = `loops(ipc)`
+    batch          real images a class and step (published: 256)
+    lr_network     rate of the inner training, plain SGD (published: .01)
+    """
+
+    learns = ("images",)
+    uses_real_batches = True
+
+    def __init__(
+        self,
+        network,
+        updates=0,
+        inner_epochs=0,
+        batch: int = 256,
+        augmentation: str = "",
+        lr_network: float = 0.01,
+    ):
+        self.network, self.updates, self.inner_epochs = network, updates, inner_epochs
+        self.batch, self.augmentation, self.lr_network = batch, augmentation, lr_network
+        self.name = "DSA" if augmentation else "DC"
+
+    def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
+        """State: the network in training and how many updates it has seen."""
+        return self._fresh(synthetic, generator)
+
+    def step(self, synthetic: Synthetic, state: dict[str, Tensor], draw_real, generator: Generator):
+        """One gradient on the pixels, then the inner training: (gradients by name, state, log).
+
+        The inner training needs the updated pixels, so it happens at the start of the next step.
+        """
+        weights_stream, inner_stream, augment_stream = split(generator, 3)
+        updates, inner_epochs = self._loops(synthetic)
+        seen = int(state["updates"])
+        if seen == updates:
+            state, seen = self._fresh(synthetic, weights_stream), 0
+        elif seen > 0:
+            state = self._inner(synthetic, state, inner_epochs, inner_stream)
+        params = {
+            name.removeprefix("network."): value
+            for name, value in state.items()
+            if name.startswith("network.")
+        }
+        images = synthetic.tensors["images"].detach().requires_grad_()
+        decoded, targets = synthetic.replace(images=images).decode()
+        grouped, labels = by_class(decoded, targets)
+        real, weights = draw_real.classes(labels, self.batch)
+        drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
+        params, train_mode = self._freeze_statistics(params, real)
+        loss = gradient_loss(self.network, params, real, weights, grouped, labels, drawn, train_mode)
+        (gradient,) = torch.autograd.grad(loss, [images])
+        return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss.detach()}
+
+    def _loops(self, synthetic: Synthetic) -> tuple[int, int]:
+        ipc = len(synthetic) // len(synthetic.tensors["targets"].unique())
+        updates, inner_epochs = loops(ipc)
+        return self.updates or updates, self.inner_epochs or inner_epochs
+
+    def _fresh(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
+        params = self.network.init(generator, 1)
+        state = {f"network.{name}": value.to(synthetic.device) for name, value in params.items()}
+        return state | {"updates": torch.tensor(0)}
+
+    def _inner(
+        self, synthetic: Synthetic, state: dict[str, Tensor], epochs: int, generator: Generator
+    ) -> dict[str, Tensor]:
+        params = {name.removeprefix("network."): value for name, value in state.items() if name != "updates"}
+        source: TensorSource = synthetic.source()
+        sgd = SGD(self.lr_network, momentum=0.0, weight_decay=0.0)
+        params, _ = train(
+            self.network,
+            params,
+            source,
+            optimizer=sgd,
+            generator=generator,
+            epochs=epochs,
+            augmentation=self.augmentation,
+        )
+        return {f"network.{name}": value for name, value in params.items()} | {"updates": state["updates"]}
+
+    def _freeze_statistics(self, params: Params, real: Tensor) -> tuple[Params, bool]:
+        """BatchNorm networks: running statistics from 16 real images a class, then frozen (as published)."""
+        if len(trainable(params)) == len(params):
+            return params, True
+        with torch.no_grad():
+            buffers = self.network.apply(params, real[:, :16].flatten(0, 1), train=True).buffers
+        return params | buffers, False

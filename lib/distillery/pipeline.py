@@ -1,0 +1,296 @@
+"""One pipeline for every method: score, prune, select or initialize, distill, evaluate, and keep the run.
+
+A `Recipe` says what to make; `Bench.run` makes it once, evaluates it under the bench's protocol and stores the result.
+The registry below is the single list of what can be combined; `compatibility()` renders it for the README.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib import resources
+
+import torch
+import yaml
+from torch import Tensor
+
+from distillery import store
+from distillery.augment import DSA, DSA_NO_FLIP
+from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
+from distillery.data import Splits
+from distillery.distill import Distilled, Optimizer, distill
+from distillery.evaluation import Protocol, evaluate
+from distillery.matching.distribution import DistributionMatching
+from distillery.matching.gradient import GradientMatching
+from distillery.sampling import Uniform
+from distillery.scoring.dynamics import dynamics, features, mean_loss
+from distillery.scoring.geometry import herding, kmeans_nearest
+from distillery.seeds import generator
+from distillery.selection import RULES, prune, select
+from distillery.synthetic import Synthetic, gaussian_noise
+
+PRESETS: dict[str, dict] = yaml.safe_load(
+    resources.files("distillery.matching").joinpath("presets.yaml").read_text()
+)
+OBJECTIVES = {"gradient": GradientMatching, "distribution": DistributionMatching}
+SELECTIONS = ("random", "herding", "k-means", "lowest loss", "highest loss")
+WHOLE = ("whole", "whole, trained out")
+INITIALIZATIONS = ("real", "noise", "herding", "k-means")
+SAMPLERS = ("uniform",)
+VERSION = 1  # of everything that decides a run's result; raise it when a change makes stored runs stale
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to make.
+
+    method      a distillation method in PRESETS, a selection in SELECTIONS, or one of WHOLE
+    ipc         images per class; for 'whole' the set whose number of training steps is matched
+    keep, rule  prune the real data first: keep this fraction of each class by mean training loss ('lowest', 'highest')
+                or at random
+    steps       pixel updates, 0 = as published
+    initialize  where a distilled set starts: '' = as published, or one of INITIALIZATIONS
+    batch       real images a class and step, 0 = as published
+    lr          rate of the pixels, 0 = as published
+    epochs      for 'whole, trained out': epochs on all images
+    """
+
+    method: str
+    ipc: int
+    seed: int
+    keep: float = 1.0
+    rule: str = "lowest"
+    steps: int = 0
+    initialize: str = ""
+    batch: int = 0
+    lr: float = 0.0
+    epochs: int = 0
+
+    def __post_init__(self):
+        check_choice("method", self.method, [*WHOLE, *SELECTIONS, *PRESETS])
+        check_positive_int("ipc", self.ipc)
+        check_fraction("keep", self.keep)
+        check_choice("rule", self.rule, RULES)
+        if self.initialize:
+            check_choice("initialize", self.initialize, INITIALIZATIONS)
+        if self.initialize and self.method not in PRESETS:
+            raise InputError(
+                f"initialize: {self.initialize!r} with {self.method!r}, which starts from nothing; accepted: ''"
+            )
+
+    @property
+    def label(self) -> str:
+        pruned = "" if self.keep == 1 else f", keep {self.keep:.0%} {self.rule}"
+        return f"{self.method}{pruned}"
+
+
+class Bench:
+    """Data, network, protocol and stored runs under which recipes are compared."""
+
+    def __init__(self, data: Splits, network, protocol: Protocol, runs: store.Runs, *, flip: bool = True,
+                 score_trials: int = 5, score_epochs: int = 5, checkpoint_seconds: float = 60.0, progress: bool = False):  # fmt: skip
+        """flip: whether a mirrored image keeps its class (not so for digits); augmentation and evaluation follow it."""
+        self.data, self.network, self.protocol, self.runs = data, network, protocol, runs
+        self.augmentation = DSA if flip else DSA_NO_FLIP
+        self.score_trials, self.score_epochs = score_trials, score_epochs
+        self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
+        self._scored: dict[int, dict[str, Tensor]] = {}
+
+    @cached_property
+    def context(self) -> dict:
+        """What identifies this bench in the id of a run."""
+        transform = type(self.data.train.transform).__name__
+        return {
+            "network": self.network.spec(),
+            "protocol": self.protocol.spec(),
+            "transform": transform,
+            "flip": "flip" in self.augmentation,
+        }
+
+    def run(self, recipe: Recipe) -> dict | None:
+        """The stored result of a recipe, computed now if need be; None if the budget is spent.
+
+        result  accuracies (one per network), steps, seconds and seconds_evaluation, samples (real images touched),
+                loss (about 100 values), stored_numbers, and `artifact`, the id under which the set is kept
+        """
+        inputs = {"recipe": asdict(recipe), **self.context}
+        if recipe.keep < 1 or recipe.method not in PRESETS:
+            inputs["scoring"] = [self.score_trials, self.score_epochs]
+        return self.runs.get(
+            "bench", VERSION, inputs, self.data.digest, lambda key: self._compute(recipe, key)
+        )
+
+    def synthetic(self, result: dict) -> Synthetic | None:
+        """The set behind a result, with the set it started from under 'start'; None if its file was not kept."""
+        path = self.runs.artifact(result["artifact"])
+        if not path.exists():
+            return None
+        tensors, card = store.load_tensors(path)
+        return Synthetic(tensors, tuple(card["classes"]), card["formation"], card)
+
+    def scores(self, seed: int) -> dict[str, Tensor]:
+        """'loss' (N,) mean training loss and 'features' (N, F) of the training images, from one ensemble pass, stored."""
+        if seed not in self._scored:
+            inputs = {
+                "seed": seed,
+                "trials": self.score_trials,
+                "epochs": self.score_epochs,
+                "network": self.network.spec(),
+            }
+            inputs["transform"] = self.context["transform"]
+            path = self.runs.artifact("scores-" + store.identity("scores", VERSION, inputs, self.data.digest))
+            if not path.exists():
+                passed = dynamics(
+                    self.network,
+                    self.data.train,
+                    self.score_trials,
+                    self.score_epochs,
+                    generator(seed, "scores"),
+                )
+                tensors = {"loss": mean_loss(passed), "features": features(passed, self.data.train)}
+                store.save_tensors(path, tensors, inputs)
+            self._scored[seed] = store.load_tensors(path)[0]
+        return self._scored[seed]
+
+    def kept(self, recipe: Recipe) -> Tensor:
+        """Indices of the training images left after pruning, ascending."""
+        targets = self.data.train.targets.cpu()
+        if recipe.keep == 1:
+            return torch.arange(len(targets))
+        scores = None if recipe.rule == "random" else self.scores(recipe.seed)["loss"]
+        stream = generator(recipe.seed, "prune")
+        return prune(scores, recipe.keep, targets, recipe.rule, stream, at_least=recipe.ipc).sort().values
+
+    def choose(self, how: str, ipc: int, seed: int, kept: Tensor) -> Tensor:
+        """Indices of ipc images of each class, chosen among `kept` by one of SELECTIONS (or 'real' = random)."""
+        targets = self.data.train.targets.cpu()[kept]
+        if how in ("random", "real"):
+            chosen = select(None, ipc, targets, "random", generator(seed, "random subset"))
+        elif how in ("herding", "k-means"):
+            rows = self.scores(seed)["features"][kept]
+            rank = (
+                herding(rows, targets, ipc)
+                if how == "herding"
+                else kmeans_nearest(rows, targets, ipc, generator(seed, "k-means"))
+            )
+            chosen = select(rank, ipc, targets, "lowest")
+        else:
+            chosen = select(self.scores(seed)["loss"][kept], ipc, targets, how.split()[0])
+        return kept[chosen]
+
+    def _compute(self, recipe: Recipe, key: str) -> dict:
+        started = time.monotonic()
+        train = self.data.train
+        if recipe.method in WHOLE:
+            source, made = train, None
+        else:
+            made = self._make(recipe, key)
+            source = made["set"].source()
+        making = time.monotonic() - started
+        protocol, steps_of = self.protocol, recipe.ipc * len(train.classes)
+        if recipe.method == "whole, trained out":
+            protocol = Protocol(**protocol.spec() | {"epochs": recipe.epochs - 1})
+            steps_of = 0
+        augmented = Protocol(
+            **protocol.spec() | {"augmentation": self.augmentation if protocol.augmentation else ""}
+        )
+        accuracies = evaluate(
+            self.network,
+            source,
+            augmented,
+            self.data.test,
+            generator(recipe.seed, "evaluation"),
+            steps_of=steps_of,
+        )
+        result = {
+            "accuracies": accuracies.tolist(), "steps": 0, "samples": 0, "loss": [], "stored_numbers": None, "artifact": None,
+            "seconds": time.monotonic() - started, "seconds_evaluation": time.monotonic() - started - making,
+        }  # fmt: skip
+        return result | (made["result"] if made else {})
+
+    def _make(self, recipe: Recipe, key: str) -> dict:
+        kept = self.kept(recipe)
+        if recipe.method in SELECTIONS:
+            chosen = self.choose(recipe.method, recipe.ipc, recipe.seed, kept)
+            synthetic, start, log = self._real(chosen), None, {}
+        else:
+            start = self._start(recipe, kept)
+            done = self._distill(recipe, start, kept, key)
+            synthetic, log = (
+                done.last,
+                {
+                    "steps": done.cost["steps"],
+                    "samples": done.cost["samples"],
+                    "loss": thin(done.log["loss"]),
+                },
+            )
+        tensors = synthetic.tensors | ({} if start is None else {"start": start.tensors["images"]})
+        store.save_tensors(
+            self.runs.artifact(key),
+            tensors,
+            {"classes": list(synthetic.classes), "formation": synthetic.formation},
+        )
+        self.runs.artifact(key, ".checkpoint.safetensors").unlink(missing_ok=True)
+        return {
+            "set": synthetic,
+            "result": {"artifact": key, "stored_numbers": synthetic.stored_numbers(), **log},
+        }
+
+    def _real(self, chosen: Tensor) -> Synthetic:
+        train = self.data.train
+        chosen = chosen.to(train.device)
+        return Synthetic({"images": train.batch(chosen), "targets": train.targets[chosen]}, train.classes)
+
+    def _start(self, recipe: Recipe, kept: Tensor) -> Synthetic:
+        how = recipe.initialize or PRESETS[recipe.method]["initialize"]
+        real = self._real(self.choose("real" if how == "noise" else how, recipe.ipc, recipe.seed, kept))
+        if how != "noise":
+            return real
+        noise = gaussian_noise(len(real), self.data.train.shape, generator(recipe.seed, "noise"))
+        return real.replace(images=noise.to(real.device))
+
+    def _distill(self, recipe: Recipe, start: Synthetic, kept: Tensor, key: str) -> Distilled:
+        preset = PRESETS[recipe.method]
+        real = self.data.train.subset(kept)
+        options = {
+            "batch": recipe.batch or preset["batch"],
+            "augmentation": self.augmentation if preset["augmented"] else "",
+        }
+        objective = OBJECTIVES[preset["objective"]](self.network, **options)
+        lr = recipe.lr or (preset.get("lr_large", preset["lr"]) if recipe.ipc >= 100 else preset["lr"])
+        return distill(
+            start, objective, real, Uniform(real.targets), {"images": Optimizer(lr, preset["momentum"])},
+            recipe.steps or published_steps(recipe.method, recipe.ipc), generator(recipe.seed, "distill"),
+            checkpoint=self.runs.artifact(key, ".checkpoint.safetensors"), checkpoint_seconds=self.checkpoint_seconds,
+            identity=key, progress=self.progress,
+        )  # fmt: skip
+
+
+def published_steps(method: str, ipc: int) -> int:
+    """Pixel updates of the published setting."""
+    from distillery.matching.gradient import loops
+
+    preset = PRESETS[method]
+    return preset["iterations"] * (loops(ipc)[0] if preset["objective"] == "gradient" else 1)
+
+
+def thin(log: Tensor, n: int = 100) -> list[float]:
+    """At most n evenly spaced values of a log, rounded to 6 significant digits, NaN left out."""
+    values = log[~log.isnan()]
+    chosen = values[torch.linspace(0, len(values) - 1, min(n, len(values))).long()] if len(values) else values
+    return [float(f"{value:.6g}") for value in chosen.tolist()]
+
+
+def compatibility() -> str:
+    """What combines with what, as a Markdown table generated from the registry and the objectives."""
+    lines = [
+        "| method | objective | initialize | real batches | prune first | learns |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, preset in PRESETS.items():
+        objective = OBJECTIVES[preset["objective"]]
+        starts = ", ".join(f"**{i}**" if i == preset["initialize"] else i for i in INITIALIZATIONS)
+        samplers = ", ".join(SAMPLERS) if objective.uses_real_batches else "refused: it has no real batch"
+        lines.append(
+            f"| {name} | {preset['objective']} matching | {starts} | {samplers} | {', '.join(RULES)} | {', '.join(objective.learns)} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,286 @@
+"""Records: what a notebook claims, what it measured, what that cost and where it ran. README tables come from here.
+
+One rule turns numbers into a verdict (`verdict`). A record is written atomically and last; a notebook run counts as
+done only by its record.
+"""
+
+import hashlib
+import math
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+
+from distillery import __version__, store
+
+SCHEMA = 1
+VERDICTS = (
+    "reproduced",
+    "direction reproduced",
+    "not reproduced",
+    "inconclusive",
+    "not testable at this scale",
+    "not run",
+)
+
+
+def measured(accuracies: list[list[float]] | None) -> dict | None:
+    """Summary of one row: accuracies[set][network] as fractions.
+
+    std_sets is the spread of the sets' means (sample standard deviation, None for one set); std_networks the spread
+    over evaluation networks within a set, averaged over sets.
+    """
+    if not accuracies:
+        return None
+    means = [float(np.mean(one)) for one in accuracies]
+    within = [float(np.std(one, ddof=1)) for one in accuracies if len(one) > 1]
+    return {
+        "value": float(np.mean(means)),
+        "n_sets": len(means),
+        "std_sets": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+        "n_networks": len(accuracies[0]),
+        "std_networks": float(np.mean(within)) if within else None,
+    }
+
+
+def difference(ours: list[list[float]] | None, baseline: list[list[float]] | None) -> dict | None:
+    """Paired difference of two rows under the same seeds, with a 95% t-interval over pairs of sets.
+
+    ci95 is None with fewer than two pairs.
+    """
+    pairs = list(zip(ours or [], baseline or []))
+    if not pairs:
+        return None
+    gaps = np.array([np.mean(a) - np.mean(b) for a, b in pairs])
+    ci95 = None
+    if len(gaps) > 1:
+        half = float(stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps)))
+        ci95 = [float(gaps.mean()) - half, float(gaps.mean()) + half]
+    return {"mean": float(gaps.mean()), "ci95": ci95, "n_pairs": len(gaps)}
+
+
+def verdict(row: dict | None, gap: dict | None, published: dict | None, comparable: bool) -> tuple[str, str]:
+    """(verdict, why) by one rule, fixed before anything is measured.
+
+    row         `measured(...)` of the claimed method
+    gap         `difference(...)` that the claim says is positive, None if the claim is about a value alone
+    published   {'mean', 'std'} as fractions, or None
+    comparable  whether data, network and steps are those of the published number
+
+    A comparable value counts as reproduced within twice the summed deviations of both sides, and at least one point.
+    """
+    if row is None:
+        return "not run", "no run of it has finished"
+    direction = gap is None or (gap["ci95"] is not None and gap["ci95"][0] > 0)
+    if gap is not None:
+        if gap["ci95"] is None:
+            return "inconclusive", f"{gap['n_pairs']} pair(s) give no interval"
+        low, high = gap["ci95"]
+        if high < 0:
+            return "not reproduced", "the whole interval lies on the other side"
+        if low <= 0:
+            return (
+                "inconclusive",
+                f"the interval holds both answers; detectable effect {(high - low) / 2:.1%}",
+            )
+    if published is None or not comparable:
+        if gap is None:
+            return "not testable at this scale", "data, network or steps differ from the published setting"
+        return (
+            "direction reproduced",
+            "the sign is beyond doubt; data, network or steps are not the published ones",
+        )
+    distance = abs(row["value"] - published["mean"])
+    tolerance = max(0.01, 2 * ((published["std"] or 0) + (row["std_sets"] or 0)))
+    if distance <= tolerance:
+        return "reproduced", f"{distance:.1%} from the published value, tolerance {tolerance:.1%}"
+    verdict_ = "direction reproduced" if gap is not None and direction else "not reproduced"
+    return verdict_, f"{distance:.1%} from the published value, tolerance {tolerance:.1%}"
+
+
+def claim(
+    id: str,
+    statement: str,
+    source: str,
+    ours: list[list[float]] | None,
+    baseline: list[list[float]] | None = None,
+    published: dict | None = None,
+    comparable: bool = False,
+    against: str = "",
+) -> dict:
+    """One claim with its verdict.
+
+    ours, baseline  accuracies[set][network] under paired seeds; without a baseline the claim is about the value
+    against         what the baseline is, in words
+    """
+    row = measured(ours)
+    gap = difference(ours, baseline) if against else None
+    if against and gap is None:
+        row = None  # its comparison has not run
+    verdict_, why = verdict(row, gap, published, comparable)
+    return {
+        "id": id, "statement": statement, "source": source, "published": published, "measured": row,
+        "difference": gap, "against": against, "verdict": verdict_, "why": why,
+    }  # fmt: skip
+
+
+def provenance() -> dict:
+    """Commit, versions, machine. Host names are hashed, nothing here names a person or a path."""
+    return {
+        "git": _git(),
+        "distillery": __version__,
+        "python": platform.python_version(),
+        "packages": {
+            name: _version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn", "papermill")
+        },
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu_flags": _cpu_flags(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "host": hashlib.sha256(socket.gethostname().encode()).hexdigest()[:12],
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def cost(seconds: float, runs: store.Runs, results: list[dict]) -> dict:
+    """Seconds of this start, peak memory, and what all results together cost when they were computed."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "seconds_this_start": round(seconds, 1),
+        "peak_memory_bytes": peak,
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "runs_computed": runs.computed,
+        "runs_reused": runs.reused,
+        "runs_missing": len(runs.missing),
+        "seconds_all_runs": round(sum(result["seconds"] for result in results), 1),
+        "samples_all_runs": sum(result["samples"] for result in results),
+    }
+
+
+def write(path: str | Path, *, notebook: str, key: str, scale: str, parameters: dict, claims: list[dict], rows: list[dict],
+          costs: dict, data: dict, missing: list[dict]) -> Path:  # fmt: skip
+    """Write a notebook's record, the last thing it does. `key` identifies notebook and parameters (`record_key`)."""
+    for one in claims:
+        assert one["verdict"] in VERDICTS, one
+    return store.write_json(
+        path,
+        {
+            "schema": SCHEMA,
+            "notebook": notebook,
+            "key": key,
+            "scale": scale,
+            "parameters": parameters,
+            "data": data,
+            "claims": claims,
+            "rows": rows,
+            "missing": missing,
+            "costs": costs,
+            "provenance": provenance(),
+        },  # fmt: skip
+    )
+
+
+def record_key(notebook: str, parameters: dict) -> str:
+    """Identity of a notebook start: its name and what decides its numbers."""
+    return store.identity(notebook, SCHEMA, public(parameters, deciding=True), "")
+
+
+def public(parameters: dict, deciding: bool = False) -> dict:
+    """Parameters without paths of one machine; `deciding` leaves out those that do not decide any number."""
+    silent = ("results_dir", "budget_minutes", "progress") if deciding else ("results_dir",)
+    shown = {name: value for name, value in parameters.items() if name not in silent}
+    if shown.get("data_root"):
+        shown["data_root"] = Path(shown["data_root"]).name
+    return shown
+
+
+def find(root: str | Path) -> list[dict]:
+    """All records under a results folder, by notebook, largest scale first; files that are no records are passed over."""
+    order = {"paper": 0, "small": 1, "smoke": 2}
+    records = []
+    for path in sorted(Path(root).glob("*/*/*/record.json")):
+        record = store.read_json(path)
+        if record.get("schema") == SCHEMA:
+            records.append(record | {"path": str(path)})
+    return sorted(records, key=lambda record: (record["notebook"], order.get(record["scale"], 9)))
+
+
+def percent(row: dict | None) -> str:
+    """'45.1 ± 0.8 (5 sets x 5 networks)' in percent; the deviation is that of the sets."""
+    if row is None:
+        return "not run"
+    spread = "" if row["std_sets"] is None else f" ± {100 * row['std_sets']:.1f}"
+    return f"{100 * row['value']:.1f}{spread} ({row['n_sets']} x {row['n_networks']})"
+
+
+def table(records: list[dict]) -> str:
+    """The claim table in Markdown: what the paper says, what was measured, the verdict."""
+    lines = [
+        "| claim | data, scale | published | measured, % (sets x networks) | difference, 95% interval | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        for one in record["claims"]:
+            published = (
+                "-"
+                if not one["published"]
+                else f"{100 * one['published']['mean']:.1f} ± {100 * one['published']['std']:.1f}"
+            )
+            gap, cell = one["difference"], "-"
+            if gap and gap["ci95"]:
+                low, high = (100 * value for value in gap["ci95"])
+                cell = f"{100 * gap['mean']:+.1f} [{low:+.1f}, {high:+.1f}] to {one['against']}"
+            where = f"{record['data']['label']}, {record['scale']}"
+            lines.append(
+                f"| {one['statement']} | {where} | {published} | {percent(one['measured'])} | {cell} | **{one['verdict']}** |"
+            )
+    return "\n".join(lines)
+
+
+def _git() -> dict | None:
+    def git(*words):
+        return subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        diff = git("diff", "HEAD", "--", ":/lib", ":/notebooks")
+        return {
+            "commit": git("rev-parse", "HEAD").strip(),
+            "dirty": bool(diff),
+            "diff": hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else None,
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_flags() -> list[str]:
+    interesting = {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve"}
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    flags = next(
+        (line.split(":", 1)[1].split() for line in lines if line.lower().startswith(("flags", "features"))),
+        [],
+    )
+    return sorted(interesting & set(flags))

@@ -1,0 +1,1 @@
+"""Scores of real samples: high = hard, whatever the method."""

@@ -1,0 +1,222 @@
+"""Files on disk: atomic writes, tensors that carry their own digest, identities of artifacts, and finished runs.
+
+No artifact is a pickle: tensors are safetensors, everything else is JSON. A write goes to a temporary file in the same
+folder, is flushed to disk and renamed, so a reader sees the old file or the new one and never a part. An artifact's
+identity is its producer's name and version, its typed inputs and the digest of its data.
+"""
+
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from distillery.checks import InputError
+
+_META = "distillery"  # the one metadata key: a JSON object with "digest" and "card"
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file atomically. Raises InputError with one line if the disk refuses (full, read-only)."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            pass
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; what was finished before is kept, "
+            "accepted: a writable folder with free space"
+        ) from error
+    return path
+
+
+def canonical(value) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def write_json(path: str | Path, value) -> Path:
+    """Write a JSON file atomically, one key a line, keys in the given order."""
+    return write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | Path):
+    """Read a JSON file. Raises InputError if it is missing, truncated or not JSON."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}; accepted: a complete JSON file") from error
+
+
+def tensor_digest(tensors: dict[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes, in the order of the names."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def save_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> str:
+    """Save named tensors and a JSON card in one safetensors file, atomically; returns the digest of the tensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    digest = tensor_digest(tensors)
+    meta = {_META: canonical({"digest": digest, "card": card})}
+    write_bytes(path, safetensors_bytes(tensors, metadata=meta))
+    return digest
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """Load what `save_tensors` wrote. Raises InputError if the file is missing, truncated, corrupt or not ours."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get(_META, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"cannot read {path}: {reason}; accepted: a complete safetensors file") from error
+    if "digest" not in meta:
+        raise InputError(f"{path} has no distillery card; accepted: a file exported by distillery")
+    if tensor_digest(tensors) != meta["digest"]:
+        raise InputError(f"{path} is corrupt: its tensors do not match the digest they were saved with")
+    return tensors, meta["card"]
+
+
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file's bytes, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(producer: str, version: int, inputs: dict, data_digest: str) -> str:
+    """The id of an artifact: 16 hex digits of sha256 over producer, version, typed inputs and data digest."""
+    key = canonical({"producer": producer, "version": version, "inputs": inputs, "data": data_digest})
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def lock(path: str | Path):
+    """Own `path` for a while, so that two workers never produce one id. A lock left by a dead process is taken over.
+
+    Raises InputError if a living process of this host, or any process of another host, holds it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
+    for _ in range(2):
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            try:
+                owner = json.loads(path.read_text())
+            except (OSError, json.JSONDecodeError):
+                owner = {}  # its owner died between creating and writing it, or has just let go
+            if owner.get("host") not in (None, me["host"]) or _alive(owner.get("pid")):
+                raise InputError(
+                    f"{path.stem} is being produced by process {owner['pid']} on {owner['host']}; wait, or remove {path}"
+                ) from None
+            path.unlink(missing_ok=True)
+        else:
+            os.write(handle, canonical(me).encode())
+            os.close(handle)
+            break
+    else:
+        raise InputError(f"{path.stem} is being produced by another process; wait, or remove {path}")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _alive(pid) -> bool:
+    if not pid or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class Runs:
+    """The finished runs of one notebook: `<folder>/runs/<id>.json`, tensors beside them in `<folder>/artifacts/`.
+
+    A run is computed once and read ever after. When the budget is spent, what is missing is listed as not run.
+    """
+
+    def __init__(
+        self, folder: str | Path, budget_minutes: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ):
+        """budget_minutes: start no new run after so many minutes, 0 = no limit."""
+        self.folder = Path(folder)
+        self.clock = clock
+        self.deadline = clock() + 60 * budget_minutes if budget_minutes > 0 else float("inf")
+        self.computed = self.reused = 0
+        self.missing: list[dict] = []
+
+    def path(self, key: str) -> Path:
+        return self.folder / "runs" / f"{key}.json"
+
+    def artifact(self, key: str, suffix: str = ".safetensors") -> Path:
+        return self.folder / "artifacts" / f"{key}{suffix}"
+
+    def get(
+        self, producer: str, version: int, inputs: dict, data_digest: str, compute: Callable[[str], dict]
+    ):
+        """The result of a run: read if it is there, else computed within the budget and stored, else None.
+
+        compute  called with the run's id; returns a JSON-able dict
+        """
+        key = identity(producer, version, inputs, data_digest)
+        path = self.path(key)
+        if path.exists():
+            self.reused += 1
+            return self._read(path, key)
+        if self.clock() >= self.deadline:
+            self.missing.append(inputs)
+            return None
+        with lock(path.with_suffix(".lock")):
+            if path.exists():  # another worker finished it meanwhile
+                return self._read(path, key)
+            result = compute(key)
+            run = {"id": key, "producer": producer, "version": version, "inputs": inputs, "data": data_digest}
+            write_json(path, run | {"digest": _digest(result), "result": result})
+        self.computed += 1
+        return result
+
+    def _read(self, path: Path, key: str) -> dict:
+        run = read_json(path)
+        if run.get("id") != key or run.get("digest") != _digest(run.get("result")):
+            raise InputError(
+                f"{path} is corrupt: it does not match its digest; remove it to compute it again"
+            )
+        return run["result"]
+
+
+def _digest(result) -> str:
+    return hashlib.sha256(canonical(result).encode()).hexdigest()

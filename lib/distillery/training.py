@@ -1,0 +1,333 @@
+"""Train K networks at once: the only loop over epochs in the project.
+
+Each network has its own random stream (data order, augmentation), so an ensemble of K is the same K networks that would
+have been trained one by one, whatever the chunk. All draws of an epoch are made at its start. Everything that training
+yields anyway (per-sample loss, margin, error norm, correctness) is collected from its own forward pass.
+
+Slow reference, one network as a plain PyTorch module and loop: `train_plain`.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from distillery.augment import Draw, augment, draw
+from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.networks import Params, trainable
+from distillery.seeds import split
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+# Losses: outputs (K, B, D) and targets (K, B) or (K, B, D) -> (K, B), or (K,) where samples of a batch are coupled.
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy in nats with hard labels (K, B) int64 or soft ones (K, B, classes): (K, B)."""
+    if target.is_floating_point():
+        return -(target * output.log_softmax(-1)).sum(-1)
+    return F.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+
+
+def squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """Squared distance to real-valued targets (K, B, D), mean over D: (K, B)."""
+    return (output - target).square().mean(-1)
+
+
+# Collectors: (logits, targets, loss) -> (K, B), one number per sample and visit.
+
+
+def _margin(logits: Tensor, target: Tensor, loss: Tensor) -> Tensor:
+    """Logit of the true class minus the largest other logit."""
+    true = logits.gather(-1, target[..., None])
+    return true[..., 0] - logits.scatter(-1, target[..., None], -math.inf).amax(-1)
+
+
+def _error_norm(logits: Tensor, target: Tensor, loss: Tensor) -> Tensor:
+    """Euclidean norm of softmax(logits) - one-hot(target), the EL2N score of one visit."""
+    return (logits.softmax(-1) - F.one_hot(target, logits.shape[-1])).norm(dim=-1)
+
+
+COLLECTORS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "loss": lambda logits, target, loss: loss,
+    "margin": _margin,
+    "error_norm": _error_norm,
+    "correct": lambda logits, target, loss: (logits.argmax(-1) == target).float(),
+}
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent; at each step in `drops` the rate falls by `factor` and momentum restarts at zero."""
+
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    drops: tuple[int, ...] = ()
+    factor: float = 0.1
+
+    def rate(self, step: int) -> float:
+        return self.lr * self.factor ** sum(step >= drop for drop in self.drops)
+
+    def update(
+        self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float
+    ) -> list[Tensor]:
+        """One step in place; `state` is the momentum, [] before the first step; returns the new state."""
+        if step in self.drops:
+            state = []
+        if self.weight_decay:
+            grads = torch._foreach_add(grads, params, alpha=self.weight_decay)
+        if self.momentum:
+            if state:
+                torch._foreach_mul_(state, self.momentum)
+                torch._foreach_add_(state, grads)
+            else:
+                state = [grad.clone() for grad in grads]
+            grads = state
+        torch._foreach_add_(params, grads, alpha=-self.rate(step) * scale)
+        return state
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """Images and targets held as float tensors: what a network trains on, beside `ImageSet`."""
+
+    images: Tensor  # (N, C, H, W)
+    targets: Tensor  # (N,) int64, (N, classes) soft, or (N, D) real-valued
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.images[indices]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one epoch visits: indices (M,) or (K, M), a weight for each or None, and a factor on the learning rate."""
+
+    indices: Tensor
+    weights: Tensor | None = None
+    scale: float = 1.0
+
+
+@dataclass
+class Stats:
+    """What training yields on the way.
+
+    collected  name -> (epochs, K, N) float32, NaN where a sample was not visited in that epoch
+    snapshots  epoch -> weights at its end; 0 is the initialization
+    steps      steps each network took
+    samples    images each network saw
+    """
+
+    collected: dict[str, Tensor] = field(default_factory=dict)
+    snapshots: dict[int, Params] = field(default_factory=dict)
+    steps: int = 0
+    samples: int = 0
+
+
+def networks_at_once(k: int, batch: int, device: torch.device) -> int:
+    """How many networks to stack. On a CPU stacking pays below batches of about 100 and costs above; on a GPU it pays."""
+    return k if device.type != "cpu" or batch < 100 else 1
+
+
+def train(
+    network,
+    params: Params,
+    source,
+    loss: Loss = cross_entropy,
+    optimizer: SGD = SGD(),
+    *,
+    generator: Generator,
+    epochs: int = 0,
+    steps: int = 0,
+    batch: int = 256,
+    augmentation: str = "",
+    plan: Callable[[int, Stats], Plan] | None = None,
+    collect: Iterable[str] = (),
+    snapshots: Iterable[int] = (),
+    chunk: int = 0,
+    on_epoch: Callable[[int], None] | None = None,
+) -> tuple[Params, Stats]:
+    """Train K networks on one source, each in its own data order. Slow reference: `train_plain`.
+
+    params        stacked weights with leading axis K, not modified
+    source        has len(), `.targets` and `.batch(indices)`
+    epochs/steps  how long: exactly one of the two; the last batch of an epoch may be smaller
+    augmentation  DSA families, one family a step and network, strengths per image
+    plan          called before each epoch with its number and the stats so far
+    collect       names in COLLECTORS
+    snapshots     epochs after which weights are kept, 0 = before training
+    chunk         networks stacked at once, 0 = by `networks_at_once`
+    returns       trained params and Stats
+    raises        InputError on an empty source, unknown collector, or both or neither of epochs and steps
+    """
+    if (epochs > 0) == (steps > 0):
+        raise InputError(f"epochs {epochs} and steps {steps}; accepted: one of them positive, the other 0")
+    check_positive_int("batch", batch)
+    if len(source) == 0:
+        raise InputError("source: no images to train on; accepted: at least one")
+    for name in collect:
+        check_choice("collect", name, COLLECTORS)
+    if collect and getattr(source.targets, "ndim", 1) != 1:
+        if set(collect) - {"loss"}:
+            raise InputError(
+                f"collect: {sorted(collect)} with targets of {source.targets.ndim} axes; accepted: 'loss' alone"
+            )
+    k = len(next(iter(params.values())))
+    streams = split(generator, k)
+    chunk = chunk or networks_at_once(k, min(batch, len(source)), next(iter(params.values())).device)
+    results = []
+    for first in range(0, k, chunk):
+        part = {name: value[first : first + chunk] for name, value in params.items()}
+        stack = _Stack(
+            network, part, source, loss, optimizer, streams[first : first + chunk], batch, augmentation
+        )
+        results.append(stack.run(epochs, steps, plan, tuple(collect), frozenset(snapshots), on_epoch))
+    return _joined(results)
+
+
+class _Stack:
+    """One chunk of networks in training."""
+
+    def __init__(self, network, params, source, loss, optimizer, streams, batch, augmentation):
+        self.network, self.source, self.loss, self.optimizer = network, source, loss, optimizer
+        self.streams, self.batch, self.augmentation = streams, batch, augmentation
+        self.params = {name: value.detach().clone() for name, value in params.items()}
+        self.names = list(trainable(self.params))
+        for name in self.names:
+            self.params[name].requires_grad_()
+        self.momentum: list[Tensor] = []
+        self.device = next(iter(params.values())).device
+        self.stats = Stats()
+
+    def weights(self) -> Params:
+        return {name: value.detach().clone() for name, value in self.params.items()}
+
+    def run(self, epochs, steps, plan, collect, snapshots, on_epoch):
+        stats, everything = self.stats, Plan(torch.arange(len(self.source)))
+        history = {name: [] for name in collect}
+        if 0 in snapshots:
+            stats.snapshots[0] = self.weights()
+        epoch = 0
+        while (epoch < epochs) if epochs else (stats.steps < steps):
+            for name in collect:
+                history[name].append(
+                    torch.full((len(self.streams), len(self.source)), math.nan, device=self.device)
+                )
+            chosen = plan(epoch, stats) if plan else everything
+            self._epoch(chosen, steps or None, {name: values[-1] for name, values in history.items()})
+            stats.collected = {name: torch.stack(values) for name, values in history.items()} if plan else {}
+            epoch += 1
+            if epoch in snapshots:
+                stats.snapshots[epoch] = self.weights()
+            if on_epoch:
+                on_epoch(epoch)
+        stats.collected = {name: torch.stack(values) for name, values in history.items()}  # (epochs, K, N)
+        return self.weights(), stats
+
+    def _epoch(self, chosen: Plan, last_step: int | None, record: dict[str, Tensor]) -> None:
+        order, weights, draws = self._draw_epoch(chosen)
+        for i, at in enumerate(range(0, order.shape[1], self.batch)):
+            if self.stats.steps == last_step:
+                return
+            here = slice(at, at + self.batch)
+            indices = order[:, here]  # (K, B)
+            images = self.source.batch(indices)  # (K, B, C, H, W)
+            if draws is not None:
+                images = augment(images, Draw(draws.families[:, i], draws.uniforms[:, i, : indices.shape[1]]))
+            targets = self.source.targets[indices]  # (K, B) or (K, B, D)
+            self._step(
+                images, targets, None if weights is None else weights[:, here], indices, record, chosen.scale
+            )
+
+    def _draw_epoch(self, chosen: Plan):
+        """Every network's data order (K, M), weights in that order, and augmentation draws (K, steps) x (B)."""
+        per_network = chosen.indices.cpu().expand(len(self.streams), -1)  # (K, M)
+        m = per_network.shape[1]
+        shuffles, draws = [], []
+        for stream in self.streams:
+            shuffles.append(torch.randperm(m, generator=stream))
+            draws.append(draw(self.augmentation, math.ceil(m / self.batch), min(self.batch, m), stream))
+        shuffle = torch.stack(shuffles)
+        order = per_network.gather(1, shuffle).to(self.device)
+        weights = None
+        if chosen.weights is not None:
+            weights = chosen.weights.cpu().expand(len(self.streams), -1).gather(1, shuffle).to(self.device)
+        if draws[0] is None:
+            return order, weights, None
+        families = torch.stack([d.families for d in draws])  # (K, steps)
+        uniforms = torch.stack([d.uniforms for d in draws]).to(self.device)  # (K, steps, B, 3)
+        return order, weights, Draw(families, uniforms)
+
+    def _step(self, images, targets, weights, indices, record, scale) -> None:
+        output = self.network.apply(self.params, images, train=True)
+        loss = self.loss(output.logits, targets)  # (K, B) or (K,)
+        if weights is not None:
+            loss = loss * weights
+        total = (
+            loss.mean(1) if loss.ndim == 2 else loss
+        ).sum()  # sum over networks: their gradients do not mix
+        learned = [self.params[name] for name in self.names]
+        grads = list(torch.autograd.grad(total, learned))
+        with torch.no_grad():
+            for name, values in record.items():
+                values.scatter_(1, indices, COLLECTORS[name](output.logits, targets, loss).to(values.dtype))
+            self.momentum = self.optimizer.update(learned, grads, self.momentum, self.stats.steps, scale)
+            for name, value in output.buffers.items():
+                self.params[name] = value.detach()
+        self.stats.steps += 1
+        self.stats.samples += indices.shape[1]
+
+
+def _joined(results: list[tuple[Params, Stats]]) -> tuple[Params, Stats]:
+    """Chunks of networks put together along K."""
+    if len(results) == 1:
+        return results[0]
+    params = {name: torch.cat([part[name] for part, _ in results]) for name in results[0][0]}
+    stats = Stats(steps=results[0][1].steps, samples=results[0][1].samples)
+    for name in results[0][1].collected:
+        stats.collected[name] = torch.cat([part.collected[name] for _, part in results], dim=1)
+    for epoch in results[0][1].snapshots:
+        weights = [part.snapshots[epoch] for _, part in results]
+        stats.snapshots[epoch] = {name: torch.cat([part[name] for part in weights]) for name in weights[0]}
+    return params, stats
+
+
+def train_plain(
+    module, source, optimizer: SGD, *, stream: Generator, epochs: int, batch: int, augmentation: str = ""
+) -> list[float]:
+    """One nn.Module in the loop everyone writes: the definition of `train` with cross-entropy. Returns the loss of each step.
+
+    stream  the network's own generator, `seeds.split(generator, K)[i]` for network i of an ensemble
+    """
+    sgd = torch.optim.SGD(
+        module.parameters(), optimizer.lr, optimizer.momentum, weight_decay=optimizer.weight_decay
+    )
+    losses: list[float] = []
+    for _ in range(epochs):
+        order = torch.randperm(len(source), generator=stream)
+        n_steps = math.ceil(len(source) / batch)
+        draws = draw(augmentation, n_steps, min(batch, len(source)), stream)
+        for i in range(n_steps):
+            if len(losses) in optimizer.drops:  # a new optimizer: momentum starts again from zero
+                lr = sgd.param_groups[0]["lr"] * optimizer.factor
+                sgd = torch.optim.SGD(
+                    module.parameters(), lr, optimizer.momentum, weight_decay=optimizer.weight_decay
+                )
+            indices = order[i * batch : (i + 1) * batch]
+            images = source.batch(indices)
+            if draws is not None:
+                step = Draw(draws.families[i : i + 1], draws.uniforms[i : i + 1, : len(indices)])
+                images = augment(images[None], step)[0]
+            loss = F.cross_entropy(module(images), source.targets[indices])
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            losses.append(float(loss))
+    return losses
