@@ -38,3 +38,9 @@ format: env
 
 clean:
 	rm -rf $(VENV) results/smoke
+
+# refresh the committed outputs of the notebooks: executed at smoke scale, everything but the tagged outputs stripped
+reference: env
+	results=$$(mktemp -d) && DISTILLERY_RESULTS=$$results $(BIN)/jupyter execute --inplace notebooks/*.ipynb && \
+		cp $$results/smoke/00_quickstart/digits/headline.png docs/quickstart.png ; rm -rf "$$results"
+	$(BIN)/nbstripout --keep-count --keep-id --extra-keys "metadata.language_info.version" notebooks/*.ipynb

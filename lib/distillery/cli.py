@@ -99,7 +99,7 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import papermill
-        from papermill.exceptions import PapermillExecutionError
+        from papermill.exceptions import PapermillException, PapermillExecutionError
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     library = str(Path(__file__).resolve().parents[1])  # so that the kernel finds an uninstalled package too
@@ -114,10 +114,19 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
     try:
         papermill.execute_notebook(
             str(notebook), str(temporary), parameters=given, cwd=str(notebook.parent), kernel_name="python3",
-            progress_bar=True, log_output=False, stderr_file=None,
+            language="python", progress_bar=True,
         )  # fmt: skip
     except PapermillExecutionError as error:
         failure = error
+    except (
+        PapermillException,
+        RuntimeError,
+        OSError,
+        ValueError,
+    ) as error:  # a kernel that died or never started
+        reason = (str(error).splitlines() or [""])[0]
+        print(f"error: {type(error).__name__}: {reason}; finished runs are kept in {folder}", file=sys.stderr)
+        return 1
     finally:
         if temporary.exists():
             os.replace(temporary, executed)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_choice, check_finite, check_positive_int
+from distillery.checks import InputError, check_choice, check_finite, check_fraction, check_positive_int
 from distillery.seeds import generator
 
 NAMES = ("digits", "folder")
@@ -230,6 +230,8 @@ def load(
     """
     check_choice("dataset", dataset, NAMES)
     check_choice("normalization", normalization, NORMALIZATIONS)
+    check_fraction("validation", validation)
+    check_fraction("test_fraction", test_fraction)
     if dataset == "digits":
         train, test, notes = _digits(), None, []
     else:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from distillery import store
 from distillery.checks import InputError, check_choice, check_positive_int
@@ -26,6 +26,7 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "cosine": lambda step, steps: 0.5 * (1 + math.cos(math.pi * step / steps)),
     "linear": lambda step, steps: 1 - step / steps,
 }
+CHECK_EVERY = 100  # steps between looks for NaN; each look waits for the device
 _OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
@@ -77,6 +78,7 @@ class _Progress:
     best_step: int | None = None
     best_score: float | None = None
     log: list[dict[str, Tensor]] = field(default_factory=list)
+    checked: int = 0  # log entries known to be finite
     samples: int = 0
     skipped: int = 0
     seconds: float = 0.0
@@ -132,7 +134,8 @@ def distill(
     started, saved = time.monotonic() - now.seconds, time.monotonic()
     bar = tqdm(total=steps, initial=now.step, desc=card["objective"], disable=not progress, leave=False)
     while now.step < steps:
-        current = synthetic.replace(**{name: value.detach() for name, value in learned.items()})
+        # copies: an objective may keep them in its state, and the optimizers update in place
+        current = synthetic.replace(**{name: value.detach().clone() for name, value in learned.items()})
         sampler.refresh(now.step, objective, now.state, current)
         draw = RealBatches(real, sampler, keyed_generator(root, "real", now.step))
         grads, now.state, entry = objective.step(
@@ -151,6 +154,8 @@ def distill(
         if validate and validate_every and (now.step % validate_every == 0 or now.step == steps):
             _validate(now, synthetic, validate)
         now.seconds = time.monotonic() - started
+        if now.step % CHECK_EVERY == 0:
+            _check_finite(now, path)
         if path and now.step < steps and time.monotonic() - saved >= checkpoint_seconds:
             _check_finite(now, path)
             _save(path, card, now, built, sampler)
@@ -194,7 +199,9 @@ def _validate(now: _Progress, synthetic: Synthetic, validate) -> None:
 def _check_finite(now: _Progress, path: Path | None) -> None:
     """Refuse to go on from NaN; runs before every checkpoint, so a checkpoint always holds a good set."""
     finite = all(bool(value.isfinite().all()) for value in now.tensors.values())
-    bad = [i for i, entry in enumerate(now.log) if not all(bool(v.isfinite()) for v in entry.values())]
+    new = range(now.checked, len(now.log))
+    bad = [i for i in new if not all(bool(value.isfinite()) for value in now.log[i].values())]
+    now.checked = len(now.log)
     if bad or not finite:
         kept = f"; the last good set is in {path}" if path and path.exists() else ""
         raise InputError(

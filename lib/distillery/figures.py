@@ -88,4 +88,4 @@ def accuracy_bars(axis, rows: list[dict]) -> None:
         axis.plot(means, [i] * len(means), "k.", markersize=3)
     axis.set_yticks(range(len(rows)), [row["method"] for row in rows])
     axis.invert_yaxis()
-    axis.set_xlabel("test accuracy, % (bar: mean and deviation over sets, dots: sets)")
+    axis.set_xlabel("test accuracy, % (one dot a set)")

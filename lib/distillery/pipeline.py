@@ -13,14 +13,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from distillery import store
-from distillery.augment import DSA, DSA_NO_FLIP
+from distillery import engine, store
+from distillery.augment import DSA
 from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
 from distillery.data import Splits
 from distillery.distill import Distilled, Optimizer, distill
 from distillery.evaluation import Protocol, evaluate
 from distillery.matching.distribution import DistributionMatching
-from distillery.matching.gradient import GradientMatching
+from distillery.matching.gradient import GradientMatching, loops
 from distillery.sampling import Uniform
 from distillery.scoring.dynamics import dynamics, features, mean_loss
 from distillery.scoring.geometry import herding, kmeans_nearest
@@ -49,7 +49,7 @@ class Recipe:
                 or at random
     steps       pixel updates, 0 = as published
     initialize  where a distilled set starts: '' = as published, or one of INITIALIZATIONS
-    batch       real images a class and step, 0 = as published
+    batch       real images a class and step, 0 = as published; for 'whole, trained out' images a step
     lr          rate of the pixels, 0 = as published
     epochs      for 'whole, trained out': epochs on all images
     """
@@ -86,11 +86,22 @@ class Recipe:
 class Bench:
     """Data, network, protocol and stored runs under which recipes are compared."""
 
-    def __init__(self, data: Splits, network, protocol: Protocol, runs: store.Runs, *, flip: bool = True,
-                 score_trials: int = 5, score_epochs: int = 5, checkpoint_seconds: float = 60.0, progress: bool = False):  # fmt: skip
-        """flip: whether a mirrored image keeps its class (not so for digits); augmentation and evaluation follow it."""
+    def __init__(
+        self,
+        data: Splits,
+        network,
+        protocol: Protocol,
+        runs: store.Runs,
+        *,
+        augmentation: str = DSA,
+        score_trials: int = 5,
+        score_epochs: int = 5,
+        checkpoint_seconds: float = 60.0,
+        progress: bool = False,
+    ):
+        """augmentation: the DSA families of methods that match augmented batches; the protocol names its own."""
         self.data, self.network, self.protocol, self.runs = data, network, protocol, runs
-        self.augmentation = DSA if flip else DSA_NO_FLIP
+        self.augmentation = augmentation
         self.score_trials, self.score_epochs = score_trials, score_epochs
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
         self._scored: dict[int, dict[str, Tensor]] = {}
@@ -103,7 +114,7 @@ class Bench:
             "network": self.network.spec(),
             "protocol": self.protocol.spec(),
             "transform": transform,
-            "flip": "flip" in self.augmentation,
+            "augmentation": self.augmentation,
         }
 
     def run(self, recipe: Recipe) -> dict | None:
@@ -113,19 +124,24 @@ class Bench:
                 loss (about 100 values), stored_numbers, and `artifact`, the id under which the set is kept
         """
         inputs = {"recipe": asdict(recipe), **self.context}
-        if recipe.keep < 1 or recipe.method not in PRESETS:
+        if recipe.keep < 1 or recipe.method in SELECTIONS:
             inputs["scoring"] = [self.score_trials, self.score_epochs]
         return self.runs.get(
             "bench", VERSION, inputs, self.data.digest, lambda key: self._compute(recipe, key)
         )
 
+    def run_all(self, recipes: list[Recipe], where: str = "local") -> list[dict | None]:
+        """The results of several recipes, in order, mapped over an engine."""
+        return engine.map(self.run, recipes, where)
+
     def synthetic(self, result: dict) -> Synthetic | None:
-        """The set behind a result, with the set it started from under 'start'; None if its file was not kept."""
+        """The set behind a result, the images it started from as card['start']; None if its file was not kept."""
         path = self.runs.artifact(result["artifact"])
         if not path.exists():
             return None
         tensors, card = store.load_tensors(path)
-        return Synthetic(tensors, tuple(card["classes"]), card["formation"], card)
+        start = tensors.pop("start", None)
+        return Synthetic(tensors, tuple(card["classes"]), card["formation"], {"start": start})
 
     def scores(self, seed: int) -> dict[str, Tensor]:
         """'loss' (N,) mean training loss and 'features' (N, F) of the training images, from one ensemble pass, stored."""
@@ -181,26 +197,19 @@ class Bench:
         started = time.monotonic()
         train = self.data.train
         if recipe.method in WHOLE:
-            source, made = train, None
+            source, made = train.subset(self.kept(recipe)), None
         else:
             made = self._make(recipe, key)
             source = made["set"].source()
         making = time.monotonic() - started
         protocol, steps_of = self.protocol, recipe.ipc * len(train.classes)
         if recipe.method == "whole, trained out":
-            protocol = Protocol(**protocol.spec() | {"epochs": recipe.epochs - 1})
+            protocol = Protocol(
+                **protocol.spec() | {"epochs": recipe.epochs - 1, "batch": recipe.batch or protocol.batch}
+            )
             steps_of = 0
-        augmented = Protocol(
-            **protocol.spec() | {"augmentation": self.augmentation if protocol.augmentation else ""}
-        )
-        accuracies = evaluate(
-            self.network,
-            source,
-            augmented,
-            self.data.test,
-            generator(recipe.seed, "evaluation"),
-            steps_of=steps_of,
-        )
+        stream = generator(recipe.seed, "evaluation")
+        accuracies = evaluate(self.network, source, protocol, self.data.test, stream, steps_of=steps_of)
         result = {
             "accuracies": accuracies.tolist(), "steps": 0, "samples": 0, "loss": [], "stored_numbers": None, "artifact": None,
             "seconds": time.monotonic() - started, "seconds_evaluation": time.monotonic() - started - making,
@@ -267,8 +276,6 @@ class Bench:
 
 def published_steps(method: str, ipc: int) -> int:
     """Pixel updates of the published setting."""
-    from distillery.matching.gradient import loops
-
     preset = PRESETS[method]
     return preset["iterations"] * (loops(ipc)[0] if preset["objective"] == "gradient" else 1)
 

@@ -217,6 +217,58 @@ def find(root: str | Path) -> list[dict]:
     return sorted(records, key=lambda record: (record["notebook"], order.get(record["scale"], 9)))
 
 
+def row(
+    method: str, ipc: int | None, results: list[dict | None], baseline: list[dict | None] | None = None
+) -> dict:
+    """One row of a table: a method at a size, over its seeds, with its paired difference to the baseline.
+
+    results, baseline  stored results by seed, in the same order of seeds; None = not run
+    """
+    done = [result for result in results if result]
+    pairs = [(a["accuracies"], b["accuracies"]) for a, b in zip(results, baseline or []) if a and b]
+    return {
+        "method": method,
+        "ipc": ipc,
+        "accuracies": [result["accuracies"] for result in done],
+        "measured": measured([result["accuracies"] for result in done]),
+        "difference": difference([a for a, _ in pairs], [b for _, b in pairs]),
+        "steps": max((result["steps"] for result in done), default=0),
+        "seconds": sum(result["seconds"] for result in done),
+        "samples": sum(result["samples"] for result in done),
+        "stored_numbers": done[0]["stored_numbers"] if done else None,
+    }
+
+
+def rows_table(rows: list[dict], against: str = "random") -> str:
+    """Rows as Markdown: accuracy with both spreads, paired difference, steps, seconds a set."""
+    lines = [
+        f"| method | ipc | accuracy, % | ± sets | ± networks | sets x networks | difference to {against}, 95% interval | steps | seconds a set |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in rows:
+        value, gap, ipc = one["measured"], one["difference"], "-" if one["ipc"] is None else one["ipc"]
+        if value is None:
+            lines.append(f"| {one['method']} | {ipc} | not run | | | | | | |")
+            continue
+        spreads = [
+            "-" if value[key] is None else f"{100 * value[key]:.1f}" for key in ("std_sets", "std_networks")
+        ]
+        shown = "-" if gap is None or one["method"] == against else f"{100 * gap['mean']:+.1f}"
+        if shown != "-" and gap["ci95"]:
+            shown += f" [{100 * gap['ci95'][0]:+.1f}, {100 * gap['ci95'][1]:+.1f}]"
+        cells = [
+            one["method"],
+            ipc,
+            f"{100 * value['value']:.1f}",
+            *spreads,
+            f"{value['n_sets']} x {value['n_networks']}",
+            shown,
+        ]
+        cells += [one["steps"] or "-", f"{one['seconds'] / value['n_sets']:.1f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
 def percent(row: dict | None) -> str:
     """'45.1 ± 0.8 (5 sets x 5 networks)' in percent; the deviation is that of the sets."""
     if row is None:

@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Generator, Tensor
 
+from distillery.checks import InputError
+
 
 class Batch(NamedTuple):
     """indices (n,) into the real set; weights (n,), divided by their sum wherever a mean is taken."""
@@ -60,6 +62,7 @@ class RealBatches:
     def __call__(self, label: int | None, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """One class, or all classes if None: images (n', C, H, W), targets (n', ...), weights (n',) that sum to one."""
         indices, weights = self.sampler.draw(label, n, self.generator)
+        _check_not_empty([indices])
         self.samples += len(indices)
         device = self.real.targets.device
         indices, weights = indices.to(device), weights.to(device)
@@ -71,6 +74,7 @@ class RealBatches:
         Classes with fewer than n' images are filled up with images of weight zero.
         """
         batches = [self.sampler.draw(int(label), n, self.generator) for label in labels]
+        _check_not_empty([batch.indices for batch in batches])
         widest = max(len(batch.indices) for batch in batches)
         indices = torch.stack([_fill(batch.indices, widest, batch.indices[0]) for batch in batches])
         weights = torch.stack([_fill(batch.weights, widest, 0) for batch in batches])
@@ -78,6 +82,13 @@ class RealBatches:
         device = self.real.targets.device
         indices, weights = indices.to(device), weights.to(device)
         return self.real.batch(indices), weights / weights.sum(1, keepdim=True)
+
+
+def _check_not_empty(indices: list[Tensor]) -> None:
+    if any(len(one) == 0 for one in indices):
+        raise InputError(
+            "sampler: an empty batch; accepted: at least one real image of every class in every step"
+        )
 
 
 def _fill(values: Tensor, n: int, value) -> Tensor:

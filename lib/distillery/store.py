@@ -81,9 +81,10 @@ def tensor_digest(tensors: dict[str, Tensor]) -> str:
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> str:
-    """Save named tensors and a JSON card in one safetensors file, atomically; returns the digest of the tensors."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    digest = tensor_digest(tensors)
+    """Save named tensors and a JSON card in one safetensors file, atomically; returns the digest of both."""
+    # copies, since safetensors refuses tensors that share memory
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    digest = _card_digest(tensors, card)
     meta = {_META: canonical({"digest": digest, "card": card})}
     write_bytes(path, safetensors_bytes(tensors, metadata=meta))
     return digest
@@ -98,11 +99,17 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot read {path}: {reason}; accepted: a complete safetensors file") from error
-    if "digest" not in meta:
+    if not isinstance(meta, dict) or not {"digest", "card"} <= meta.keys():
         raise InputError(f"{path} has no distillery card; accepted: a file exported by distillery")
-    if tensor_digest(tensors) != meta["digest"]:
-        raise InputError(f"{path} is corrupt: its tensors do not match the digest they were saved with")
+    if _card_digest(tensors, meta.get("card")) != meta["digest"]:
+        raise InputError(
+            f"{path} is corrupt: its tensors do not match the digest they were saved with; accepted: the file as saved"
+        )
     return tensors, meta["card"]
+
+
+def _card_digest(tensors: dict[str, Tensor], card) -> str:
+    return hashlib.sha256((tensor_digest(tensors) + canonical(card)).encode()).hexdigest()
 
 
 def file_digest(path: str | Path) -> str:
@@ -136,7 +143,7 @@ def lock(path: str | Path):
                 owner = {}  # its owner died between creating and writing it, or has just let go
             if owner.get("host") not in (None, me["host"]) or _alive(owner.get("pid")):
                 raise InputError(
-                    f"{path.stem} is being produced by process {owner['pid']} on {owner['host']}; wait, or remove {path}"
+                    f"{path.stem} is being produced by process {owner['pid']} on {owner['host']}; accepted: wait, or remove {path}"
                 ) from None
             path.unlink(missing_ok=True)
         else:
@@ -144,7 +151,9 @@ def lock(path: str | Path):
             os.close(handle)
             break
     else:
-        raise InputError(f"{path.stem} is being produced by another process; wait, or remove {path}")
+        raise InputError(
+            f"{path.stem} is being produced by another process; accepted: wait, or remove {path}"
+        )
     try:
         yield
     finally:
@@ -211,9 +220,13 @@ class Runs:
 
     def _read(self, path: Path, key: str) -> dict:
         run = read_json(path)
-        if run.get("id") != key or run.get("digest") != _digest(run.get("result")):
+        if (
+            not isinstance(run, dict)
+            or run.get("id") != key
+            or run.get("digest") != _digest(run.get("result"))
+        ):
             raise InputError(
-                f"{path} is corrupt: it does not match its digest; remove it to compute it again"
+                f"{path} is corrupt: it does not match its digest; accepted: the file as saved, or none to compute it again"
             )
         return run["result"]
 

@@ -1,0 +1,86 @@
+"""Small inputs shared by the tests: class folders on disk, a tiny image set, the digits."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distillery import data
+from distillery.checks import InputError
+from distillery.seeds import generator
+
+torch.set_num_threads(1)  # tensors are tiny: more threads only wait for each other where cores are shared
+
+
+@contextmanager
+def _refused(*words):
+    with pytest.raises(InputError) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message and "accepted" in message, message
+    for word in words:
+        assert str(word) in message, message
+
+
+@pytest.fixture
+def refused():
+    """`with refused(value, ...)`: an InputError of one line that names every value and says what is accepted."""
+    return _refused
+
+
+@pytest.fixture
+def as_module():
+    """(network, stacked params, i) -> network i as the plain nn.Module."""
+
+    def build(network, params, i):
+        module = network.module()
+        state = {name: value[i].detach().clone() for name, value in params.items()}
+        lacking = module.load_state_dict(state, strict=False)
+        assert not lacking.unexpected_keys
+        assert all(name.endswith("num_batches_tracked") for name in lacking.missing_keys)
+        return module
+
+    return build
+
+
+@pytest.fixture
+def class_folder(tmp_path):
+    """Make a folder of class folders whose images are all different; returns its root."""
+    count = iter(range(10**6))
+
+    def make(root="images", classes=("cat", "dog"), n=5, size=(8, 8), mode="L", suffix=".png"):
+        for label, name in enumerate(classes):
+            folder = tmp_path / root / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                rng = np.random.default_rng(next(count))
+                channels = () if mode == "L" else (3,)
+                pixels = rng.integers(0, 128, (size[1], size[0], *channels)) + 100 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}{suffix}")
+        return tmp_path / root
+
+    return make
+
+
+def blobs(per_class=8, classes=3, shape=(1, 8, 8), seed=0):
+    """Noisy images around one pattern a class: easy to learn, all different."""
+    stream = generator(seed, "test images")
+    patterns = torch.rand(classes, 1, *shape, generator=stream)
+    noise = torch.rand(classes, per_class, *shape, generator=stream)
+    pixels = (0.6 * patterns + 0.4 * noise).flatten(0, 1)
+    images = data.ImageSet.of(pixels, torch.arange(classes).repeat_interleave(per_class))
+    return replace(images, transform=data.fit_standardize(images))
+
+
+@pytest.fixture
+def tiny():
+    """24 images of 3 classes, 1 x 8 x 8, standardized."""
+    return blobs()
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return data.load("digits")

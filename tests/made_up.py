@@ -1,0 +1,69 @@
+"""An objective and two samplers that the package does not know: what a plug point must carry."""
+
+import torch
+
+from distillery.sampling import Batch, Uniform
+
+
+class PixelsAndLabels:
+    """Two learned tensors ('images' and 'scale'), a network trained along the way as inner state, skipped updates."""
+
+    name = "made up"
+
+    def __init__(self, network):
+        self.network, self.steps = network, 0
+
+    def start(self, synthetic, generator):
+        weights = self.network.init(generator, 1)
+        return {f"inner.{name}": value for name, value in weights.items()} | {"count": torch.tensor(0)}
+
+    def step(self, synthetic, state, draw, generator):
+        self.steps += 1
+        params = {name.removeprefix("inner."): v for name, v in state.items() if name.startswith("inner.")}
+        kernel = params["conv0.weight"].requires_grad_()
+        images = synthetic.tensors["images"].requires_grad_()
+        scale = synthetic.tensors["scale"].requires_grad_()
+        real, _, weights = draw(None, 6)
+        noise = torch.randn(real.shape, generator=generator)
+        gap = (self.network.embed(params, real + 0.1 * noise)[0] * weights[:, None]).sum(0)
+        loss = (gap - scale * self.network.embed(params, images)[0].mean(0)).square().sum()
+        pixels, size, inner = torch.autograd.grad(loss, [images, scale, kernel])
+        count = int(state["count"])
+        state = state | {"inner.conv0.weight": (kernel - 0.01 * inner).detach()}
+        skip = count % 3 == 2
+        log = {"loss": loss.detach(), "skip": float(skip)} | ({"rare": 1.0} if count % 4 == 0 else {})
+        grads = None if skip else {"images": pixels, "scale": size}
+        return grads, state | {"count": torch.tensor(count + 1)}, log
+
+
+class Dropping(Uniform):
+    """Some samples are dropped inside the batch: their weight is zero."""
+
+    def __init__(self, targets):
+        super().__init__(targets)
+        self.state = {"refreshed": torch.tensor(0)}
+        self.dropped = torch.arange(0, len(targets), 3)
+
+    def draw(self, label, n, generator):
+        indices, weights = super().draw(label, n, generator)
+        return Batch(indices, weights * ~torch.isin(indices, self.dropped))
+
+    def refresh(self, step, objective, state, synthetic):
+        self.state["refreshed"] = torch.tensor(step + 1)
+
+
+class Weighted(Uniform):
+    """Weights that the sampler learns along the way: they follow the synthetic images."""
+
+    def __init__(self, targets):
+        super().__init__(targets)
+        self.state = {"weights": torch.ones(len(targets)), "refreshed": torch.tensor(0)}
+
+    def draw(self, label, n, generator):
+        indices, _ = super().draw(label, n, generator)
+        return Batch(indices, self.state["weights"][indices])
+
+    def refresh(self, step, objective, state, synthetic):
+        signal = synthetic.tensors["images"].mean() + torch.arange(len(self.state["weights"]))
+        self.state["weights"] = 0.9 * self.state["weights"] + 0.5 * (1 + signal.sin())
+        self.state["refreshed"] = torch.tensor(step + 1)

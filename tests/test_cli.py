@@ -1,0 +1,196 @@
+"""The command line: refusals are one line with exit code 2, a run is done by its record alone, and it goes on where it stopped."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
+
+from distillery import cli, parameters, records
+from distillery.checks import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMETERS = """
+scale: str = "smoke"  # scale
+results_dir: str = ""  # results
+ipc: list[int] = [1]  # images per class
+rate: float = 0.1  # rate
+fail: str = ""  # how to fail
+budget_minutes: float = 0.0  # budget
+"""
+BODY = """
+import os
+from distillery import parameters, records
+from distillery.checks import InputError
+P = parameters.settings(globals())
+if P.fail == "input":
+    raise InputError("rate: 7 is not accepted; accepted: less")
+if P.fail == "crash":
+    raise RuntimeError("first line\\nsecond line")
+if P.fail == "die":
+    os._exit(9)
+if P.fail != "no record":
+    folder = parameters.results_root(P.results_dir) / P.scale / "tiny" / "made-up"
+    (folder / "starts").mkdir(parents=True, exist_ok=True)
+    (folder / "starts" / str(os.getpid())).touch()
+    claim = records.claim("c", "ours is better", "nobody", [[0.9], [0.92]], [[0.1], [0.11]], against="random")
+    records.write(folder / "record.json", notebook="tiny", key=records.record_key("tiny", vars(P)), scale=P.scale,
+                  parameters=records.public(vars(P)), claims=[claim], rows=[], costs={}, data={"label": "made-up"}, missing=[])
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTILLERY_RESULTS", str(tmp_path / "results"))
+    path = tmp_path / "tiny.ipynb"
+    cells = [new_code_cell(PARAMETERS.strip(), metadata={"tags": ["parameters"]}), new_code_cell(BODY)]
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+def run(*words):
+    """Run the command as a user does: its own process, so a traceback would be seen."""
+    done = subprocess.run(
+        [sys.executable, "-m", "distillery", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "lib",
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return (
+        done.returncode,
+        done.stdout,
+        [line for line in done.stderr.splitlines() if line.startswith("error: ")],
+    )
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["-p", "epic", "1"], "'epic'"),
+        (["-p", "ipc", "0"], "ipc: 0"),
+        (["-p", "ipc", "1.5"], "1.5"),
+        (["-p", "rate", "high"], "'high'"),
+        (["-p", "scale", "huge"], "'huge'"),
+        (["-p", "rate", "true"], "True"),
+        (["--budget", "soon"], "'soon'"),
+        (["-f", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_refused_before_anything_runs(tiny, capsys, words, named):
+    assert cli.main(["run", str(tiny), *words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and named in lines[0] and "accepted" in lines[0]
+    assert not (tiny.parent / "results").exists()
+
+
+def test_unknown_notebook(capsys):
+    assert cli.main(["run", "99_nothing"]) == 2
+    assert "00_quickstart" in capsys.readouterr().err
+
+
+def test_done_by_its_record_and_only_once(tiny):
+    code, out, _ = run("run", tiny, "-p", "ipc", "1,10", "-p", "rate", "1e-3")
+    assert code == 0 and "ours is better" in out and "direction reproduced" in out
+    folder = tiny.parent / "results" / "smoke" / "tiny"
+    record = json.loads((folder / "made-up" / "record.json").read_text())
+    assert record["parameters"]["ipc"] == [1, 10] and record["parameters"]["rate"] == 0.001
+    assert (folder / "tiny.executed.ipynb").exists()
+    starts = len(list((folder / "made-up" / "starts").iterdir()))
+    assert cli.main(["run", str(tiny), "-p", "ipc", "1,10", "-p", "rate", "1e-3"]) == 0
+    assert len(list((folder / "made-up" / "starts").iterdir())) == starts  # nothing was executed again
+    assert cli.main(["report"]) == 0
+
+
+@pytest.mark.parametrize("fail, code", [("input", 2), ("crash", 1), ("die", 1), ("no record", 1)])
+def test_failures_are_one_line(tiny, fail, code):
+    got, _, errors = run("run", tiny, "-p", "fail", fail)
+    assert got == code and len(errors) == 1
+    if fail == "input":
+        assert errors[0] == "error: rate: 7 is not accepted; accepted: less"
+
+
+def test_report_without_records(tmp_path, capsys):
+    assert cli.main(["report", "--results", str(tmp_path)]) == 2
+    assert "no record" in capsys.readouterr().err
+
+
+def test_report_writes_between_markers(tiny, tmp_path):
+    row = records.claim("c", "it holds", "nobody", None, None, against="random")
+    folder = tmp_path / "results" / "small" / "tiny" / "x"
+    records.write(folder / "record.json", notebook="tiny", key="k", scale="small", parameters={}, claims=[row], rows=[], costs={},
+                  data={"label": "x"}, missing=[])  # fmt: skip
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- claims: generated -->\nstale\n<!-- claims: end -->\nafter\n")
+    assert cli.main(["report", "--write", str(page)]) == 0
+    text = page.read_text()
+    assert (
+        "it holds" in text
+        and "not run" in text
+        and "stale" not in text
+        and text.startswith("before")
+        and text.endswith("after\n")
+    )
+
+
+@pytest.mark.parametrize("text, value", [("1", 1), ("1,10", [1, 10]), ("[1, 2]", [1, 2]), ("1e-3", 0.001), ("True", True), ("true", True), ("a b", "a b"), ("007x", "007x")])  # fmt: skip
+def test_parse(text, value):
+    assert cli.parse(text) == value and type(cli.parse(text)) is type(value)
+
+
+def test_settings_of_a_notebook():
+    """Plain papermill injects values into the notebook's globals; the notebook refuses what the command line refuses."""
+    space = {"__annotations__": {"ipc": list[int], "device": str}, "ipc": 3, "device": "cpu"}
+    assert parameters.settings(space).ipc == [3]
+    with pytest.raises(InputError, match="tpu"):
+        parameters.settings(space | {"device": "tpu"})
+
+
+def class_folders(root, mode, size, seed=0):
+    """Three classes of noisy stripes that a network can tell apart."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    for label in range(3):
+        (root / f"class {label}").mkdir(parents=True)
+        for i in range(14):
+            wave = 127 + 90 * np.sin(np.arange(width) * (label + 1) * 6.28 / width + rng.uniform(0, 1))
+            pixels = np.broadcast_to(wave, (height, width))[..., None] + rng.normal(
+                0, 20, (height, width, len(mode))
+            )
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8).squeeze(), mode=None).save(
+                root / f"class {label}" / f"{i}.png"
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode, size", [("L", (28, 28)), ("RGB", (48, 40))])
+def test_quickstart_on_folders_nobody_tuned_for(tmp_path, mode, size):
+    class_folders(tmp_path / "images", mode, size)
+    short = {
+        "n_seeds": 2,
+        "networks": 2,
+        "evaluation_epochs": 3,
+        "steps_dm": "3",
+        "steps_dc": "2",
+        "ipc": "1",
+        "epochs_whole": 2,
+        "width": 8,
+    }
+    words = [word for name, value in short.items() for word in ("-p", name, value)]
+    code, out, errors = run("run", "00_quickstart", "-p", "dataset", "folder", "-p", "data_root", tmp_path / "images",
+                            "-p", "results_dir", tmp_path / "results", *words)  # fmt: skip
+    assert code == 0, (out, errors)
+    record = json.loads(
+        (tmp_path / "results" / "smoke" / "00_quickstart" / "images" / "record.json").read_text()
+    )
+    assert record["data"]["train"] > 0 and not record["missing"]
+    assert str(tmp_path) not in json.dumps(record)
+    if max(size) > 16:
+        assert "shrunk" in " ".join(record["data"]["notes"])
+    assert os.listdir(tmp_path / "results" / "smoke" / "00_quickstart" / "artifacts")

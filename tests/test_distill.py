@@ -1,0 +1,382 @@
+"""The one loop: any objective, any sampler, several learned tensors; checkpoints, killing, resuming."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from distillery.distill import SCHEDULES, Distilled, Optimizer, distill
+from distillery.evaluation import Protocol, evaluate
+from distillery.matching.distribution import DistributionMatching
+from distillery.matching.gradient import GradientMatching
+from distillery.networks import ConvNet
+from distillery.sampling import Uniform
+from distillery.seeds import generator
+from distillery.synthetic import Synthetic
+from made_up import Dropping, PixelsAndLabels, Weighted
+
+
+def network(classes=3):
+    return ConvNet((1, 8, 8), classes, width=4, depth=1)
+
+
+def start(images, ipc=2, **tensors):
+    indices = torch.cat([images.of_class(c)[:ipc] for c in range(len(images.classes))])
+    real = {"images": images.batch(indices), "targets": images.targets[indices]}
+    return Synthetic(real | tensors, images.classes)
+
+
+def soft_start(images):
+    return start(images).replace(scale=torch.tensor(1.0))
+
+
+class Constant:
+    """Gradient one everywhere, unless told otherwise."""
+
+    name = "constant"
+
+    def __init__(self, gradients=None):
+        self.gradients = gradients
+
+    def start(self, synthetic, generator):
+        return {}
+
+    def step(self, synthetic, state, draw, generator):
+        ones = {"images": torch.ones_like(synthetic.tensors["images"])}
+        return self.gradients(synthetic) if self.gradients else ones, state, {"loss": 1.0}
+
+
+def go(synthetic, objective, images, optimizers=None, steps=6, sampler=None, seed=0, **options) -> Distilled:
+    sampler = sampler or Uniform(images.targets)
+    optimizers = optimizers or {"images": Optimizer(0.1, 0.5)}
+    return distill(synthetic, objective, images, sampler, optimizers, steps, generator(seed, "d"), **options)
+
+
+TWO = {"images": Optimizer(0.1, 0.5), "scale": Optimizer(0.05, kind="adam", schedule="cosine")}
+
+
+class Stop(Exception):
+    pass
+
+
+def stopping(objective, at):
+    """The same objective, interrupted when it is asked for its step number `at` (0 = the first)."""
+    inner, asked = objective.step, iter(range(10**6))
+
+    def step(*args):
+        if next(asked) == at:
+            raise Stop
+        return inner(*args)
+
+    objective.step = step
+    return objective
+
+
+def same_bits(first, second):
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name].nan_to_num(-1), second[name].nan_to_num(-1)) for name in first)
+
+
+# A made-up objective and made-up samplers
+
+
+def test_a_made_up_objective_runs(tiny):
+    """Two learned tensors, each with its own optimizer; inner state; every third update skipped."""
+    done = go(soft_start(tiny), PixelsAndLabels(network()), tiny, TWO, steps=9)
+    assert done.cost["steps"] == 9 and done.cost["skipped"] == 3
+    assert done.log["loss"].shape == (9,) and done.log["skip"].tolist() == [0, 0, 1] * 3
+    assert done.log["rare"].isnan().tolist() == [i % 4 != 0 for i in range(9)]
+    assert not torch.equal(done.last.tensors["images"], soft_start(tiny).tensors["images"])
+    assert done.last.tensors["scale"] != 1
+    assert torch.equal(done.last.tensors["targets"], soft_start(tiny).tensors["targets"])
+    assert done.best is None and done.ema is None
+
+
+@pytest.mark.parametrize("stop", [1, 4, 8])
+def test_it_resumes_with_the_same_bits(tiny, tmp_path, stop):
+    def run(objective, **options):
+        return go(
+            soft_start(tiny), objective, tiny, TWO, 9, Weighted(tiny.targets), ema=0.9,
+            validate=lambda s, step: -float(s.tensors["images"].square().mean()), validate_every=2, **options,
+        )  # fmt: skip
+
+    whole = run(PixelsAndLabels(network()))
+    disk = {"checkpoint": tmp_path / "c.safetensors", "checkpoint_seconds": 0}
+    with pytest.raises(Stop):
+        run(stopping(PixelsAndLabels(network()), stop), **disk)
+    asked = PixelsAndLabels(network())
+    resumed = run(asked, **disk)
+    assert asked.steps == 9 - stop  # nothing is computed twice
+    assert same_bits(resumed.last.tensors, whole.last.tensors)
+    assert same_bits(resumed.ema.tensors, whole.ema.tensors)
+    assert same_bits(resumed.best.tensors, whole.best.tensors)
+    assert same_bits(resumed.log, whole.log)
+    assert (resumed.best_step, resumed.best_score) == (whole.best_step, whole.best_score)
+    assert all(resumed.cost[name] == whole.cost[name] for name in ("steps", "samples", "skipped"))
+
+
+def test_it_evaluates(tiny):
+    done = go(soft_start(tiny), PixelsAndLabels(network()), tiny, TWO, steps=3)
+    accuracies = evaluate(
+        network(), done.last.source(), Protocol(networks=2, epochs=30), tiny, generator(0, "e")
+    )
+    assert accuracies.shape == (2,) and (accuracies > 0.5).all()  # chance is a third
+
+
+@pytest.mark.parametrize("sampler", [Dropping, Weighted])
+@pytest.mark.parametrize("objective", [GradientMatching, DistributionMatching])
+def test_made_up_samplers(tiny, sampler, objective):
+    """One drops samples inside a batch, one weighs them; both are refreshed before each step and change the result."""
+    plain = go(start(tiny), objective(network()), tiny)
+    made_up = sampler(tiny.targets)
+    done = go(start(tiny), objective(network()), tiny, sampler=made_up)
+    assert int(made_up.state["refreshed"]) == 6
+    assert done.last.tensors["images"].isfinite().all()
+    assert not torch.allclose(done.last.tensors["images"], plain.last.tensors["images"], atol=1e-4)
+
+
+def test_dropping_a_sample_is_never_having_met_it(tiny):
+    """DM with the dropped images replaced by noise ends with the same set."""
+    kept = Dropping(tiny.targets)
+    noise = tiny.pixels.clone()
+    noise[kept.dropped] = 255 - noise[kept.dropped]
+    other = type(tiny)(noise, tiny.targets, tiny.classes, tiny.transform)
+    first, second = (
+        go(start(tiny), DistributionMatching(network()), images, sampler=Dropping(tiny.targets)).last
+        for images in (tiny, other)
+    )
+    assert torch.allclose(first.tensors["images"], second.tensors["images"], atol=1e-5)
+
+
+def test_real_valued_targets_without_classes(tiny):
+    """A set with targets (M, D), a sampler over all images, evaluation by a linear probe."""
+    teacher = network(5)
+    weights = teacher.init(generator(0, "teacher"))
+
+    class Regress:
+        name = "regress"
+
+        def start(self, synthetic, generator):
+            return {}
+
+        def step(self, synthetic, state, draw, generator):
+            images, _, _ = draw(None, 8)
+            with torch.no_grad():
+                wanted = teacher.apply(weights, images).logits[0].mean(0)
+            return {"targets": synthetic.tensors["targets"] - wanted}, state, {}
+
+    begin = Synthetic({"images": tiny.batch(torch.arange(0, 24, 4)), "targets": torch.zeros(6, 5)})
+    done = go(begin, Regress(), tiny, {"targets": Optimizer(0.5)}, steps=20, sampler=Uniform(None, len(tiny)))
+    mean = teacher.apply(weights, tiny.batch(torch.arange(24))).logits[0].mean(0)
+    assert torch.allclose(done.last.tensors["targets"], mean.expand(6, 5), atol=0.2)
+    assert done.log == {} and done.last.classes is None
+    probe = Protocol(networks=2, epochs=20, kind="probe")
+    accuracies = evaluate(network(5), done.last.source(), probe, tiny, generator(0, "e"), labelled=tiny)
+    assert accuracies.shape == (2,) and (accuracies > 0.8).all()
+
+
+def test_a_decoder_in_the_loop(tiny):
+    """One stored image, four used: gradients reach every stored pixel, all four quarters count."""
+    packed = Synthetic(start(tiny).tensors, tiny.classes, "partition2")
+    done = go(packed, DistributionMatching(network(), augmentation="color"), tiny, steps=2)
+    moved = done.last.tensors["images"] - packed.tensors["images"]
+    assert done.last.formation == "partition2" and moved.shape == (6, 1, 8, 8)
+    for quarter in (moved[..., :4, :4], moved[..., :4, 4:], moved[..., 4:, :4], moved[..., 4:, 4:]):
+        assert (quarter.abs().amax((1, 2, 3)) > 0).all()
+    assert len(done.last.source()) == 24
+
+
+# The loop itself
+
+
+def test_sgd_with_momentum_by_hand(tiny):
+    done = go(start(tiny), Constant(), tiny, {"images": Optimizer(0.1, 0.5)}, steps=3)
+    moved = done.last.tensors["images"] - start(tiny).tensors["images"]
+    assert torch.allclose(moved, torch.full_like(moved, -0.1 * (1 + 1.5 + 1.75)), atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedules(tiny, schedule):
+    factors = {
+        "constant": [1, 1, 1, 1],
+        "linear": [1, 0.75, 0.5, 0.25],
+        "cosine": [0.5 + 0.5 * math.cos(math.pi * i / 4) for i in range(4)],
+    }[schedule]
+    done = go(start(tiny), Constant(), tiny, {"images": Optimizer(0.1, schedule=schedule)}, steps=4)
+    moved = done.last.tensors["images"] - start(tiny).tensors["images"]
+    assert torch.allclose(moved, torch.full_like(moved, -0.1 * sum(factors)), atol=1e-5)
+
+
+def test_moving_average(tiny):
+    done = go(start(tiny), Constant(), tiny, {"images": Optimizer(1.0)}, steps=3, ema=0.5)
+    average = 0.0
+    for step in (1, 2, 3):
+        average = 0.5 * average + 0.5 * -step
+    moved = done.ema.tensors["images"] - start(tiny).tensors["images"]
+    assert torch.allclose(moved, torch.full_like(moved, average), atol=1e-5)
+    assert torch.equal(done.ema.tensors["targets"], done.last.tensors["targets"])
+
+
+def test_best_by_validation_beside_the_last(tiny):
+    begin, seen = start(tiny).tensors["images"], []
+
+    def validate(synthetic, step):
+        moved = float((begin - synthetic.tensors["images"]).mean())
+        seen.append((step, round(moved, 4)))
+        return -abs(moved - 0.35)
+
+    done = go(
+        start(tiny), Constant(), tiny, {"images": Optimizer(0.1)}, 7, validate=validate, validate_every=2
+    )
+    assert seen == [(2, 0.2), (4, 0.4), (6, 0.6), (7, 0.7)]
+    assert done.best_step == 4 and done.best_score == pytest.approx(-0.05, abs=1e-4)
+    assert torch.allclose(begin - done.best.tensors["images"], torch.tensor(0.4), atol=1e-5)
+    assert torch.allclose(begin - done.last.tensors["images"], torch.tensor(0.7), atol=1e-5)
+
+
+def test_the_given_set_is_not_modified(tiny):
+    begin = start(tiny)
+    before = begin.tensors["images"].clone()
+    done = go(begin, DistributionMatching(network()), tiny)
+    assert torch.equal(begin.tensors["images"], before)
+    assert not any(value.requires_grad for value in done.last.tensors.values())
+
+
+def test_the_seed_decides(tiny):
+    first, again, other = (
+        go(start(tiny), DistributionMatching(network()), tiny, seed=seed).last.tensors["images"]
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again) and not torch.allclose(first, other, atol=1e-4)
+
+
+def test_a_finished_run_starts_no_second_time(tiny, tmp_path):
+    """Without time for a checkpoint none is written; the last step never writes one."""
+    path = tmp_path / "c.safetensors"
+    go(start(tiny), Constant(), tiny, checkpoint=path, checkpoint_seconds=1000)
+    assert not path.exists()
+    go(start(tiny), Constant(), tiny, steps=1, checkpoint=path, checkpoint_seconds=0)
+    assert not path.exists()
+
+
+def test_state_that_shares_memory_is_checkpointed(tiny, tmp_path):
+    """An objective may keep the set itself, and one tensor under two names."""
+
+    class Keeping(Constant):
+        def step(self, synthetic, state, draw, generator):
+            images = synthetic.tensors["images"]
+            before = state.get("previous", torch.zeros_like(images))
+            return {"images": images - before}, {"previous": images, "again": images}, {}
+
+    whole = go(start(tiny), Keeping(), tiny)
+    disk = {"checkpoint": tmp_path / "c.safetensors", "checkpoint_seconds": 0}
+    with pytest.raises(Stop):
+        go(start(tiny), stopping(Keeping(), 3), tiny, **disk)
+    assert same_bits(go(start(tiny), Keeping(), tiny, **disk).last.tensors, whole.last.tensors)
+
+
+# Refusals
+
+
+def test_an_optimizer_without_a_tensor_is_refused(tiny, refused):
+    with refused("step_size", "images, targets"):
+        go(start(tiny), Constant(), tiny, {"step_size": Optimizer(0.1)})
+
+
+def test_a_gradient_without_an_optimizer_is_refused(tiny, refused):
+    both = Constant(lambda s: {name: torch.ones_like(s.tensors[name]) for name in ("images", "scale")})
+    with refused("scale", "images"):
+        go(soft_start(tiny), both, tiny)
+
+
+@pytest.mark.parametrize("options", [{"kind": "lion"}, {"schedule": "step"}])
+def test_unknown_optimizers_and_schedules_are_refused(options, refused):
+    with refused(*options.values()):
+        Optimizer(0.1, **options)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5])
+def test_steps_are_positive_and_whole(tiny, steps, refused):
+    with refused("steps", steps):
+        go(start(tiny), Constant(), tiny, steps=steps)
+
+
+class Failing(Constant):
+    """Good for three steps, then the loss or the pixels leave the finite numbers."""
+
+    def __init__(self, what):
+        self.what, self.done = what, 0
+
+    def step(self, synthetic, state, draw, generator):
+        self.done += 1
+        bad = math.nan if self.done > 3 else 1.0
+        gradient = torch.full_like(synthetic.tensors["images"], bad if self.what == "pixels" else 1.0)
+        return {"images": gradient}, state, {"loss": bad if self.what == "loss" else 1.0}
+
+
+@pytest.mark.parametrize("what", ["loss", "pixels"])
+def test_nan_is_refused_and_the_last_good_set_is_kept(tiny, tmp_path, what, refused):
+    with refused("step"):
+        go(start(tiny), Failing(what), tiny)
+    path = tmp_path / "c.safetensors"
+    with refused(path):
+        go(start(tiny), Failing(what), tiny, checkpoint=path, checkpoint_seconds=0)
+    good = go(start(tiny), Constant(), tiny, steps=6, checkpoint=path)
+    assert good.last.tensors["images"].isfinite().all() and good.cost["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"identity": "other"}, {"seed": 1}, {"steps": 7}, {"objective": DistributionMatching(network())}],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_checkpoint_of_another_run_is_refused(tiny, tmp_path, change, refused):
+    path = tmp_path / "c.safetensors"
+    same = {"objective": Constant(), "identity": "this", "steps": 6}
+
+    def run(options):
+        options = dict(options)
+        return go(
+            start(tiny), options.pop("objective"), tiny, checkpoint=path, checkpoint_seconds=0, **options
+        )
+
+    with pytest.raises(Stop):
+        run(same | {"objective": stopping(Constant(), 3)})
+    kept = path.read_bytes()
+    with refused(path, "another run"):
+        run(same | change)
+    assert path.read_bytes() == kept
+    assert run(same).cost["steps"] == 6
+
+
+# Killed
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """What `killing.py` reports: every objective distilled unbroken, and killed with SIGKILL over and over."""
+    script = Path(__file__).with_name("killing.py")
+    done = subprocess.run(
+        [sys.executable, script, tmp_path_factory.mktemp("killed")],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("way", ["at random", "while writing", "before renaming", "after renaming"])
+@pytest.mark.parametrize("objective", ["DM", "DC", "DSA", "made up"])
+def test_killed_and_restarted_ends_with_the_same_bits(killed, objective, way):
+    """kill -9 at random points, and in the middle of a checkpoint with half a file left behind."""
+    outcome = killed[objective][way]
+    assert outcome["kills"] >= (1 if way == "at random" else 3)
+    assert outcome["digest"] == killed[objective]["unbroken"]
+    assert outcome["leftovers"] > 0 or way in ("at random", "after renaming")
+
+
+def test_the_objectives_end_differently(killed):
+    assert len({outcome["unbroken"][0] for outcome in killed.values()}) == 4

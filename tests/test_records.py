@@ -1,0 +1,124 @@
+"""The one rule that turns numbers into a verdict, and the statistics behind it."""
+
+import json
+
+import pytest
+from scipy import stats
+
+from distillery import records, store
+from distillery.records import VERDICTS, claim, difference, measured, verdict
+
+
+def row(value, std_sets=0.0):
+    return {"value": value, "n_sets": 5, "std_sets": std_sets, "n_networks": 5, "std_networks": 0.01}
+
+
+def gap(low, high, n=5):
+    return {"mean": (low + high) / 2, "ci95": [low, high], "n_pairs": n}
+
+
+PUBLISHED = {"mean": 0.6, "std": 0.005}
+CASES = {
+    "nothing has run": (None, None, PUBLISHED, True, "not run"),
+    "one pair": (row(0.6), {"mean": 0.1, "ci95": None, "n_pairs": 1}, PUBLISHED, True, "inconclusive"),
+    "both answers": (row(0.6), gap(-0.01, 0.05), PUBLISHED, True, "inconclusive"),
+    "touching zero": (row(0.6), gap(0.0, 0.05), PUBLISHED, True, "inconclusive"),
+    "other side": (row(0.6), gap(-0.05, -0.01), PUBLISHED, True, "not reproduced"),
+    "other side, not comparable": (row(0.6), gap(-0.05, -0.01), None, False, "not reproduced"),
+    "sign alone": (row(0.2), gap(0.01, 0.05), PUBLISHED, False, "direction reproduced"),
+    "sign without a number": (row(0.2), gap(0.01, 0.05), None, True, "direction reproduced"),
+    "value alone, not comparable": (row(0.6), None, PUBLISHED, False, "not testable at this scale"),
+    "value alone, unpublished": (row(0.6), None, None, True, "not testable at this scale"),
+    "value within a point": (row(0.609), None, PUBLISHED, True, "reproduced"),
+    "value outside": (row(0.615), None, PUBLISHED, True, "not reproduced"),
+    "within twice both deviations": (row(0.629, 0.01), None, PUBLISHED, True, "reproduced"),
+    "outside twice both deviations": (row(0.631, 0.01), None, PUBLISHED, True, "not reproduced"),
+    "published without deviation": (row(0.591), None, {"mean": 0.6, "std": None}, True, "reproduced"),
+    "sign and value": (row(0.6), gap(0.01, 0.05), PUBLISHED, True, "reproduced"),
+    "sign, another value": (row(0.5), gap(0.01, 0.05), PUBLISHED, True, "direction reproduced"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_verdict(case):
+    *given, expected = CASES[case]
+    found, why = verdict(*given)
+    assert found == expected and why
+
+
+def test_every_verdict_has_a_case():
+    assert {case[-1] for case in CASES.values()} == set(VERDICTS)
+
+
+def test_an_inconclusive_interval_states_the_detectable_effect():
+    assert "3.0%" in verdict(row(0.6), gap(-0.01, 0.05), None, False)[1]
+
+
+def test_spreads_by_hand():
+    """Sets with means .5, .6, .4: deviation over sets .1; over networks the mean of .1, .2, 0."""
+    accuracies = [[0.4, 0.5, 0.6], [0.4, 0.6, 0.8], [0.4, 0.4, 0.4]]
+    found = measured(accuracies)
+    assert found["value"] == pytest.approx(0.5)
+    assert found["std_sets"] == pytest.approx(0.1)
+    assert found["std_networks"] == pytest.approx(0.1)
+    assert (found["n_sets"], found["n_networks"]) == (3, 3)
+
+
+def test_spreads_that_do_not_exist():
+    assert measured([]) is None and measured(None) is None
+    one = measured([[0.5]])
+    assert (one["value"], one["std_sets"], one["std_networks"]) == (0.5, None, None)
+    assert measured([[0.4], [0.6]])["std_networks"] is None
+
+
+def test_paired_interval_equals_scipys():
+    ours = [[0.50, 0.54], [0.61, 0.61], [0.40, 0.46], [0.55, 0.51]]
+    baseline = [[0.45, 0.45], [0.60, 0.58], [0.41, 0.39], [0.50, 0.50]]
+    means = [[sum(one) / 2 for one in rows] for rows in (ours, baseline)]
+    expected = stats.ttest_rel(*means).confidence_interval(0.95)
+    found = difference(ours, baseline)
+    assert found["ci95"] == pytest.approx([expected.low, expected.high])
+    assert found["mean"] == pytest.approx(0.0375) and found["n_pairs"] == 4
+
+
+def test_pairs_are_as_many_as_both_have():
+    found = difference([[0.5], [0.6], [0.7]], [[0.4], [0.4]])
+    assert found["n_pairs"] == 2 and found["mean"] == pytest.approx(0.15)
+    assert difference([[0.5]], [[0.4]])["ci95"] is None
+    assert difference([], [[0.4]]) is None and difference([[0.5]], None) is None
+
+
+def test_claims():
+    ours, baseline = [[0.6], [0.61], [0.62]], [[0.5], [0.52], [0.51]]
+    won = claim("a", "DM beats random", "paper", ours, baseline, against="random")
+    assert won["verdict"] == "direction reproduced" and won["difference"]["n_pairs"] == 3
+    lost = claim("b", "random beats DM", "paper", baseline, ours, against="DM")
+    assert lost["verdict"] == "not reproduced"
+    unpaired = claim("c", "DM beats random", "paper", ours, [], against="random")
+    assert unpaired["verdict"] == "not run" and unpaired["measured"] is None
+    value = claim("d", "DM reaches 61", "paper", ours, published={"mean": 0.61, "std": 0.0}, comparable=True)
+    assert value["verdict"] == "reproduced" and value["difference"] is None
+    store.canonical([won, lost, unpaired, value])  # a record holds nothing that JSON does not
+
+
+def test_public_parameters_name_no_place():
+    shown = records.public({"data_root": "/home/me/pets", "results_dir": "/tmp/x", "seed": 1})
+    assert shown == {"data_root": "pets", "seed": 1}
+
+
+def test_record_key_follows_what_decides_the_numbers():
+    base = {"seed": 1, "results_dir": "/a", "budget_minutes": 1.0, "progress": True}
+    silent = base | {"results_dir": "/b", "budget_minutes": 0.0, "progress": False}
+    assert records.record_key("n", base) == records.record_key("n", silent)
+    assert records.record_key("n", base) != records.record_key("n", base | {"seed": 2})
+    assert records.record_key("n", base) != records.record_key("m", base)
+
+
+def test_provenance_names_no_person_and_no_path():
+    text = json.dumps(records.provenance())
+    assert "/" not in json.loads(text)["host"] and len(json.loads(text)["host"]) == 12
+    import getpass
+    import socket
+
+    assert socket.gethostname() not in text and f'"{getpass.getuser()}"' not in text
+    assert json.loads(text)["packages"]["torch"]

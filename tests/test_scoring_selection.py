@@ -1,0 +1,146 @@
+"""Scores of real samples and the selections made from them."""
+
+import math
+
+import pytest
+import torch
+from sklearn.cluster import KMeans
+
+from distillery.networks import ConvNet
+from distillery.scoring.dynamics import Dynamics, dynamics, features, mean_loss, mean_loss_plain
+from distillery.scoring.geometry import herding, herding_plain, kmeans_nearest
+from distillery.seeds import generator
+from distillery.selection import prune, select
+from distillery.training import Stats
+
+TARGETS = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 0, 1])
+SCORES = torch.tensor([5.0, 1, 3, 9, 4, 7, 3, 2, 1, 8])
+
+
+def test_mean_loss_equals_its_definition(tiny):
+    passed = dynamics(ConvNet((1, 8, 8), 3, width=4), tiny, 2, 3, generator(0, "x"), batch=9)
+    losses = passed.stats.collected["loss"]  # (E, T, N)
+    assert losses.shape == (3, 2, 24)
+    visits = [[dict(enumerate(losses[e, t].tolist())) for e in range(3)] for t in range(2)]
+    assert mean_loss(passed).tolist() == pytest.approx(mean_loss_plain(visits, 24), rel=1e-5)
+
+
+def test_mean_loss_passes_over_epochs_without_a_visit():
+    losses = torch.tensor([[[1.0, math.nan]], [[3.0, 5.0]]])
+    assert mean_loss(Dynamics(None, {}, Stats(collected={"loss": losses}))).tolist() == [2.0, 5.0]
+
+
+def test_a_mislabelled_image_is_hard(tiny):
+    targets = tiny.targets.clone()
+    targets[3] = 2
+    wrong = type(tiny)(tiny.pixels, targets, tiny.classes, tiny.transform)
+    passed = dynamics(ConvNet((1, 8, 8), 3, width=8), wrong, 3, 8, generator(0, "x"), batch=8)
+    assert int(mean_loss(passed).argmax()) == 3
+
+
+def test_features_are_those_of_the_first_network(tiny):
+    net = ConvNet((1, 8, 8), 3, width=4)
+    passed = dynamics(net, tiny, 2, 1, generator(0, "x"))
+    rows = features(passed, tiny)
+    assert rows.shape == (24, net.features)
+    assert torch.allclose(rows, net.embed(passed.params, tiny.batch(torch.arange(24)))[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("rule, expected", [("lowest", [8, 2, 6, 1, 7, 5]), ("highest", [0, 4, 2, 3, 9, 5])])
+def test_select_per_class_in_the_order_of_the_rule(rule, expected):
+    """Ties go to the smaller index."""
+    assert select(SCORES, 3, TARGETS, rule).tolist() == expected
+
+
+@pytest.mark.parametrize("rule, expected", [("lowest", [1, 8, 7, 2]), ("highest", [3, 9, 5, 0])])
+def test_select_without_classes(rule, expected):
+    assert select(SCORES, 4, None, rule).tolist() == expected
+
+
+def test_select_random():
+    chosen = select(None, 3, TARGETS, "random", generator(0, "x"))
+    assert len(set(chosen.tolist())) == 6 and TARGETS[chosen].tolist() == [0, 0, 0, 1, 1, 1]
+    assert torch.equal(chosen, select(None, 3, TARGETS, "random", generator(0, "x")))
+    draws = {tuple(select(None, 3, TARGETS, "random", generator(s, "x")).tolist()) for s in range(20)}
+    assert len(draws) > 15
+
+
+@pytest.mark.parametrize("keep, n", [(1.0, 5), (0.8, 4), (0.61, 4), (0.6, 3), (0.2, 1), (0.01, 1)])
+def test_prune_drops_whole_samples_of_every_class(keep, n):
+    """floor((1 - keep) * n_class) samples are dropped, whatever the rounding of 1 - keep."""
+    kept = prune(SCORES, keep, TARGETS, "lowest")
+    assert torch.bincount(TARGETS[kept]).tolist() == [n, n]
+    assert kept.tolist() == select(SCORES, n, TARGETS, "lowest").tolist()
+
+
+@pytest.mark.parametrize("n", [1, 4, 9])
+def test_herding_equals_its_plain_twin(n):
+    rows = torch.randn(18, 5, generator=generator(0, "x"), dtype=torch.float64)
+    targets = torch.arange(18) % 2
+    rank = herding(rows, targets, n)
+    for label in (0, 1):
+        members = torch.nonzero(targets == label)[:, 0]
+        chosen = [int(members[i]) for i in herding_plain(rows[members], n)]
+        assert sorted(chosen, key=lambda i: rank[i]) == chosen
+        assert rank[chosen].tolist() == list(range(n))
+        rest = [int(i) for i in members if int(i) not in chosen]
+        assert (rank[rest] == 18).all()
+
+
+def test_herding_brings_the_means_together():
+    rows = torch.randn(100, 4, generator=generator(1, "x"))
+    targets = torch.zeros(100, dtype=torch.long)
+
+    def gap(chosen):
+        return (rows[chosen].mean(0) - rows.mean(0)).norm()
+
+    herded = select(herding(rows, targets, 10), 10, targets, "lowest")
+    random = [gap(select(None, 10, targets, "random", generator(s, "x"))) for s in range(20)]
+    assert gap(herded) < min(random)
+
+
+def test_kmeans_takes_the_samples_nearest_to_the_centres():
+    centres = torch.tensor([[0.0, 0], [10, 0], [0, 10]])
+    sizes = torch.tensor([5, 9, 7])
+    rows = centres.repeat_interleave(sizes, 0) + torch.randn(21, 2, generator=generator(0, "x"))
+    rank = kmeans_nearest(rows, torch.zeros(21, dtype=torch.long), 3, generator(1, "x"))
+    chosen = rank.argsort()[:3]
+    assert rank[chosen].tolist() == [0, 1, 2] and (rank.sort().values[3:] == 21).all()
+    clusters = [slice(5, 14), slice(14, 21), slice(0, 5)]  # larger clusters first
+    for index, members in zip(chosen.tolist(), clusters):
+        nearest = (rows[members] - rows[members].mean(0)).norm(dim=1).argmin()
+        assert index == members.start + int(nearest)
+
+
+def test_kmeans_takes_distinct_samples():
+    rows = torch.zeros(6, 2)
+    rows[3:] = 1  # two centres, three asked for: duplicates are kept apart
+    rows += 1e-3 * torch.rand(6, 2, generator=generator(0, "x"))
+    rank = kmeans_nearest(rows, torch.zeros(6, dtype=torch.long), 5, generator(0, "x"))
+    assert sorted(rank.tolist()) == [0, 1, 2, 3, 4, 6]
+
+
+def test_kmeans_follows_its_generator(tiny):
+    rows = torch.rand(24, 6, generator=generator(0, "x"))
+    first, again = (kmeans_nearest(rows, tiny.targets, 3, generator(2, "x")) for _ in range(2))
+    assert torch.equal(first, again)
+    fitted = KMeans(3, n_init=10, random_state=0).fit(rows[:8].double().numpy())
+    assert len(set(fitted.labels_)) == 3 and (first[:8] < 3).sum() == 3
+
+
+@pytest.mark.parametrize(
+    "call, word",
+    [
+        (lambda: select(SCORES, 2, TARGETS, "middle"), "middle"),
+        (lambda: select(SCORES, 0, TARGETS), 0),
+        (lambda: select(SCORES, 1.5, TARGETS), 1.5),
+        (lambda: select(SCORES, 6, TARGETS), 6),
+        (lambda: select(SCORES.log() - math.inf, 2, TARGETS), 10),
+        (lambda: prune(SCORES, 0.0, TARGETS, "lowest"), 0.0),
+        (lambda: prune(SCORES, 2, TARGETS, "lowest"), 2),
+        (lambda: prune(SCORES, 0.2, TARGETS, "lowest", at_least=3), 0.2),
+    ],
+)
+def test_refused(call, word, refused):
+    with refused(word):
+        call()

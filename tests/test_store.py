@@ -1,0 +1,324 @@
+"""Atomic writes, tensors with their digest, identities, locks, finished runs."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from distillery import store
+from distillery.checks import InputError
+from distillery.store import Runs, identity, load_tensors, lock, save_tensors, tensor_digest, write_bytes
+
+
+def tensors():
+    return {
+        "images": torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)),
+        "targets": torch.tensor([0, 1, 2]),
+        "step": torch.tensor(7),
+        "mask": torch.tensor([True, False]),
+        "none": torch.zeros(0, 3),
+    }
+
+
+# Writing
+
+
+def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.bin"
+    write_bytes(path, b"first and longer")
+    write_bytes(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.bin"]
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    path = write_bytes(tmp_path / "a.bin", b"old")
+    seen = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append(path.read_bytes()) or fsync(handle))
+    write_bytes(path, b"new")
+    assert seen[0] == b"old" and path.read_bytes() == b"new"
+
+
+DISK_FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from distillery import store
+from distillery.checks import InputError
+
+path = Path(sys.argv[1])
+store.save_tensors(path, {"x": torch.zeros(10)}, {"card": "old"})
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    store.save_tensors(path, {"x": torch.ones(10000)}, {"card": "new"})
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_gives_one_line_and_keeps_the_old_file(tmp_path):
+    """The system refuses to write beyond 4096 bytes, as it refuses on a full disk."""
+    path = tmp_path / "set.safetensors"
+    done = subprocess.run([sys.executable, "-c", DISK_FULL, path], capture_output=True, text=True, timeout=100)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    message = done.stdout.rstrip("\n")
+    assert str(path) in message and "accepted" in message and "\n" not in message
+    old, card = load_tensors(path)
+    assert torch.equal(old["x"], torch.zeros(10)) and card == {"card": "old"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, refused):
+    (tmp_path / "file").write_text("in the way")
+    with refused(tmp_path / "file"):
+        write_bytes(tmp_path / "file" / "a.bin", b"x")
+
+
+def test_half_a_write_left_by_a_killed_process_does_not_matter(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, tensors(), {"n": 1})
+    for pid in (os.getpid(), 12345):
+        (tmp_path / f".a.safetensors.{pid}.tmp").write_bytes(path.read_bytes()[:40])
+    save_tensors(path, tensors(), {"n": 2})
+    assert load_tensors(path)[1] == {"n": 2}
+
+
+# Tensors
+
+
+def test_tensors_and_card_come_back(tmp_path):
+    card = {"name": "ü", "numbers": [1, 2.5, None], "nested": {"yes": True}}
+    digest = save_tensors(tmp_path / "a.safetensors", tensors(), card)
+    back, read = load_tensors(tmp_path / "a.safetensors")
+    assert read == card and back.keys() == tensors().keys()
+    for name, value in tensors().items():
+        assert torch.equal(back[name], value) and back[name].dtype == value.dtype
+    assert tensor_digest(back) == tensor_digest(tensors())
+    assert digest != save_tensors(tmp_path / "b.safetensors", tensors(), card | {"name": "o"})
+
+
+def test_a_changed_card_is_corrupt(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, tensors(), {"formation": "identity"})
+    path.write_bytes(path.read_bytes().replace(b"identity", b"idendity"))
+    with pytest.raises(InputError, match="corrupt"):
+        load_tensors(path)
+
+
+def test_digest_sees_names_types_shapes_and_values():
+    x = torch.arange(6.0)
+    variants = [
+        {"x": x}, {"y": x}, {"x": x.double()}, {"x": x.view(2, 3)}, {"x": x + 1e-6}, {"x": x, "y": x},
+    ]  # fmt: skip
+    assert len({tensor_digest(variant) for variant in variants}) == 6
+    assert tensor_digest({"a": x, "b": x + 1}) == tensor_digest({"b": x + 1, "a": x})
+    assert tensor_digest({"x": x.view(2, 3).T.contiguous().T}) == tensor_digest({"x": x.view(2, 3)})
+
+
+def test_every_truncation_is_found(tmp_path, refused):
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, tensors(), {"n": 1})
+    content = path.read_bytes()
+    for length in [0, 1, 7, 8, 9, *range(10, len(content), 37), len(content) - 1]:
+        path.write_bytes(content[:length])
+        with refused(path):
+            load_tensors(path)
+
+
+def test_a_changed_byte_is_found_or_changes_no_tensor(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, tensors(), {"n": 1})
+    content = path.read_bytes()
+    data = 8 + int.from_bytes(content[:8], "little")
+    found = 0
+    for at in range(0, len(content)):
+        if at < data and at % 3:
+            continue
+        changed = bytearray(content)
+        changed[at] ^= 0x11
+        path.write_bytes(changed)
+        try:
+            back, _ = load_tensors(path)
+        except InputError as error:
+            assert "accepted" in str(error) and "\n" not in str(error)
+            found += at >= data
+        else:
+            assert at < data and tensor_digest(back) == tensor_digest(tensors())
+    assert found == len(content) - data
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04K\x01.", b"not tensors at all, rather a text" * 9])
+def test_other_files_are_refused(tmp_path, content, refused):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with refused(path):
+        load_tensors(path)
+
+
+def test_missing_files_folders_and_foreign_safetensors_are_refused(tmp_path, refused):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    for name in ("missing.safetensors", "", "foreign.safetensors"):
+        with refused(tmp_path / name):
+            load_tensors(tmp_path / name)
+
+
+def test_file_digest_is_sha256sum(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert store.file_digest(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+# Identities
+
+
+def test_identity_sees_producer_version_inputs_and_data():
+    base = ("DM", 1, {"ipc": 1, "lr": 0.1}, "data")
+    others = [
+        ("DC", 1, {"ipc": 1, "lr": 0.1}, "data"),
+        ("DM", 2, {"ipc": 1, "lr": 0.1}, "data"),
+        ("DM", 1, {"ipc": 1, "lr": 0.2}, "data"),
+        ("DM", 1, {"ipc": "1", "lr": 0.1}, "data"),
+        ("DM", 1, {"ipc": 1, "lr": 0.1}, "other"),
+    ]
+    assert len({identity(*key) for key in [base, *others]}) == 6
+    assert identity("DM", 1, {"lr": 0.1, "ipc": 1}, "data") == identity(*base)
+    assert re.fullmatch("[0-9a-f]{16}", identity(*base))
+
+
+# Locks
+
+
+def held_by(path, pid, host=None):
+    path.write_text(json.dumps({"pid": pid, "host": host or socket.gethostname(), "time": 0}))
+
+
+def dead_pid():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def test_a_lock_is_held_and_let_go(tmp_path):
+    path = tmp_path / "runs" / "x.lock"
+    with lock(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert not path.exists()
+    with pytest.raises(KeyError), lock(path):
+        raise KeyError
+    assert not path.exists()
+
+
+def test_the_lock_of_a_living_process_is_respected(tmp_path):
+    path = tmp_path / "x.lock"
+    held_by(path, os.getppid())
+    before = path.read_text()
+    with pytest.raises(InputError, match=f"process {os.getppid()}"), lock(path):
+        pass
+    assert path.read_text() == before
+
+
+def test_the_lock_of_another_host_is_respected(tmp_path):
+    path = tmp_path / "x.lock"
+    held_by(path, dead_pid(), "elsewhere")
+    with pytest.raises(InputError, match="elsewhere"), lock(path):
+        pass
+    assert path.exists()
+
+
+@pytest.mark.parametrize("content", ["dead", "", '{"pid": 1'])
+def test_a_stale_lock_is_taken_over(tmp_path, content):
+    path = tmp_path / "x.lock"
+    path.write_text(content)
+    if content == "dead":
+        held_by(path, dead_pid())
+    with lock(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert not path.exists()
+
+
+# Runs
+
+
+def counting(value=1.5):
+    calls = []
+
+    def compute(key):
+        calls.append(key)
+        return {"accuracy": value, "list": [1, None]}
+
+    return compute, calls
+
+
+def test_a_run_is_computed_once(tmp_path):
+    compute, calls = counting()
+    runs = Runs(tmp_path)
+    first = runs.get("p", 1, {"ipc": 1}, "data", compute)
+    again = Runs(tmp_path)
+    assert again.get("p", 1, {"ipc": 1}, "data", compute) == first == {"accuracy": 1.5, "list": [1, None]}
+    assert (runs.computed, runs.reused, again.computed, again.reused) == (1, 0, 0, 1)
+    assert calls == [identity("p", 1, {"ipc": 1}, "data")]
+    again.get("p", 1, {"ipc": 2}, "data", compute)
+    assert len(calls) == 2
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_failed_run_is_not_stored(tmp_path):
+    runs = Runs(tmp_path)
+
+    def fail(key):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        runs.get("p", 1, {}, "data", fail)
+    assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.lock"))
+    assert runs.get("p", 1, {}, "data", counting()[0])["accuracy"] == 1.5
+
+
+def test_a_spent_budget_starts_nothing_and_lists_what_is_missing(tmp_path):
+    now = [0.0]
+    runs = Runs(tmp_path, budget_minutes=2, clock=lambda: now[0])
+    compute, calls = counting()
+    assert runs.get("p", 1, {"ipc": 1}, "data", compute)
+    now[0] = 121
+    assert runs.get("p", 1, {"ipc": 2}, "data", compute) is None
+    assert runs.get("p", 1, {"ipc": 1}, "data", compute)  # what is there is read all the same
+    assert runs.missing == [{"ipc": 2}] and len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace("1.5", "1.6"),
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: re.sub('"id": "....', '"id": "0000', text),
+    ],
+    ids=["changed", "truncated", "empty", "another kind", "another run"],
+)
+def test_a_corrupt_run_is_refused(tmp_path, damage, refused):
+    compute, calls = counting()
+    Runs(tmp_path).get("p", 1, {}, "data", compute)
+    path = Runs(tmp_path).path(calls[0])
+    path.write_text(damage(path.read_text()))
+    with refused(path):
+        Runs(tmp_path).get("p", 1, {}, "data", compute)
+    assert len(calls) == 1
+    path.unlink()
+    assert Runs(tmp_path).get("p", 1, {}, "data", compute) and len(calls) == 2
+
+
+def test_json_is_read_whole_or_refused(tmp_path, refused):
+    path = store.write_json(tmp_path / "a.json", {"b": 1, "a": [1.5, None]})
+    assert store.read_json(path) == {"b": 1, "a": [1.5, None]}
+    path.write_text('{"b": 1')
+    for broken in (path, tmp_path / "missing.json"):
+        with refused(broken):
+            store.read_json(broken)
