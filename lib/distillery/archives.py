@@ -23,6 +23,7 @@ from pathlib import Path
 from distillery import store
 from distillery.checks import InputError
 
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar")
 ACCEPTED = "a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one"
 MAX_MEMBER = 1 << 28  # bytes of one encoded image
@@ -35,6 +36,11 @@ def shown(name) -> str:
     """A file name fit for one line of text: as it is where it is printable, else escaped."""
     text = str(name)
     return text if text.isprintable() else ascii(text)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has one of the accepted image extensions."""
+    return name.lower().endswith(EXTENSIONS)
 
 
 def threads() -> int:
@@ -86,10 +92,10 @@ class Folder:
     def _walk(self, choose) -> Listing:
         folders, files = _entries(self.root)
         for _ in range(3):
-            if files or len(folders) != 1:
+            if any(map(is_image, files)) or len(folders) != 1:
                 break
             inner, inner_files = _entries(self.root / folders[0])
-            if not inner or inner_files:
+            if not inner or any(map(is_image, inner_files)):
                 break
             self.root, folders, files = self.root / folders[0], inner, inner_files
         found = Listing({name: (self.root / name).stat().st_size for name in files}, set(folders))
@@ -140,7 +146,8 @@ class Zip:
     """A .zip archive, read in memory."""
 
     def __init__(self, path: Path, limit: int, max_member: int = MAX_MEMBER):
-        self.path, self.limit, self.max_member = path, limit, max_member
+        self.path = self.root = path
+        self.limit, self.max_member = limit, max_member
         self.name = _stem(path)
         self._listing: Listing | None = None
         self._stored: dict[str, zipfile.ZipInfo] = {}
@@ -189,7 +196,8 @@ class Tar:
     """A .tar, .tar.gz or .tgz archive, read in memory from front to end."""
 
     def __init__(self, path: Path, limit: int, max_member: int = MAX_MEMBER):
-        self.path, self.limit, self.max_member = path, limit, max_member
+        self.path = self.root = path
+        self.limit, self.max_member = limit, max_member
         self.name = _stem(path)
         self._listing: Listing | None = None
         self._where: dict[str, int] = {}

@@ -233,22 +233,26 @@ class Splits:
         )
 
 
-def _parts(images: ImageSet):
-    """The pixels on the CPU, about 16 MB at a time."""
-    chunk = max(1, (1 << 24) // math.prod(images.shape))
+def _parts(images: ImageSet, chunk: int = 0):
+    """The pixels on the CPU, `chunk` images at a time, 0 = about 16 MB."""
+    chunk = chunk or max(1, (1 << 24) // math.prod(images.shape))
     for start in range(0, len(images), chunk):
         yield images.pixels[start : start + chunk].cpu()
 
 
-def fit_standardize(images: ImageSet) -> Standardize:
+def fit_standardize(images: ImageSet, chunk: int = 0) -> Standardize:
     """Channel means and standard deviations over all pixels; a constant channel keeps deviation 1."""
-    total = torch.zeros(2, images.shape[0], dtype=torch.int64)  # whole numbers: exact, in whatever parts
-    for part in _parts(images):
-        values = part.int()
-        total += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])  # (2, C)
-    mean, square = total.double() / (len(images) * images.shape[1] * images.shape[2])
-    std = (square - mean.square()).clamp(min=0).sqrt() / 255
-    return Standardize((mean / 255).float(), torch.where(std > 1e-4, std, 1.0).float())
+    counts = torch.zeros(
+        images.shape[0], 256, dtype=torch.int64
+    )  # of every pixel value: exact, in whatever chunks
+    for part in _parts(images, chunk):
+        for channel in range(images.shape[0]):
+            counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
+    share = counts.double() / counts[0].sum()  # (C, 256)
+    values = torch.arange(256).double() / 255
+    mean = share @ values  # (C,)
+    std = (share * (values - mean[:, None]).square()).sum(1).sqrt()  # (C,)
+    return Standardize(mean.float(), torch.where(std > 1e-4, std, 1.0).float())
 
 
 def published(name: str, channels: int) -> Standardize:

@@ -106,7 +106,7 @@ def _decode(where, plan, resize, max_side, progress, color, allocate):
             if tally.color:
                 return None
     if tally.unreadable:
-        first = shown(where.path / min(tally.unreadable)[1])
+        first = shown(where.root / min(tally.unreadable)[1])
         raise InputError(
             f"{len(tally.unreadable)} of {len(rows)} images cannot be read, first {first}; accepted: whole image files"
         )

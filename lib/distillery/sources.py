@@ -21,11 +21,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from distillery import store
-from distillery.archives import Folder, Listing, origin, shown, threads
+from distillery.archives import EXTENSIONS, Folder, Listing, is_image, origin, shown, threads
 from distillery.checks import InputError
 from distillery.decoding import check_sides, chunked, decode, open_image, over_chunks, said
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 CACHE_FROM = 1 << 20  # smaller files are decoded faster than they are worth a cache file
 VERSION = 1  # of the decoding: a change makes older cache files stale
 
@@ -108,7 +107,7 @@ _TEST = ("test", "val", "valid", "validation")
 
 def _plan(where, layout: str) -> Plan:
     listing = where.listing(split_folders)
-    label = shown(where.path)
+    label = shown(where.root)
     return arrange(listing, label) if layout == "classes" else arrange_tiny(listing, label, where)
 
 
@@ -130,7 +129,7 @@ def arrange(listing: Listing, label: str) -> Plan:
                 f"{label} holds both {named[top.casefold()]!r} and {top!r}; accepted: one of them"
             )
     notes = []
-    outside = sum(map(_is_image, _below(listing.files, base)))
+    outside = sum(map(is_image, _below(listing.files, base)))
     if outside:
         notes.append(f"{outside} image(s) outside the class folders passed over")
     held_out = [named[name] for name in _TEST if name in named]
@@ -195,7 +194,7 @@ def arrange_tiny(listing: Listing, label: str, where) -> Plan:
     for name in sorted(listing.files):
         parts = name.removeprefix(top).split("/")
         if name.startswith(top) and len(parts) == 4 and parts[0] == "train" and parts[2] == "images":
-            if not _is_image(name):
+            if not is_image(name):
                 raise InputError(f"{label}: {name!r} is no image; accepted: {' '.join(EXTENSIONS)}")
             train.setdefault(parts[1], []).append(name)
     classes = sorted(train)
@@ -214,16 +213,11 @@ def arrange_tiny(listing: Listing, label: str, where) -> Plan:
         raise InputError(
             f"{label}: classes {empty[:5]} have no image in val/; accepted: at least one in every class"
         )
-    same = dict(zip(classes, classes))
-    return _ordered([(train, same), (test, same)], classes, ["the published validation images serve as test"])
+    return _ordered([train, test], classes, ["the published validation images serve as test"])
 
 
 def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
 
 
 def _below(names: Iterable[str], base: str) -> list[str]:
@@ -236,8 +230,12 @@ def _base(listing: Listing) -> str:
     base = ""
     for _ in range(3):
         tops, files = _below(listing.folders, base), _below(listing.files, base)
-        inner = f"{tops[0]}/" if len(tops) == 1 and not any(map(_is_image, files)) else ""
-        if not inner or _below(listing.files, inner) or not _below(listing.folders, inner):
+        inner = f"{tops[0]}/" if len(tops) == 1 and not any(map(is_image, files)) else ""
+        if (
+            not inner
+            or any(map(is_image, _below(listing.files, inner)))
+            or not _below(listing.folders, inner)
+        ):
             break
         base = inner
     return base
@@ -253,8 +251,8 @@ def _class_folders(listing: Listing, base: str, label: str) -> dict[str, list[st
     for name in sorted([*listing.files, *listing.folders]):
         name_parts = name[len(base) :].split("/")
         if name.startswith(base) and len(name_parts) == 2:
-            is_image = name in listing.files and _is_image(name)
-            (found if is_image else foreign)[name_parts[0]].append(name)
+            good = name in listing.files and is_image(name)
+            (found if good else foreign)[name_parts[0]].append(name)
     for name in found:
         if foreign[name]:
             first = foreign[name][0].rpartition("/")[2]
