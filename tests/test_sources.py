@@ -729,6 +729,8 @@ def test_tiny_imagenet(tmp_path, monkeypatch):
     splits = data.load("tiny-imagenet", tmp_path, normalization="published")
     assert len(splits.train) + len(splits.validation) == 6 and splits.test.counts() == [2, 2]
     assert splits.train.classes == ("n01", "n02") and splits.test.name == "tiny-imagenet"
+    assert load(tmp_path / file).digest == splits.digest  # the layout is known by its label table
+    assert sources.check(tmp_path / file).usable
     root = to_folder(tmp_path / "unpacked", tiny_files())
     for place in (root, root / "tiny-imagenet-200"):
         again = data.load("tiny-imagenet", place)

@@ -120,19 +120,21 @@ class Folder:
         return sum(self.listing().files.values())
 
     def digest(self) -> str:
-        """sha256 over names, sizes and contents of all files and over the folder names."""
+        """sha256 over the names of folders and files, and over size and content of images and label tables."""
         listing = self.listing()
         names = sorted(listing.files)
         with ThreadPoolExecutor(threads()) as pool:
-            contents = pool.map(self._content, names, chunksize=256)
+            contents = pool.map(self._content, names)
             sha = hashlib.sha256(ascii(sorted(listing.folders)).encode())
             for name, content in zip(names, contents):
-                sha.update(f"{ascii(name)} {listing.files[name]} {content}\n".encode())
+                sha.update(f"{ascii(name)} {content}\n".encode())
         return sha.hexdigest()
 
     def _content(self, name: str) -> str:
+        if not (is_image(name) or name.endswith("annotations.txt")):
+            return ""
         try:
-            return store.file_digest(self.root / name)
+            return f"{self.listing().files[name]} {store.file_digest(self.root / name)}"
         except OSError:
             return "unreadable"
 

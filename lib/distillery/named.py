@@ -329,7 +329,7 @@ def _tiny(root: Path, progress: bool, **options) -> sources.Decoded:
         folder for folder in (root, root / "tiny-imagenet-200") if (folder / "val" / "images").is_dir()
     ]
     path = unpacked[0] if unpacked and not (root / archive).exists() else fetch(name, archive, root, progress)
-    found = sources.load_files(path, layout=name, progress=progress, **options)
+    found = sources.load_files(path, progress=progress, **options)
     found.name = name
     if path.is_dir():
         found.notes.append("read from an unpacked folder, for which there is no published checksum")

@@ -61,7 +61,6 @@ def load_files(
     *,
     resize: int = 0,
     max_side: int = 0,
-    layout: str = "classes",
     cache_dir: str | Path = "",
     mapped: bool = False,
     progress: bool = False,
@@ -69,20 +68,17 @@ def load_files(
 ) -> Decoded:
     """Decode the class folders at `path`, a folder or an archive, or read them from the cache.
 
-    layout   'classes', or 'tiny-imagenet' for train/<class>/images/ and val/val_annotations.txt
-    others   as in `data.load`
+    options  as in `data.load`
     raises   InputError on anything that cannot be decoded as asked
     """
     check_sides(resize, max_side)
     where = origin(path, max_unpacked_gb)
-    plan = (
-        _plan(where, layout) if isinstance(where, Folder) else None
-    )  # an archive is listed only if not cached
-    options = {"resize": resize, "max_side": max_side, "layout": layout}
+    plan = _plan(where) if isinstance(where, Folder) else None  # an archive is listed only if not cached
+    options = {"resize": resize, "max_side": max_side}
     key = store.identity("decoded images", VERSION, options, where.digest())
 
     def produce(allocate):
-        arranged = plan or _plan(where, layout)
+        arranged = plan or _plan(where)
         notes = list(arranged.notes)
         card = {"classes": arranged.classes, "n_train": arranged.n_train, "notes": notes}
         targets = torch.tensor(arranged.labels)
@@ -103,12 +99,14 @@ def split_folders(names: set[str]) -> set[str]:
 
 
 _TEST = ("test", "val", "valid", "validation")
+_TINY = "/val/val_annotations.txt"
 
 
-def _plan(where, layout: str) -> Plan:
+def _plan(where) -> Plan:
     listing = where.listing(split_folders)
     label = shown(where.root)
-    return arrange(listing, label) if layout == "classes" else arrange_tiny(listing, label, where)
+    table = next((name for name in listing.files if f"/{name}".endswith(_TINY)), None)
+    return arrange(listing, label) if table is None else arrange_tiny(listing, label, where, table)
 
 
 def arrange(listing: Listing, label: str) -> Plan:
@@ -177,15 +175,12 @@ def _match(classes: list[str], test: list[str], label: str, part: str) -> dict[s
     return {name: by_key[_key(name)] for name in classes}
 
 
-def arrange_tiny(listing: Listing, label: str, where) -> Plan:
-    """The layout of Tiny-ImageNet: train/<class>/images/*, val/images/* with labels in val/val_annotations.txt.
+def arrange_tiny(listing: Listing, label: str, where, table: str) -> Plan:
+    """The layout of Tiny-ImageNet: train/<class>/images/*, val/images/* with labels in val/val_annotations.txt (`table`).
 
     The validation images serve as test images; those of test/ have no labels and are passed over.
     """
     accepted = "train/<class>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt"
-    table = next((n for n in listing.files if n.endswith("val/val_annotations.txt")), None)
-    if table is None:
-        raise InputError(f"{label} has no val/val_annotations.txt; accepted: {accepted}")
     top = table.removesuffix("val/val_annotations.txt")
     _, content = next(iter(where.read([table])))
     text = content.read_bytes() if isinstance(content, Path) else content
@@ -347,7 +342,7 @@ def check(path: str | Path, progress: bool = False, max_unpacked_gb: float = 64.
     Duplicates are images with the same decoded pixels. raises  InputError where the folders themselves are no data set
     """
     where = origin(path, max_unpacked_gb)
-    plan = _plan(where, "classes")
+    plan = _plan(where)
     rows = {name: row for row, name in enumerate(plan.files)}
     sizes, facts, unreadable = Counter(), Counter(), []
     pixels: dict[bytes, list[int]] = {}
