@@ -818,6 +818,8 @@ ODD = [
 ]  # fmt: skip
 contents = st.one_of(
     st.sampled_from(GOOD),
+    st.sampled_from(GOOD),
+    st.sampled_from(GOOD),
     st.sampled_from(ODD),
     st.binary(max_size=60),
     st.builds(lambda good, cut: good[:cut], st.sampled_from(GOOD), st.integers(0, 300)),
@@ -840,7 +842,11 @@ likely = st.builds(
     st.sampled_from(["cat", "dog"]),
     st.integers(0, 9),
 )
-trees = st.dictionaries(st.one_of(likely, likely, names), contents, max_size=14)
+trees = st.builds(
+    lambda base, extra: base | extra,
+    st.sampled_from([{}, files(parts=("",)), files(), files(parts=("top/train", "top/val"), mode="L")]),
+    st.dictionaries(st.one_of(likely, likely, names), contents, max_size=4),
+)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -123,20 +123,26 @@ class Folder:
         """sha256 over the names of folders and files, and over size and content of images and label tables."""
         listing = self.listing()
         names = sorted(listing.files)
+        sha = hashlib.sha256(ascii(sorted(listing.folders)).encode())
         with ThreadPoolExecutor(threads()) as pool:
-            contents = pool.map(self._content, names)
-            sha = hashlib.sha256(ascii(sorted(listing.folders)).encode())
-            for name, content in zip(names, contents):
-                sha.update(f"{ascii(name)} {content}\n".encode())
+            for lines in pool.map(self._contents, (names[i : i + 256] for i in range(0, len(names), 256))):
+                sha.update(lines)
         return sha.hexdigest()
 
-    def _content(self, name: str) -> str:
-        if not (is_image(name) or name.endswith("annotations.txt")):
-            return ""
-        try:
-            return f"{self.listing().files[name]} {store.file_digest(self.root / name)}"
-        except OSError:
-            return "unreadable"
+    def _contents(self, names: list[str]) -> bytes:
+        """One line for each name: the name, and of images and label tables the size and sha256 of the content."""
+        lines = []
+        for name in names:
+            line = ascii(name)
+            if is_image(name) or name.endswith("annotations.txt"):
+                try:
+                    with open(f"{self.root}/{name}", "rb", buffering=0) as file:
+                        content = hashlib.file_digest(file, "sha256").hexdigest()
+                except OSError:
+                    content = "unreadable"
+                line += f" {self.listing().files[name]} {content}"
+            lines.append(line)
+        return "\n".join([*lines, ""]).encode()
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | Path]]:
         """(name, path) for each name: whoever decodes a file opens it."""
