@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from distillery.archives import shown, threads
 from distillery.checks import InputError, check_positive_int

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from distillery import store
 from distillery.archives import EXTENSIONS, Folder, Listing, is_image, origin, shown, threads
