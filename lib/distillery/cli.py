@@ -1,4 +1,4 @@
-"""The command line: `distillery run NOTEBOOK`, `distillery report`.
+"""The command line: `distillery run NOTEBOOK`, `distillery report`, `distillery data check PATH`.
 
 `run` is a thin layer over papermill: it checks parameters before starting, executes into a temporary file, and counts a
 run as done only by the record that the notebook's last cell writes. Bad input gives one line and exit code 2.
@@ -47,6 +47,13 @@ def main(argv: list[str] | None = None) -> int:
         "--write", metavar="FILE", help="write the generated tables between the markers of a Markdown file"
     )
     report.set_defaults(call=_report)
+
+    data = commands.add_parser("data", help="look at image data").add_subparsers(dest="verb", required=True)
+    check = data.add_parser(
+        "check", help="classes, sizes, modes, duplicates, unreadable files; exit code 0 if usable, else 2"
+    )
+    check.add_argument("path", help="a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one")
+    check.set_defaults(call=_data_check)
 
     arguments = parser.parse_args(argv)
     try:
@@ -186,6 +193,14 @@ def _report(arguments) -> int:
     write_bytes(path, text.encode())
     print(f"wrote {path}")
     return 0
+
+
+def _data_check(arguments) -> int:
+    from distillery import sources
+
+    report = sources.check(arguments.path, progress=sys.stderr.isatty())
+    print("\n".join(report.lines))
+    return 0 if report.usable else 2
 
 
 def _find(name: str) -> Path:

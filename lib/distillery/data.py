@@ -8,22 +8,28 @@ Sources: normalization constants and ZCA as in the fact sheet of the matching me
 """
 
 import hashlib
-from collections import Counter
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Generator, Tensor
 
+from distillery import named, sources
 from distillery.checks import InputError, check_choice, check_finite, check_fraction, check_positive_int
 from distillery.seeds import generator
 
-NAMES = ("digits", "folder")
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-NORMALIZATIONS = ("own", "zca")
+NAMES = (*named.NAMES, "folder")
+PUBLISHED = {  # channel means and standard deviations the distillation papers use, pixels in [0, 1]
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.2861,), (0.3530,)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "tiny-imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+NORMALIZATIONS = ("own", "zca", "published", *(f"published:{name}" for name in PUBLISHED))
 
 
 @dataclass(frozen=True)
@@ -68,15 +74,53 @@ class ZCA:
 
 
 @dataclass(frozen=True, eq=False)
+class Rows:
+    """Some images of a larger array, read as they are asked for: the pixels of a set that stays on disk.
+
+    base    (M, C, H, W) uint8, usually mapped from a file
+    rows    (N,) int64 rows of `base`
+    device  where images go when they are read
+    """
+
+    base: Tensor
+    rows: Tensor
+    device: torch.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W)"""
+        return torch.Size([len(self.rows), *self.base.shape[1:]])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    def __getitem__(self, indices) -> Tensor:
+        """Read images: indices of any shape (...) -> (..., C, H, W) uint8."""
+        indices = indices.cpu() if isinstance(indices, Tensor) else indices
+        return self.base[self.rows[indices]].to(self.device)
+
+    def of(self, indices: Tensor) -> "Rows":
+        """The images at `indices` (K,), not yet read."""
+        return replace(self, rows=self.rows[indices.cpu()])
+
+    def to(self, device: torch.device | str) -> "Rows":
+        return replace(self, device=torch.device(device))
+
+
+@dataclass(frozen=True, eq=False)
 class ImageSet:
     """Labelled images: uint8 at rest, floats through `batch`.
 
-    pixels   (N, C, H, W) uint8
+    pixels   (N, C, H, W) uint8, in memory or as `Rows` of a file
     targets  (N,) int64 class labels
     classes  the class names, in label order
     """
 
-    pixels: Tensor
+    pixels: Tensor | Rows
     targets: Tensor
     classes: tuple[str, ...]
     transform: Standardize | ZCA | None = None
@@ -132,7 +176,17 @@ class ImageSet:
     def subset(self, indices: Tensor) -> "ImageSet":
         """The images at `indices` (M,), in that order."""
         indices = torch.as_tensor(indices, device=self.device)
-        return replace(self, pixels=self.pixels[indices], targets=self.targets[indices])
+        lazy = isinstance(self.pixels, Rows)
+        pixels = self.pixels.of(indices) if lazy else self.pixels[indices]
+        return replace(self, pixels=pixels, targets=self.targets[indices])
+
+    def lazy(self) -> "ImageSet":
+        """The same images, of which subsets hold no copy."""
+        return replace(self, pixels=Rows(self.pixels, torch.arange(len(self)), self.device))
+
+    def in_memory(self) -> "ImageSet":
+        """The same images, all of them read."""
+        return replace(self, pixels=self.pixels[:]) if isinstance(self.pixels, Rows) else self
 
     def of_class(self, label: int) -> Tensor:
         """Indices of one class, ascending."""
@@ -149,7 +203,8 @@ class ImageSet:
     def digest(self) -> str:
         """sha256 of pixels, labels and class names; the transform is not part of it."""
         sha = hashlib.sha256(repr((tuple(self.pixels.shape), self.classes)).encode())
-        sha.update(self.pixels.cpu().contiguous().numpy().data)
+        for part in _parts(self):
+            sha.update(part.contiguous().numpy().data)
         sha.update(self.targets.cpu().contiguous().numpy().data)
         return sha.hexdigest()
 
@@ -178,15 +233,38 @@ class Splits:
         )
 
 
-def fit_standardize(images: ImageSet, chunk: int = 4096) -> Standardize:
+def _parts(images: ImageSet, chunk: int = 0):
+    """The pixels on the CPU, `chunk` images at a time, 0 = about 16 MB."""
+    chunk = chunk or max(1, (1 << 24) // math.prod(images.shape))
+    for start in range(0, len(images), chunk):
+        yield images.pixels[start : start + chunk].cpu()
+
+
+def fit_standardize(images: ImageSet, chunk: int = 0) -> Standardize:
     """Channel means and standard deviations over all pixels; a constant channel keeps deviation 1."""
-    total = torch.zeros(2, images.shape[0], dtype=torch.float64)
-    for part in images.pixels.split(chunk):
-        values = part.cpu().double() / 255
-        total += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])  # (2, C)
-    mean, square = total / (images.pixels.numel() / images.shape[0])
-    std = (square - mean.square()).clamp(min=0).sqrt()
+    counts = torch.zeros(
+        images.shape[0], 256, dtype=torch.int64
+    )  # of every pixel value: exact, in whatever chunks
+    for part in _parts(images, chunk):
+        for channel in range(images.shape[0]):
+            counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
+    share = counts.double() / counts[0].sum()  # (C, 256)
+    values = torch.arange(256).double() / 255
+    mean = share @ values  # (C,)
+    std = (share * (values - mean[:, None]).square()).sum(1).sqrt()  # (C,)
     return Standardize(mean.float(), torch.where(std > 1e-4, std, 1.0).float())
+
+
+def published(name: str, channels: int) -> Standardize:
+    """The constants of `PUBLISHED`. Raises InputError if the set has none or other images than `channels` channels."""
+    check_choice("normalization: published constants of", name, PUBLISHED)
+    mean, std = (torch.tensor(values) for values in PUBLISHED[name])
+    if len(mean) != channels:
+        raise InputError(
+            f"normalization: {name} has constants for {len(mean)} channel(s), the images have {channels}; "
+            "accepted: own, zca, or constants for as many channels"
+        )
+    return Standardize(mean, std)
 
 
 def fit_zca(images: ImageSet, eps: float = 0.1) -> ZCA:
@@ -194,10 +272,14 @@ def fit_zca(images: ImageSet, eps: float = 0.1) -> ZCA:
 
     eps is added to the eigenvalues; memory grows as D^2 with D = C*H*W.
     """
-    flat = images.pixels.cpu().flatten(1).double() / 255  # (N, D)
-    mean = flat.mean(0)
-    centred = flat - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred / (len(flat) - 1))  # (D,), (D, D)
+    width = math.prod(images.shape)
+    mean, covariance = torch.zeros(width).double(), torch.zeros(width, width).double()
+    for part in _parts(images):
+        mean += (part.flatten(1).double() / 255).sum(0) / len(images)
+    for part in _parts(images):
+        centred = part.flatten(1).double() / 255 - mean  # (chunk, D)
+        covariance.addmm_(centred.T, centred, alpha=1 / (len(images) - 1))
+    values, vectors = torch.linalg.eigh(covariance)  # (D,), (D, D)
     scale = (values.clamp(min=0) + eps).sqrt()
     matrix, inverse = (vectors / scale) @ vectors.T, (vectors * scale) @ vectors.T  # (D, D)
     return ZCA(mean.float(), matrix.float(), inverse.float())
@@ -215,27 +297,50 @@ def load(
     validation: float = 0.1,
     test_fraction: float = 0.2,
     normalization: str = "own",
+    cache_dir: str | Path = "",
+    mapped: bool = False,
+    progress: bool = False,
+    max_unpacked_gb: float = 64.0,
 ) -> Splits:
     """Load a data set as disjoint splits, standardized by its training images.
 
-    dataset         'digits' (bundled with scikit-learn) or 'folder': class folders under data_root, either inside
-                    train/ and test/ or directly, then split by the seed with `test_fraction` of each class as test
+    dataset         'digits' (bundled with scikit-learn), a published set such as 'cifar10' (see `named.py`: its files
+                    are looked for in data_root, fetched if missing, and used only with the published checksum), or
+                    'folder': class folders at data_root, itself a folder, .zip, .tar.gz, .tgz or .tar, either inside
+                    train/ and test/ (or val/) or directly, then split by the seed with `test_fraction` as test
     max_side        shrink larger images so that no side exceeds it, 0 = never
     resize          make every image a square of this side, 0 = images must have equal sizes
     per_class       at most so many training images a class (before the validation split), drawn by the seed, 0 = all
     test_per_class  likewise for test images
     validation      fraction of the training images of each class held out
-    normalization   'own' (channel mean and std) or 'zca' (eps 0.1)
+    normalization   'own' (channel mean and std), 'zca' (eps 0.1), 'published' (the constants of the named set) or
+                    'published:NAME' (those of another set, for folders of its images)
+    cache_dir       where decoded pixels are kept, '' = $DISTILLERY_CACHE or ~/.cache/distillery; removable any time.
+                    There, folders and archives of less than 1 MB are not kept; in a folder given here, all are
+    mapped          leave the pixels on disk and read them as `batch` needs them, for sets larger than memory
+    progress        show a progress bar while decoding and downloading
+    max_unpacked_gb refuse an archive that declares more content than this
     raises          InputError on anything that cannot be loaded as asked
     """
     check_choice("dataset", dataset, NAMES)
     check_choice("normalization", normalization, NORMALIZATIONS)
     check_fraction("validation", validation)
     check_fraction("test_fraction", test_fraction)
-    if dataset == "digits":
-        train, test, notes = _digits(), None, []
+    kept, _, constants = normalization.partition(":")
+    if kept == "published":
+        check_choice("normalization: published constants of", constants or dataset, PUBLISHED)
+    options = {
+        "resize": resize, "max_side": max_side, "cache_dir": cache_dir, "mapped": mapped, "progress": progress,
+    }  # fmt: skip
+    if dataset == "folder":
+        found = sources.load_files(data_root, max_unpacked_gb=max_unpacked_gb, **options)
     else:
-        train, test, notes = _folder(Path(data_root).expanduser(), max_side, resize)
+        found = named.load(dataset, data_root, **options)
+    # Until the last step a part is only a list of rows, so that the pixels are copied once and not at every step.
+    images = ImageSet.of(found.pixels, found.targets, found.classes, found.name).lazy()
+    everything, n_train, notes = torch.arange(len(images)), found.n_train, list(found.notes)
+    train = images.subset(everything[:n_train])
+    test = images.subset(everything[n_train:]) if n_train < len(images) else None
     if test is None:
         draw = generator(seed, "data", "test split")
         train, test = split_per_class(train, test_fraction, draw)
@@ -249,8 +354,12 @@ def load(
         test = subset_per_class(test, test_per_class, generator(seed, "data", "test subset"))
         notes.append(f"at most {test_per_class} test images a class")
     train, held_out = split_per_class(train, validation, generator(seed, "data", "validation split"))
-    transform = fit_zca(train) if normalization == "zca" else fit_standardize(train)
-    train, held_out, test = (replace(part, transform=transform) for part in (train, held_out, test))
+    parts = [part if mapped else part.in_memory() for part in (train, held_out, test)]
+    if kept == "published":
+        transform = published(constants or dataset, images.shape[0])
+    else:
+        transform = fit_zca(parts[0]) if kept == "zca" else fit_standardize(parts[0])
+    train, held_out, test = (replace(part, transform=transform) for part in parts)
     return Splits(train, held_out, test, tuple(notes))
 
 
@@ -277,106 +386,3 @@ def subset_per_class(images: ImageSet, n: int, draw: Generator) -> ImageSet:
         members = images.of_class(label)
         chosen.append(members[torch.randperm(len(members), generator=draw)[:n]].sort().values)
     return images.subset(torch.cat(chosen))
-
-
-def _digits() -> ImageSet:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    pixels = torch.from_numpy(np.round(bunch.images * 255 / 16).astype(np.uint8))[:, None]  # (1797, 1, 8, 8)
-    return ImageSet.of(pixels, torch.from_numpy(bunch.target), map(str, bunch.target_names), "digits")
-
-
-def _folder(root: Path, max_side: int, resize: int) -> tuple[ImageSet, ImageSet | None, list[str]]:
-    if not root.is_dir():
-        raise InputError(f"data_root: {str(root)!r} is not a folder; accepted: a folder of class folders")
-    parts = [root / "train", root / "test"]
-    if all(part.is_dir() for part in parts):
-        listed = [_list_images(part) for part in parts]
-        classes = sorted(listed[0])
-        if sorted(listed[1]) != classes:
-            odd = sorted(set(listed[1]) ^ set(classes))
-            raise InputError(
-                f"{root}: classes {odd} are not in both train and test; accepted: the same class folders in both"
-            )
-        files = [path for part in listed for name in classes for path in part[name]]
-        labels = [label for part in listed for label, name in enumerate(classes) for _ in part[name]]
-        n_train = sum(map(len, listed[0].values()))
-    else:
-        members = _list_images(root)
-        classes = sorted(members)
-        files = [path for name in classes for path in members[name]]
-        labels = [label for label, name in enumerate(classes) for _ in members[name]]
-        n_train = len(files)
-    pixels, notes = _decode(files, max_side, resize)
-    images = ImageSet.of(torch.from_numpy(pixels), torch.tensor(labels), classes, root.name)
-    everything = torch.arange(len(files))
-    if n_train == len(files):
-        return images, None, notes
-    return images.subset(everything[:n_train]), images.subset(everything[n_train:]), notes
-
-
-def _list_images(root: Path) -> dict[str, list[Path]]:
-    """Image files by class folder; hidden files are passed over, any other file is refused with a count."""
-    classes = {path.name: path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    if len(classes) < 2:
-        raise InputError(f"{root} holds {len(classes)} class folder(s); accepted: at least 2")
-    found = {}
-    for name, folder in classes.items():
-        files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-        foreign = [path.name for path in files if path.is_dir() or path.suffix.lower() not in EXTENSIONS]
-        if foreign:
-            raise InputError(
-                f"{folder}: {len(foreign)} non-image file(s), first {foreign[0]!r}; accepted: {' '.join(EXTENSIONS)}"
-            )
-        if not files:
-            raise InputError(
-                f"class {name!r} in {root} is empty; accepted: at least one image in every class folder"
-            )
-        found[name] = files
-    return found
-
-
-def _decode(files: list[Path], max_side: int, resize: int) -> tuple[np.ndarray, list[str]]:
-    """Decode to uint8 (N, C, H, W): gray where all images are gray, else RGB. Refuses unreadable files and unequal sizes."""
-    images, unreadable = [], []
-    for path in files:
-        try:
-            with Image.open(path) as image:
-                image.load()
-                images.append(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
-            unreadable.append(path)
-    if unreadable:
-        raise InputError(
-            f"{len(unreadable)} of {len(files)} images cannot be read, first {unreadable[0]}; accepted: whole image files"
-        )
-    notes = []
-    if resize:
-        check_positive_int("resize", resize)
-        size = (resize, resize)
-        notes.append(f"resized to {resize}x{resize}")
-    else:
-        sizes = Counter(image.size for image in images)
-        if len(sizes) > 1:
-            (usual, _), odd = (
-                sizes.most_common(1)[0],
-                next(i for i, x in enumerate(images) if x.size != sizes.most_common(1)[0][0]),
-            )
-            raise InputError(
-                f"images of {len(sizes)} sizes, e.g. {files[odd].name} is {images[odd].size[0]}x{images[odd].size[1]} "
-                f"and most are {usual[0]}x{usual[1]}; accepted: equal sizes, or resize=SIDE"
-            )
-        size = images[0].size
-    if max_side and max(size) > max_side:
-        shrunk = tuple(max(1, round(side * max_side / max(size))) for side in size)
-        notes.append(f"shrunk from {size[0]}x{size[1]} to {shrunk[0]}x{shrunk[1]} (max_side {max_side})")
-        size = shrunk
-    mode = "L" if all(image.mode == "L" for image in images) else "RGB"
-    out = np.empty((len(images), len(mode), size[1], size[0]), np.uint8)
-    for i, image in enumerate(images):
-        image = image.convert(mode)
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BILINEAR)  # averages over the shrunk area
-        out[i] = np.asarray(image).reshape(size[1], size[0], -1).transpose(2, 0, 1)
-    return out, notes
