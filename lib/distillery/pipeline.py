@@ -5,7 +5,7 @@ The registry below is the single list of what can be combined; `compatibility()`
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import resources
 
@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from distillery import engine, store
+from distillery import architectures, engine, store
 from distillery.augment import DSA
 from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
 from distillery.data import Splits
@@ -28,8 +28,11 @@ from distillery.seeds import generator
 from distillery.selection import RULES, prune, select
 from distillery.synthetic import Synthetic, gaussian_noise
 
-PRESETS: dict[str, dict] = yaml.safe_load(
-    resources.files("distillery.matching").joinpath("presets.yaml").read_text()
+PRESETS: dict[str, dict]
+PUBLISHED: dict[str, dict]
+PRESETS, PUBLISHED = (
+    yaml.safe_load(resources.files("distillery.matching").joinpath(name).read_text())
+    for name in ("presets.yaml", "published.yaml")
 )
 OBJECTIVES = {"gradient": GradientMatching, "distribution": DistributionMatching}
 SELECTIONS = ("random", "herding", "k-means", "lowest loss", "highest loss")
@@ -37,6 +40,10 @@ WHOLE = ("whole", "whole, trained out")
 INITIALIZATIONS = ("real", "noise", "herding", "k-means")
 SAMPLERS = ("uniform",)
 VERSION = 1  # of everything that decides a run's result; raise it when a change makes stored runs stale
+
+
+class Unfinished(Exception):
+    """A run that another one stands on has not run within the budget."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Recipe:
     batch       real images a class and step, 0 = as published; for 'whole, trained out' images a step
     lr          rate of the pixels, 0 = as published
     epochs      for 'whole, trained out': epochs on all images
+    evaluate_on another architecture to evaluate the finished set with, '' = the bench's own network
     """
 
     method: str
@@ -64,23 +72,21 @@ class Recipe:
     batch: int = 0
     lr: float = 0.0
     epochs: int = 0
+    evaluate_on: str = ""
 
     def __post_init__(self):
         check_choice("method", self.method, [*WHOLE, *SELECTIONS, *PRESETS])
         check_positive_int("ipc", self.ipc)
         check_fraction("keep", self.keep)
         check_choice("rule", self.rule, RULES)
+        if self.evaluate_on:
+            check_choice("evaluate_on", self.evaluate_on, architectures.NAMES)
         if self.initialize:
             check_choice("initialize", self.initialize, INITIALIZATIONS)
         if self.initialize and self.method not in PRESETS:
             raise InputError(
                 f"initialize: {self.initialize!r} with {self.method!r}, which starts from nothing; accepted: ''"
             )
-
-    @property
-    def label(self) -> str:
-        pruned = "" if self.keep == 1 else f", keep {self.keep:.0%} {self.rule}"
-        return f"{self.method}{pruned}"
 
 
 class Bench:
@@ -109,7 +115,7 @@ class Bench:
     @cached_property
     def context(self) -> dict:
         """What identifies this bench in the id of a run."""
-        transform = type(self.data.train.transform).__name__
+        transform = store.tensor_digest(self.data.train.transform.tensors())[:16]
         return {
             "network": self.network.spec(),
             "protocol": self.protocol.spec(),
@@ -126,9 +132,13 @@ class Bench:
         inputs = {"recipe": asdict(recipe), **self.context}
         if recipe.keep < 1 or recipe.method in SELECTIONS:
             inputs["scoring"] = [self.score_trials, self.score_epochs]
-        return self.runs.get(
-            "bench", VERSION, inputs, self.data.digest, lambda key: self._compute(recipe, key)
-        )
+        try:
+            return self.runs.get(
+                "bench", VERSION, inputs, self.data.digest, lambda key: self._compute(recipe, key)
+            )
+        except Unfinished:
+            self.runs.missing.append(inputs)
+            return None
 
     def run_all(self, recipes: list[Recipe], where: str = "local") -> list[dict | None]:
         """The results of several recipes, in order, mapped over an engine."""
@@ -195,8 +205,12 @@ class Bench:
 
     def _compute(self, recipe: Recipe, key: str) -> dict:
         started = time.monotonic()
-        train = self.data.train
-        if recipe.method in WHOLE:
+        train, network = self.data.train, self.network
+        if recipe.evaluate_on:
+            width = getattr(network, "width", 128) / 128
+            network = architectures.build(recipe.evaluate_on, train.shape, len(train.classes), width)
+            source, made = self._finished(replace(recipe, evaluate_on="")).source(), None
+        elif recipe.method in WHOLE:
             source, made = train.subset(self.kept(recipe)), None
         else:
             made = self._make(recipe, key)
@@ -209,12 +223,19 @@ class Bench:
             )
             steps_of = 0
         stream = generator(recipe.seed, "evaluation")
-        accuracies = evaluate(self.network, source, protocol, self.data.test, stream, steps_of=steps_of)
+        accuracies = evaluate(network, source, protocol, self.data.test, stream, steps_of=steps_of)
         result = {
             "accuracies": accuracies.tolist(), "steps": 0, "samples": 0, "loss": [], "stored_numbers": None, "artifact": None,
             "seconds": time.monotonic() - started, "seconds_evaluation": time.monotonic() - started - making,
         }  # fmt: skip
         return result | (made["result"] if made else {})
+
+    def _finished(self, recipe: Recipe) -> Synthetic:
+        """The set of a recipe that has run, made again if its file was not kept."""
+        result = self.run(recipe)
+        if result is None:
+            raise Unfinished
+        return self.synthetic(result) or self._make(recipe, result["artifact"])["set"]
 
     def _make(self, recipe: Recipe, key: str) -> dict:
         kept = self.kept(recipe)
@@ -278,6 +299,12 @@ def published_steps(method: str, ipc: int) -> int:
     """Pixel updates of the published setting."""
     preset = PRESETS[method]
     return preset["iterations"] * (loops(ipc)[0] if preset["objective"] == "gradient" else 1)
+
+
+def published(dataset: str, method: str, ipc: int) -> dict | None:
+    """{'mean', 'std'} as fractions from `matching/published.yaml`, None where no checked number is known."""
+    found = PUBLISHED.get(dataset, {}).get(method, {}).get(ipc)
+    return {"mean": found[0] / 100, "std": found[1] / 100} if found else None
 
 
 def thin(log: Tensor, n: int = 100) -> list[float]:
