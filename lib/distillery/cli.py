@@ -48,6 +48,29 @@ def main(argv: list[str] | None = None) -> int:
     )
     report.set_defaults(call=_report)
 
+    judge = commands.add_parser("evaluate", help="test accuracy of a finished set, beside random images")
+    judge.add_argument(
+        "file", help="an exported set, or a foreign .pt, .pth or .safetensors file of images and labels"
+    )
+    judge.add_argument("--labels", default="", help="file of the labels, where they are apart")
+    judge.add_argument("--pixels", default="auto", help="auto, standardized, unit or bytes")
+    judge.add_argument("--dataset", required=True, help="digits, folder, cifar10, ...: the data to test on")
+    judge.add_argument("--data-root", default="", help="where that data set lies")
+    judge.add_argument("--normalization", default="own", help="own, zca, published or published:NAME")
+    judge.add_argument("--max-side", type=int, default=0)
+    judge.add_argument("--no-flip", action="store_true", help="a mirrored image is another class (digits)")
+    judge.add_argument("--no-augmentation", action="store_true", help="train without DSA augmentation")
+    judge.add_argument("--width", type=int, default=128, help="channels of the ConvNet")
+    judge.add_argument("--networks", type=int, default=5)
+    judge.add_argument("--epochs", type=int, default=1000)
+    judge.add_argument(
+        "--seeds", type=int, default=1, help="evaluations; random images are drawn anew in each"
+    )
+    judge.add_argument("--seed", type=int, default=0)
+    judge.add_argument("--device", default="auto")
+    judge.add_argument("--json", metavar="FILE", help="write the rows to a file")
+    judge.set_defaults(call=_evaluate)
+
     data = commands.add_parser("data", help="look at image data").add_subparsers(dest="verb", required=True)
     check = data.add_parser(
         "check", help="classes, sizes, modes, duplicates, unreadable files; exit code 0 if usable, else 2"
@@ -192,6 +215,38 @@ def _report(arguments) -> int:
             text = text[: text.index(begin) + len(begin)] + f"\n{table}\n" + text[text.index(end) :]
     write_bytes(path, text.encode())
     print(f"wrote {path}")
+    return 0
+
+
+def _evaluate(arguments) -> int:
+    from distillery import checks, data, foreign, parameters, records, store
+    from distillery.augment import DSA, DSA_NO_FLIP
+    from distillery.evaluation import Protocol
+    from distillery.networks import ConvNet
+
+    checks.check_positive_int("seeds", arguments.seeds)
+    families = "" if arguments.no_augmentation else DSA_NO_FLIP if arguments.no_flip else DSA
+    protocol = Protocol(arguments.networks, arguments.epochs, augmentation=families)
+    device = parameters.device(arguments.device)
+    splits = data.load(
+        arguments.dataset, arguments.data_root, seed=arguments.seed, max_side=arguments.max_side,
+        normalization=arguments.normalization, progress=sys.stderr.isatty(),
+    ).to(device)  # fmt: skip
+    made = foreign.read(arguments.file, arguments.labels, arguments.pixels, splits)
+    network = ConvNet(splits.train.shape, len(splits.train.classes), arguments.width)
+    rows = foreign.beside_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
+    print(
+        f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers"
+    )
+    print(
+        f"{network.name}, E {protocol.epochs}, augmentation {protocol.augmentation or 'none'}, final weights\n"
+    )
+    for row in rows:
+        print(f"  {row['method']:<8} {records.percent(row['measured'])}")
+    if arguments.json:
+        store.write_json(
+            arguments.json, {"rows": rows, "protocol": protocol.spec(), "network": network.spec()}
+        )
     return 0
 
 
