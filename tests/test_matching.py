@@ -7,6 +7,7 @@ from distillery import augment
 from distillery.augment import DSA, Draw
 from distillery.distill import Optimizer, distill
 from distillery.matching import gradient as gm
+from distillery.matching import gradient_by_classes
 from distillery.matching.distribution import DistributionMatching, distribution_loss, distribution_loss_plain
 from distillery.matching.gradient import (
     GradientMatching,
@@ -20,7 +21,7 @@ from distillery.matching.gradient import (
 from distillery.networks import ConvNet
 from distillery.sampling import Uniform
 from distillery.seeds import generator
-from distillery.synthetic import Synthetic
+from distillery.synthetic import Synthetic, by_class
 
 CLASSES, N, M = 3, 5, 2
 
@@ -116,14 +117,11 @@ def test_distance_equals_its_plain_twin():
 # DC and DSA
 
 
-@pytest.mark.parametrize("classes_at_once", [0, 1, 2, 3])
 @pytest.mark.parametrize("drawn", [None, siamese()], ids=["DC", "DSA"])
-def test_gradient_loss_equals_its_plain_twin(drawn, classes_at_once):
+def test_gradient_loss_equals_its_plain_twin(drawn):
     """All classes as one stack = class after class (sheet 7.6), values and pixel gradients, weighted real batches."""
     net, params, real, weights, synthetic = problem()
-    fast = gradient_loss(
-        net, params, real, weights, synthetic, LABELS, drawn, classes_at_once=classes_at_once
-    )
+    fast = gradient_loss(net, params, real, weights, synthetic, LABELS, drawn)
     plain = gradient_loss_plain(net, params, real, weights, synthetic, LABELS, drawn)
     assert fast.item() == pytest.approx(plain.item(), rel=1e-4)
     assert 0 < fast.item() < 2 * CLASSES * (4 + 3)
@@ -337,3 +335,25 @@ def test_unbalanced_classes_are_refused(tiny, build, refused):
             Synthetic(tensors, tiny.classes), build(network()), tiny, Uniform(tiny.targets),
             {"images": Optimizer(0.1)}, 1, generator(0, "x"),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("name", ["DC", "DM"])
+def test_classes_in_chunks_give_the_gradient_of_all(name, size):
+    """The loss is a sum over classes: chunks change memory alone, also where one stored image is four."""
+    net, params, real, weights, _ = problem()
+    targets = LABELS.repeat_interleave(2)[torch.tensor([3, 0, 4, 1, 5, 2])]  # in no order
+    stored = torch.randn(6, *real.shape[2:], generator=generator(5, "stored"))
+    made = Synthetic({"images": stored, "targets": targets}, formation="partition2")
+
+    def loss(images, labels, here):
+        if name == "DM":
+            return distribution_loss(net, params, real[here], weights[here], images[here], None)
+        return gradient_loss(net, params, real[here], weights[here], images[here], labels[here], None)
+
+    total, gradient = gradient_by_classes(made, size, loss)
+    leaf = stored.clone().requires_grad_()
+    grouped, labels = by_class(*made.replace(images=leaf).decode())
+    expected = loss(grouped, labels, slice(None))
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.allclose(gradient, grad(expected, leaf), atol=1e-4 * float(gradient.abs().max()))

@@ -244,12 +244,6 @@ def test_snapshots(tiny):
     assert same(stats.snapshots[3], final, atol=0)
 
 
-def test_on_epoch_is_called_after_every_epoch(tiny):
-    seen = []
-    train(network(), fresh(), tiny, generator=generator(1, "x"), epochs=3, on_epoch=seen.append)
-    assert seen == [1, 2, 3]
-
-
 # Losses
 
 

@@ -95,8 +95,13 @@ def _run(arguments) -> int:
     notebook = _find(arguments.notebook)
     types, defaults = parameters.declared(notebook)
     given = _given(arguments)
-    values = defaults | parameters.check(types, given)
-    parameters.check(types, values)
+    for path in (
+        "data_root",
+        "results_dir",
+    ):  # they mean the caller's folder, the kernel runs in the notebook's
+        if isinstance(given.get(path), str) and given[path]:
+            given[path] = str(Path(given[path]).expanduser().resolve())
+    values = parameters.check(types, defaults | parameters.check(types, given))
     name = notebook.stem
     folder = parameters.results_root(values.get("results_dir", "")) / values.get("scale", "smoke") / name
     key = records.record_key(name, values)
@@ -131,15 +136,16 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
         import papermill
         from papermill.exceptions import PapermillException, PapermillExecutionError
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     library = str(Path(__file__).resolve().parents[1])  # so that the kernel finds an uninstalled package too
     os.environ["PYTHONPATH"] = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"results_dir: cannot make {folder}: {error.strerror}; accepted: a writable folder"
+        ) from error
     executed = folder / f"{notebook.stem}.executed.ipynb"
     temporary = folder / f".{notebook.stem}.{os.getpid()}.ipynb"
-    for name in given:  # paths mean the caller's folder, the kernel runs in the notebook's
-        if name in ("data_root", "results_dir") and given[name]:
-            given[name] = str(Path(given[name]).expanduser().resolve())
     failure = None
     try:
         papermill.execute_notebook(
@@ -208,6 +214,8 @@ def _report(arguments) -> int:
     from distillery.store import write_bytes
 
     path = Path(arguments.write)
+    if not path.is_file():
+        raise InputError(f"--write: {path} is not found; accepted: a Markdown file with markers")
     text = path.read_text()
     for name, table in tables.items():
         begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"

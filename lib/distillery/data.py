@@ -21,7 +21,9 @@ from distillery.checks import InputError, check_choice, check_finite, check_frac
 from distillery.seeds import generator
 
 NAMES = (*named.NAMES, "folder")
-PUBLISHED = {  # channel means and standard deviations the distillation papers use, pixels in [0, 1]
+# Channel means and standard deviations the distillation papers use, pixels in [0, 1]. Those of CIFAR are checked against
+# the public code; the others are the field's usual values, not checked there.
+PUBLISHED = {
     "mnist": ((0.1307,), (0.3081,)),
     "fashion-mnist": ((0.2861,), (0.3530,)),
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
@@ -377,6 +379,15 @@ def split_per_class(images: ImageSet, fraction: float, draw: Generator) -> tuple
         part.append(order[:n].sort().values)
         rest.append(order[n:].sort().values)
     return images.subset(torch.cat(rest)), images.subset(torch.cat(part))
+
+
+def check_enough(images: ImageSet, n: int) -> None:
+    """Raise InputError if a class has fewer than `n` images."""
+    for name, count in zip(images.classes, images.counts()):
+        if count < n:
+            raise InputError(
+                f"ipc: {n}, but class {name!r} has {count} training images; accepted: at most {count}"
+            )
 
 
 def subset_per_class(images: ImageSet, n: int, draw: Generator) -> ImageSet:

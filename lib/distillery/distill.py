@@ -8,7 +8,7 @@ anywhere and started again ends with the same bits as one that was not.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -123,7 +123,14 @@ def distill(
     learned = {name: synthetic.tensors[name].detach().clone().requires_grad_() for name in optimizers}
     built = {name: spec.build(learned[name]) for name, spec in optimizers.items()}
     now = _Progress(tensors=learned)
-    card = {"identity": identity, "root": root, "steps": steps, "objective": getattr(objective, "name", "")}
+    card = {
+        "identity": identity,
+        "root": root,
+        "steps": steps,
+        "objective": getattr(objective, "name", ""),
+        "ema": ema,
+    }
+    card["optimizers"] = {name: asdict(spec) for name, spec in optimizers.items()}
     path = Path(checkpoint) if checkpoint else None
     if path and path.exists():
         _resume(path, card, now, built, sampler, synthetic.device)
@@ -242,7 +249,8 @@ def _resume(path: Path, card: dict, now: _Progress, built: dict, sampler: Sample
     }
     for name, value in tensors.items():
         group, rest = name.split(".", 1)
-        groups[group][rest] = value.to(device)
+        # torch keeps the step counter of Adam on the CPU
+        groups[group][rest] = value if group == "optimizer" and value.ndim == 0 else value.to(device)
     with torch.no_grad():
         for name, value in groups["tensors"].items():
             now.tensors[name].copy_(value)

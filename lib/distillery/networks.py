@@ -76,6 +76,7 @@ class ConvNet:
         check_choice("normalization", normalization, NORMALIZATIONS)
         check_choice("pooling", pooling, POOLINGS)
         self.shape, self.classes, self.width = tuple(shape), classes, width
+        self.channels = width  # of the widest feature map
         self.depth = depth or depth_for(shape)
         check_positive_int("depth", self.depth)
         self.activation, self.normalization, self.pooling = activation, normalization, pooling
@@ -238,7 +239,7 @@ class ModuleNetwork:
     """
 
     def __init__(self, build: Callable[[], nn.Module], name: str = "module", vmap: bool | None = None):
-        self.build, self.name = build, name
+        self.build, self.name, self.channels = build, name, 128
         with torch.device("meta"):
             self.skeleton = build()
         modules = list(self.skeleton.modules())
@@ -258,7 +259,8 @@ class ModuleNetwork:
         self.vmap = vmap
 
     def spec(self) -> dict:
-        return {"network": self.name, "classes": self.classes}
+        weights = {name: list(value.shape) for name, value in self.skeleton.state_dict().items()}
+        return {"network": self.name, "classes": self.classes, "weights": weights}
 
     def init(self, generator: Generator, k: int = 1) -> Params:
         """k networks initialized as their modules do it; torch's global state is left as it was."""

@@ -1,7 +1,7 @@
 """Notebook parameters: annotated in the parameters cell, checked before anything is computed.
 
 The same check serves the command line, which reads the cell without running it, and the notebook itself, so that plain
-papermill refuses the same values with the same words.
+papermill refuses the same values with the same words. Only a misspelt name passes plain papermill, with its own warning.
 """
 
 import ast
@@ -12,9 +12,14 @@ from types import SimpleNamespace
 import nbformat
 import torch
 
+from distillery import architectures
 from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
 from distillery.engine import ENGINES
 
+COUNTS = (
+    "n_seeds", "n_seeds_large", "n_seeds_rest", "n_seeds_cross", "networks", "width", "batch", "evaluation_batch",
+    "epochs_whole", "score_trials", "score_epochs",
+)  # fmt: skip
 SCALES = ("smoke", "small", "paper")
 TYPES = {
     "str": str, "int": int, "float": float, "bool": bool,
@@ -50,16 +55,20 @@ def check(types: dict[str, str], values: dict) -> dict:
             [check_positive_int("ipc", one) for one in value]
         elif name == "keep":
             [check_fraction("keep", one) for one in value]
-        elif name == "n_seeds":
-            check_positive_int("n_seeds", value)
         elif name == "scale":
             check_choice("scale", value, SCALES)
         elif name == "engine":
             check_choice("engine", value, ENGINES)
         elif name == "device":
             device(value)
-        elif name in ("max_side", "budget_minutes", "seed") and value < 0:
-            raise InputError(f"{name}: {value} is not accepted; accepted: 0 or more")
+        elif name == "architectures":
+            [check_choice("architectures", one, architectures.NAMES) for one in value]
+        elif name in COUNTS:
+            check_positive_int(name, value)
+        else:
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, int | float) and one < 0:
+                    raise InputError(f"{name}: {one} is not accepted; accepted: 0 or more")
     return checked
 
 

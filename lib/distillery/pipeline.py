@@ -43,7 +43,7 @@ VERSION = 1  # of everything that decides a run's result; raise it when a change
 
 
 class Unfinished(Exception):
-    """A run that another one stands on has not run within the budget."""
+    """A run that another one stands on has not run within the budget, or its set was not kept on this machine."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,19 @@ class Recipe:
         check_positive_int("ipc", self.ipc)
         check_fraction("keep", self.keep)
         check_choice("rule", self.rule, RULES)
+        for name in ("seed", "steps", "batch", "lr", "epochs"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: {getattr(self, name)} is not accepted; accepted: 0 or more")
+        if self.method == WHOLE[1]:
+            check_positive_int("epochs", self.epochs)
+        if self.method in SELECTIONS and (self.steps or self.batch or self.lr):
+            raise InputError(f"steps, batch, lr: set for {self.method!r}, which has no loop; accepted: 0")
         if self.evaluate_on:
             check_choice("evaluate_on", self.evaluate_on, architectures.NAMES)
+            if self.method in WHOLE:
+                raise InputError(
+                    f"evaluate_on: {self.evaluate_on!r} with {self.method!r}; accepted: a selected or distilled set"
+                )
         if self.initialize:
             check_choice("initialize", self.initialize, INITIALIZATIONS)
         if self.initialize and self.method not in PRESETS:
@@ -111,6 +122,7 @@ class Bench:
         self.score_trials, self.score_epochs = score_trials, score_epochs
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
         self._scored: dict[int, dict[str, Tensor]] = {}
+        self.scoring: dict[int, dict] = {}  # seconds and samples of the score pass of each seed
 
     @cached_property
     def context(self) -> dict:
@@ -130,15 +142,19 @@ class Bench:
                 loss (about 100 values), stored_numbers, and `artifact`, the id under which the set is kept
         """
         inputs = {"recipe": asdict(recipe), **self.context}
-        if recipe.keep < 1 or recipe.method in SELECTIONS:
+        scored = recipe.initialize in ("herding", "k-means") or recipe.method in SELECTIONS
+        if recipe.keep < 1 or scored:
             inputs["scoring"] = [self.score_trials, self.score_epochs]
         try:
-            return self.runs.get(
+            result = self.runs.get(
                 "bench", VERSION, inputs, self.data.digest, lambda key: self._compute(recipe, key)
             )
         except Unfinished:
             self.runs.missing.append(inputs)
             return None
+        if result and result["artifact"]:  # only now: a kill before loses a minute, not the distillation
+            self.runs.artifact(result["artifact"], ".checkpoint.safetensors").unlink(missing_ok=True)
+        return result
 
     def run_all(self, recipes: list[Recipe], where: str = "local") -> list[dict | None]:
         """The results of several recipes, in order, mapped over an engine."""
@@ -151,7 +167,8 @@ class Bench:
             return None
         tensors, card = store.load_tensors(path)
         start = tensors.pop("start", None)
-        return Synthetic(tensors, tuple(card["classes"]), card["formation"], {"start": start})
+        made = Synthetic(tensors, tuple(card["classes"]), card["formation"], {"start": start})
+        return made.to(self.data.train.device)
 
     def scores(self, seed: int) -> dict[str, Tensor]:
         """'loss' (N,) mean training loss and 'features' (N, F) of the training images, from one ensemble pass, stored."""
@@ -165,6 +182,7 @@ class Bench:
             inputs["transform"] = self.context["transform"]
             path = self.runs.artifact("scores-" + store.identity("scores", VERSION, inputs, self.data.digest))
             if not path.exists():
+                began = time.monotonic()
                 passed = dynamics(
                     self.network,
                     self.data.train,
@@ -173,8 +191,14 @@ class Bench:
                     generator(seed, "scores"),
                 )
                 tensors = {"loss": mean_loss(passed), "features": features(passed, self.data.train)}
-                store.save_tensors(path, tensors, inputs)
-            self._scored[seed] = store.load_tensors(path)[0]
+                cost = {
+                    "seconds": time.monotonic() - began,
+                    "samples": passed.stats.samples * self.score_trials,
+                }
+                store.save_tensors(path, tensors, inputs | cost)
+            tensors, card = store.load_tensors(path)
+            self._scored = {seed: tensors}  # one seed at a time: features are large
+            self.scoring[seed] = {name: card[name] for name in ("seconds", "samples")}
         return self._scored[seed]
 
     def kept(self, recipe: Recipe) -> Tensor:
@@ -184,7 +208,8 @@ class Bench:
             return torch.arange(len(targets))
         scores = None if recipe.rule == "random" else self.scores(recipe.seed)["loss"]
         stream = generator(recipe.seed, "prune")
-        return prune(scores, recipe.keep, targets, recipe.rule, stream, at_least=recipe.ipc).sort().values
+        least = 1 if recipe.method in WHOLE else recipe.ipc
+        return prune(scores, recipe.keep, targets, recipe.rule, stream, at_least=least).sort().values
 
     def choose(self, how: str, ipc: int, seed: int, kept: Tensor) -> Tensor:
         """Indices of ipc images of each class, chosen among `kept` by one of SELECTIONS (or 'real' = random)."""
@@ -207,7 +232,7 @@ class Bench:
         started = time.monotonic()
         train, network = self.data.train, self.network
         if recipe.evaluate_on:
-            width = getattr(network, "width", 128) / 128
+            width = network.channels / 128
             network = architectures.build(recipe.evaluate_on, train.shape, len(train.classes), width)
             source, made = self._finished(replace(recipe, evaluate_on="")).source(), None
         elif recipe.method in WHOLE:
@@ -231,11 +256,12 @@ class Bench:
         return result | (made["result"] if made else {})
 
     def _finished(self, recipe: Recipe) -> Synthetic:
-        """The set of a recipe that has run, made again if its file was not kept."""
+        """The set of a recipe that has run and whose file is here."""
         result = self.run(recipe)
-        if result is None:
+        made = self.synthetic(result) if result else None
+        if made is None:
             raise Unfinished
-        return self.synthetic(result) or self._make(recipe, result["artifact"])["set"]
+        return made
 
     def _make(self, recipe: Recipe, key: str) -> dict:
         kept = self.kept(recipe)
@@ -259,7 +285,6 @@ class Bench:
             tensors,
             {"classes": list(synthetic.classes), "formation": synthetic.formation},
         )
-        self.runs.artifact(key, ".checkpoint.safetensors").unlink(missing_ok=True)
         return {
             "set": synthetic,
             "result": {"artifact": key, "stored_numbers": synthetic.stored_numbers(), **log},

@@ -21,6 +21,7 @@ import torch
 from scipy import stats
 
 from distillery import __version__, store
+from distillery.checks import InputError
 
 SCHEMA = 1
 VERDICTS = (
@@ -33,12 +34,13 @@ VERDICTS = (
 )
 
 
-def measured(accuracies: list[list[float]] | None) -> dict | None:
-    """Summary of one row: accuracies[set][network] as fractions.
+def measured(accuracies: list[list[float] | None] | None) -> dict | None:
+    """Summary of one row: accuracies[set][network] as fractions, None for a set that has not run.
 
     std_sets is the spread of the sets' means (sample standard deviation, None for one set); std_networks the spread
     over evaluation networks within a set, averaged over sets.
     """
+    accuracies = [one for one in accuracies or [] if one]
     if not accuracies:
         return None
     means = [float(np.mean(one)) for one in accuracies]
@@ -53,11 +55,11 @@ def measured(accuracies: list[list[float]] | None) -> dict | None:
 
 
 def difference(ours: list[list[float]] | None, baseline: list[list[float]] | None) -> dict | None:
-    """Paired difference of two rows under the same seeds, with a 95% t-interval over pairs of sets.
+    """Paired difference of two rows under the same seeds, with a 95% t-interval over pairs of sets that have both run.
 
     ci95 is None with fewer than two pairs.
     """
-    pairs = list(zip(ours or [], baseline or []))
+    pairs = [(a, b) for a, b in zip(ours or [], baseline or []) if a and b]
     if not pairs:
         return None
     gaps = np.array([np.mean(a) - np.mean(b) for a, b in pairs])
@@ -74,13 +76,13 @@ def verdict(row: dict | None, gap: dict | None, published: dict | None, comparab
     row         `measured(...)` of the claimed method
     gap         `difference(...)` that the claim says is positive, None if the claim is about a value alone
     published   {'mean', 'std'} as fractions, or None
-    comparable  whether data, network and steps are those of the published number
+    comparable  whether data, network and loops are those of the published number
 
-    A comparable value counts as reproduced within twice the summed deviations of both sides, and at least one point.
+    A comparable value counts as reproduced within twice the summed published deviation and standard error of our mean,
+    at least one point and at most three.
     """
     if row is None:
         return "not run", "no run of it has finished"
-    direction = gap is None or (gap["ci95"] is not None and gap["ci95"][0] > 0)
     if gap is not None:
         if gap["ci95"] is None:
             return "inconclusive", f"{gap['n_pairs']} pair(s) give no interval"
@@ -94,39 +96,46 @@ def verdict(row: dict | None, gap: dict | None, published: dict | None, comparab
             )
     if published is None or not comparable:
         if gap is None:
-            return "not testable at this scale", "data, network or steps differ from the published setting"
-        return (
-            "direction reproduced",
-            "the sign is beyond doubt; data, network or steps are not the published ones",
+            return "not testable at this scale", "data, network or loops differ from the published setting"
+        other = (
+            "no published number is known"
+            if published is None
+            else "data, network or loops are not the published ones"
         )
+        return "direction reproduced", f"the whole interval lies on the claimed side; {other}"
+    error = (row["std_sets"] or 0) / math.sqrt(row["n_sets"])
+    tolerance = min(max(0.01, 2 * ((published["std"] or 0) + error)), 0.03)
     distance = abs(row["value"] - published["mean"])
-    tolerance = max(0.01, 2 * ((published["std"] or 0) + (row["std_sets"] or 0)))
+    why = f"{distance:.1%} from the published value, tolerance {tolerance:.1%}"
     if distance <= tolerance:
-        return "reproduced", f"{distance:.1%} from the published value, tolerance {tolerance:.1%}"
-    verdict_ = "direction reproduced" if gap is not None and direction else "not reproduced"
-    return verdict_, f"{distance:.1%} from the published value, tolerance {tolerance:.1%}"
+        return "reproduced", why
+    return ("not reproduced" if gap is None else "direction reproduced"), why
 
 
 def claim(
     id: str,
     statement: str,
     source: str,
-    ours: list[list[float]] | None,
-    baseline: list[list[float]] | None = None,
+    ours: list[list[float] | None] | None,
+    baseline: list[list[float] | None] | None = None,
     published: dict | None = None,
     comparable: bool = False,
     against: str = "",
+    note: str = "",
 ) -> dict:
     """One claim with its verdict.
 
-    ours, baseline  accuracies[set][network] under paired seeds; without a baseline the claim is about the value
+    ours, baseline  accuracies[set][network] in the same order of seeds, None for a set that has not run; without a
+                    baseline the claim is about the value
     against         what the baseline is, in words
+    note            what else a reader must know of the comparison, added to `why`
     """
     row = measured(ours)
     gap = difference(ours, baseline) if against else None
     if against and gap is None:
         row = None  # its comparison has not run
     verdict_, why = verdict(row, gap, published, comparable)
+    why = f"{why}; {note}" if note and verdict_ != "not run" else why
     return {
         "id": id, "statement": statement, "source": source, "published": published, "measured": row,
         "difference": gap, "against": against, "verdict": verdict_, "why": why,
@@ -154,8 +163,11 @@ def provenance() -> dict:
     }
 
 
-def cost(seconds: float, runs: store.Runs, results: list[dict]) -> dict:
-    """Seconds of this start, peak memory, and what all results together cost when they were computed."""
+def cost(seconds: float, runs: store.Runs, results: list[dict], scoring: list[dict] = ()) -> dict:
+    """Seconds of this start, peak memory, and what all results together cost when they were computed.
+
+    scoring  {'seconds', 'samples'} of each scoring pass that was used
+    """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "seconds_this_start": round(seconds, 1),
@@ -166,6 +178,8 @@ def cost(seconds: float, runs: store.Runs, results: list[dict]) -> dict:
         "runs_missing": len(runs.missing),
         "seconds_all_runs": round(sum(result["seconds"] for result in results), 1),
         "samples_all_runs": sum(result["samples"] for result in results),
+        "seconds_scoring": round(sum(one["seconds"] for one in scoring), 1),
+        "samples_scoring": sum(one["samples"] for one in scoring),
     }
 
 
@@ -179,6 +193,7 @@ def write(path: str | Path, *, notebook: str, key: str, scale: str, parameters: 
         {
             "schema": SCHEMA,
             "notebook": notebook,
+            "notebook_digest": notebook_digest(notebook),
             "key": key,
             "scale": scale,
             "parameters": parameters,
@@ -193,14 +208,33 @@ def write(path: str | Path, *, notebook: str, key: str, scale: str, parameters: 
 
 
 def record_key(notebook: str, parameters: dict) -> str:
-    """Identity of a notebook start: its name and what decides its numbers."""
-    return store.identity(notebook, SCHEMA, public(parameters, deciding=True), "")
+    """Identity of a notebook start: its name, what decides its numbers, and which files a folder holds."""
+    silent = ("results_dir", "budget_minutes", "progress", "data_root")
+    deciding = {name: value for name, value in parameters.items() if name not in silent}
+    stamp = _stamp(parameters.get("data_root", "")) if parameters.get("dataset") == "folder" else ""
+    return store.identity(notebook, SCHEMA, deciding, stamp)
 
 
-def public(parameters: dict, deciding: bool = False) -> dict:
-    """Parameters without paths of one machine; `deciding` leaves out those that do not decide any number."""
-    silent = ("results_dir", "budget_minutes", "progress") if deciding else ("results_dir",)
-    shown = {name: value for name, value in parameters.items() if name not in silent}
+def _stamp(data_root: str) -> str:
+    """Tells whether a folder or archive is the one it was: its place, and number, sizes and newest time of its files."""
+    root = Path(data_root).expanduser().resolve()
+    files = [path.stat() for path in (root.rglob("*") if root.is_dir() else [root]) if path.is_file()]
+    newest = max((file.st_mtime_ns for file in files), default=0)
+    return store.canonical([str(root), len(files), sum(file.st_size for file in files), newest])
+
+
+def notebook_digest(name: str) -> str | None:
+    """sha256 (12 hex digits) of the code of a notebook of this repository; None where it is not at hand."""
+    path = Path(__file__).resolve().parents[2] / "notebooks" / f"{name}.ipynb"
+    if not path.is_file():
+        return None
+    cells = [cell for cell in store.read_json(path)["cells"] if cell["cell_type"] == "code"]
+    return hashlib.sha256(store.canonical([cell["source"] for cell in cells]).encode()).hexdigest()[:12]
+
+
+def public(parameters: dict) -> dict:
+    """Parameters without the paths of one machine."""
+    shown = {name: value for name, value in parameters.items() if name != "results_dir"}
     if shown.get("data_root"):
         shown["data_root"] = Path(shown["data_root"]).name
     return shown
@@ -211,27 +245,35 @@ def find(root: str | Path) -> list[dict]:
     order = {"paper": 0, "small": 1, "smoke": 2}
     records = []
     for path in sorted(Path(root).glob("*/*/*/record.json")):
-        record = store.read_json(path)
-        if record.get("schema") == SCHEMA:
+        try:
+            record = store.read_json(path)
+        except InputError:
+            continue
+        if isinstance(record, dict) and record.get("schema") == SCHEMA:
             records.append(record | {"path": str(path)})
     return sorted(records, key=lambda record: (record["notebook"], order.get(record["scale"], 9)))
 
 
-def row(
-    method: str, ipc: int | None, results: list[dict | None], baseline: list[dict | None] | None = None
-) -> dict:
+def accuracies(results: list[dict | None]) -> list[list[float] | None]:
+    """accuracies[set][network] of stored results, None for those that have not run."""
+    return [result["accuracies"] if result else None for result in results]
+
+
+def row(method: str, ipc: int | None, results: list[dict | None], baseline: list[dict | None] | None = None,
+        published: dict | None = None) -> dict:  # fmt: skip
     """One row of a table: a method at a size, over its seeds, with its paired difference to the baseline.
 
     results, baseline  stored results by seed, in the same order of seeds; None = not run
+    published          {'mean', 'std'} as fractions, shown beside
     """
     done = [result for result in results if result]
-    pairs = [(a["accuracies"], b["accuracies"]) for a, b in zip(results, baseline or []) if a and b]
     return {
         "method": method,
         "ipc": ipc,
+        "published": published,
         "accuracies": [result["accuracies"] for result in done],
-        "measured": measured([result["accuracies"] for result in done]),
-        "difference": difference([a for a, _ in pairs], [b for _, b in pairs]),
+        "measured": measured(accuracies(results)),
+        "difference": difference(accuracies(results), accuracies(baseline or [])),
         "steps": max((result["steps"] for result in done), default=0),
         "seconds": sum(result["seconds"] for result in done),
         "samples": sum(result["samples"] for result in done),
@@ -242,13 +284,15 @@ def row(
 def rows_table(rows: list[dict], against: str = "random") -> str:
     """Rows as Markdown: accuracy with both spreads, paired difference, steps, seconds a set."""
     lines = [
-        f"| method | ipc | accuracy, % | ± sets | ± networks | sets x networks | difference to {against}, 95% interval | steps | seconds a set |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| method | ipc | published, % | accuracy, % | ± sets | ± networks | sets x networks | difference to {against}, 95% interval | steps | seconds a set |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in rows:
         value, gap, ipc = one["measured"], one["difference"], "-" if one["ipc"] is None else one["ipc"]
         if value is None:
-            lines.append(f"| {one['method']} | {ipc} | not run | | | | | | |")
+            lines.append(
+                f"| {one['method']} | {ipc} | {_published(one['published'])} | not run | | | | | | |"
+            )
             continue
         spreads = [
             "-" if value[key] is None else f"{100 * value[key]:.1f}" for key in ("std_sets", "std_networks")
@@ -259,6 +303,7 @@ def rows_table(rows: list[dict], against: str = "random") -> str:
         cells = [
             one["method"],
             ipc,
+            _published(one["published"]),
             f"{100 * value['value']:.1f}",
             *spreads,
             f"{value['n_sets']} x {value['n_networks']}",
@@ -267,6 +312,10 @@ def rows_table(rows: list[dict], against: str = "random") -> str:
         cells += [one["steps"] or "-", f"{one['seconds'] / value['n_sets']:.1f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
+
+
+def _published(value: dict | None) -> str:
+    return "-" if value is None else f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
 
 
 def percent(row: dict | None) -> str:
@@ -285,18 +334,13 @@ def table(records: list[dict]) -> str:
     ]
     for record in records:
         for one in record["claims"]:
-            published = (
-                "-"
-                if not one["published"]
-                else f"{100 * one['published']['mean']:.1f} ± {100 * one['published']['std']:.1f}"
-            )
             gap, cell = one["difference"], "-"
             if gap and gap["ci95"]:
                 low, high = (100 * value for value in gap["ci95"])
                 cell = f"{100 * gap['mean']:+.1f} [{low:+.1f}, {high:+.1f}] to {one['against']}"
             where = f"{record['data']['label']}, {record['scale']}"
             lines.append(
-                f"| {one['statement']} | {where} | {published} | {percent(one['measured'])} | {cell} | **{one['verdict']}** |"
+                f"| {one['statement']} | {where} | {_published(one['published'])} | {percent(one['measured'])} | {cell} | **{one['verdict']}** |"
             )
     return "\n".join(lines)
 

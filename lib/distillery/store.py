@@ -226,7 +226,12 @@ def lock(path: str | Path):
     Raises InputError if a living process of this host, or any process of another host, holds it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make {path.parent}: {error.strerror}; accepted: a writable folder"
+        ) from error
     me = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
     for _ in range(2):
         try:
@@ -242,7 +247,8 @@ def lock(path: str | Path):
                 ) from None
             path.unlink(missing_ok=True)
         else:
-            os.write(handle, canonical(me).encode())
+            with suppress(OSError):  # a full disk leaves an empty lock, which locks as well
+                os.write(handle, canonical(me).encode())
             os.close(handle)
             break
     else:

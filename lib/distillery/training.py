@@ -161,7 +161,6 @@ def train(
     collect: Iterable[str] = (),
     snapshots: Iterable[int] = (),
     chunk: int = 0,
-    on_epoch: Callable[[int], None] | None = None,
 ) -> tuple[Params, Stats]:
     """Train K networks on one source, each in its own data order. Slow reference: `train_plain`.
 
@@ -198,7 +197,7 @@ def train(
         stack = _Stack(
             network, part, source, loss, optimizer, streams[first : first + chunk], batch, augmentation
         )
-        results.append(stack.run(epochs, steps, plan, tuple(collect), frozenset(snapshots), on_epoch))
+        results.append(stack.run(epochs, steps, plan, tuple(collect), frozenset(snapshots)))
     return _joined(results)
 
 
@@ -219,7 +218,7 @@ class _Stack:
     def weights(self) -> Params:
         return {name: value.detach().clone() for name, value in self.params.items()}
 
-    def run(self, epochs, steps, plan, collect, snapshots, on_epoch):
+    def run(self, epochs, steps, plan, collect, snapshots):
         stats, everything = self.stats, Plan(torch.arange(len(self.source)))
         history = {name: [] for name in collect}
         if 0 in snapshots:
@@ -236,8 +235,6 @@ class _Stack:
             epoch += 1
             if epoch in snapshots:
                 stats.snapshots[epoch] = self.weights()
-            if on_epoch:
-                on_epoch(epoch)
         stats.collected = {name: torch.stack(values) for name, values in history.items()}  # (epochs, K, N)
         return self.weights(), stats
 

@@ -11,9 +11,14 @@ import torch
 from torch import Generator, Tensor
 
 from distillery.augment import Draw, augment, draw
-from distillery.networks import Params
+from distillery.matching import classes_at_once, gradient_by_classes
+from distillery.networks import Params, trainable
 from distillery.seeds import split
-from distillery.synthetic import Synthetic, by_class
+from distillery.synthetic import Synthetic
+
+MAP_LIMIT = (
+    2**28
+)  # numbers in the widest feature map of the real images of a chunk of classes, without gradient
 
 
 def distribution_loss(
@@ -77,11 +82,17 @@ class DistributionMatching:
         weights_stream, augment_stream = split(generator, 2)
         device = synthetic.device
         params = {name: value.to(device) for name, value in self.network.init(weights_stream, 1).items()}
-        images = synthetic.tensors["images"].detach().requires_grad_()
-        decoded, targets = synthetic.replace(images=images).decode()
-        grouped, labels = by_class(decoded, targets)
+        labels = synthetic.decode()[1].unique()
         real, weights = draw_real.classes(labels, self.batch)
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
-        loss = distribution_loss(self.network, params, real, weights, grouped, drawn)
-        (gradient,) = torch.autograd.grad(loss, [images])
-        return {"images": gradient}, state, {"loss": loss.detach()}
+        coupled = len(trainable(params)) < len(
+            params
+        )  # BatchNorm: one forward pass of all classes, as published
+        size = len(labels) if coupled else classes_at_once(self.network, real.shape[1], real.shape, MAP_LIMIT)
+
+        def one(images: Tensor, _: Tensor, here: slice) -> Tensor:
+            siamese = None if drawn is None else drawn[here]
+            return distribution_loss(self.network, params, real[here], weights[here], images[here], siamese)
+
+        loss, gradient = gradient_by_classes(synthetic, size, one)
+        return {"images": gradient}, state, {"loss": loss}

@@ -8,7 +8,7 @@ $$\mathrm{Dist} = \sum_{\mathrm{layers}} \sum_i \Big(1 - \frac{\langle a_i, b_i\
 
 After each pixel update but the last of T, the network trains on the synthetic set for zeta epochs; after T updates a new
 network is drawn. DSA is DC with one siamese augmentation per class on both batches and augmentation in the inner training.
-All classes are one stack: the network is seen by C classes as C networks. Slow references, class by class and row by
+Classes are stacked: the network is seen by C classes as C networks. Slow references, class by class and row by
 row: `gradient_loss_plain`, `gradient_distance_plain`.
 """
 
@@ -17,10 +17,15 @@ from torch import Generator, Tensor
 
 from distillery.augment import Draw, augment, draw
 from distillery.checks import check_positive_int
+from distillery.matching import classes_at_once, gradient_by_classes
 from distillery.networks import Params, trainable
 from distillery.seeds import split
-from distillery.synthetic import Synthetic, by_class
+from distillery.synthetic import Synthetic
 from distillery.training import SGD, TensorSource, cross_entropy, train
+
+MAP_LIMIT = (
+    2**26
+)  # numbers in the widest feature map of a chunk of classes; about ten such maps are kept for the gradient
 
 
 def loops(ipc: int) -> tuple[int, int]:
@@ -98,31 +103,17 @@ def class_gradients(
 
 
 def gradient_loss(
-    network, params, real, weights, synthetic, labels, drawn: Draw | None, train_mode=True, classes_at_once=0
+    network, params, real, weights, synthetic, labels, drawn: Draw | None, train_mode: bool = True
 ) -> Tensor:
     """Sum over classes of the gradient distance, differentiable in `synthetic`. Slow reference: `gradient_loss_plain`.
 
-    real             (classes, n, C, H, W), with weights (classes, n) whose rows sum to one
-    synthetic        (classes, m, C, H, W)
-    labels           (classes,)
-    classes_at_once  classes stacked in one pass of the real images, 0 = by the size of a feature map
+    real       (classes, n, C, H, W), with weights (classes, n) whose rows sum to one
+    synthetic  (classes, m, C, H, W)
+    labels     (classes,)
     """
-    chunk = classes_at_once or _classes_at_once(network, real)
-    parts = []
-    for at in range(0, len(real), chunk):
-        here = slice(at, at + chunk)
-        siamese = None if drawn is None else drawn[here]
-        images = augment(real[here], siamese)
-        parts.append(class_gradients(network, params, images, labels[here], weights[here], False, train_mode))
-    target = {name: torch.cat([part[name] for part in parts]).detach() for name in parts[0]}
+    target = class_gradients(network, params, augment(real, drawn), labels, weights, False, train_mode)
     ours = class_gradients(network, params, augment(synthetic, drawn), labels, None, True, train_mode)
-    return gradient_distance(ours, target)
-
-
-def _classes_at_once(network, real: Tensor, limit: int = 2**24) -> int:
-    """So many that the widest feature map stays below `limit` numbers: a function of shapes alone."""
-    classes, n, _, height, width = real.shape
-    return max(1, min(classes, limit // (n * getattr(network, "width", 128) * height * width)))
+    return gradient_distance(ours, {name: value.detach() for name, value in target.items()})
 
 
 def gradient_loss_plain(network, params, real, weights, synthetic, labels, drawn: Draw | None) -> Tensor:
@@ -192,15 +183,20 @@ class GradientMatching:
             for name, value in state.items()
             if name.startswith("network.")
         }
-        images = synthetic.tensors["images"].detach().requires_grad_()
-        decoded, targets = synthetic.replace(images=images).decode()
-        grouped, labels = by_class(decoded, targets)
+        labels = synthetic.decode()[1].unique()
         real, weights = draw_real.classes(labels, self.batch)
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
         params, train_mode = self._freeze_statistics(params, real)
-        loss = gradient_loss(self.network, params, real, weights, grouped, labels, drawn, train_mode)
-        (gradient,) = torch.autograd.grad(loss, [images])
-        return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss.detach()}
+        widest = max(real.shape[1], len(synthetic.decode()[0]) // len(labels))
+        size = classes_at_once(self.network, widest, real.shape, MAP_LIMIT)
+
+        def one(images: Tensor, labels: Tensor, here: slice) -> Tensor:
+            siamese = None if drawn is None else drawn[here]
+            pairs = real[here], weights[here], images[here], labels[here]
+            return gradient_loss(self.network, params, *pairs, siamese, train_mode)
+
+        loss, gradient = gradient_by_classes(synthetic, size, one)
+        return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
 
     def _loops(self, synthetic: Synthetic) -> tuple[int, int]:
         ipc = len(synthetic) // len(synthetic.tensors["targets"].unique())
