@@ -207,7 +207,11 @@ def _report(arguments) -> int:
         found = [record for record in found if record["scale"] == arguments.scale]
     if not found:
         raise InputError("no record found; accepted: a results folder after `distillery run`")
-    tables = {"claims": records.table(found), "compatibility": pipeline.compatibility()}
+    tables = {
+        "claims": records.table(found),
+        "rows": records.rows_by_record(found),
+        "compatibility": pipeline.compatibility(),
+    }
     if not arguments.write:
         print(tables["claims"])
         return 0

@@ -1,8 +1,9 @@
 """The published data sets by name: fetched if missing, verified before anything in them is read, converted once.
 
-Addresses, file names and class names come from torchvision, the sha256 of every file from the table below; they are
-those of the data set loaders of torchvision (prototype) and TensorFlow Datasets, which agree. A file with another sha256 is
-refused unread. torchvision's own readers are not used: they unpack to disk and unpickle. Here the verified file is
+Addresses, file names and class names come from torchvision, the sha256 of every file from the table below. They are those
+of public data set loaders: torchvision (prototype) and TensorFlow Datasets, which agree, for mnist, fashion-mnist and svhn;
+torchvision (prototype) and Keras for cifar10 and cifar100; TensorFlow Datasets for stl10; several independent repositories
+for tiny-imagenet. A file with another sha256 is refused unread. torchvision's own readers are not used: they unpack to disk and unpickle. Here the verified file is
 read in memory; CIFAR's pickles by an unpickler that knows numeric arrays, lists and dicts and nothing else. The pixels
 then go into the cache as safetensors, and the original is not touched again.
 

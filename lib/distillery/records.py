@@ -314,6 +314,19 @@ def rows_table(rows: list[dict], against: str = "random") -> str:
     return "\n".join(lines)
 
 
+def rows_by_record(records: list[dict]) -> str:
+    """The rows of every record in Markdown, under a heading that names notebook, data and scale."""
+    parts = []
+    for record in records:
+        if not record["rows"]:
+            continue
+        data, cost = record["data"], record["costs"]
+        head = f"**{data['label']}**, {record['notebook']}, {record['scale']} scale: {data['train']} training and {data['test']} test images"
+        spent = f"; {cost['seconds_all_runs'] / 60:.0f} minutes of runs" if "seconds_all_runs" in cost else ""
+        parts += [head + spent + ".", rows_table(record["rows"])]
+    return "\n\n".join(parts)
+
+
 def _published(value: dict | None) -> str:
     return "-" if value is None else f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
 
