@@ -297,7 +297,7 @@ def rows_table(rows: list[dict], against: str = "random") -> str:
         spreads = [
             "-" if value[key] is None else f"{100 * value[key]:.1f}" for key in ("std_sets", "std_networks")
         ]
-        shown = "-" if gap is None or one["method"] == against else f"{100 * gap['mean']:+.1f}"
+        shown = "-" if gap is None or one["method"].split(",")[0] == against else f"{100 * gap['mean']:+.1f}"
         if shown != "-" and gap["ci95"]:
             shown += f" [{100 * gap['ci95'][0]:+.1f}, {100 * gap['ci95'][1]:+.1f}]"
         cells = [
