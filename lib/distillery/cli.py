@@ -1,4 +1,4 @@
-"""The command line: `distillery run NOTEBOOK`, `distillery report`, `distillery data check PATH`.
+"""The command line: `distillery run NOTEBOOK`, `report`, `evaluate FILE`, `data check PATH`.
 
 `run` is a thin layer over papermill: it checks parameters before starting, executes into a temporary file, and counts a
 run as done only by the record that the notebook's last cell writes. Bad input gives one line and exit code 2.
