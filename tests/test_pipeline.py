@@ -108,3 +108,24 @@ def test_published_numbers_and_loops():
 
 def test_compatibility_names_every_method():
     assert all(f"| {name} |" in compatibility() for name in PRESETS)
+
+
+def test_precision_identifies_a_run_and_keeps_the_pairing(splits, tmp_path):
+    """Low precision is another run on the same start, and its set is close to the float32 one."""
+    runs = store.Runs(tmp_path)
+    network, protocol = ConvNet(splits.train.shape, 10, width=8), Protocol(2, 4)
+    plain, low = (
+        Bench(splits, network, protocol, runs, augmentation=DSA_NO_FLIP, precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    for method in ("DM", "DSA"):
+        results = [one.run(Recipe(method, 1, 1, **SHORT)) for one in (plain, low)]
+        made = [one.synthetic(result) for one, result in zip((plain, low), results)]
+        assert results[0]["artifact"] != results[1]["artifact"]
+        assert torch.equal(made[0].card["start"], made[1].card["start"])
+        moved = [one.tensors["images"] - one.card["start"] for one in made]
+        assert not torch.equal(*moved)
+        assert torch.nn.functional.cosine_similarity(*(one.flatten() for one in moved), dim=0) > 0.98
+    assert (
+        plain.context == bench(splits, tmp_path).context
+    )  # runs made before the option existed are still found

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from distillery.data import Standardize
 from distillery.seeds import generator
-from distillery.synthetic import Synthetic, by_class, export, gaussian_noise, load
+from distillery.synthetic import Synthetic, export, gaussian_noise, load
 
 
 def images(n=3, side=8):
@@ -74,15 +74,28 @@ def test_stored_numbers_count_everything_but_hard_labels():
     assert soft.stored_numbers() == 3 * 2 * 64 + 15 + 1
 
 
-def test_by_class_groups_stably():
-    rows = torch.arange(6)[:, None]
-    grouped, labels = by_class(rows, torch.tensor([7, 2, 7, 2, 2, 7]))
-    assert labels.tolist() == [2, 7] and grouped[..., 0].tolist() == [[1, 3, 4], [0, 2, 5]]
+def labelled(targets, **options):
+    targets = torch.tensor(targets)
+    return Synthetic({"images": torch.zeros(len(targets), 1, 4, 4), "targets": targets}, **options)
 
 
-def test_by_class_refuses_unequal_counts(refused):
+def test_members_of_classes_keep_their_order():
+    labels, members = labelled([7, 2, 7, 2, 2, 7]).classes_present()
+    assert labels.tolist() == [2, 7] and members.tolist() == [[1, 3, 4], [0, 2, 5]]
+    _, members = labelled([1, 0], formation="partition2").classes_present()
+    assert members.tolist() == [[4, 5, 6, 7], [0, 1, 2, 3]]
+
+
+def test_classes_present_follow_the_targets():
+    made = labelled([0, 1])
+    before = made.classes_present()
+    assert made.replace(images=torch.ones(2, 1, 4, 4)).classes_present()[1] is before[1]
+    assert made.replace(targets=torch.tensor([1, 0])).classes_present()[1].tolist() == [[1], [0]]
+
+
+def test_classes_present_refuses_unequal_counts(refused):
     with refused([1, 2]):
-        by_class(torch.zeros(3, 1), torch.tensor([0, 1, 1]))
+        labelled([0, 1, 1]).classes_present()
 
 
 def test_noise_is_standard_normal():

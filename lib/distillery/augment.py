@@ -67,7 +67,7 @@ def augment(images: Tensor, draw: Draw | None) -> Tensor:
     if draw is None:
         return images
     families = draw.families.tolist()
-    uniforms = draw.uniforms.to(images.device)  # drawn on the CPU, see seeds.py
+    uniforms = draw.uniforms.to(images.device, non_blocking=True)  # drawn on the CPU, see seeds.py
     present = sorted(set(families))
     if len(present) == 1:
         return _OPERATIONS[present[0]](images, uniforms)
@@ -75,8 +75,9 @@ def augment(images: Tensor, draw: Draw | None) -> Tensor:
     for family in present:
         groups = [g for g, f in enumerate(families) if f == family]
         order += groups
-        parts.append(_OPERATIONS[family](images[groups], uniforms[groups]))
-    return torch.cat(parts)[torch.tensor(order).argsort().to(images.device)]
+        here = torch.tensor(groups).to(images.device, non_blocking=True)
+        parts.append(_OPERATIONS[family](images[here], uniforms[here]))
+    return torch.cat(parts)[torch.tensor(order).argsort().to(images.device, non_blocking=True)]
 
 
 def _strength(uniforms: Tensor, i: int) -> Tensor:

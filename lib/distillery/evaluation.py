@@ -99,12 +99,12 @@ def evaluate(
 
 def accuracy(network, params: Params, images: ImageSet, batch: int = 500) -> Tensor:
     """Fraction of `images` each of K networks classifies correctly: (K,) float64 on the CPU."""
-    right = torch.zeros((), dtype=torch.float64)
+    right = torch.zeros((), dtype=torch.int64, device=images.device)
     with torch.no_grad():
         for indices in torch.arange(len(images), device=images.device).split(batch):
             logits = network.apply(params, images.batch(indices), train=False).logits  # (K, B, classes)
-            right = right + (logits.argmax(-1) == images.targets[indices]).sum(1).double().cpu()
-    return right / len(images)
+            right = right + (logits.argmax(-1) == images.targets[indices]).sum(1)
+    return right.cpu().double() / len(images)
 
 
 def embed(network, params: Params, images: ImageSet, batch: int = 500) -> Tensor:

@@ -19,6 +19,7 @@ from distillery.checks import InputError, check_choice, check_fraction, check_po
 from distillery.data import Splits
 from distillery.distill import Distilled, Optimizer, distill
 from distillery.evaluation import Protocol, evaluate
+from distillery.fast import Fast, tensor_cores
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching, loops
 from distillery.sampling import Uniform
@@ -115,8 +116,16 @@ class Bench:
         score_epochs: int = 5,
         checkpoint_seconds: float = 60.0,
         progress: bool = False,
+        precision: str = "float32",
+        compiled: bool = False,
     ):
-        """augmentation: the DSA families of methods that match augmented batches; the protocol names its own."""
+        """What all runs share.
+
+        augmentation         the DSA families of methods that match augmented batches; the protocol names its own
+        precision, compiled  how passes run that are differentiated at most once and match no weights (`Fast`): evaluation,
+                             scores, real images; synthetic images stay float32
+        """
+        self.fast = Fast(network, precision, compiled)
         self.data, self.network, self.protocol, self.runs = data, network, protocol, runs
         self.augmentation = augmentation
         self.score_trials, self.score_epochs = score_trials, score_epochs
@@ -129,7 +138,7 @@ class Bench:
         """What identifies this bench in the id of a run."""
         transform = store.tensor_digest(self.data.train.transform.tensors())[:16]
         return {
-            "network": self.network.spec(),
+            "network": self.fast.spec(),
             "protocol": self.protocol.spec(),
             "transform": transform,
             "augmentation": self.augmentation,
@@ -177,14 +186,14 @@ class Bench:
                 "seed": seed,
                 "trials": self.score_trials,
                 "epochs": self.score_epochs,
-                "network": self.network.spec(),
+                "network": self.fast.spec(),
             }
             inputs["transform"] = self.context["transform"]
             path = self.runs.artifact("scores-" + store.identity("scores", VERSION, inputs, self.data.digest))
             if not path.exists():
                 began = time.monotonic()
                 passed = dynamics(
-                    self.network,
+                    self.fast,
                     self.data.train,
                     self.score_trials,
                     self.score_epochs,
@@ -229,11 +238,16 @@ class Bench:
         return kept[chosen]
 
     def _compute(self, recipe: Recipe, key: str) -> dict:
+        with tensor_cores(self.fast.precision):
+            return self._measured(recipe, key)
+
+    def _measured(self, recipe: Recipe, key: str) -> dict:
         started = time.monotonic()
-        train, network = self.data.train, self.network
+        train, network = self.data.train, self.fast
         if recipe.evaluate_on:
             width = network.channels / 128
-            network = architectures.build(recipe.evaluate_on, train.shape, len(train.classes), width)
+            other = architectures.build(recipe.evaluate_on, train.shape, len(train.classes), width)
+            network = Fast(other, self.fast.precision)
             source, made = self._finished(replace(recipe, evaluate_on="")).source(), None
         elif recipe.method in WHOLE:
             source, made = train.subset(self.kept(recipe)), None
@@ -309,8 +323,11 @@ class Bench:
         options = {
             "batch": recipe.batch or preset["batch"],
             "augmentation": self.augmentation if preset["augmented"] else "",
+            "real_network": self.fast,
         }
-        objective = OBJECTIVES[preset["objective"]](self.network, **options)
+        twice = preset["objective"] == "gradient"  # differentiated twice: never compiled
+        network = self.network if twice else Fast(self.network, compiled=self.fast.compiled)
+        objective = OBJECTIVES[preset["objective"]](network, **options)
         lr = recipe.lr or (preset.get("lr_large", preset["lr"]) if recipe.ipc >= 100 else preset["lr"])
         return distill(
             start, objective, real, Uniform(real.targets), {"images": Optimizer(lr, preset["momentum"])},

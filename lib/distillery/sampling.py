@@ -65,7 +65,7 @@ class RealBatches:
         _check_not_empty([indices])
         self.samples += len(indices)
         device = self.real.targets.device
-        indices, weights = indices.to(device), weights.to(device)
+        indices, weights = (value.to(device, non_blocking=True) for value in (indices, weights))
         return self.real.batch(indices), self.real.targets[indices], weights / weights.sum()
 
     def classes(self, labels: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ class RealBatches:
         weights = torch.stack([_fill(batch.weights, widest, 0) for batch in batches])
         self.samples += sum(len(batch.indices) for batch in batches)
         device = self.real.targets.device
-        indices, weights = indices.to(device), weights.to(device)
+        indices, weights = (value.to(device, non_blocking=True) for value in (indices, weights))
         return self.real.batch(indices), weights / weights.sum(1, keepdim=True)
 
 

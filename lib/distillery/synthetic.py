@@ -33,6 +33,9 @@ class Synthetic:
     classes: tuple[str, ...] | None = None
     formation: str = "identity"
     card: dict = field(default_factory=dict)
+    _groups: dict = field(
+        default_factory=dict, repr=False
+    )  # `classes_present`, once for all sets with these targets
 
     def __post_init__(self):
         check_choice("formation", self.formation, FORMATIONS)
@@ -57,7 +60,8 @@ class Synthetic:
 
     def replace(self, **tensors: Tensor) -> "Synthetic":
         """The same set with some tensors replaced."""
-        return replace(self, tensors=self.tensors | tensors)
+        groups = {} if "targets" in tensors else self._groups
+        return replace(self, tensors=self.tensors | tensors, _groups=groups)
 
     def decode(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The images and targets to train on: (M * f^2, C, H, W) and (M * f^2, ...), f the factor of the formation.
@@ -76,29 +80,36 @@ class Synthetic:
         used = F.interpolate(stacked, size=(height, width), mode="bilinear", align_corners=False)
         return used, targets.repeat_interleave(4, 0)
 
+    def classes_present(self) -> tuple[Tensor, Tensor]:
+        """(labels present (classes,) on the CPU, the decoded images of each (classes, m) on the device).
+
+        Computed once and carried along by `replace`, so that no step waits for the device.
+        raises  InputError if classes have different counts
+        """
+        if not self._groups:
+            targets = self.decode()[1]
+            labels, counts = targets.cpu().unique(return_counts=True)
+            if len(counts.unique()) != 1:
+                raise InputError(
+                    f"images per class: {counts.tolist()}; accepted: the same number in every class"
+                )
+            members = targets.argsort(stable=True).unflatten(0, (len(labels), -1))
+            self._groups.update(labels=labels, members=members)
+        return self._groups["labels"], self._groups["members"]
+
     def source(self) -> TensorSource:
         """What a network trains on, without gradients."""
         with torch.no_grad():
             return TensorSource(*(value.detach() for value in self.decode()))
 
     def to(self, device) -> "Synthetic":
-        return replace(self, tensors={name: value.to(device) for name, value in self.tensors.items()})
+        return replace(
+            self, tensors={name: value.to(device) for name, value in self.tensors.items()}, _groups={}
+        )
 
     def stored_numbers(self) -> int:
         """Numbers stored beside hard labels: pixels, soft labels, step sizes."""
         return sum(value.numel() for value in self.tensors.values() if value.is_floating_point())
-
-
-def by_class(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Group a class-balanced set: images (M, ...) -> (classes present, M/classes, ...), and the labels present.
-
-    raises InputError if classes have different counts
-    """
-    labels, counts = targets.unique(return_counts=True)
-    if len(counts.unique()) != 1:
-        raise InputError(f"images per class: {counts.tolist()}; accepted: the same number in every class")
-    order = targets.argsort(stable=True)
-    return images[order].unflatten(0, (len(labels), -1)), labels
 
 
 def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -> Path:

@@ -262,14 +262,15 @@ class _Stack:
             shuffles.append(torch.randperm(m, generator=stream))
             draws.append(draw(self.augmentation, math.ceil(m / self.batch), min(self.batch, m), stream))
         shuffle = torch.stack(shuffles)
-        order = per_network.gather(1, shuffle).to(self.device)
+        order = per_network.gather(1, shuffle).to(self.device, non_blocking=True)
         weights = None
         if chosen.weights is not None:
-            weights = chosen.weights.cpu().expand(len(self.streams), -1).gather(1, shuffle).to(self.device)
+            weights = chosen.weights.cpu().expand(len(self.streams), -1).gather(1, shuffle)
+            weights = weights.to(self.device, non_blocking=True)
         if draws[0] is None:
             return order, weights, None
         families = torch.stack([d.families for d in draws])  # (K, steps)
-        uniforms = torch.stack([d.uniforms for d in draws]).to(self.device)  # (K, steps, B, 3)
+        uniforms = torch.stack([d.uniforms for d in draws]).to(self.device, non_blocking=True)
         return order, weights, Draw(families, uniforms)
 
     def _step(self, images, targets, weights, indices, record, scale) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from distillery.synthetic import Synthetic, by_class
+from distillery.synthetic import Synthetic
 
 
 def classes_at_once(network, n: int, shape: tuple[int, ...], limit: int) -> int:
@@ -22,8 +22,9 @@ def gradient_by_classes(
     loss  (grouped images, labels, slice of the classes) -> ()
     """
     images = synthetic.tensors["images"].detach().requires_grad_()
-    decoded, targets = synthetic.replace(images=images).decode()
-    grouped, labels = by_class(decoded, targets)  # (classes, m, C, H, W)
+    labels, members = synthetic.classes_present()
+    labels = labels.to(synthetic.device, non_blocking=True)
+    grouped = synthetic.replace(images=images).decode()[0][members]  # (classes, m, C, H, W)
     leaf = grouped.detach().requires_grad_()
     total, parts = 0.0, []
     for at in range(0, len(labels), size):

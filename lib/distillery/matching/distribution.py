@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from distillery.augment import Draw, augment, draw
+from distillery.fast import images_at_once
 from distillery.matching import classes_at_once, gradient_by_classes
 from distillery.networks import Params, trainable
 from distillery.seeds import split
@@ -22,26 +23,35 @@ MAP_LIMIT = (
 
 
 def distribution_loss(
-    network, params: Params, real: Tensor, weights: Tensor, synthetic: Tensor, drawn: Draw | None
+    network,
+    params: Params,
+    real: Tensor,
+    weights: Tensor,
+    synthetic: Tensor,
+    drawn: Draw | None,
+    real_network=None,
 ) -> Tensor:
     """The sum over classes of squared distances between mean embeddings, () float.
 
+    network    of the synthetic images, and of the real ones where `real_network` is None
     real       (classes, n, C, H, W)
     weights    (classes, n), each row sums to one
     synthetic  (classes, m, C, H, W), differentiable
     drawn      one siamese draw a class, or None
     Source: DM, the loss above. Slow reference: `distribution_loss_plain`.
     """
+    classes, n = real.shape[:2]
     with torch.no_grad():
-        features = _embed(network, params, augment(real, drawn))  # (classes, n, F)
+        images = augment(real, drawn).flatten(0, 1)
+        # BatchNorm couples its images: they stay together
+        coupled = len(trainable(params)) < len(params)
+        size = len(images) if coupled else images_at_once(network, real.shape, real.device)
+        parts = [(real_network or network).embed(params, part)[0] for part in images.split(size)]
+        features = torch.cat(parts).unflatten(0, (classes, n))  # (classes, n, F)
         real_mean = (features * weights[..., None]).sum(1)  # (classes, F)
-    synthetic_mean = _embed(network, params, augment(synthetic, drawn)).mean(1)  # (classes, F)
+    features = network.embed(params, augment(synthetic, drawn).flatten(0, 1))[0]
+    synthetic_mean = features.unflatten(0, (classes, -1)).mean(1)  # (classes, F)
     return (real_mean - synthetic_mean).square().sum()
-
-
-def _embed(network, params: Params, images: Tensor) -> Tensor:
-    classes, n = images.shape[:2]
-    return network.embed(params, images.flatten(0, 1))[0].unflatten(0, (classes, n))
 
 
 def distribution_loss_plain(
@@ -64,14 +74,16 @@ class DistributionMatching:
     network       architecture whose fresh weights are matched in every step
     batch         real images a class and step (published: 256)
     augmentation  DSA families, '' for none
+    real_network  the same network as it runs on real images, such as `Fast(network, "bfloat16")`; None = `network`
     """
 
     name = "DM"
     learns = ("images",)
     uses_real_batches = True
 
-    def __init__(self, network, batch: int = 256, augmentation: str = ""):
+    def __init__(self, network, batch: int = 256, augmentation: str = "", real_network=None):
         self.network, self.batch, self.augmentation = network, batch, augmentation
+        self.real_network = real_network or network
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """No state: every step has a new network."""
@@ -81,8 +93,9 @@ class DistributionMatching:
         """One gradient on the pixels: (gradients by name, state, log)."""
         weights_stream, augment_stream = split(generator, 2)
         device = synthetic.device
-        params = {name: value.to(device) for name, value in self.network.init(weights_stream, 1).items()}
-        labels = synthetic.decode()[1].unique()
+        fresh = self.network.init(weights_stream, 1)
+        params = {name: value.to(device, non_blocking=True) for name, value in fresh.items()}
+        labels, _ = synthetic.classes_present()
         real, weights = draw_real.classes(labels, self.batch)
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
         coupled = len(trainable(params)) < len(
@@ -92,7 +105,8 @@ class DistributionMatching:
 
         def one(images: Tensor, _: Tensor, here: slice) -> Tensor:
             siamese = None if drawn is None else drawn[here]
-            return distribution_loss(self.network, params, real[here], weights[here], images[here], siamese)
+            pairs = real[here], weights[here], images[here]
+            return distribution_loss(self.network, params, *pairs, siamese, self.real_network)
 
         loss, gradient = gradient_by_classes(synthetic, size, one)
         return {"images": gradient}, state, {"loss": loss}

@@ -17,11 +17,12 @@ from torch import Generator, Tensor
 
 from distillery.augment import Draw, augment, draw
 from distillery.checks import check_positive_int
+from distillery.fast import images_at_once
 from distillery.matching import classes_at_once, gradient_by_classes
 from distillery.networks import Params, trainable
 from distillery.seeds import split
 from distillery.synthetic import Synthetic
-from distillery.training import SGD, TensorSource, cross_entropy, train
+from distillery.training import SGD, TensorSource, cross_entropy, networks_at_once, train
 
 MAP_LIMIT = (
     2**26
@@ -102,16 +103,49 @@ def class_gradients(
     return dict(zip(names, grads, strict=True))
 
 
+def real_gradients(
+    network, params: Params, images: Tensor, labels: Tensor, weights: Tensor, train_mode: bool
+) -> dict[str, Tensor]:
+    """`class_gradients` without a graph: classes stacked where that pays, the images of a class a few at a time.
+
+    A gradient is a sum over images, so parts of a class add up; BatchNorm in training mode couples them and stays whole.
+    """
+    classes, n = images.shape[:2]
+    stack = networks_at_once(classes, n, images.shape, images.device)
+    coupled = train_mode and len(trainable(params)) < len(params)
+    size = n if coupled else max(1, images_at_once(network, images.shape, images.device) // stack)
+    found = []
+    for some in torch.arange(classes).split(stack):
+        here = slice(int(some[0]), int(some[-1]) + 1)
+        total: dict[str, Tensor] = {}
+        for part, share in zip(images[here].split(size, 1), weights[here].split(size, 1), strict=True):
+            grads = class_gradients(network, params, part, labels[here], share, False, train_mode)
+            total = {name: total[name] + value for name, value in grads.items()} if total else grads
+        found.append(total)
+    return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+
+
 def gradient_loss(
-    network, params, real, weights, synthetic, labels, drawn: Draw | None, train_mode: bool = True
+    network,
+    params,
+    real,
+    weights,
+    synthetic,
+    labels,
+    drawn: Draw | None,
+    train_mode: bool = True,
+    real_network=None,
 ) -> Tensor:
     """Sum over classes of the gradient distance, differentiable in `synthetic`. Slow reference: `gradient_loss_plain`.
 
+    network    of the synthetic images, and of the real ones where `real_network` is None
     real       (classes, n, C, H, W), with weights (classes, n) whose rows sum to one
     synthetic  (classes, m, C, H, W)
     labels     (classes,)
     """
-    target = class_gradients(network, params, augment(real, drawn), labels, weights, False, train_mode)
+    target = real_gradients(
+        real_network or network, params, augment(real, drawn), labels, weights, train_mode
+    )
     ours = class_gradients(network, params, augment(synthetic, drawn), labels, None, True, train_mode)
     return gradient_distance(ours, {name: value.detach() for name, value in target.items()})
 
@@ -144,6 +178,7 @@ class GradientMatching:
     inner_epochs   zeta, epochs of inner training between updates; 0 = `loops(ipc)`
     batch          real images a class and step (published: 256)
     lr_network     rate of the inner training, plain SGD (published: .01)
+    real_network   the same network as it runs on real images, such as `Fast(network, "bfloat16")`; None = `network`
     """
 
     learns = ("images",)
@@ -157,8 +192,10 @@ class GradientMatching:
         batch: int = 256,
         augmentation: str = "",
         lr_network: float = 0.01,
+        real_network=None,
     ):
-        self.network, self.updates, self.inner_epochs = network, updates, inner_epochs
+        self.network, self.real_network = network, real_network or network
+        self.updates, self.inner_epochs = updates, inner_epochs
         self.batch, self.augmentation, self.lr_network = batch, augmentation, lr_network
         self.name = "DSA" if augmentation else "DC"
 
@@ -183,29 +220,30 @@ class GradientMatching:
             for name, value in state.items()
             if name.startswith("network.")
         }
-        labels = synthetic.decode()[1].unique()
+        labels, members = synthetic.classes_present()
         real, weights = draw_real.classes(labels, self.batch)
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
         params, train_mode = self._freeze_statistics(params, real)
-        widest = max(real.shape[1], len(synthetic.decode()[0]) // len(labels))
+        widest = max(real.shape[1], members.shape[1])
         size = classes_at_once(self.network, widest, real.shape, MAP_LIMIT)
 
         def one(images: Tensor, labels: Tensor, here: slice) -> Tensor:
             siamese = None if drawn is None else drawn[here]
             pairs = real[here], weights[here], images[here], labels[here]
-            return gradient_loss(self.network, params, *pairs, siamese, train_mode)
+            return gradient_loss(self.network, params, *pairs, siamese, train_mode, self.real_network)
 
         loss, gradient = gradient_by_classes(synthetic, size, one)
         return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
 
     def _loops(self, synthetic: Synthetic) -> tuple[int, int]:
-        ipc = len(synthetic) // len(synthetic.tensors["targets"].unique())
+        ipc = len(synthetic) // len(synthetic.classes_present()[0])
         updates, inner_epochs = loops(ipc)
         return self.updates or updates, self.inner_epochs or inner_epochs
 
     def _fresh(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         params = self.network.init(generator, 1)
-        state = {f"network.{name}": value.to(synthetic.device) for name, value in params.items()}
+        device = synthetic.device
+        state = {f"network.{name}": value.to(device, non_blocking=True) for name, value in params.items()}
         return state | {"updates": torch.tensor(0)}
 
     def _inner(

@@ -1,0 +1,63 @@
+"""What the benchmarks share: the published shapes, made-up images, and one way to measure three paths.
+
+Every piece of work is measured in one run as `bare` (the loop anyone would write with nn.Module), `plain` (the twin the
+tests hold the fast path to) and `fast`. `table.py` turns the JSON of a run into the committed table and checks the gates.
+"""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from published_shapes import CLASSES, DEVICE, SHAPE, WIDTH
+
+from distillery.data import ImageSet, fit_standardize
+from distillery.networks import ConvNet
+from distillery.seeds import generator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def all_cores():
+    """The unit tests run on one thread; measurements use the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def network():
+    return ConvNet(SHAPE, CLASSES, WIDTH)
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """5,120 images of noise in the published shape: what a step costs does not depend on what they show."""
+    stream = generator(0, "benchmark images")
+    pixels = torch.randint(256, (512 * CLASSES, *SHAPE), generator=stream, dtype=torch.uint8)
+    images = ImageSet.of(pixels, torch.arange(CLASSES).repeat_interleave(512))
+    return replace(images, transform=fit_standardize(images)).to(DEVICE)
+
+
+@pytest.fixture
+def measure(benchmark):
+    """measure(work, path, function, least=, needs=, rounds=): time `function`, keep the least of the rounds.
+
+    least  how many times faster than plain the fast path must be
+    needs  CPU flags of which one must be there for the gate to hold
+    """
+
+    def run(work, path, function, least=None, needs=(), rounds=5, per=1):
+        benchmark.group = work
+        benchmark.extra_info |= {"work": work, "path": path, "per": per, "device": DEVICE.type}
+        if least is not None:
+            benchmark.extra_info |= {"least": least, "needs": list(needs)}
+
+        def waited():
+            function()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+
+        benchmark.pedantic(waited, rounds=rounds, warmup_rounds=1)
+
+    return run
