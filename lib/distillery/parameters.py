@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import nbformat
 import torch
 
-from distillery import architectures
+from distillery import architectures, engine
 from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
-from distillery.engine import ENGINES
 
 COUNTS = (
     "n_seeds", "n_seeds_large", "n_seeds_rest", "n_seeds_cross", "networks", "width", "batch", "evaluation_batch",
@@ -58,7 +57,7 @@ def check(types: dict[str, str], values: dict) -> dict:
         elif name == "scale":
             check_choice("scale", value, SCALES)
         elif name == "engine":
-            check_choice("engine", value, ENGINES)
+            engine.check(value)
         elif name == "device":
             device(value)
         elif name == "architectures":
