@@ -71,6 +71,17 @@ def check(types: dict[str, str], values: dict) -> dict:
     return checked
 
 
+def planned(notebook: str | Path, given: dict) -> tuple[dict, dict]:
+    """(given values, all values) with which a notebook starts, checked; paths are those of the caller's folder."""
+    types, defaults = declared(notebook)
+    given = dict(given)
+    for path in ("data_root", "results_dir"):  # the kernel runs in the notebook's folder
+        if isinstance(given.get(path), str) and given[path]:
+            given[path] = str(Path(given[path]).expanduser().resolve())
+    given = check(types, given)
+    return given, check(types, defaults | given)
+
+
 def settings(namespace: dict) -> SimpleNamespace:
     """For the cell after the parameters: check the annotated names of a notebook's `globals()` and hand them over."""
     types = {name: t if isinstance(t, str) else _spell(t) for name, t in namespace["__annotations__"].items()}
