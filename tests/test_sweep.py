@@ -1,7 +1,6 @@
 """A sweep: grids are checked before anything starts, cells run apart, and what is done is not done again."""
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
-from distillery import cli, sweep
+from distillery import cli, records, sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = """
@@ -41,10 +40,9 @@ if P.fail == "worker" and len(list(folder.glob("start *"))) == 1:
     os.kill(worker, signal.SIGKILL)
     time.sleep(60)
 claim = records.claim("c", "ours is better", "nobody", [[0.9], [0.92]], [[0.1], [0.11]], against="random")
-missing = [{}] if P.fail == "missing" else []
 records.write(folder / P.scale / "tiny" / "made-up" / "record.json", notebook="tiny", key=records.record_key("tiny", vars(P)),
               scale=P.scale, parameters=records.public(vars(P)), claims=[claim], rows=[], costs={},
-              data={"label": "made-up"}, missing=missing)
+              data={"label": "made-up"}, missing=[])
 """
 
 
@@ -149,35 +147,46 @@ def test_an_unknown_engine_is_refused(grid, capsys):
 
 @pytest.mark.slow
 def test_failures_stay_in_their_cell_and_what_is_done_is_not_redone(grid, capfd):
-    path = grid({"fail": ["crash", "", "papermill", "missing"]})
+    path = grid({"fail": ["crash", "", "papermill"]})
     assert cli.main(["sweep", str(path)]) == 1
     out, err = capfd.readouterr()
-    crash, good, killed, missing = summary(path)
-    assert [one["status"] for one in (crash, good, killed, missing)] == [
-        "failed",
-        "done",
-        "failed",
-        "incomplete",
-    ]
+    crash, good, killed = summary(path)
+    assert [one["status"] for one in (crash, good, killed)] == ["failed", "done", "failed"]
     assert "RuntimeError: it broke" in crash["error"] and "signal 9" in killed["error"]
     assert good["headline"].startswith("ours is better: direction reproduced, 91.0")
     assert (path.parent / "results" / "sweeps" / "mine" / good["record"]).is_file()
-    assert str(path.parent) not in json.dumps([crash["record"], good, killed, missing])
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2 and "fail=crash" in errors[0] and "fail=papermill" in errors[1]
     assert "2 failed" in out and "1 done" in out
-    assert [name for name, *_ in starts(path)] == [one["cell"] for one in (crash, good, killed, missing)]
+    assert [name for name, *_ in starts(path)] == [one["cell"] for one in (crash, good, killed)]
 
-    grid({"fail": ["", "missing"], "seed": [0]})  # other names: other cells, not run yet
-    assert [cell.state()["status"] for cell in cells(path)] == ["not run", "not run"]
     grid({"fail": [""]})
     assert cli.main(["sweep", str(path), "--budget", "30m"]) == 0
-    assert len(starts(path)) == 4  # nothing was started
+    assert len(starts(path)) == 3  # nothing was started
     grid({"fail": [""]}, {"rate": 0.2})  # the record is of other parameters
-    assert [cell.state()["status"] for cell in cells(path)] != ["done"]
+    [cell] = cells(path)
+    assert cell.record() is None and cell.state()["status"] != "done"
 
 
-def test_a_spent_budget_starts_nothing(grid, monkeypatch, capsys):
+def test_states_are_read_from_record_and_log(grid):
+    [cell] = cells(grid({"seed": [0]}))
+    assert cell.state()["status"] == "not run"
+
+    def leave(missing, log):
+        records.write(cell.folder / "smoke" / "tiny" / "x" / "record.json", notebook="tiny", key=cell.key, scale="smoke",
+                      parameters={}, claims=[], rows=[], costs={}, data={}, missing=missing)  # fmt: skip
+        cell.log.write_text(log)
+        return cell.state()["status"]
+
+    cell.folder.mkdir(parents=True)
+    cell.log.touch()
+    assert cell.state()["status"] == "failed" and "killed" in cell.state()["error"]
+    assert leave([{}], "fine") == "incomplete"
+    assert leave([{}], "well\nerror: not so well\n") == "failed" and cell.state()["error"] == "not so well"
+    assert leave([], "error: of an earlier start") == "done"
+
+
+def test_a_spent_budget_starts_nothing(grid, capsys):
     path = grid({"seed": [0, 1]})
     assert cli.main(["sweep", str(path), "--budget", "0.0001s"]) == 0
     assert [one["status"] for one in summary(path)] == ["not run", "not run"] and not starts(path)
@@ -212,4 +221,3 @@ def test_a_real_sweep(grid):
     assert cell["status"] == "done" and "random images" in cell["headline"]
     began = time.monotonic()
     assert cli.main(["sweep", str(path)]) == 0 and time.monotonic() - began < 5
-    assert os.listdir(path.parent / "results" / "sweeps" / "mine") != []

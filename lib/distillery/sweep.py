@@ -65,7 +65,7 @@ class Cell:
             errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
             if errors or record is None:
                 status = "failed"
-                error = errors[-1] if errors else "it ended without a record and without a word"
+                error = errors[-1] if errors else "it ended without its record: killed, or out of memory"
         headline = _headline(record["claims"][0]) if record and record["claims"] else None
         path = str(Path(record["path"]).relative_to(self.folder.parent)) if record else None
         line = {"cell": self.name, "notebook": self.notebook.stem, "parameters": self.varied}
@@ -161,19 +161,18 @@ def _run(cell: Cell, until: float, threads: int) -> None:
         left = (until - time.time()) / 60
         if left <= 0 or cell.state()["status"] == "done":
             return
-        own = cell.given.get("budget_minutes") or left
-        given = cell.given | (
-            {"budget_minutes": min(left, own)} if cell.limited and left < float("inf") else {}
-        )
+        given = dict(cell.given)
+        if cell.limited and left < float("inf"):
+            given["budget_minutes"] = min(left, given.get("budget_minutes") or left)
         chosen = store.write_bytes(cell.folder / "parameters.yaml", yaml.safe_dump(given).encode())
         words = [sys.executable, "-c", COMMAND, "run", str(cell.notebook), "-f", str(chosen)]
         library = str(Path(__file__).resolve().parents[1])
         path = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
-        with open(cell.log, "w") as log:
+        store.write_bytes(cell.log, b"")
+        with open(cell.log, "a") as log:  # to append: a kernel may outlive a killed cell by a second
             ended = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-        if ended.returncode < 0:
-            with open(cell.log, "a") as log:
+            if ended.returncode < 0:
                 log.write(f"\nerror: ended by signal {-ended.returncode}\n")
 
 
