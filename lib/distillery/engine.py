@@ -104,7 +104,7 @@ def start(**options):
     if not address:
         options = {"address": "local", "include_dashboard": False} | options
     failure = None
-    for _ in range(STARTS):
+    for _ in range(1 if address else STARTS):
         try:
             ray.init(**options)
             return ray
