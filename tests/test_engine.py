@@ -51,6 +51,43 @@ def test_without_the_extra(monkeypatch, refused):
         parameters.check({"engine": "str"}, {"engine": "ray"})
 
 
+class Unwilling:
+    """A stand-in for Ray whose first starts fail."""
+
+    def __init__(self, failures):
+        self.failures, self.asked = failures, []
+
+    def is_initialized(self):
+        return False
+
+    def shutdown(self):
+        pass
+
+    def init(self, **options):
+        self.asked.append(options)
+        if len(self.asked) <= self.failures:
+            raise Exception("The current node timed out during startup")
+
+
+def test_a_start_that_fails_is_tried_again(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    late, never = Unwilling(2), Unwilling(9)
+    monkeypatch.setattr(engine, "_ray", lambda: late)
+    assert engine.start(num_cpus=2) is late and len(late.asked) == 3
+    assert late.asked[0]["address"] == "local" and late.asked[0]["include_dashboard"] is False
+    monkeypatch.setattr(engine, "_ray", lambda: never)
+    with pytest.raises(RuntimeError, match="3 attempts: The current node timed out"):
+        engine.start()
+
+
+def test_the_address_of_no_ray(monkeypatch, refused):
+    monkeypatch.setattr(engine, "_ray", lambda: Unwilling(9))
+    for address in ("127.0.0.1:1", "127.0.0.1:99999", "auto"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with refused("RAY_ADDRESS", address):
+            engine.start()
+
+
 def test_order_is_kept(ray):
     def slow_first(i):
         time.sleep(0.3 * (i == 0))

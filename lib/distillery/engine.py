@@ -6,6 +6,8 @@ that $RAY_ADDRESS names, whose nodes then share the results folder.
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Callable, Iterable
 
 import torch
@@ -100,10 +102,11 @@ def start(**options):
         return ray
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS", "")
-    options = {"log_to_driver": False, "logging_level": logging.ERROR} | options
-    if not address:
-        options = {"address": "local", "include_dashboard": False} | options
-    failure = None
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options = quiet if address else quiet | {"address": "local", "include_dashboard": False} | options
+    failure = _unreachable(address)
+    if failure:
+        raise InputError(f"RAY_ADDRESS: {address!r}: {failure}; accepted: a running Ray, or unset")
     for _ in range(1 if address else STARTS):
         try:
             ray.init(**options)
@@ -117,6 +120,18 @@ def start(**options):
             f"RAY_ADDRESS: {address!r}: {reason}; accepted: a running Ray, or unset"
         ) from failure
     raise RuntimeError(f"Ray did not start in {STARTS} attempts: {reason}") from failure
+
+
+def _unreachable(address: str) -> Exception | None:
+    """Why nothing answers at HOST:PORT; Ray itself would try for minutes."""
+    if not re.fullmatch(r"[^/]+:\d+", address):
+        return None
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        return error
+    return None
 
 
 def _ray():
