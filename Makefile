@@ -29,7 +29,9 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
+# JupyterLab is not in the lock: in one environment with it, every worker of Ray takes seconds longer to start
 lab: env
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[lab]"
 	cd notebooks && ../$(BIN)/jupyter lab
 
 format: env

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distillery import data
+from distillery import data, engine
 from distillery.checks import InputError
 from distillery.seeds import generator
 
@@ -84,3 +84,10 @@ def tiny():
 @pytest.fixture(scope="session")
 def digits():
     return data.load("digits")
+
+
+@pytest.fixture(scope="session")
+def ray():
+    """Ray with two workers, started once; skipped where the extra is not installed."""
+    pytest.importorskip("ray", reason="the optional extra ray is not installed")
+    return engine.start(num_cpus=2)

@@ -6,6 +6,8 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -241,6 +243,84 @@ def test_a_stale_lock_is_taken_over(tmp_path, content):
     with lock(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert not path.exists()
+
+
+def test_a_living_owner_is_waited_for_when_asked(tmp_path):
+    path = tmp_path / "x.lock"
+    held_by(path, os.getppid())
+    releasing = threading.Timer(0.5, path.unlink)
+    releasing.start()
+    began = time.monotonic()
+    with lock(path, wait=True):
+        assert time.monotonic() - began > 0.4
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("host", ["here", "elsewhere"])
+def test_a_silent_owner_is_taken_over_and_a_beating_one_is_not(tmp_path, monkeypatch, host):
+    monkeypatch.setattr(store, "SILENCE", 0.6)
+    path = tmp_path / "x.lock"
+    held_by(path, os.getppid(), *([] if host == "here" else [host]))
+    began = time.monotonic()
+
+    def beat():
+        while time.monotonic() - began < 1.5:
+            os.utime(path)
+            time.sleep(0.05)
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    with lock(path, wait=True):
+        assert time.monotonic() - began > 1.5 + 0.4
+    beating.join()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_owner_beats(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "BEAT", 0.05)
+    path = tmp_path / "x.lock"
+    with lock(path):
+        os.utime(path, (0, 0))
+        time.sleep(0.3)
+        assert time.time() - path.stat().st_mtime < 5
+
+
+def test_an_owner_that_lost_its_lock_leaves_the_new_one(tmp_path):
+    path = tmp_path / "x.lock"
+    with lock(path):
+        held_by(path, os.getppid())
+    assert json.loads(path.read_text())["pid"] == os.getppid()
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from distillery.store import lock
+folder, name = Path(sys.argv[1]), sys.argv[2]
+while not (folder / "go").exists():
+    time.sleep(0.001)
+for i in range(20):
+    with lock(folder / "x.lock", wait=True):
+        (folder / "inside").touch(exist_ok=False)
+        time.sleep(0.002)
+        (folder / "inside").unlink()
+        if i == 9 and name == "0":
+            import os
+            os._exit(0)  # dies as the owner
+"""
+
+
+def test_only_one_worker_is_inside(tmp_path):
+    held_by(tmp_path / "x.lock", dead_pid())
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(i)], stderr=subprocess.PIPE)
+        for i in range(4)
+    ]
+    (tmp_path / "go").touch()
+    errors = [worker.communicate()[1] for worker in workers]
+    assert not any(worker.returncode for worker in workers), errors
+    assert [file.name for file in tmp_path.iterdir()] == ["go"]
 
 
 # Runs

@@ -1,4 +1,4 @@
-"""The command line: `distillery run NOTEBOOK`, `report`, `evaluate FILE`, `data check PATH`.
+"""The command line: `distillery run NOTEBOOK`, `sweep GRID`, `report`, `evaluate FILE`, `data check PATH`.
 
 `run` is a thin layer over papermill: it checks parameters before starting, executes into a temporary file, and counts a
 run as done only by the record that the notebook's last cell writes. Bad input gives one line and exit code 2.
@@ -39,6 +39,15 @@ def main(argv: list[str] | None = None) -> int:
         help="execute even if a complete record exists (stored runs are reused)",
     )
     run.set_defaults(call=_run)
+
+    grid = commands.add_parser("sweep", help="execute notebooks over a grid of parameters")
+    grid.add_argument("grid", help="YAML file: notebook, parameters, grid")
+    grid.add_argument(
+        "--engine", default="local", help="local, or ray: cells at once, on one or many machines"
+    )
+    grid.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
+    grid.add_argument("--gpus", type=float, default=0.0, help="GPUs of a cell on Ray, e.g. 0.25")
+    grid.set_defaults(call=_sweep)
 
     report = commands.add_parser("report", help="print the claim table of all records")
     report.add_argument("--results", default="", help="results folder (default: that of the repository)")
@@ -93,15 +102,7 @@ def _run(arguments) -> int:
     from distillery import parameters, records
 
     notebook = _find(arguments.notebook)
-    types, defaults = parameters.declared(notebook)
-    given = _given(arguments)
-    for path in (
-        "data_root",
-        "results_dir",
-    ):  # they mean the caller's folder, the kernel runs in the notebook's
-        if isinstance(given.get(path), str) and given[path]:
-            given[path] = str(Path(given[path]).expanduser().resolve())
-    values = parameters.check(types, defaults | parameters.check(types, given))
+    given, values = parameters.planned(notebook, _given(arguments))
     name = notebook.stem
     folder = parameters.results_root(values.get("results_dir", "")) / values.get("scale", "smoke") / name
     key = records.record_key(name, values)
@@ -111,7 +112,7 @@ def _run(arguments) -> int:
             f"{name} is done with these parameters, record {done[0]['path']} (--again executes it once more)"
         )
     else:
-        code = _execute(notebook, parameters.check(types, given), folder)
+        code = _execute(notebook, given, folder)
         if code:
             return code
         done = [r for r in _records(folder) if r.get("key") == key]
@@ -120,6 +121,25 @@ def _run(arguments) -> int:
             return 1
     _summary(done[0], name)
     return 0
+
+
+def _sweep(arguments) -> int:
+    from distillery import sweep
+
+    folder, cells = sweep.read(arguments.grid, _find)
+    minutes = budget(arguments.budget) if arguments.budget else 0.0
+    lines = sweep.run(folder, cells, arguments.engine, minutes, arguments.gpus)
+    width = max(len(line["cell"]) for line in lines)
+    for line in lines:
+        print(f"  {line['cell']:<{width}}  {line['status']:<10}  {line['headline'] or ''}".rstrip())
+    counts = {state: sum(line["status"] == state for line in lines) for state in sweep.STATES}
+    print(f"\n{', '.join(f'{n} {state}' for state, n in counts.items() if n)}: {folder / 'summary.json'}")
+    for line in lines:
+        if line["status"] == "failed":
+            print(f"error: {line['cell']}: {line['error']}", file=sys.stderr)
+    if counts["incomplete"] or counts["not run"] or counts["failed"]:
+        print("the same command goes on with what is missing")
+    return 1 if counts["failed"] else 0
 
 
 def _records(folder: Path) -> list[dict]:

@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import nbformat
 import torch
 
-from distillery import architectures
+from distillery import architectures, engine
 from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
-from distillery.engine import ENGINES
 
 COUNTS = (
     "n_seeds", "n_seeds_large", "n_seeds_rest", "n_seeds_cross", "networks", "width", "batch", "evaluation_batch",
@@ -58,7 +57,7 @@ def check(types: dict[str, str], values: dict) -> dict:
         elif name == "scale":
             check_choice("scale", value, SCALES)
         elif name == "engine":
-            check_choice("engine", value, ENGINES)
+            engine.check(value)
         elif name == "device":
             device(value)
         elif name == "architectures":
@@ -70,6 +69,17 @@ def check(types: dict[str, str], values: dict) -> dict:
                 if isinstance(one, int | float) and one < 0:
                     raise InputError(f"{name}: {one} is not accepted; accepted: 0 or more")
     return checked
+
+
+def planned(notebook: str | Path, given: dict) -> tuple[dict, dict]:
+    """(given values, all values) with which a notebook starts, checked; paths are those of the caller's folder."""
+    types, defaults = declared(notebook)
+    given = dict(given)
+    for path in ("data_root", "results_dir"):  # the kernel runs in the notebook's folder
+        if isinstance(given.get(path), str) and given[path]:
+            given[path] = str(Path(given[path]).expanduser().resolve())
+    given = check(types, given)
+    return given, check(types, defaults | given)
 
 
 def settings(namespace: dict) -> SimpleNamespace:

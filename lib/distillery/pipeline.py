@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import resources
+from pathlib import Path
 
 import torch
 import yaml
@@ -16,7 +17,7 @@ from torch import Tensor
 from distillery import architectures, engine, store
 from distillery.augment import DSA
 from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
-from distillery.data import Splits
+from distillery.data import Rows, Splits
 from distillery.distill import Distilled, Optimizer, distill
 from distillery.evaluation import Protocol, evaluate
 from distillery.fast import Fast, tensor_cores
@@ -165,9 +166,41 @@ class Bench:
             self.runs.artifact(result["artifact"], ".checkpoint.safetensors").unlink(missing_ok=True)
         return result
 
-    def run_all(self, recipes: list[Recipe], where: str = "local") -> list[dict | None]:
-        """The results of several recipes, in order, mapped over an engine."""
-        return engine.map(self.run, recipes, where)
+    def run_all(self, recipes: list[Recipe], where: str = "local", gpus: float = 1.0) -> list[dict | None]:
+        """The results of several recipes, in order, mapped over an engine.
+
+        On Ray each recipe takes as many CPUs as torch has threads here; the machines must share the results folder.
+
+        gpus    for images on a GPU: what a recipe is given on Ray, a fraction packs several on one GPU
+        raises  InputError on Ray with images that stay on disk, besides what `engine.map` raises
+        """
+        if where == "local":
+            return engine.map(self.run, recipes)
+        parts = (self.data.train, self.data.validation, self.data.test)
+        if any(isinstance(part.pixels, Rows) for part in parts):
+            raise InputError(
+                f"engine: {where!r} with images that stay on disk (mapped=True); accepted: local, or mapped=False"
+            )
+        _ = self.context, self.data.digest  # known before the bench is copied to the workers
+        options = {
+            "cpus": torch.get_num_threads(),
+            "gpus": gpus if self.data.train.device.type == "cuda" else 0,
+        }
+        answers = engine.map(self._run_apart, recipes, where, **options)
+        for _, computed, reused, missing, scoring in answers:
+            self.runs.computed += computed
+            self.runs.reused += reused
+            self.runs.missing += missing
+            self.scoring |= scoring
+        return [answer[0] for answer in answers]
+
+    def _run_apart(self, recipe: Recipe) -> tuple[dict | None, int, int, list[dict], dict]:
+        """`run` on a copy of the bench, with what the copy has counted."""
+        result, runs = self.run(recipe), self.runs
+        return result, runs.computed, runs.reused, runs.missing, self.scoring
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_scored": {}, "scoring": {}, "progress": False}
 
     def synthetic(self, result: dict) -> Synthetic | None:
         """The set behind a result, the images it started from as card['start']; None if its file was not kept."""
@@ -191,24 +224,23 @@ class Bench:
             inputs["transform"] = self.context["transform"]
             path = self.runs.artifact("scores-" + store.identity("scores", VERSION, inputs, self.data.digest))
             if not path.exists():
-                began = time.monotonic()
-                passed = dynamics(
-                    self.fast,
-                    self.data.train,
-                    self.score_trials,
-                    self.score_epochs,
-                    generator(seed, "scores"),
-                )
-                tensors = {"loss": mean_loss(passed), "features": features(passed, self.data.train)}
-                cost = {
-                    "seconds": time.monotonic() - began,
-                    "samples": passed.stats.samples * self.score_trials,
-                }
-                store.save_tensors(path, tensors, inputs | cost)
+                with store.lock(path.with_suffix(".lock"), wait=True):
+                    if not path.exists():  # else another worker made them meanwhile
+                        self._score(seed, path, inputs)
             tensors, card = store.load_tensors(path)
             self._scored = {seed: tensors}  # one seed at a time: features are large
             self.scoring[seed] = {name: card[name] for name in ("seconds", "samples")}
         return self._scored[seed]
+
+    def _score(self, seed: int, path: Path, inputs: dict) -> None:
+        began, stream = time.monotonic(), generator(seed, "scores")
+        passed = dynamics(self.fast, self.data.train, self.score_trials, self.score_epochs, stream)
+        tensors = {"loss": mean_loss(passed), "features": features(passed, self.data.train)}
+        cost = {
+            "seconds": time.monotonic() - began,
+            "samples": passed.stats.samples * self.score_trials,
+        }
+        store.save_tensors(path, tensors, inputs | cost)
 
     def kept(self, recipe: Recipe) -> Tensor:
         """Indices of the training images left after pruning, ascending."""

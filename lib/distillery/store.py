@@ -10,7 +10,9 @@ import json
 import math
 import os
 import socket
+import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from distillery.checks import InputError
 
+BEAT, SILENCE = 10.0, 120.0  # seconds: the owner of a lock touches it; it is taken for dead
 _META = "distillery"  # the one metadata key: a JSON object with "digest" and "card"
 
 
@@ -220,10 +223,14 @@ def identity(producer: str, version: int, inputs: dict, data_digest: str) -> str
 
 
 @contextmanager
-def lock(path: str | Path):
+def lock(path: str | Path, wait: bool = False):
     """Own `path` for a while, so that two workers never produce one id. A lock left by a dead process is taken over.
 
-    Raises InputError if a living process of this host, or any process of another host, holds it.
+    The owner touches the file every BEAT seconds. wait: wait for a living owner, and take over when the file has not
+    been touched for SILENCE seconds, which also frees the lock of a machine that is gone. Should the owner only have
+    slept, both produce the same file, which is written atomically.
+
+    Raises InputError if `wait` is false and a living process of this host, or any process of another host, holds it.
     """
     path = Path(path)
     try:
@@ -232,33 +239,73 @@ def lock(path: str | Path):
         raise InputError(
             f"cannot make {path.parent}: {error.strerror}; accepted: a writable folder"
         ) from error
-    me = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
-    for _ in range(2):
+    me = canonical({"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()})
+    seen, since = None, 0.0
+    while not _create(path, me):
         try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            try:
-                owner = json.loads(path.read_text())
-            except (OSError, json.JSONDecodeError):
-                owner = {}  # its owner died between creating and writing it, or has just let go
-            if owner.get("host") not in (None, me["host"]) or _alive(owner.get("pid")):
-                raise InputError(
-                    f"{path.stem} is being produced by process {owner['pid']} on {owner['host']}; accepted: wait, or remove {path}"
-                ) from None
-            path.unlink(missing_ok=True)
+            found = path.read_text(errors="replace"), path.stat().st_mtime_ns
+        except FileNotFoundError:
+            continue  # just let go
+        if found != seen:  # watched by our own clock: those of other machines may differ
+            seen, since = found, time.monotonic()
+        owner = _owner(found[0])
+        held = owner and (owner["host"] != socket.gethostname() or _alive(owner["pid"]))
+        if held and not wait:
+            raise InputError(
+                f"{path.stem} is being produced by process {owner['pid']} on {owner['host']}; accepted: wait, or remove {path}"
+            )
+        # an unreadable one may be in the making
+        if time.monotonic() - since >= (SILENCE if held else 0 if owner else 1):
+            _remove(path, found[0])
         else:
-            with suppress(OSError):  # a full disk leaves an empty lock, which locks as well
-                os.write(handle, canonical(me).encode())
-            os.close(handle)
-            break
-    else:
-        raise InputError(
-            f"{path.stem} is being produced by another process; accepted: wait, or remove {path}"
-        )
+            time.sleep(0.1)
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(path, ended), daemon=True)
+    beating.start()
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        ended.set()
+        beating.join()
+        _remove(path, me)
+
+
+def _create(path: Path, content: str) -> bool:
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        return False
+    with suppress(OSError):  # a full disk leaves an empty lock
+        os.write(handle, content.encode())
+    os.close(handle)
+    return True
+
+
+def _owner(content: str) -> dict | None:
+    try:
+        owner = json.loads(content)
+        return {"pid": owner["pid"], "host": owner["host"]}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _beat(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(BEAT):
+        with suppress(OSError):
+            os.utime(path)
+
+
+def _remove(path: Path, content: str) -> None:
+    """Remove a lock if it still has this content: of several workers one succeeds, and none removes a newer lock."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    if aside.read_text(errors="replace") != content:  # another worker was faster: put its lock back
+        with suppress(FileExistsError):
+            os.link(aside, path)
+    aside.unlink()
 
 
 def _alive(pid) -> bool:
@@ -277,6 +324,8 @@ class Runs:
     """The finished runs of one notebook: `<folder>/runs/<id>.json`, tensors beside them in `<folder>/artifacts/`.
 
     A run is computed once and read ever after. When the budget is spent, what is missing is listed as not run.
+    A pickled copy works beside others on the same folder: it waits for runs that they are computing, keeps the moment
+    at which the budget is spent by the wall clock, and counts for itself.
     """
 
     def __init__(
@@ -286,8 +335,14 @@ class Runs:
         self.folder = Path(folder)
         self.clock = clock
         self.deadline = clock() + 60 * budget_minutes if budget_minutes > 0 else float("inf")
+        self.wait = False  # for runs that another process is computing, instead of an InputError
         self.computed = self.reused = 0
         self.missing: list[dict] = []
+
+    def __getstate__(self) -> dict:
+        until = time.time() + self.deadline - self.clock()
+        own = {"clock": time.time, "deadline": until, "wait": True, "computed": 0, "reused": 0, "missing": []}
+        return self.__dict__ | own
 
     def path(self, key: str) -> Path:
         return self.folder / "runs" / f"{key}.json"
@@ -310,9 +365,13 @@ class Runs:
         if self.clock() >= self.deadline:
             self.missing.append(inputs)
             return None
-        with lock(path.with_suffix(".lock")):
+        with lock(path.with_suffix(".lock"), self.wait):
             if path.exists():  # another worker finished it meanwhile
+                self.reused += 1
                 return self._read(path, key)
+            if self.wait and self.clock() >= self.deadline:  # spent by waiting
+                self.missing.append(inputs)
+                return None
             result = compute(key)
             run = {"id": key, "producer": producer, "version": version, "inputs": inputs, "data": data_digest}
             write_json(path, run | {"digest": _digest(result), "result": result})
