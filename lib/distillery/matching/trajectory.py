@@ -137,3 +137,180 @@ def _check(theta0: Params, target: Params, synthetic: dict[str, Tensor], draws: 
     shapes, others = ({name: tuple(value.shape) for name, value in p.items()} for p in (theta0, target))
     if shapes != others:
         raise InputError(f"target: weights {others} for a start {shapes}; accepted: the same names and shapes")
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Which expert epoch a step starts from: t ~ U{first .. bound(step) - 1}.
+
+    first   lowest start epoch (T- of DATM; 0 elsewhere)
+    last    one above the highest (T+; "max start epoch" of MTT and FTD)
+    begin   the bound at step 0 where it grows (T), 0 = no growth
+    growth  steps until it reaches `last` (Delta)
+    raises  InputError unless 0 <= first < begin <= last and growth is positive where begin is
+    Source: DATM's public configuration; the bound is min(T+, T + int((T+ - T) step / Delta)).
+    """
+
+    first: int
+    last: int
+    begin: int = 0
+    growth: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.first < (self.begin or self.last) <= self.last or (self.begin > 0) != (self.growth > 0):
+            raise InputError(f"starts: {self}; accepted: 0 <= first < begin <= last, begin and growth both or none")
+
+    def bound(self, step: int) -> int:
+        """One above the highest start epoch at a step."""
+        if not self.begin:
+            return self.last
+        return min(self.last, self.begin + int((self.last - self.begin) * step / self.growth))
+
+    def draw(self, step: int, generator: Generator) -> int:
+        return int(torch.randint(self.first, self.bound(step), (), generator=generator))
+
+
+GRADIENTS: dict[str, Callable] = {
+    "exact": sweep,
+    "frozen": lambda *problem: sweep(*problem, frozen=True),
+    "unrolled": sweep_plain,
+}
+
+
+class TrajectoryMatching:
+    """The objective of MTT, TESLA, FTD and DATM; they differ in their experts and options.
+
+    network       architecture of the experts
+    experts       `len()`, `.epochs`, `.at(expert, epoch)` -> weights with leading axis 1 (see `experts.Experts`)
+    steps         N, student steps
+    span          M, expert epochs a student shall cover
+    starts        start epochs
+    batch         synthetic images a student step, 0 = all; stored ones where one stored image is several
+    oversize      a batch larger than the set: 'refuse', or 'all' of the set (DATM)
+    augmentation  DSA families, drawn anew in every student step
+    loss          (output (1, B, D), targets (1, B[, D])) -> (1, B), or (1,) where samples are coupled
+    labels        whether 'label_logits' are learned beside pixels and step size
+    threshold     updates with a loss above it are skipped (DATM); costs a wait for the device in every step
+    gradient      'exact', 'frozen' (TESLA as published) or 'unrolled' (the twin)
+    raises        InputError if a start epoch plus `span` lies beyond the stored ones, or an expert does not move
+    """
+
+    learns = ("images", "step_size")
+    positive = ("step_size",)  # `distill` stops when one of these leaves the finite positive numbers
+    uses_real_batches = False
+
+    def __init__(
+        self,
+        network,
+        experts,
+        steps: int,
+        span: int,
+        starts: Starts,
+        *,
+        batch: int = 0,
+        oversize: str = "refuse",
+        augmentation: str = "",
+        loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        labels: bool = False,
+        threshold: float = math.inf,
+        gradient: str = "exact",
+        name: str = "MTT",
+    ):
+        check_positive_int("steps", steps)
+        check_positive_int("span", span)
+        check_choice("gradient", gradient, GRADIENTS)
+        check_choice("oversize", oversize, ("refuse", "all"))
+        if batch < 0:
+            raise InputError(f"batch: {batch} is not accepted; accepted: 0 for all of the set, or a positive number")
+        if starts.last - 1 + span > experts.epochs:
+            raise InputError(
+                f"start epoch {starts.last - 1} with a span of {span}: experts are stored up to epoch {experts.epochs}; "
+                f"accepted: at most epoch {experts.epochs - span}, or experts trained longer"
+            )
+        self.network, self.experts, self.steps, self.span, self.starts = network, experts, steps, span, starts
+        self.batch, self.oversize, self.augmentation, self.loss = batch, oversize, augmentation, loss
+        self.threshold, self.gradient, self.name = threshold, gradient, name
+        if labels:
+            self.learns = (*self.learns, "label_logits")
+        self._check_experts_move()
+
+    def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
+        """State: the order in which experts come, how many of them are used, and the number of steps."""
+        lacking = [name for name in self.learns if name not in synthetic.tensors]
+        if lacking:
+            raise InputError(
+                f"synthetic set: no tensor {lacking[0]!r}; accepted: a set with {', '.join(self.learns)}"
+            )
+        self._batch(synthetic)
+        order = torch.randperm(len(self.experts), generator=generator)
+        return {"order": order, "used": torch.tensor(0), "step": torch.tensor(0)}
+
+    def step(self, synthetic: Synthetic, state: dict[str, Tensor], draw_real, generator: Generator):
+        """One gradient on every learned tensor: (gradients by name or None to skip, state, log)."""
+        expert_stream, start_stream, *student_streams = split(generator, 4)
+        order, used, step = state["order"].cpu(), int(state["used"]), int(state["step"])
+        if used == len(order):
+            order, used = torch.randperm(len(order), generator=expert_stream), 0
+        expert, epoch = int(order[used]), self.starts.draw(step, start_stream)
+        start, target = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.span))
+        buffers = {name: v for name, v in self.experts.at(expert, epoch).items() if name not in start}
+        tensors = {name: synthetic.tensors[name] for name in self.learns}
+        problem = (self.step_loss(synthetic, buffers), start, target, tensors, self.draws(synthetic, *student_streams))
+        value, gradients = GRADIENTS[self.gradient](*problem)
+        skip = math.isfinite(self.threshold) and bool(value > self.threshold)
+        state = {"order": order, "used": torch.tensor(used + 1), "step": torch.tensor(step + 1)}
+        log = {"loss": value, "step_size": tensors["step_size"], "start": epoch}
+        return None if skip else gradients, state, log
+
+    def step_loss(self, synthetic: Synthetic, buffers: Params) -> StepLoss:
+        """The loss of one student step on the batch that `draws` chose."""
+
+        def loss(params: Params, tensors: dict[str, Tensor], drawn: tuple[Tensor, Draw | None]) -> Tensor:
+            indices, augmentation = drawn
+            images, targets = synthetic.replace(**tensors).decode(indices)
+            images = augment(images[None], augmentation)  # (1, B, C, H, W)
+            output = self.network.apply(buffers | params, images, train=True)
+            return self.loss(output.logits, targets[None]).mean()  # (1, B) or (1,) -> ()
+
+        return loss
+
+    def draws(
+        self, synthetic: Synthetic, order_stream: Generator, augment_stream: Generator
+    ) -> list[tuple[Tensor, Draw | None]]:
+        """For each student step the stored images of its batch (b,) and its augmentation.
+
+        Batches are chunks of a random permutation of the set; when it is used up, another is drawn.
+        """
+        n, batch = len(synthetic), self._batch(synthetic)
+        chunks: list[Tensor] = []
+        while len(chunks) < self.steps:
+            chunks += torch.randperm(n, generator=order_stream).split(batch)
+        chunks = chunks[: self.steps]
+        factor = len(synthetic.decode(torch.tensor([0], device=synthetic.device))[0])  # images of a stored one
+        drawn = draw(self.augmentation, self.steps, factor * batch, augment_stream)
+        if drawn is not None:  # all at once onto the device
+            drawn = Draw(drawn.families, drawn.uniforms.to(synthetic.device))
+        sizes = [len(chunk) for chunk in chunks]
+        indices = torch.cat(chunks).to(synthetic.device).split(sizes)
+        return [
+            (here, drawn and Draw(drawn.families[i : i + 1], drawn.uniforms[i : i + 1, : factor * len(here)]))
+            for i, here in enumerate(indices)
+        ]
+
+    def _batch(self, synthetic: Synthetic) -> int:
+        n = len(synthetic)
+        if self.batch > n and self.oversize == "refuse":
+            raise InputError(f"batch: {self.batch} of a set of {n} images; accepted: at most {n}, or 0 for all")
+        return min(self.batch or n, n)
+
+    def _check_experts_move(self) -> None:
+        """Refuse a segment of length zero, whose loss is 0 / 0, and weights that are not finite."""
+        for expert in range(len(self.experts)):
+            for epoch in range(self.starts.first, self.starts.last):
+                start, target = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.span))
+                distance = float(sum((target[name] - start[name]).square().sum() for name in start))
+                if not 0 < distance < math.inf:
+                    raise InputError(
+                        f"expert {expert}: squared distance {distance:g} from epoch {epoch} to {epoch + self.span}; "
+                        "accepted: experts whose weights move and stay finite"
+                    )
