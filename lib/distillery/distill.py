@@ -217,7 +217,7 @@ def _check_finite(now: _Progress, path: Path | None, positive: tuple[str, ...]) 
                 continue
             kept = f"; the last good set is in {path}" if path and path.exists() else ""
             left = "positive" if name in positive else "finite"
-            at = f" = {float(value):g}" if value.ndim == 0 else ""
+            at = f" = {value.item():g}" if value.ndim == 0 else ""
             raise InputError(
                 f"distillation left the {left} numbers at step {step}, {name}{at}{kept}; accepted: a smaller rate"
             )
