@@ -29,7 +29,9 @@ def made(folder, images, epochs=3, net=None, **options):
 
 
 def same(first, second, **tolerance):
-    return all(torch.allclose(first.weights[name], second.weights[name], **tolerance) for name in first.weights)
+    return all(
+        torch.allclose(first.weights[name], second.weights[name], **tolerance) for name in first.weights
+    )
 
 
 def files(folder):

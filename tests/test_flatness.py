@@ -22,7 +22,9 @@ def toy(segments, steps):
     net = ModuleNetwork(lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)))  # fmt: skip
     path = [{name: value.double() for name, value in net.init(stream, 1).items()}]
     for _ in range(segments):
-        path.append({n: v + 0.1 * torch.randn(v.shape, generator=stream, dtype=v.dtype) for n, v in path[-1].items()})
+        path.append(
+            {n: v + 0.1 * torch.randn(v.shape, generator=stream, dtype=v.dtype) for n, v in path[-1].items()}
+        )
     tensors = {
         "images": torch.randn(6, 1, 2, 2, generator=stream, dtype=torch.float64),
         "step_size": torch.tensor(0.5).double(),
@@ -30,7 +32,9 @@ def toy(segments, steps):
     draws = [[torch.randperm(6, generator=stream)[:4] for _ in range(steps)] for _ in range(segments)]
 
     def loss(params, tensors, indices):
-        return cross_entropy(net.apply(params, tensors["images"][indices][None]).logits, (indices % 3)[None]).mean()
+        return cross_entropy(
+            net.apply(params, tensors["images"][indices][None]).logits, (indices % 3)[None]
+        ).mean()
 
     return loss, path, tensors, draws
 
@@ -103,7 +107,9 @@ def test_hessian_product_is_that_of_the_whole_matrix(tiny):
     net, params, source = tiny_network(tiny)
     parts, flat = loss_parts(net, source, torch.arange(24), batch=7), Flat(params)
     vector = torch.randn(len(flat.vector(params)), generator=generator(0, "v"), dtype=torch.float64)
-    whole = torch.autograd.functional.hessian(lambda theta: sum(part(flat.params(theta)) for part in parts), flat.vector(params))
+    whole = torch.autograd.functional.hessian(
+        lambda theta: sum(part(flat.params(theta)) for part in parts), flat.vector(params)
+    )
     assert torch.allclose(hessian_product(parts, params, vector), whole @ vector, atol=1e-10)
 
 

@@ -138,7 +138,9 @@ def test_the_chunk_does_not_matter(tiny):
 # Training that goes on
 
 
-@pytest.mark.parametrize("optimizer", [GSAM(0.1, 0.0, 0.0), SGD(0.05, 0.9, 1e-3, drops=(7,))], ids=["GSAM", "SGD"])
+@pytest.mark.parametrize(
+    "optimizer", [GSAM(0.1, 0.0, 0.0), SGD(0.05, 0.9, 1e-3, drops=(7,))], ids=["GSAM", "SGD"]
+)
 def test_training_goes_on_with_the_same_bits(tiny, optimizer):
     net, kept = network(normalization="batch"), {}
     params = net.init(generator(0, "init"), 2)
@@ -158,7 +160,14 @@ def test_training_goes_on_with_the_same_bits(tiny, optimizer):
 
 def test_going_on_with_a_plan_is_refused(tiny, refused):
     with refused(2, "epochs alone"):
-        train(network(), network().init(generator(0, "x")), tiny, generator=generator(0, "x"), steps=3, done=(2, []))
+        train(
+            network(),
+            network().init(generator(0, "x")),
+            tiny,
+            generator=generator(0, "x"),
+            steps=3,
+            done=(2, []),
+        )
 
 
 def test_flat_training_lowers_sharpness(tiny):
@@ -179,7 +188,9 @@ def test_flat_training_lowers_sharpness(tiny):
             return cross_entropy(logits, tiny.targets.expand(K, -1)).mean(1)
 
         first = loss()
-        ascent = GSAM(rho=0.5).ascent([v.detach() for v in values], list(torch.autograd.grad(first.sum(), values)))
+        ascent = GSAM(rho=0.5).ascent(
+            [v.detach() for v in values], list(torch.autograd.grad(first.sum(), values))
+        )
         with torch.no_grad():
             for value, step in zip(values, ascent):
                 value += step

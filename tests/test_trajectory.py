@@ -51,7 +51,9 @@ def problem(kind="soft", n=3, seed=0, net=None, dtype=torch.float64, step_size=0
 
     def loss(params, tensors, drawn):
         indices, *augmentations = drawn
-        views = [augment.augment(tensors["images"][indices][None], a) for a in augmentations]  # (1, 4, C, H, W)
+        views = [
+            augment.augment(tensors["images"][indices][None], a) for a in augmentations
+        ]  # (1, 4, C, H, W)
         output = net.apply(params, views[0]).logits
         if kind == "hard":
             return cross_entropy(output, (indices % CLASSES)[None]).mean()
@@ -59,7 +61,9 @@ def problem(kind="soft", n=3, seed=0, net=None, dtype=torch.float64, step_size=0
             return cross_entropy(output, tensors["label_logits"][indices][None].softmax(-1)).mean()
         if kind == "regression":
             return squared_error(output, tensors["targets"][indices][None]).mean()
-        first, second = (torch.nn.functional.normalize(o[0], dim=-1) for o in (output, net.apply(params, views[1]).logits))
+        first, second = (
+            torch.nn.functional.normalize(o[0], dim=-1) for o in (output, net.apply(params, views[1]).logits)
+        )
         return torch.nn.functional.cross_entropy(first @ second.T / 0.2, torch.arange(4))  # NT-Xent, one side
 
     return loss, theta0, target, tensors, draws
@@ -86,7 +90,9 @@ def test_sweep_is_the_gradient_through_the_unrolled_loop(kind, n):
     assert not any(gradient.requires_grad for gradient in ours.values())
 
 
-@pytest.mark.parametrize("options", [{"normalization": "batch"}, {"depth": 2, "activation": "relu"}, {"pooling": "max"}])
+@pytest.mark.parametrize(
+    "options", [{"normalization": "batch"}, {"depth": 2, "activation": "relu"}, {"pooling": "max"}]
+)
 def test_sweep_through_other_networks(options):
     net = network(**options)
     loss, theta0, target, tensors, draws = problem(net=net, n=4)
@@ -117,9 +123,12 @@ def test_sweep_equals_finite_differences(kind):
         direction = torch.randn(tensor.shape, generator=stream, dtype=torch.float64)
         h = 1e-5
         up, down = (
-            sweep(loss, theta0, target, tensors | {name: tensor + s * h * direction}, draws)[0] for s in (1, -1)
+            sweep(loss, theta0, target, tensors | {name: tensor + s * h * direction}, draws)[0]
+            for s in (1, -1)
         )
-        assert float((gradients[name] * direction).sum()) == pytest.approx(float(up - down) / (2 * h), rel=1e-5), name
+        assert float((gradients[name] * direction).sum()) == pytest.approx(
+            float(up - down) / (2 * h), rel=1e-5
+        ), name
 
 
 def test_float32_is_close_to_float64():
@@ -169,7 +178,9 @@ def test_tesla_departs_from_the_truth_as_steps_grow():
     def cosine(step_size):
         given = problem(n=10, step_size=step_size)
         (_, ours), (_, exact) = sweep(*given, frozen=True), sweep(*given)
-        return torch.nn.functional.cosine_similarity(ours["images"].flatten(), exact["images"].flatten(), dim=0)
+        return torch.nn.functional.cosine_similarity(
+            ours["images"].flatten(), exact["images"].flatten(), dim=0
+        )
 
     cosines = [float(cosine(step_size)) for step_size in (0.001, 0.03, 0.3)]
     assert cosines[0] > 0.9999 and cosines[0] > cosines[1] > cosines[2]
@@ -280,7 +291,9 @@ def trained(images, epochs=4, k=3, net=None):
         net, net.init(generator(0, "experts"), k), images, optimizer=SGD(0.1, 0.0, 0.0),
         generator=generator(0, "train"), epochs=epochs, batch=8, snapshots=range(epochs + 1), chunk=k,
     )  # fmt: skip
-    return Experts({name: torch.stack([stats.snapshots[e][name] for e in range(epochs + 1)], 1) for name in params})
+    return Experts(
+        {name: torch.stack([stats.snapshots[e][name] for e in range(epochs + 1)], 1) for name in params}
+    )
 
 
 def small(**options):
@@ -302,7 +315,9 @@ RATES = {"images": Optimizer(1.0, 0.5), "step_size": Optimizer(1e-4, 0.5)}
 
 
 def run(made, start, images, steps=6, rates=RATES, **options):
-    return distill(start, made, images, Uniform(images.targets), rates, steps, generator(0, "distill"), **options)
+    return distill(
+        start, made, images, Uniform(images.targets), rates, steps, generator(0, "distill"), **options
+    )
 
 
 def test_step_is_the_sweep_on_what_it_drew(tiny):
@@ -335,10 +350,15 @@ def test_the_student_of_the_objective_by_hand(tiny):
     sgd = torch.optim.SGD(module.parameters(), 0.05)
     for indices in batches:
         sgd.zero_grad()
-        torch.nn.functional.cross_entropy(module(start.tensors["images"][indices]), start.tensors["targets"][indices]).backward()
+        torch.nn.functional.cross_entropy(
+            module(start.tensors["images"][indices]), start.tensors["targets"][indices]
+        ).backward()
         sgd.step()
     end, target, begin = dict(module.named_parameters()), experts.at(expert, 4), experts.at(expert, 2)
-    squares = [sum((a[n].detach() - target[n][0]).square().sum() for n in end) for a in (end, {n: v[0] for n, v in begin.items()})]
+    squares = [
+        sum((a[n].detach() - target[n][0]).square().sum() for n in end)
+        for a in (end, {n: v[0] for n, v in begin.items()})
+    ]
     assert float(log["loss"]) == pytest.approx(float(squares[0] / squares[1]), rel=1e-4)
 
 
@@ -377,7 +397,9 @@ def test_an_interrupted_run_ends_with_the_same_bits(tiny, tmp_path, labels):
     experts, start = trained(tiny), first(tiny)
     rates = dict(RATES)
     if labels:
-        start = start.replace(label_logits=torch.nn.functional.one_hot(start.tensors["targets"], 3).float() * 4)
+        start = start.replace(
+            label_logits=torch.nn.functional.one_hot(start.tensors["targets"], 3).float() * 4
+        )
         rates["label_logits"] = Optimizer(0.5, 0.9)
     whole = run(objective(tiny, experts, batch=4, labels=labels), start, tiny, 9, rates, ema=0.9)
     path = tmp_path / "c.safetensors"
@@ -410,7 +432,9 @@ def test_learned_labels_stay_with_their_images_and_are_what_networks_train_on(ti
     start = first(tiny)
     logits = torch.nn.functional.one_hot(start.tensors["targets"], 3).float() * 4
     start = start.replace(label_logits=logits)
-    done = run(objective(tiny, batch=4, labels=True), start, tiny, 5, RATES | {"label_logits": Optimizer(5.0, 0.9)})
+    done = run(
+        objective(tiny, batch=4, labels=True), start, tiny, 5, RATES | {"label_logits": Optimizer(5.0, 0.9)}
+    )
     learned = done.last.tensors["label_logits"]
     assert not torch.allclose(learned, logits, atol=1e-3)
     some = torch.tensor([4, 1])
@@ -481,13 +505,17 @@ def test_impossible_problems_are_refused_before_compute(tiny, refused):
         run(objective(tiny, experts, batch=7), first(tiny), tiny)
     with refused("step_size"):
         run(objective(tiny, experts), Synthetic({n: v for n, v in first(tiny).tensors.items() if n != "step_size"}), tiny, rates={"images": Optimizer(1.0)})  # fmt: skip
-    resting = Experts({name: value[:, :1].repeat(1, 5, *[1] * (value.ndim - 2)) for name, value in experts.weights.items()})
+    resting = Experts(
+        {name: value[:, :1].repeat(1, 5, *[1] * (value.ndim - 2)) for name, value in experts.weights.items()}
+    )
     with refused("expert 0", "move"):
         objective(tiny, resting)
 
 
 def test_a_batch_larger_than_the_set_may_mean_all_of_it(tiny):
-    drawn = objective(tiny, batch=1000, oversize="all").draws(first(tiny), generator(0, "a"), generator(0, "b"))
+    drawn = objective(tiny, batch=1000, oversize="all").draws(
+        first(tiny), generator(0, "a"), generator(0, "b")
+    )
     assert all(sorted(indices.tolist()) == list(range(6)) for indices, _ in drawn)
 
 

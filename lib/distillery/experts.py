@@ -98,7 +98,9 @@ def make(
     if log:
         log(describe(cost(folder, network, source, training, epochs)))
     firsts = range(0, training.experts, _chunk(network, source, training))
-    return engine.map(lambda first: _make(Path(folder), network, source, training, epochs, first), firsts, where)
+    return engine.map(
+        lambda first: _make(Path(folder), network, source, training, epochs, first), firsts, where
+    )
 
 
 def _make(folder: Path, network, source, training: Training, epochs: int, first: int) -> Path:
@@ -245,7 +247,9 @@ def _read(path: Path, epoch: int, card: dict, device) -> tuple[Params, list[Tens
     tensors, found = store.load_tensors(_file(path, epoch))
     different = differences(found, card | {"epoch": epoch})
     if different:
-        raise InputError(f"{_file(path, epoch)} is of other experts, {different[0]}; accepted: those asked for")
+        raise InputError(
+            f"{_file(path, epoch)} is of other experts, {different[0]}; accepted: those asked for"
+        )
     params = {name: tensors[f"weights.{name}"].to(device) for name in found["names"]}
     return params, [tensors[name].to(device) for name in sorted(tensors) if name.startswith("momentum.")]
 
@@ -259,7 +263,11 @@ def differences(found: dict, expected: dict) -> list[str]:
         if key == "inputs" or theirs == value:
             continue
         if isinstance(value, dict) and isinstance(theirs, dict):
-            parts = [f"{part} {theirs.get(part)} instead of {v}" for part, v in value.items() if theirs.get(part) != v]
+            parts = [
+                f"{part} {theirs.get(part)} instead of {v}"
+                for part, v in value.items()
+                if theirs.get(part) != v
+            ]
             lines.append(f"{key} differs: {', '.join(parts) or f'{theirs} instead of {value}'}")
         else:
             lines.append(f"{key} differs: {theirs} instead of {value}")
@@ -269,7 +277,9 @@ def differences(found: dict, expected: dict) -> list[str]:
 def _refuse(folder: Path, path: Path, card: dict, stored: int, epochs: int) -> None:
     """Say why experts cannot be loaded: too short, or which ones there are instead."""
     if stored:
-        raise InputError(f"{path}: epoch {epochs} is not stored; accepted: epochs up to {stored - 1}, or `make` more")
+        raise InputError(
+            f"{path}: epoch {epochs} is not stored; accepted: epochs up to {stored - 1}, or `make` more"
+        )
     others = []
     for other in sorted(folder.glob("experts-*/000.safetensors")):
         _, found = store.map_tensors(other)

@@ -256,7 +256,11 @@ def train(
     device = next(iter(params.values())).device
     if done[0] and (plan or steps):
         raise InputError(f"done: {done[0]} epochs with a plan or steps; accepted: epochs alone")
-    chunk = k if plan or after_epoch or done[0] else chunk or networks_at_once(k, min(batch, len(source)), source.shape, device)
+    chunk = (
+        k
+        if plan or after_epoch or done[0]
+        else chunk or networks_at_once(k, min(batch, len(source)), source.shape, device)
+    )
     results = []
     for first in range(0, k, chunk):
         part = {name: value[first : first + chunk] for name, value in params.items()}
@@ -372,7 +376,6 @@ class _Stack:
         self.stats.steps += 1
         self.stats.samples += indices.shape[1]
 
-
     def _gradients(self, learned, images, targets, weights) -> list[Tensor]:
         """Those of the same batch at the present weights, for optimizers that ask twice."""
         loss = self.loss(self.network.apply(self.params, images, train=True).logits, targets)
@@ -425,7 +428,9 @@ def train_plain(
             loss.backward()
             if isinstance(optimizer, GSAM):
                 gsam_plain(
-                    module, optimizer, lambda x=images, i=indices: F.cross_entropy(module(x), source.targets[i])
+                    module,
+                    optimizer,
+                    lambda x=images, i=indices: F.cross_entropy(module(x), source.targets[i]),
                 )
             sgd.step()
             losses.append(loss.item())
@@ -440,7 +445,9 @@ def gsam_plain(module, optimizer: GSAM, loss: Callable[[], Tensor]) -> None:
     weights = list(module.parameters())
     theta = [weight.detach().clone() for weight in weights]
     g = torch.cat([weight.grad.flatten() for weight in weights])
-    size = torch.cat([weight.abs().flatten() for weight in theta]) if optimizer.adaptive else torch.ones_like(g)
+    size = (
+        torch.cat([weight.abs().flatten() for weight in theta]) if optimizer.adaptive else torch.ones_like(g)
+    )
     epsilon = optimizer.rho * size**2 * g / (size * g).norm()
     with torch.no_grad():
         for weight, part in zip(weights, epsilon.split([weight.numel() for weight in weights]), strict=True):

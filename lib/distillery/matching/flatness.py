@@ -53,7 +53,9 @@ def trajectory_errors(
     """
     check_positive_int("segments", len(draws))
     if len(path) != len(draws) + 1:
-        raise InputError(f"path: {len(path)} weights for {len(draws)} segments; accepted: one more than segments")
+        raise InputError(
+            f"path: {len(path)} weights for {len(draws)} segments; accepted: one more than segments"
+        )
     flat = Flat(path[0])
     ends = [flat.vector(params) for params in path]
     own, accumulated, initialization, matching = ends[0], [torch.zeros_like(ends[0])], [], []
@@ -116,7 +118,9 @@ def top_eigenvalue(
     return value, used
 
 
-def _power(parts, params, vector: Tensor, shift: float, tolerance: float, iterations: int) -> tuple[float, int]:
+def _power(
+    parts, params, vector: Tensor, shift: float, tolerance: float, iterations: int
+) -> tuple[float, int]:
     """Of the Hessian minus `shift` times the identity."""
     value = 0.0
     for i in range(iterations):
@@ -134,5 +138,7 @@ def _power(parts, params, vector: Tensor, shift: float, tolerance: float, iterat
 def top_eigenvalue_plain(parts: Parts, params: Params) -> float:
     """From the eigenvalues of the whole Hessian, P x P numbers: for tiny networks."""
     flat = Flat(params)
-    hessian = torch.autograd.functional.hessian(lambda theta: sum(part(flat.params(theta)) for part in parts), flat.vector(params))
+    hessian = torch.autograd.functional.hessian(
+        lambda theta: sum(part(flat.params(theta)) for part in parts), flat.vector(params)
+    )
     return float(torch.linalg.eigvalsh(hessian)[-1])

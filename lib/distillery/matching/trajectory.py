@@ -18,9 +18,12 @@ at its first value: exact for N = 1 alone. Slow reference, plain autograd throug
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from typing import Any
 
 import torch
+import yaml
 from torch import Generator, Tensor
 
 from distillery.augment import Draw, augment, draw
@@ -48,7 +51,9 @@ class Flat:
     def params(self, vector: Tensor) -> Params:
         """Views of vector (P,), differentiable."""
         parts = vector.split(self.sizes)
-        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return {
+            name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
 
 
 def student(loss: StepLoss, theta0: Params, synthetic: dict[str, Tensor], draws: Sequence) -> list[Tensor]:
@@ -136,7 +141,9 @@ def _check(theta0: Params, target: Params, synthetic: dict[str, Tensor], draws: 
         raise InputError(f"synthetic set: {', '.join(synthetic)}; accepted: with a tensor 'step_size' ()")
     shapes, others = ({name: tuple(value.shape) for name, value in p.items()} for p in (theta0, target))
     if shapes != others:
-        raise InputError(f"target: weights {others} for a start {shapes}; accepted: the same names and shapes")
+        raise InputError(
+            f"target: weights {others} for a start {shapes}; accepted: the same names and shapes"
+        )
 
 
 @dataclass(frozen=True)
@@ -157,8 +164,12 @@ class Starts:
     growth: int = 0
 
     def __post_init__(self):
-        if not 0 <= self.first < (self.begin or self.last) <= self.last or (self.begin > 0) != (self.growth > 0):
-            raise InputError(f"starts: {self}; accepted: 0 <= first < begin <= last, begin and growth both or none")
+        if not 0 <= self.first < (self.begin or self.last) <= self.last or (self.begin > 0) != (
+            self.growth > 0
+        ):
+            raise InputError(
+                f"starts: {self}; accepted: 0 <= first < begin <= last, begin and growth both or none"
+            )
 
     def bound(self, step: int) -> int:
         """One above the highest start epoch at a step."""
@@ -221,7 +232,9 @@ class TrajectoryMatching:
         check_choice("gradient", gradient, GRADIENTS)
         check_choice("oversize", oversize, ("refuse", "all"))
         if batch < 0:
-            raise InputError(f"batch: {batch} is not accepted; accepted: 0 for all of the set, or a positive number")
+            raise InputError(
+                f"batch: {batch} is not accepted; accepted: 0 for all of the set, or a positive number"
+            )
         if starts.last - 1 + span > experts.epochs:
             raise InputError(
                 f"start epoch {starts.last - 1} with a span of {span}: experts are stored up to epoch {experts.epochs}; "
@@ -255,7 +268,13 @@ class TrajectoryMatching:
         start, target = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.span))
         buffers = {name: v for name, v in self.experts.at(expert, epoch).items() if name not in start}
         tensors = {name: synthetic.tensors[name] for name in self.learns}
-        problem = (self.step_loss(synthetic, buffers), start, target, tensors, self.draws(synthetic, *student_streams))
+        problem = (
+            self.step_loss(synthetic, buffers),
+            start,
+            target,
+            tensors,
+            self.draws(synthetic, *student_streams),
+        )
         value, gradients = GRADIENTS[self.gradient](*problem)
         skip = math.isfinite(self.threshold) and bool(value > self.threshold)
         state = {"order": order, "used": torch.tensor(used + 1), "step": torch.tensor(step + 1)}
@@ -286,7 +305,9 @@ class TrajectoryMatching:
         while len(chunks) < self.steps:
             chunks += torch.randperm(n, generator=order_stream).split(batch)
         chunks = chunks[: self.steps]
-        factor = len(synthetic.decode(torch.tensor([0], device=synthetic.device))[0])  # images of a stored one
+        factor = len(
+            synthetic.decode(torch.tensor([0], device=synthetic.device))[0]
+        )  # images of a stored one
         drawn = draw(self.augmentation, self.steps, factor * batch, augment_stream)
         if drawn is not None:  # all at once onto the device
             drawn = Draw(drawn.families, drawn.uniforms.to(synthetic.device))
@@ -300,7 +321,9 @@ class TrajectoryMatching:
     def _batch(self, synthetic: Synthetic) -> int:
         n = len(synthetic)
         if self.batch > n and self.oversize == "refuse":
-            raise InputError(f"batch: {self.batch} of a set of {n} images; accepted: at most {n}, or 0 for all")
+            raise InputError(
+                f"batch: {self.batch} of a set of {n} images; accepted: at most {n}, or 0 for all"
+            )
         return min(self.batch or n, n)
 
     def _check_experts_move(self) -> None:
@@ -314,3 +337,39 @@ class TrajectoryMatching:
                         f"expert {expert}: squared distance {distance:g} from epoch {epoch} to {epoch + self.span}; "
                         "accepted: experts whose weights move and stay finite"
                     )
+
+
+@cache
+def presets() -> dict[str, dict]:
+    """Method -> 'common' and data set -> ipc -> settings, as in `trajectory.yaml`, where they are explained."""
+    return yaml.safe_load(resources.files("distillery.matching").joinpath("trajectory.yaml").read_text())
+
+
+def preset(method: str, dataset: str, ipc: int) -> dict:
+    """The published settings of one cell, with `source`. Raises InputError where nothing is published."""
+    check_choice("method", method, presets())
+    table = presets()[method]
+    check_choice(f"{method} data set", dataset, [name for name in table if name != "common"])
+    check_choice(f"{method} on {dataset}, ipc", ipc, table[dataset])
+    optional = {"begin": 0, "growth": 0, "threshold": 0, "ema": 0, "gradient_scale": 1.0}
+    return optional | table["common"] | table[dataset][ipc]
+
+
+def starts(settings: dict) -> Starts:
+    """The start epochs of a preset."""
+    return Starts(*(settings[name] for name in ("first", "last", "begin", "growth")))
+
+
+def build(name: str, network, experts, settings: dict, **options) -> TrajectoryMatching:
+    """The objective of a preset; `options` of `TrajectoryMatching` go before it (such as augmentation and loss)."""
+    published = {
+        "batch": settings["batch"],
+        "oversize": "all",  # "all" of the set is written as a larger number in DATM's configurations
+        "labels": settings["labels"],
+        "threshold": settings["threshold"] or math.inf,
+        "gradient": settings["gradient"],
+    }
+    steps, span = settings["steps"], settings["span"]
+    return TrajectoryMatching(
+        network, experts, steps, span, starts(settings), name=name, **published | options
+    )
