@@ -444,6 +444,25 @@ def test_learned_labels_stay_with_their_images_and_are_what_networks_train_on(ti
         run(objective(tiny, labels=True), first(tiny), tiny, 1)
 
 
+def test_the_average_is_that_of_the_images(tiny):
+    """ema_n = gamma^n S_0 + (1 - gamma) sum_k gamma^(n-k) S_k (sheet 7.5); the present step size goes with it."""
+    experts, gamma, sets = trained(tiny), 0.8, [first(tiny).tensors["images"]]
+    made = objective(tiny, experts)
+    step = made.step
+
+    def seen(synthetic, *rest):
+        sets.append(synthetic.tensors["images"])
+        return step(synthetic, *rest)
+
+    made.step = seen
+    done = run(made, first(tiny), tiny, 5, ema=gamma)
+    sets = [*sets[1:], done.last.tensors["images"]]  # S_0 .. S_5
+    expected = gamma**5 * sets[0] + (1 - gamma) * sum(gamma ** (5 - k) * sets[k] for k in range(1, 6))
+    assert torch.allclose(done.ema.tensors["images"], expected, atol=1e-5)
+    assert torch.equal(done.ema.tensors["step_size"], done.last.tensors["step_size"])
+    assert not torch.equal(done.ema.tensors["step_size"], torch.tensor(0.05))
+
+
 def test_partitioned_images_are_matched_as_they_are_used(tiny):
     start = first(tiny)
     start = Synthetic(start.tensors, start.classes, "partition2")

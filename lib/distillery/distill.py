@@ -107,7 +107,7 @@ def distill(
                         generator) -> (gradients by name or None, state, log of scalar tensors)
     real, sampler       the real images and which of them a step meets
     optimizers          one per learned tensor; a gradient without an optimizer is refused
-    ema                 decay of a moving average of the learned tensors, None = none
+    ema                 decay of a moving average of the learned tensors, or of those in `objective.averaged`; None = none
     validate            (set, step) -> score on validation data, high = good; called every `validate_every` steps
     checkpoint          file to resume from if it exists, written every `checkpoint_seconds`
     identity            whose checkpoint this is; another identity is refused
@@ -138,7 +138,8 @@ def distill(
     else:
         now.state = objective.start(synthetic, keyed_generator(root, "start"))
         if ema is not None:
-            now.ema = {name: value.detach().clone() for name, value in learned.items()}
+            averaged = getattr(objective, "averaged", learned)
+            now.ema = {name: learned[name].detach().clone() for name in averaged}
     started, saved = time.monotonic() - now.seconds, time.monotonic()
     bar = tqdm(total=steps, initial=now.step, desc=card["objective"], disable=not progress, leave=False)
     while now.step < steps:
@@ -170,10 +171,11 @@ def distill(
             saved = time.monotonic()
     bar.close()
     _check_finite(now, path, positive)
+    last = synthetic.replace(**{name: value.detach() for name, value in learned.items()})
     return Distilled(
-        synthetic.replace(**{name: value.detach() for name, value in learned.items()}),
+        last,
         synthetic.replace(**now.best) if now.best else None,
-        synthetic.replace(**now.ema) if now.ema else None,
+        last.replace(**now.ema) if now.ema else None,
         _stack_log(now.log),
         {"seconds": now.seconds, "samples": now.samples, "steps": now.step, "skipped": now.skipped},
         now.best_step,

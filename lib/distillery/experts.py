@@ -173,8 +173,10 @@ def cost(folder: str | Path, network, source, training: Training, epochs: int) -
 
 def describe(cost: dict[str, float]) -> str:
     """The cost in one line."""
+    seconds = cost["seconds"]
+    took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
     return (
-        f"{cost['experts']} experts: {cost['steps']} steps of a chunk, about {cost['seconds'] / 60:.1f} min, "
+        f"{cost['experts']} experts: {cost['steps']} steps of a chunk, about {took}, "
         f"{cost['bytes'] / 1e6:.0f} MB on disk"
     )
 

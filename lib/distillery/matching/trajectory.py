@@ -208,6 +208,9 @@ class TrajectoryMatching:
 
     learns = ("images", "step_size")
     positive = ("step_size",)  # `distill` stops when one of these leaves the finite positive numbers
+    averaged = (
+        "images",
+    )  # FTD's moving average; the present step size and labels go with the averaged images
     uses_real_batches = False
 
     def __init__(
