@@ -107,11 +107,12 @@ def distill(
                         generator) -> (gradients by name or None, state, log of scalar tensors)
     real, sampler       the real images and which of them a step meets
     optimizers          one per learned tensor; a gradient without an optimizer is refused
-    ema                 decay of a moving average of the learned tensors, None = none
+    ema                 decay of a moving average of the learned tensors, or of those in `objective.averaged`; None = none
     validate            (set, step) -> score on validation data, high = good; called every `validate_every` steps
     checkpoint          file to resume from if it exists, written every `checkpoint_seconds`
     identity            whose checkpoint this is; another identity is refused
-    raises              InputError on unknown tensors, a foreign checkpoint, or a loss that leaves the finite numbers
+    raises              InputError on unknown tensors, a foreign checkpoint, a loss that leaves the finite numbers, or a
+                        tensor in `objective.positive` that leaves the positive ones
     """
     check_positive_int("steps", steps)
     unknown = sorted(set(optimizers) - set(synthetic.tensors))
@@ -122,7 +123,7 @@ def distill(
     root = int(torch.randint(2**62, (), generator=generator))
     learned = {name: synthetic.tensors[name].detach().clone().requires_grad_() for name in optimizers}
     built = {name: spec.build(learned[name]) for name, spec in optimizers.items()}
-    now = _Progress(tensors=learned)
+    now, positive = _Progress(tensors=learned), getattr(objective, "positive", ())
     card = {
         "identity": identity,
         "root": root,
@@ -137,7 +138,8 @@ def distill(
     else:
         now.state = objective.start(synthetic, keyed_generator(root, "start"))
         if ema is not None:
-            now.ema = {name: value.detach().clone() for name, value in learned.items()}
+            averaged = getattr(objective, "averaged", learned)
+            now.ema = {name: learned[name].detach().clone() for name in averaged}
     started, saved = time.monotonic() - now.seconds, time.monotonic()
     bar = tqdm(total=steps, initial=now.step, desc=card["objective"], disable=not progress, leave=False)
     while now.step < steps:
@@ -162,17 +164,18 @@ def distill(
             _validate(now, synthetic, validate)
         now.seconds = time.monotonic() - started
         if now.step % CHECK_EVERY == 0:
-            _check_finite(now, path)
+            _check_finite(now, path, positive)
         if path and now.step < steps and time.monotonic() - saved >= checkpoint_seconds:
-            _check_finite(now, path)
+            _check_finite(now, path, positive)
             _save(path, card, now, built, sampler)
             saved = time.monotonic()
     bar.close()
-    _check_finite(now, path)
+    _check_finite(now, path, positive)
+    last = synthetic.replace(**{name: value.detach() for name, value in learned.items()})
     return Distilled(
-        synthetic.replace(**{name: value.detach() for name, value in learned.items()}),
+        last,
         synthetic.replace(**now.best) if now.best else None,
-        synthetic.replace(**now.ema) if now.ema else None,
+        last.replace(**now.ema) if now.ema else None,
         _stack_log(now.log),
         {"seconds": now.seconds, "samples": now.samples, "steps": now.step, "skipped": now.skipped},
         now.best_step,
@@ -203,17 +206,23 @@ def _validate(now: _Progress, synthetic: Synthetic, validate) -> None:
         now.best, now.best_step, now.best_score = current, now.step, score
 
 
-def _check_finite(now: _Progress, path: Path | None) -> None:
-    """Refuse to go on from NaN; runs before every checkpoint, so a checkpoint always holds a good set."""
-    finite = all(bool(value.isfinite().all()) for value in now.tensors.values())
-    new = range(now.checked, len(now.log))
-    bad = [i for i in new if not all(bool(value.isfinite()) for value in now.log[i].values())]
+def _check_finite(now: _Progress, path: Path | None, positive: tuple[str, ...]) -> None:
+    """Refuse to go on from NaN; runs before every checkpoint, so a checkpoint always holds a good set.
+
+    positive  tensors and log entries that must also stay above zero
+    """
+    seen = [(step, now.log[step]) for step in range(now.checked, len(now.log))] + [(now.step, now.tensors)]
     now.checked = len(now.log)
-    if bad or not finite:
-        kept = f"; the last good set is in {path}" if path and path.exists() else ""
-        raise InputError(
-            f"distillation left the finite numbers at step {bad[0] if bad else now.step}{kept}; accepted: a smaller rate"
-        )
+    for step, values in seen:
+        for name, value in values.items():
+            if bool((value.isfinite() & (value > 0 if name in positive else True)).all()):
+                continue
+            kept = f"; the last good set is in {path}" if path and path.exists() else ""
+            left = "positive" if name in positive else "finite"
+            at = f" = {value.item():g}" if value.ndim == 0 else ""
+            raise InputError(
+                f"distillation left the {left} numbers at step {step}, {name}{at}{kept}; accepted: a smaller rate"
+            )
 
 
 def _save(path: Path, card: dict, now: _Progress, built: dict, sampler: Sampler) -> None:

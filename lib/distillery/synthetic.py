@@ -24,7 +24,8 @@ class Synthetic:
     """A synthetic (or selected) set.
 
     tensors    'images' (M, C, H, W) standardized floats; 'targets': (M,) int64 labels, (M, classes) soft labels or
-               (M, D) real values; further learned tensors by name, such as 'step_size' ()
+               (M, D) real values; further learned tensors by name: 'label_logits' (M, classes), whose softmax then
+               stands for the targets, and 'step_size' (), the rate the set was made for
     classes    class names, None where there are no classes
     formation  'identity', or 'partition2': each stored image is a 2 x 2 grid of four images, enlarged bilinearly
     """
@@ -69,6 +70,8 @@ class Synthetic:
         indices  (m,) stored images to decode, None = all; copies of one stored image are neighbours
         """
         images, targets = self.tensors["images"], self.tensors["targets"]
+        if "label_logits" in self.tensors:
+            targets = self.tensors["label_logits"].softmax(-1)
         if indices is not None:
             images, targets = images[indices], targets[indices]
         if self.formation == "identity":

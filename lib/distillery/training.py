@@ -91,6 +91,66 @@ class SGD:
         torch._foreach_add_(params, grads, alpha=-self.rate(step) * scale)
         return state
 
+    def direction(
+        self, params: list[Tensor], grads: list[Tensor], again: Callable[[], list[Tensor]]
+    ) -> list[Tensor]:
+        """What `update` descends: the gradients themselves. Others ask `again()` for those at changed `params`."""
+        return grads
+
+
+@dataclass(frozen=True)
+class GSAM(SGD):
+    r"""Descent to flat minima, two gradients of one batch a step; GSAM of FTD (arXiv 2211.11004, Eq. 13).
+
+    $$\epsilon = \rho\,\frac{\theta^2 \odot g}{\|\,|\theta| \odot g\,\|} \text{ (adaptive)} \quad\text{or}\quad \rho\,\frac{g}{\|g\|}, \qquad
+    g_p = \nabla L(\theta + \epsilon), \qquad g_o = g - \frac{\langle g, g_p\rangle}{\|g_p\|^2}\,g_p$$
+
+    and the step goes along $g_p - \alpha\,g_o$. Norms run over all weights of one network: K stacked networks have K.
+    Slow reference: `gsam_plain`.
+
+    rho       size of the ascent, in units of the weights (adaptive: of their relative change); 0 = SGD
+    alpha     share of g_o; 0 = SAM, or ASAM where adaptive
+    adaptive  whether the ascent scales with the weights
+    """
+
+    rho: float = 0.01
+    alpha: float = 0.3
+    adaptive: bool = True
+
+    @torch.no_grad()
+    def direction(
+        self, params: list[Tensor], grads: list[Tensor], again: Callable[[], list[Tensor]]
+    ) -> list[Tensor]:
+        ascent = self.ascent(params, grads)
+        kept = [param.clone() for param in params]
+        torch._foreach_add_(params, ascent)
+        with torch.enable_grad():
+            perturbed = again()
+        torch._foreach_copy_(params, kept)
+        share = _dot(grads, perturbed) / _dot(perturbed, perturbed).clamp_min(_TINY)  # (K,)
+        return [p - self.alpha * (g - _over(share, p) * p) for g, p in zip(grads, perturbed, strict=True)]
+
+    def ascent(self, params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+        """The perturbation epsilon, zero where the gradient of a network is zero."""
+        scaled = torch._foreach_mul(grads, torch._foreach_abs(params)) if self.adaptive else grads
+        size = self.rho / _dot(scaled, scaled).sqrt().clamp_min(_TINY)  # (K,)
+        if self.adaptive:
+            scaled = torch._foreach_mul(scaled, torch._foreach_abs(params))
+        return [_over(size, value) * value for value in scaled]
+
+
+_TINY = 1e-30  # in place of a norm of zero
+
+
+def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """Inner products over all weights of each of K networks: (K,)."""
+    return sum(product.reshape(len(product), -1).sum(1) for product in torch._foreach_mul(a, b))
+
+
+def _over(value: Tensor, like: Tensor) -> Tensor:
+    """(K,) shaped to multiply weights (K, ...)."""
+    return value.view(-1, *[1] * (like.ndim - 1))
+
 
 @dataclass(frozen=True)
 class TensorSource:
@@ -161,6 +221,8 @@ def train(
     collect: Iterable[str] = (),
     snapshots: Iterable[int] = (),
     chunk: int = 0,
+    after_epoch: Callable[[int, Params, list[Tensor]], None] | None = None,
+    done: tuple[int, list[Tensor]] = (0, []),
 ) -> tuple[Params, Stats]:
     """Train K networks on one source, each in its own data order. Slow reference: `train_plain`.
 
@@ -171,7 +233,9 @@ def train(
     plan          called before each epoch with its number and the stats so far
     collect       names in COLLECTORS
     snapshots     epochs after which weights are kept, 0 = before training
-    chunk         networks stacked at once, 0 = by `networks_at_once`; with a plan all, since it sees all their stats
+    chunk         networks stacked at once, 0 = by `networks_at_once`; with a plan or `after_epoch` all, since they see all
+    after_epoch   called with the epochs done, the weights and the momentum: what `done` needs to go on from there
+    done          (epochs, momentum) behind `params` where training goes on; `epochs` counts them, their draws are passed
     returns       trained params and Stats
     raises        InputError on an empty source, unknown collector, or both or neither of epochs and steps
     """
@@ -190,14 +254,21 @@ def train(
     k = len(next(iter(params.values())))
     streams = split(generator, k)
     device = next(iter(params.values())).device
-    chunk = k if plan else chunk or networks_at_once(k, min(batch, len(source)), source.shape, device)
+    if done[0] and (plan or steps):
+        raise InputError(f"done: {done[0]} epochs with a plan or steps; accepted: epochs alone")
+    chunk = (
+        k
+        if plan or after_epoch or done[0]
+        else chunk or networks_at_once(k, min(batch, len(source)), source.shape, device)
+    )
     results = []
     for first in range(0, k, chunk):
         part = {name: value[first : first + chunk] for name, value in params.items()}
         stack = _Stack(
             network, part, source, loss, optimizer, streams[first : first + chunk], batch, augmentation
         )
-        results.append(stack.run(epochs, steps, plan, tuple(collect), frozenset(snapshots)))
+        stack.go_on(*done)
+        results.append(stack.run(epochs, steps, plan, tuple(collect), frozenset(snapshots), after_epoch))
     return _joined(results)
 
 
@@ -218,12 +289,19 @@ class _Stack:
     def weights(self) -> Params:
         return {name: value.detach().clone() for name, value in self.params.items()}
 
-    def run(self, epochs, steps, plan, collect, snapshots):
+    def go_on(self, epochs: int, momentum: list[Tensor]) -> None:
+        """Stand where training stood after so many epochs: the random streams and the step count."""
+        self.epoch, self.momentum = epochs, list(momentum)
+        for _ in range(epochs):
+            self._draw_epoch(Plan(torch.arange(len(self.source))))
+        self.stats.steps = epochs * math.ceil(len(self.source) / self.batch)
+
+    def run(self, epochs, steps, plan, collect, snapshots, after_epoch):
         stats, everything = self.stats, Plan(torch.arange(len(self.source)))
         history = {name: [] for name in collect}
-        if 0 in snapshots:
-            stats.snapshots[0] = self.weights()
-        epoch = 0
+        epoch = self.epoch
+        if epoch in snapshots:
+            stats.snapshots[epoch] = self.weights()
         while (epoch < epochs) if epochs else (stats.steps < steps):
             for name in collect:
                 history[name].append(
@@ -235,6 +313,8 @@ class _Stack:
             epoch += 1
             if epoch in snapshots:
                 stats.snapshots[epoch] = self.weights()
+            if after_epoch:
+                after_epoch(epoch, self.weights(), [value.clone() for value in self.momentum])
         stats.collected = {name: torch.stack(values) for name, values in history.items()}  # (epochs, K, N)
         return self.weights(), stats
 
@@ -285,6 +365,9 @@ class _Stack:
         total = (weighted.mean(1) if loss.ndim == 2 else loss).sum()
         learned = [self.params[name] for name in self.names]
         grads = list(torch.autograd.grad(total, learned))
+        grads = self.optimizer.direction(
+            learned, grads, lambda: self._gradients(learned, images, targets, weights)
+        )
         with torch.no_grad():
             for name, values in record.items():
                 values.scatter_(1, indices, COLLECTORS[name](output.logits, targets, loss).to(values.dtype))
@@ -293,6 +376,12 @@ class _Stack:
                 self.params[name] = value.detach()
         self.stats.steps += 1
         self.stats.samples += indices.shape[1]
+
+    def _gradients(self, learned, images, targets, weights) -> list[Tensor]:
+        """Those of the same batch at the present weights, for optimizers that ask twice."""
+        loss = self.loss(self.network.apply(self.params, images, train=True).logits, targets)
+        weighted = loss if weights is None else loss * weights
+        return list(torch.autograd.grad((weighted.mean(1) if loss.ndim == 2 else loss).sum(), learned))
 
 
 def _joined(results: list[tuple[Params, Stats]]) -> tuple[Params, Stats]:
@@ -338,6 +427,37 @@ def train_plain(
             loss = F.cross_entropy(module(images), source.targets[indices])
             sgd.zero_grad()
             loss.backward()
+            if isinstance(optimizer, GSAM):
+                gsam_plain(
+                    module,
+                    optimizer,
+                    lambda x=images, i=indices: F.cross_entropy(module(x), source.targets[i]),
+                )
             sgd.step()
             losses.append(loss.item())
     return losses
+
+
+def gsam_plain(module, optimizer: GSAM, loss: Callable[[], Tensor]) -> None:
+    """Replace the gradients of one nn.Module by the direction of GSAM, one flat vector at a time.
+
+    loss  computes that of the same batch at the module's present weights
+    """
+    weights = list(module.parameters())
+    theta = [weight.detach().clone() for weight in weights]
+    g = torch.cat([weight.grad.flatten() for weight in weights])
+    size = (
+        torch.cat([weight.abs().flatten() for weight in theta]) if optimizer.adaptive else torch.ones_like(g)
+    )
+    epsilon = optimizer.rho * size**2 * g / (size * g).norm()
+    with torch.no_grad():
+        for weight, part in zip(weights, epsilon.split([weight.numel() for weight in weights]), strict=True):
+            weight += part.view_as(weight)
+    perturbed = torch.autograd.grad(loss(), weights)
+    g_p = torch.cat([gradient.flatten() for gradient in perturbed])
+    g_o = g - torch.dot(g, g_p) / torch.dot(g_p, g_p) * g_p
+    with torch.no_grad():
+        direction = (g_p - optimizer.alpha * g_o).split([weight.numel() for weight in weights])
+        for weight, before, part in zip(weights, theta, direction, strict=True):
+            weight.copy_(before)
+            weight.grad = part.view_as(weight).clone()

@@ -1,0 +1,342 @@
+"""Expert trajectories: networks trained on real data, their weights kept at the start and after every epoch.
+
+An artifact is a folder `experts-<id>` for a chunk of experts trained together, with one file for each epoch. The id says
+who trained (network, optimizer, batch, augmentation, seed, which experts), on what (data digest, preprocessing), and not
+how long: more epochs go on from the last file, and a kill or a full disk loses at most the epoch under way.
+
+Sources: buffers of MTT (arXiv 2203.11932), flat experts of FTD (2211.11004), first images and labels of DATM (2310.05773).
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from distillery import engine, store
+from distillery.augment import DSA
+from distillery.checks import InputError, check_positive_int
+from distillery.networks import Params
+from distillery.seeds import generator, split
+from distillery.training import SGD, networks_at_once, train
+
+VERSION = 1  # of everything that decides an expert's weights; raise it when a change makes stored ones stale
+MAP_LIMIT = 2**30  # numbers in the widest feature map of the experts that train together on a GPU
+
+
+@dataclass(frozen=True)
+class Training:
+    """How experts are trained; the defaults are MTT's, FTD and DATM take `training.GSAM`.
+
+    experts       how many; expert i does not depend on their number, except through rounding in its chunk
+    chunk         experts trained together and stored in one artifact, 0 = by shapes
+    augmentation  DSA families
+    """
+
+    experts: int = 100
+    optimizer: SGD = SGD(0.01, momentum=0.0, weight_decay=0.0)
+    batch: int = 256
+    augmentation: str = DSA
+    seed: int = 0
+    chunk: int = 0
+
+    def __post_init__(self):
+        check_positive_int("experts", self.experts)
+        check_positive_int("batch", self.batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """Stored trajectories.
+
+    weights  name -> (E, epochs + 1, ...), BatchNorm statistics included; index 0 of the second axis is the start
+    """
+
+    weights: Params
+
+    def __len__(self) -> int:
+        return len(next(iter(self.weights.values())))
+
+    @property
+    def epochs(self) -> int:
+        """The last stored epoch."""
+        return next(iter(self.weights.values())).shape[1] - 1
+
+    def at(self, expert: int, epoch: int) -> Params:
+        """One expert after `epoch` epochs, leading axis 1. Raises InputError on an epoch that is not stored."""
+        if not 0 <= epoch <= self.epochs:
+            raise InputError(f"epoch {epoch} of experts; accepted: 0 to {self.epochs}, the stored ones")
+        return {name: value[expert : expert + 1, epoch] for name, value in self.weights.items()}
+
+    def final(self) -> Params:
+        """All experts after their last stored epoch, leading axis E."""
+        return {name: value[:, -1] for name, value in self.weights.items()}
+
+
+def make(
+    folder: str | Path,
+    network,
+    source,
+    training: Training,
+    epochs: int,
+    *,
+    where: str = "local",
+    log: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Train and store what is missing of `training.experts` experts up to epoch `epochs`; the artifacts.
+
+    source  an ImageSet: real images, on the device to train on
+    epochs  trajectory matching reads start epochs plus its span: last start + span (max start - 1 + M)
+    where   the engine that chunks of experts are mapped over
+    log     told the cost before anything is trained
+    raises  InputError if the disk refuses; epochs stored before are kept
+    """
+    check_positive_int("epochs", epochs)
+    if log:
+        log(describe(cost(folder, network, source, training, epochs)))
+    firsts = range(0, training.experts, _chunk(network, source, training))
+    return engine.map(
+        lambda first: _make(Path(folder), network, source, training, epochs, first), firsts, where
+    )
+
+
+def _make(folder: Path, network, source, training: Training, epochs: int, first: int) -> Path:
+    card = _card(network, source, training, first)
+    path = _path(folder, card)
+    count = card["inputs"]["experts"][1]
+    with store.lock(path.with_suffix(".lock")):
+        stored = _stored(path)
+        if stored > epochs:
+            return path
+        if stored:
+            params, momentum = _read(path, stored - 1, card, source.device)
+        else:
+            streams = [generator(training.seed, "expert", first + i) for i in range(count)]
+            networks = [network.init(stream, 1) for stream in streams]
+            params = {name: torch.cat([one[name] for one in networks]) for name in networks[0]}
+            params, momentum = {name: value.to(source.device) for name, value in params.items()}, []
+            _write(path, 0, params, momentum, card)
+        stream = generator(training.seed, "expert training")
+        split(stream, first)  # those of the experts before
+        train(
+            network, params, source, optimizer=training.optimizer, generator=stream, epochs=epochs,
+            batch=training.batch, augmentation=training.augmentation, done=(max(stored - 1, 0), momentum),
+            after_epoch=lambda epoch, weights, momentum: _write(path, epoch, weights, momentum, card),
+        )  # fmt: skip
+    return path
+
+
+def load(folder: str | Path, network, source, training: Training, epochs: int, device=None) -> Experts:
+    """The stored trajectories up to epoch `epochs`, as one bank on `device` (that of `source` if None).
+
+    raises  InputError if they are not there, or are of another data set, network, preprocessing or optimizer
+    """
+    device, bank = device or source.device, {}
+    for first in range(0, training.experts, _chunk(network, source, training)):
+        card = _card(network, source, training, first)
+        path = _path(Path(folder), card)
+        if (stored := _stored(path)) <= epochs:
+            _refuse(Path(folder), path, card, stored, epochs)
+        for epoch in range(epochs + 1):
+            weights, _ = _read(path, epoch, card, device)
+            for name, value in weights.items():
+                if name not in bank:
+                    bank[name] = value.new_empty(training.experts, epochs + 1, *value.shape[1:])
+                bank[name][first : first + len(value), epoch] = value
+    return Experts(bank)
+
+
+def cost(folder: str | Path, network, source, training: Training, epochs: int) -> dict[str, float]:
+    """What `make` would take: steps of a chunk, 'seconds' from timed steps of one chunk, 'bytes' on disk, 'experts'.
+
+    Epochs that are stored already cost nothing. Chunks count one after another, as on one machine.
+    """
+    chunk = _chunk(network, source, training)
+    per_epoch = -(-len(source) // training.batch)
+    sizes, epochs_left = [], []
+    for first in range(0, training.experts, chunk):
+        sizes.append(min(chunk, training.experts - first))
+        stored = _stored(_path(Path(folder), _card(network, source, training, first)))
+        epochs_left.append(max(epochs + 1 - stored, 0))
+    stream = generator(training.seed, "cost")
+    params = network.init(stream, max(sizes))
+    numbers = sum(value[0].numel() * value.element_size() for value in params.values())
+    numbers *= 2 if training.optimizer.momentum else 1
+    total = sum(left * size for left, size in zip(epochs_left, sizes))
+    steps = sum(min(left, epochs) for left in epochs_left) * per_epoch
+    seconds = steps * _seconds_a_step(network, params, source, training) if steps else 0.0
+    return {"experts": training.experts, "steps": steps, "seconds": seconds, "bytes": total * numbers}
+
+
+def describe(cost: dict[str, float]) -> str:
+    """The cost in one line."""
+    seconds = cost["seconds"]
+    took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    return (
+        f"{cost['experts']} experts: {cost['steps']} steps of a chunk, about {took}, "
+        f"{cost['bytes'] / 1e6:.0f} MB on disk"
+    )
+
+
+def _seconds_a_step(network, params: Params, source, training: Training) -> float:
+    """From one and three steps, so that what happens once an epoch does not count; the first call warms up."""
+    params = {name: value.to(source.device) for name, value in params.items()}
+    k, times = len(next(iter(params.values()))), []
+    for steps in (1, 1, 3):
+        began = time.monotonic()
+        trained, _ = train(
+            network, params, source, optimizer=training.optimizer, generator=generator(0, "cost"), steps=steps,
+            batch=training.batch, augmentation=training.augmentation, chunk=k,
+        )  # fmt: skip
+        float(next(iter(trained.values())).flatten()[0])  # waits for the device
+        times.append(time.monotonic() - began)
+    return max(times[2] - times[1], times[2] / 10) / 2
+
+
+def _chunk(network, source, training: Training) -> int:
+    if training.chunk:
+        return min(training.chunk, training.experts)
+    images = min(training.batch, len(source))
+    fitting = max(1, MAP_LIMIT // (images * network.channels * source.shape[-2] * source.shape[-1]))
+    return min(fitting, networks_at_once(training.experts, images, source.shape, source.device))
+
+
+def _card(network, source, training: Training, first: int) -> dict:
+    """What identifies a chunk of experts, as JSON gives it back."""
+    transform = source.transform
+    count = min(_chunk(network, source, training), training.experts - first)
+    inputs = {
+        "network": network.spec(),
+        "optimizer": {"name": type(training.optimizer).__name__, **asdict(training.optimizer)},
+        "preprocessing": store.tensor_digest(transform.tensors())[:16] if transform else None,
+        "batch": training.batch,
+        "augmentation": training.augmentation,
+        "seed": training.seed,
+        "experts": [first, count],
+    }
+    card = {"producer": "experts", "version": VERSION, "inputs": inputs, "data set": source.digest}
+    return json.loads(store.canonical(card))
+
+
+def _path(folder: Path, card: dict) -> Path:
+    key = store.identity(card["producer"], card["version"], card["inputs"], card["data set"])
+    return folder / f"experts-{key}"
+
+
+def _file(path: Path, epoch: int) -> Path:
+    return path / f"{epoch:03d}.safetensors"
+
+
+def _stored(path: Path) -> int:
+    """How many snapshots are there without a gap."""
+    n = 0
+    while _file(path, n).exists():
+        n += 1
+    return n
+
+
+def _write(path: Path, epoch: int, params: Params, momentum: list[Tensor], card: dict) -> None:
+    tensors = {f"weights.{name}": value for name, value in params.items()}
+    tensors |= {f"momentum.{i:03d}": value for i, value in enumerate(momentum)}
+    # the order of the names is the order of sums over all weights: it must be the same after reading
+    store.save_tensors(_file(path, epoch), tensors, card | {"epoch": epoch, "names": list(params)})
+
+
+def _read(path: Path, epoch: int, card: dict, device) -> tuple[Params, list[Tensor]]:
+    tensors, found = store.load_tensors(_file(path, epoch))
+    different = differences(found, card | {"epoch": epoch})
+    if different:
+        raise InputError(
+            f"{_file(path, epoch)} is of other experts, {different[0]}; accepted: those asked for"
+        )
+    params = {name: tensors[f"weights.{name}"].to(device) for name in found["names"]}
+    return params, [tensors[name].to(device) for name in sorted(tensors) if name.startswith("momentum.")]
+
+
+def differences(found: dict, expected: dict) -> list[str]:
+    """What differs between two identities of experts, in words; [] if nothing does."""
+    found, expected = ({**card, **card.get("inputs", {})} for card in (found, expected))
+    lines = []
+    for key, value in expected.items():
+        theirs = found.get(key)
+        if key == "inputs" or theirs == value:
+            continue
+        if isinstance(value, dict) and isinstance(theirs, dict):
+            parts = [
+                f"{part} {theirs.get(part)} instead of {v}"
+                for part, v in value.items()
+                if theirs.get(part) != v
+            ]
+            lines.append(f"{key} differs: {', '.join(parts) or f'{theirs} instead of {value}'}")
+        else:
+            lines.append(f"{key} differs: {theirs} instead of {value}")
+    return lines
+
+
+def _refuse(folder: Path, path: Path, card: dict, stored: int, epochs: int) -> None:
+    """Say why experts cannot be loaded: too short, or which ones there are instead."""
+    if stored:
+        raise InputError(
+            f"{path}: epoch {epochs} is not stored; accepted: epochs up to {stored - 1}, or `make` more"
+        )
+    others = []
+    for other in sorted(folder.glob("experts-*/000.safetensors")):
+        _, found = store.map_tensors(other)
+        others.append(differences(found, card))
+    nearest = f"; the nearest ones: {min(others, key=len)[0]}" if others and min(others, key=len) else ""
+    raise InputError(f"no such experts in {folder}{nearest}; accepted: the experts of a finished `make`")
+
+
+# First images and labels of DATM
+
+
+def classified(network, params: Params, source, indices: Tensor, batch: int = 500) -> Tensor:
+    """Logits of K networks in evaluation mode for the images at `indices` (M,): (K, M, classes)."""
+    with torch.no_grad():
+        parts = [network.apply(params, source.batch(i), train=False).logits for i in indices.split(batch)]
+    return torch.cat(parts, 1)
+
+
+def choose_correct(network, experts: Experts, source, ipc: int, stream: Generator) -> Tensor:
+    """Indices (classes * ipc,) of random images that one random expert's last epoch classifies right.
+
+    raises  InputError if a class has fewer than `ipc` of them
+    Source: DATM's public code, samples predicted correctly.
+    """
+    check_positive_int("ipc", ipc)
+    one = int(torch.randint(len(experts), (), generator=stream))
+    params = experts.at(one, experts.epochs)
+    everything = torch.arange(len(source), device=source.device)
+    right = (classified(network, params, source, everything)[0].argmax(-1) == source.targets).cpu()
+    chosen = []
+    for label, name in enumerate(source.classes):
+        members = torch.nonzero(right & (source.targets.cpu() == label))[:, 0]
+        if len(members) < ipc:
+            raise InputError(
+                f"class {name}: an expert classifies {len(members)} images right, fewer than {ipc} a class; "
+                "accepted: a smaller ipc, or experts trained longer"
+            )
+        chosen.append(members[torch.randperm(len(members), generator=stream)[:ipc]])
+    return torch.cat(chosen)
+
+
+def first_logits(network, experts: Experts, source, indices: Tensor, one: int | None = None) -> Tensor:
+    """Label logits to start from: (M, classes).
+
+    one      this expert's last-epoch logits alone (DATM with initialization 'real'); None = the mean over the experts
+             whose last epoch classifies the image right, over all where none does
+    """
+    indices = indices.to(source.device)
+    params = experts.final()
+    if one is not None:
+        return classified(network, experts.at(one, experts.epochs), source, indices)[0]
+    logits = []
+    for i in range(len(experts)):  # one by one: images, not experts, fill the device here
+        logits.append(classified(network, {n: v[i : i + 1] for n, v in params.items()}, source, indices)[0])
+    logits = torch.stack(logits)  # (E, M, classes)
+    right = (logits.argmax(-1) == source.targets[indices]).to(logits)  # (E, M)
+    right = torch.where(right.sum(0) > 0, right, 1.0)
+    return (logits * right[..., None]).sum(0) / right.sum(0)[:, None]

@@ -1,0 +1,378 @@
+r"""Trajectory matching: MTT (arXiv 2203.11932), TESLA (2211.10586), FTD (2211.11004) and DATM (2310.05773).
+
+A student starts at an expert's weights $\theta_0 = \tau_t$, takes N steps of rate $\eta$ on augmented batches $x_n$ of the
+synthetic set, and shall end near the weights the expert had M epochs later:
+
+$$\theta_{n+1} = \theta_n - \eta\,\nabla_\theta l(\theta_n; x_n), \qquad L = \|\theta_N - \tau_{t+M}\|^2 / D, \quad D = \|\tau_t - \tau_{t+M}\|^2$$
+
+`sweep` gives the exact gradient of L, as through the unrolled loop, with the graph of one step at a time. With
+$\lambda = (2/D)(\theta_N - \tau_{t+M})$, for n = N-1 down to 0:
+
+$$s = \langle\lambda, \nabla_\theta l(\theta_n; x_n)\rangle, \qquad \tfrac{dL}{dx} \mathrel{-}= \eta\,\partial_x s, \qquad
+\tfrac{dL}{d\eta} \mathrel{-}= s, \qquad \lambda \leftarrow \lambda - \eta\,\partial_{\theta_n} s$$
+
+x stands for every learned tensor (pixels, label logits, targets). TESLA as published is the same sweep with lambda frozen
+at its first value: exact for N = 1 alone. Slow reference, plain autograd through all steps: `sweep_plain`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import torch
+import yaml
+from torch import Generator, Tensor
+
+from distillery.augment import Draw, augment, draw
+from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.networks import Params, trainable
+from distillery.seeds import split
+from distillery.synthetic import Synthetic
+from distillery.training import cross_entropy
+
+# (weights, learned tensors, what was drawn for this step) -> (): the loss of one student step, twice differentiable
+StepLoss = Callable[[Params, dict[str, Tensor], Any], Tensor]
+
+
+class Flat:
+    """Named weights as one vector and back."""
+
+    def __init__(self, params: Params):
+        self.shapes = {name: value.shape for name, value in params.items()}
+        self.sizes = [value.numel() for value in params.values()]
+
+    def vector(self, params: Params) -> Tensor:
+        """(P,), a copy."""
+        return torch.cat([params[name].detach().reshape(-1) for name in self.shapes])
+
+    def params(self, vector: Tensor) -> Params:
+        """Views of vector (P,), differentiable."""
+        parts = vector.split(self.sizes)
+        return {
+            name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+
+def student(loss: StepLoss, theta0: Params, synthetic: dict[str, Tensor], draws: Sequence) -> list[Tensor]:
+    """The student's weights along its N steps, without graphs: N + 1 flat vectors (P,), the first is `theta0`."""
+    flat, step_size = Flat(theta0), synthetic["step_size"].detach()
+    tensors = {name: value.detach() for name, value in synthetic.items()}
+    path = [flat.vector(theta0)]
+    for drawn in draws:
+        theta = path[-1].detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(flat.params(theta), tensors, drawn), theta)
+        path.append(path[-1] - step_size * gradient)
+    return path
+
+
+def sweep(
+    loss: StepLoss,
+    theta0: Params,
+    target: Params,
+    synthetic: dict[str, Tensor],
+    draws: Sequence,
+    *,
+    frozen: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The matching loss L and its gradient on every learned tensor. Slow reference: `sweep_plain`.
+
+    loss       loss(weights, tensors, draws[n]) -> (), the loss of student step n. It forms its own batch from the learned
+               tensors and what was drawn, so nothing but weights is kept between the steps
+    theta0     the weights a student starts from
+    target     the weights it shall reach, same names
+    synthetic  the learned floating tensors by name; 'step_size' () is the student's rate
+    draws      one entry for each of the N steps, in any form `loss` understands
+    frozen     TESLA as published: drop the way later steps depend on earlier ones
+    returns    (), and gradients by name. Memory: one step's graph and (N + 1) P numbers
+    raises     InputError without a step, a step size, or with target weights of other names
+    Source: the recursion above.
+    """
+    _check(theta0, target, synthetic, draws)
+    flat, step_size = Flat(theta0), synthetic["step_size"].detach()
+    path = student(loss, theta0, synthetic, draws)
+    goal = flat.vector(target)
+    distance = (path[0] - goal).square().sum()
+    gap = path[-1] - goal
+    multiplier = 2 / distance * gap  # (P,), lambda
+    tensors = {name: value.detach().requires_grad_() for name, value in synthetic.items()}
+    names = [name for name in tensors if name != "step_size"]
+    gradients = {name: torch.zeros_like(value) for name, value in synthetic.items()}
+    for theta, drawn in zip(reversed(path[:-1]), reversed(draws)):
+        theta.requires_grad_()
+        value = loss(flat.params(theta), tensors, drawn)
+        (gradient,) = torch.autograd.grad(value, theta, create_graph=True)
+        along = gradient @ multiplier  # (), s
+        wanted = [tensors[name] for name in names] + ([] if frozen else [theta])
+        parts = torch.autograd.grad(along, wanted, materialize_grads=True)
+        gradients["step_size"] -= along.detach()
+        for name, part in zip(names, parts):
+            gradients[name] -= step_size * part
+        if not frozen:
+            multiplier = multiplier - step_size * parts[-1]
+    return gap.square().sum() / distance, gradients
+
+
+def sweep_plain(
+    loss: StepLoss, theta0: Params, target: Params, synthetic: dict[str, Tensor], draws: Sequence
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`sweep` by plain autograd through all N steps, as MTT is published: the memory of N graphs."""
+    _check(theta0, target, synthetic, draws)
+    tensors = {name: value.detach().requires_grad_() for name, value in synthetic.items()}
+    theta = {name: value.detach().requires_grad_() for name, value in theta0.items()}
+    for drawn in draws:
+        value = loss(theta, tensors, drawn)
+        grads = torch.autograd.grad(value, list(theta.values()), create_graph=True, materialize_grads=True)
+        theta = {
+            name: weight - tensors["step_size"] * grad
+            for (name, weight), grad in zip(theta.items(), grads, strict=True)
+        }
+    gap = sum((theta[name] - target[name]).square().sum() for name in theta)
+    value = gap / sum((theta0[name] - target[name]).square().sum() for name in theta)
+    grads = torch.autograd.grad(value, list(tensors.values()), materialize_grads=True)
+    return value.detach(), dict(zip(tensors, grads, strict=True))
+
+
+def _check(theta0: Params, target: Params, synthetic: dict[str, Tensor], draws: Sequence) -> None:
+    check_positive_int("steps", len(draws))
+    if "step_size" not in synthetic:
+        raise InputError(f"synthetic set: {', '.join(synthetic)}; accepted: with a tensor 'step_size' ()")
+    shapes, others = ({name: tuple(value.shape) for name, value in p.items()} for p in (theta0, target))
+    if shapes != others:
+        raise InputError(
+            f"target: weights {others} for a start {shapes}; accepted: the same names and shapes"
+        )
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Which expert epoch a step starts from: t ~ U{first .. bound(step) - 1}.
+
+    first   lowest start epoch (T- of DATM; 0 elsewhere)
+    last    one above the highest (T+; "max start epoch" of MTT and FTD)
+    begin   the bound at step 0 where it grows (T), 0 = no growth
+    growth  steps until it reaches `last` (Delta)
+    raises  InputError unless 0 <= first < begin <= last and growth is positive where begin is
+    Source: DATM's public configuration; the bound is min(T+, T + int((T+ - T) step / Delta)).
+    """
+
+    first: int
+    last: int
+    begin: int = 0
+    growth: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.first < (self.begin or self.last) <= self.last or (self.begin > 0) != (
+            self.growth > 0
+        ):
+            raise InputError(
+                f"starts: {self}; accepted: 0 <= first < begin <= last, begin and growth both or none"
+            )
+
+    def bound(self, step: int) -> int:
+        """One above the highest start epoch at a step."""
+        if not self.begin:
+            return self.last
+        return min(self.last, self.begin + int((self.last - self.begin) * step / self.growth))
+
+    def draw(self, step: int, generator: Generator) -> int:
+        return int(torch.randint(self.first, self.bound(step), (), generator=generator))
+
+
+GRADIENTS: dict[str, Callable] = {
+    "exact": sweep,
+    "frozen": lambda *problem: sweep(*problem, frozen=True),
+    "unrolled": sweep_plain,
+}
+
+
+class TrajectoryMatching:
+    """The objective of MTT, TESLA, FTD and DATM; they differ in their experts and options.
+
+    network       architecture of the experts
+    experts       `len()`, `.epochs`, `.at(expert, epoch)` -> weights with leading axis 1 (see `experts.Experts`)
+    steps         N, student steps
+    span          M, expert epochs a student shall cover
+    starts        start epochs
+    batch         synthetic images a student step, 0 = all; stored ones where one stored image is several
+    oversize      a batch larger than the set: 'refuse', or 'all' of the set (DATM)
+    augmentation  DSA families, drawn anew in every student step
+    loss          (output (1, B, D), targets (1, B[, D])) -> (1, B), or (1,) where samples are coupled
+    labels        whether 'label_logits' are learned beside pixels and step size
+    threshold     updates with a loss above it are skipped (DATM); costs a wait for the device in every step
+    gradient      'exact', 'frozen' (TESLA as published) or 'unrolled' (the twin)
+    raises        InputError if a start epoch plus `span` lies beyond the stored ones, or an expert does not move
+    """
+
+    learns = ("images", "step_size")
+    positive = ("step_size",)  # `distill` stops when one of these leaves the finite positive numbers
+    averaged = (
+        "images",
+    )  # FTD's moving average; the present step size and labels go with the averaged images
+    uses_real_batches = False
+
+    def __init__(
+        self,
+        network,
+        experts,
+        steps: int,
+        span: int,
+        starts: Starts,
+        *,
+        batch: int = 0,
+        oversize: str = "refuse",
+        augmentation: str = "",
+        loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        labels: bool = False,
+        threshold: float = math.inf,
+        gradient: str = "exact",
+        name: str = "MTT",
+    ):
+        check_positive_int("steps", steps)
+        check_positive_int("span", span)
+        check_choice("gradient", gradient, GRADIENTS)
+        check_choice("oversize", oversize, ("refuse", "all"))
+        if batch < 0:
+            raise InputError(
+                f"batch: {batch} is not accepted; accepted: 0 for all of the set, or a positive number"
+            )
+        if starts.last - 1 + span > experts.epochs:
+            raise InputError(
+                f"start epoch {starts.last - 1} with a span of {span}: experts are stored up to epoch {experts.epochs}; "
+                f"accepted: at most epoch {experts.epochs - span}, or experts trained longer"
+            )
+        self.network, self.experts, self.steps, self.span, self.starts = network, experts, steps, span, starts
+        self.batch, self.oversize, self.augmentation, self.loss = batch, oversize, augmentation, loss
+        self.threshold, self.gradient, self.name = threshold, gradient, name
+        if labels:
+            self.learns = (*self.learns, "label_logits")
+        self._check_experts_move()
+
+    def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
+        """State: the order in which experts come, how many of them are used, and the number of steps."""
+        lacking = [name for name in self.learns if name not in synthetic.tensors]
+        if lacking:
+            raise InputError(
+                f"synthetic set: no tensor {lacking[0]!r}; accepted: a set with {', '.join(self.learns)}"
+            )
+        self._batch(synthetic)
+        order = torch.randperm(len(self.experts), generator=generator)
+        return {"order": order, "used": torch.tensor(0), "step": torch.tensor(0)}
+
+    def step(self, synthetic: Synthetic, state: dict[str, Tensor], draw_real, generator: Generator):
+        """One gradient on every learned tensor: (gradients by name or None to skip, state, log)."""
+        expert_stream, start_stream, *student_streams = split(generator, 4)
+        order, used, step = state["order"].cpu(), int(state["used"]), int(state["step"])
+        if used == len(order):
+            order, used = torch.randperm(len(order), generator=expert_stream), 0
+        expert, epoch = int(order[used]), self.starts.draw(step, start_stream)
+        start, target = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.span))
+        buffers = {name: v for name, v in self.experts.at(expert, epoch).items() if name not in start}
+        tensors = {name: synthetic.tensors[name] for name in self.learns}
+        problem = (
+            self.step_loss(synthetic, buffers),
+            start,
+            target,
+            tensors,
+            self.draws(synthetic, *student_streams),
+        )
+        value, gradients = GRADIENTS[self.gradient](*problem)
+        skip = math.isfinite(self.threshold) and bool(value > self.threshold)
+        state = {"order": order, "used": torch.tensor(used + 1), "step": torch.tensor(step + 1)}
+        log = {"loss": value, "step_size": tensors["step_size"], "start": epoch}
+        return None if skip else gradients, state, log
+
+    def step_loss(self, synthetic: Synthetic, buffers: Params) -> StepLoss:
+        """The loss of one student step on the batch that `draws` chose."""
+
+        def loss(params: Params, tensors: dict[str, Tensor], drawn: tuple[Tensor, Draw | None]) -> Tensor:
+            indices, augmentation = drawn
+            images, targets = synthetic.replace(**tensors).decode(indices)
+            images = augment(images[None], augmentation)  # (1, B, C, H, W)
+            output = self.network.apply(buffers | params, images, train=True)
+            return self.loss(output.logits, targets[None]).mean()  # (1, B) or (1,) -> ()
+
+        return loss
+
+    def draws(
+        self, synthetic: Synthetic, order_stream: Generator, augment_stream: Generator
+    ) -> list[tuple[Tensor, Draw | None]]:
+        """For each student step the stored images of its batch (b,) and its augmentation.
+
+        Batches are chunks of a random permutation of the set; when it is used up, another is drawn.
+        """
+        n, batch = len(synthetic), self._batch(synthetic)
+        chunks: list[Tensor] = []
+        while len(chunks) < self.steps:
+            chunks += torch.randperm(n, generator=order_stream).split(batch)
+        chunks = chunks[: self.steps]
+        factor = len(
+            synthetic.decode(torch.tensor([0], device=synthetic.device))[0]
+        )  # images of a stored one
+        drawn = draw(self.augmentation, self.steps, factor * batch, augment_stream)
+        if drawn is not None:  # all at once onto the device
+            drawn = Draw(drawn.families, drawn.uniforms.to(synthetic.device))
+        sizes = [len(chunk) for chunk in chunks]
+        indices = torch.cat(chunks).to(synthetic.device).split(sizes)
+        return [
+            (here, drawn and Draw(drawn.families[i : i + 1], drawn.uniforms[i : i + 1, : factor * len(here)]))
+            for i, here in enumerate(indices)
+        ]
+
+    def _batch(self, synthetic: Synthetic) -> int:
+        n = len(synthetic)
+        if self.batch > n and self.oversize == "refuse":
+            raise InputError(
+                f"batch: {self.batch} of a set of {n} images; accepted: at most {n}, or 0 for all"
+            )
+        return min(self.batch or n, n)
+
+    def _check_experts_move(self) -> None:
+        """Refuse a segment of length zero, whose loss is 0 / 0, and weights that are not finite."""
+        for expert in range(len(self.experts)):
+            for epoch in range(self.starts.first, self.starts.last):
+                start, target = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.span))
+                distance = float(sum((target[name] - start[name]).square().sum() for name in start))
+                if not 0 < distance < math.inf:
+                    raise InputError(
+                        f"expert {expert}: squared distance {distance:g} from epoch {epoch} to {epoch + self.span}; "
+                        "accepted: experts whose weights move and stay finite"
+                    )
+
+
+@cache
+def presets() -> dict[str, dict]:
+    """Method -> 'common' and data set -> ipc -> settings, as in `trajectory.yaml`, where they are explained."""
+    return yaml.safe_load(resources.files("distillery.matching").joinpath("trajectory.yaml").read_text())
+
+
+def preset(method: str, dataset: str, ipc: int) -> dict:
+    """The published settings of one cell, with `source`. Raises InputError where nothing is published."""
+    check_choice("method", method, presets())
+    table = presets()[method]
+    check_choice(f"{method} data set", dataset, [name for name in table if name != "common"])
+    check_choice(f"{method} on {dataset}, ipc", ipc, table[dataset])
+    optional = {"begin": 0, "growth": 0, "threshold": 0, "ema": 0, "gradient_scale": 1.0}
+    return optional | table["common"] | table[dataset][ipc]
+
+
+def starts(settings: dict) -> Starts:
+    """The start epochs of a preset."""
+    return Starts(*(settings[name] for name in ("first", "last", "begin", "growth")))
+
+
+def build(name: str, network, experts, settings: dict, **options) -> TrajectoryMatching:
+    """The objective of a preset; `options` of `TrajectoryMatching` go before it (such as augmentation and loss)."""
+    published = {
+        "batch": settings["batch"],
+        "oversize": "all",  # "all" of the set is written as a larger number in DATM's configurations
+        "labels": settings["labels"],
+        "threshold": settings["threshold"] or math.inf,
+        "gradient": settings["gradient"],
+    }
+    steps, span = settings["steps"], settings["span"]
+    return TrajectoryMatching(
+        network, experts, steps, span, starts(settings), name=name, **published | options
+    )

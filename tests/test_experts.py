@@ -1,0 +1,207 @@
+"""Experts: what is stored, refused, resumed, and how the first images and labels are chosen."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from distillery import experts as ex
+from distillery import store
+from distillery.data import fit_standardize
+from distillery.networks import ConvNet
+from distillery.seeds import generator
+from distillery.training import GSAM, SGD
+
+FLAT = GSAM(0.05, 0.0, 0.0, rho=0.02, alpha=0.3)
+
+
+def network(width=4, **options):
+    return ConvNet((1, 8, 8), 3, width=width, depth=1, **options)
+
+
+def training(**options):
+    return ex.Training(**{"experts": 3, "optimizer": FLAT, "batch": 10} | options)
+
+
+def made(folder, images, epochs=3, net=None, **options):
+    ex.make(folder, net or network(), images, training(**options), epochs)
+    return ex.load(folder, net or network(), images, training(**options), epochs)
+
+
+def same(first, second, **tolerance):
+    return all(
+        torch.allclose(first.weights[name], second.weights[name], **tolerance) for name in first.weights
+    )
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.safetensors"))
+
+
+def test_bank_holds_every_expert_and_epoch(tiny, tmp_path):
+    experts = made(tmp_path, tiny)
+    assert (len(experts), experts.epochs) == (3, 3)
+    assert experts.weights["conv0.weight"].shape == (3, 4, 4, 1, 3, 3)
+    moved = (experts.weights["head.weight"].diff(dim=1).flatten(2).norm(dim=2) > 0).all()
+    assert moved  # snapshots do not share storage
+    assert experts.at(1, 2)["head.bias"].shape == (1, 3)
+    assert torch.equal(experts.final()["head.bias"][2], experts.at(2, 3)["head.bias"][0])
+    heads = experts.weights["head.weight"][:, 0]
+    assert not torch.allclose(heads[0], heads[1])
+
+
+@pytest.mark.parametrize("epoch", [4, -1])
+def test_an_epoch_beyond_the_stored_ones_is_refused(tiny, tmp_path, epoch, refused):
+    experts = made(tmp_path, tiny)
+    with refused(epoch, "0 to 3"):
+        experts.at(0, epoch)
+
+
+@pytest.mark.parametrize("optimizer", [FLAT, SGD(0.05, 0.9, 1e-3)], ids=["GSAM", "momentum"])
+def test_more_epochs_go_on_from_the_stored_ones_with_the_same_bits(tiny, tmp_path, optimizer):
+    made(tmp_path / "parts", tiny, 1, optimizer=optimizer)
+    parts = made(tmp_path / "parts", tiny, 4, optimizer=optimizer)
+    whole = made(tmp_path / "whole", tiny, 4, optimizer=optimizer)
+    assert same(parts, whole, rtol=0, atol=0)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_chunks_train_the_same_experts(tiny, tmp_path):
+    """Expert i is the same in whatever chunk, and however many there are, up to rounding."""
+    together = made(tmp_path, tiny, chunk=3)
+    apart = made(tmp_path, tiny, chunk=1)
+    assert same(together, apart, atol=1e-5)
+    assert len(list(tmp_path.glob("experts-*"))) == 4
+    two = made(tmp_path, tiny, experts=2, chunk=1)
+    assert all(torch.equal(two.weights[name], apart.weights[name][:2]) for name in two.weights)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_a_kill_loses_at_most_the_epoch_under_way(tiny, tmp_path, monkeypatch, writes):
+    whole = made(tmp_path / "whole", tiny, chunk=2)
+    write, left = store.write_bytes, iter(range(writes))
+
+    def killed(path, content):
+        if next(left, None) is None:
+            raise Stop
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_bytes", killed)
+        with pytest.raises(Stop):
+            made(tmp_path / "killed", tiny, chunk=2)
+    assert len(files(tmp_path / "killed")) == writes
+    assert same(made(tmp_path / "killed", tiny, chunk=2), whole, rtol=0, atol=0)
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_is_finished(tiny, tmp_path, monkeypatch, refused):
+    made(tmp_path, tiny, 1)
+    before = files(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.os, "fsync", full)
+        with refused("No space left on device"):
+            made(tmp_path, tiny, 3)
+    assert files(tmp_path) == before
+    assert made(tmp_path, tiny, 3).epochs == 3
+
+
+def test_what_differs_is_named(tiny, tmp_path, refused):
+    made(tmp_path, tiny)
+    other_images = tiny.subset(torch.arange(21))
+    brighter = replace(tiny, transform=fit_standardize(tiny.subset(torch.arange(4))))
+    with refused("data set differs"):
+        ex.load(tmp_path, network(), other_images, training(), 3)
+    with refused("preprocessing differs"):
+        ex.load(tmp_path, network(), brighter, training(), 3)
+    with refused("network differs", "width 4 instead of 8"):
+        ex.load(tmp_path, network(8), tiny, training(), 3)
+    with refused("optimizer differs", "alpha 0.3 instead of 1.0"):
+        ex.load(tmp_path, network(), tiny, training(optimizer=replace(FLAT, alpha=1.0)), 3)
+    with refused("optimizer differs", "name GSAM instead of SGD"):
+        ex.load(tmp_path, network(), tiny, training(optimizer=SGD(0.05, 0.0, 0.0)), 3)
+    with refused("epoch 4", "up to 3"):
+        ex.load(tmp_path, network(), tiny, training(), 4)
+    with refused("no such experts"):
+        ex.load(tmp_path / "empty", network(), tiny, training(), 3)
+
+
+def test_files_of_other_experts_under_the_asked_name_are_refused(tiny, tmp_path, refused):
+    made(tmp_path, tiny)
+    (path,) = tmp_path.glob("experts-*")
+    made(tmp_path / "other", tiny, seed=1)
+    (other,) = (tmp_path / "other").glob("experts-*")
+    (path / "002.safetensors").write_bytes((other / "002.safetensors").read_bytes())
+    with refused("seed differs", "1 instead of 0", "002"):
+        ex.load(tmp_path, network(), tiny, training(), 3)
+    (path / "002.safetensors").write_bytes((path / "001.safetensors").read_bytes())
+    with refused("epoch differs"):
+        ex.load(tmp_path, network(), tiny, training(), 3)
+    content = bytearray((path / "001.safetensors").read_bytes())
+    content[-3] ^= 1
+    (path / "001.safetensors").write_bytes(content)
+    with refused("corrupt"):
+        ex.load(tmp_path, network(), tiny, training(), 3)
+
+
+def test_cost_is_known_before(tiny, tmp_path):
+    told = ex.cost(tmp_path, network(), tiny, training(chunk=2), 3)
+    assert told["steps"] == 2 * 3 * 3 and told["seconds"] > 0
+    lines = []
+    ex.make(tmp_path, network(), tiny, training(chunk=2), 3, log=lines.append)
+    (line,) = lines
+    assert "3 experts" in line and "18 steps" in line
+    stored = sum(value.numel() * 4 for value in ex.load(tmp_path, network(), tiny, training(chunk=2), 3).weights.values())  # fmt: skip
+    assert told["bytes"] == stored
+    left = ex.cost(tmp_path, network(), tiny, training(chunk=2), 5)
+    assert left["steps"] == 2 * 2 * 3 and left["bytes"] == stored // 4 * 2
+    nothing = ex.cost(tmp_path, network(), tiny, training(chunk=2), 3)
+    assert nothing["seconds"] == nothing["bytes"] == 0
+
+
+def test_the_sum_of_chunks_covers_the_experts_on_any_shape(tiny):
+    big = ConvNet((3, 32, 32), 10, width=128)
+
+    class Source:
+        shape, device = (3, 32, 32), torch.device("cuda")
+
+        def __len__(self):
+            return 50000
+
+    assert ex._chunk(big, Source(), ex.Training(100)) == 32
+    assert ex._chunk(network(), tiny, training()) == 3
+    assert ex._chunk(network(), tiny, training(chunk=2)) == 2
+
+
+def test_statistics_of_batch_norm_are_stored_too(tiny, tmp_path):
+    experts = made(tmp_path, tiny, net=network(normalization="batch"))
+    assert not torch.allclose(*experts.weights["norm0.running_mean"][0, :2])
+
+
+def test_images_that_an_expert_classifies_right(tiny, tmp_path, refused):
+    experts = made(tmp_path, tiny, 12)
+    chosen = ex.choose_correct(network(), experts, tiny, 2, generator(0, "x"))
+    assert tiny.targets[chosen].tolist() == [0, 0, 1, 1, 2, 2] and len(set(chosen.tolist())) == 6
+    one = int(torch.randint(3, (), generator=generator(0, "x")))
+    logits = network().apply(experts.at(one, 12), tiny.batch(chosen), train=False).logits[0]
+    assert torch.equal(logits.argmax(1), tiny.targets[chosen])
+    with refused("right", 9):
+        ex.choose_correct(network(), experts, tiny, 9, generator(0, "x"))
+
+
+def test_first_logits_are_the_mean_over_experts_that_are_right(tiny, tmp_path):
+    experts = made(tmp_path, tiny, 6)
+    indices = torch.arange(24)
+    logits = network().apply(experts.final(), tiny.batch(indices), train=False).logits  # (E, M, classes)
+    first = ex.first_logits(network(), experts, tiny, indices)
+    for i in range(24):
+        right = [e for e in range(3) if logits[e, i].argmax() == tiny.targets[i]] or [0, 1, 2]
+        assert torch.allclose(first[i], logits[right, i].mean(0), atol=1e-5)
+    assert torch.allclose(ex.first_logits(network(), experts, tiny, indices, one=2), logits[2], atol=1e-5)
