@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint env lab format reference clean
+.PHONY: quickstart test bench lint env lab format reference clean
 
 quickstart: env
 	$(BIN)/distillery run 00_quickstart
@@ -14,6 +14,12 @@ test: env lint
 	results=$$(mktemp -d) && DISTILLERY_RESULTS=$$results $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval_sanitize.cfg -p no:cacheprovider notebooks/ ; \
 	code=$$? ; rm -rf "$$results" ; exit $$code
+
+# every fast path beside its plain twin, in one run on a quiet machine; the table is kept under results/bench
+bench: env
+	run=$$(mktemp) && $(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-json=$$run \
+		--benchmark-columns=min,median,max,rounds && $(BIN)/python tests/benchmarks/table.py $$run results/bench ; \
+	code=$$? ; rm -f $$run ; exit $$code
 
 lint: env
 	$(BIN)/ruff check lib tests notebooks

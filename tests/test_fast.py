@@ -1,6 +1,8 @@
 """Low precision and compiled passes: the same results within what bfloat16 can hold, and directions that keep."""
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -199,3 +201,12 @@ def test_images_at_once_follow_shapes():
     assert images_at_once(published, (9, 256, 3, 64, 64), cpu) == 16
     assert images_at_once(published, (3, 32, 32), other) > 1000
     assert images_at_once(published, (3, 9999, 9999), cpu) == 1
+
+
+def test_importing_the_package_is_importing_torch():
+    """The compiler, Ray and the plotting stack wait until they are asked for."""
+    code = "import sys, distillery.pipeline, distillery.cli; print(*sorted(m for m in sys.modules if '.' not in m))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"ray", "IPython", "papermill", "pandas"} & set(loaded), loaded

@@ -146,3 +146,19 @@ def test_files_that_are_no_records_are_passed_over(tmp_path):
     for i, content in enumerate((b"{", b"[1]", b'{"schema": 99}')):
         store.write_bytes(tmp_path / "smoke" / "n" / str(i) / "record.json", content)
     assert records.find(tmp_path) == []
+
+
+def test_a_margin_fixed_beforehand():
+    """No worse than by two points: the interval may hold zero, not the margin."""
+    cases = {
+        (-0.015, 0.01): "direction reproduced",
+        (-0.03, 0.01): "inconclusive",
+        (-0.05, -0.03): "not reproduced",
+    }
+    for (low, high), expected in cases.items():
+        found, why = verdict(row(0.6), gap(low, high), None, False, margin=0.02)
+        assert found == expected
+    ours, baseline = [[0.5], [0.51], [0.49]], [[0.5], [0.5], [0.5]]
+    one = claim("a", "b", "c", ours, baseline, against="float32", margin=0.05)
+    assert one["verdict"] == "direction reproduced" and one["margin"] == 0.05 and "5.0%" in one["why"]
+    assert claim("a", "b", "c", ours, baseline, against="float32")["verdict"] == "inconclusive"

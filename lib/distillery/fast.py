@@ -30,8 +30,8 @@ class Fast:
     """A network run in low precision and compiled.
 
     precision  'float32', 'tf32' (float32 with TensorFloat-32 products on a GPU, by `tensor_cores`), or 'bfloat16'
-    compiled   fuse by `torch.compile`, one compilation a shape, of about a minute on 2 CPU cores; on a GPU as CUDA graphs.
-               Where no compiler works, a warning, and the uncompiled pass
+    compiled   fuse by `torch.compile`, one compilation a shape, of about a minute on 2 CPU cores; where no compiler works,
+               a warning, and the uncompiled pass
     raises     InputError on an unknown precision, or a compiled network that is no ConvNet
     """
 
@@ -69,20 +69,16 @@ class Fast:
         if not self.compiled or self._broken:
             return function(params, images, train)
         if name not in self._functions:
-            mode = "reduce-overhead" if images.device.type == "cuda" else None
-            self._functions[name] = torch.compile(function, dynamic=False, mode=mode)
+            self._functions[name] = torch.compile(function, dynamic=False)
         try:
             with torch._dynamo.config.patch(recompile_limit=SHAPES), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's talk to its own developers
-                found = self._functions[name](params, images, train)
+                return self._functions[name](params, images, train)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"{self.name} runs uncompiled: {reason}", RuntimeWarning, stacklevel=3)
             self._broken = True
             return function(params, images, train)
-        if images.device.type == "cuda":  # a CUDA graph writes its next result over this one
-            found = torch.utils._pytree.tree_map(torch.clone, found)
-        return found
 
 
 def _low(params: Params) -> Params:

@@ -14,10 +14,12 @@ import torch
 
 from distillery import architectures, engine
 from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
+from distillery.fast import PRECISIONS
 
 COUNTS = (
     "n_seeds", "n_seeds_large", "n_seeds_rest", "n_seeds_cross", "networks", "width", "batch", "evaluation_batch",
     "epochs_whole", "score_trials", "score_epochs",
+    "rounds", "at_once", "batches",
 )  # fmt: skip
 SCALES = ("smoke", "small", "paper")
 TYPES = {
@@ -58,12 +60,14 @@ def check(types: dict[str, str], values: dict) -> dict:
             check_choice("scale", value, SCALES)
         elif name == "engine":
             engine.check(value)
+        elif name == "precision":
+            check_choice("precision", value, PRECISIONS)
         elif name == "device":
             device(value)
         elif name == "architectures":
             [check_choice("architectures", one, architectures.NAMES) for one in value]
         elif name in COUNTS:
-            check_positive_int(name, value)
+            [check_positive_int(name, one) for one in (value if isinstance(value, list) else [value])]
         else:
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, int | float) and one < 0:

@@ -70,13 +70,16 @@ def difference(ours: list[list[float]] | None, baseline: list[list[float]] | Non
     return {"mean": float(gaps.mean()), "ci95": ci95, "n_pairs": len(gaps)}
 
 
-def verdict(row: dict | None, gap: dict | None, published: dict | None, comparable: bool) -> tuple[str, str]:
+def verdict(
+    row: dict | None, gap: dict | None, published: dict | None, comparable: bool, margin: float = 0.0
+) -> tuple[str, str]:
     """(verdict, why) by one rule, fixed before anything is measured.
 
     row         `measured(...)` of the claimed method
     gap         `difference(...)` that the claim says is positive, None if the claim is about a value alone
     published   {'mean', 'std'} as fractions, or None
     comparable  whether data, network and loops are those of the published number
+    margin      the claim is that the difference is above -margin: no worse than by a tolerance fixed beforehand
 
     A comparable value counts as reproduced within twice the summed published deviation and standard error of our mean,
     at least one point and at most three.
@@ -86,7 +89,7 @@ def verdict(row: dict | None, gap: dict | None, published: dict | None, comparab
     if gap is not None:
         if gap["ci95"] is None:
             return "inconclusive", f"{gap['n_pairs']} pair(s) give no interval"
-        low, high = gap["ci95"]
+        low, high = (bound + margin for bound in gap["ci95"])
         if high < 0:
             return "not reproduced", "the whole interval lies on the other side"
         if low <= 0:
@@ -102,7 +105,8 @@ def verdict(row: dict | None, gap: dict | None, published: dict | None, comparab
             if published is None
             else "data, network or loops are not the published ones"
         )
-        return "direction reproduced", f"the whole interval lies on the claimed side; {other}"
+        side = f"above -{margin:.1%}" if margin else "on the claimed side"
+        return "direction reproduced", f"the whole interval lies {side}; {other}"
     error = (row["std_sets"] or 0) / math.sqrt(row["n_sets"])
     tolerance = min(max(0.01, 2 * ((published["std"] or 0) + error)), 0.03)
     distance = abs(row["value"] - published["mean"])
@@ -122,23 +126,25 @@ def claim(
     comparable: bool = False,
     against: str = "",
     note: str = "",
+    margin: float = 0.0,
 ) -> dict:
     """One claim with its verdict.
 
     ours, baseline  accuracies[set][network] in the same order of seeds, None for a set that has not run; without a
                     baseline the claim is about the value
     against         what the baseline is, in words
+    margin          the claim is 'no worse than the baseline by more than this'
     note            what else a reader must know of the comparison, added to `why`
     """
     row = measured(ours)
     gap = difference(ours, baseline) if against else None
     if against and gap is None:
         row = None  # its comparison has not run
-    verdict_, why = verdict(row, gap, published, comparable)
+    verdict_, why = verdict(row, gap, published, comparable, margin)
     why = f"{why}; {note}" if note and verdict_ != "not run" else why
     return {
         "id": id, "statement": statement, "source": source, "published": published, "measured": row,
-        "difference": gap, "against": against, "verdict": verdict_, "why": why,
+        "difference": gap, "against": against, "margin": margin, "verdict": verdict_, "why": why,
     }  # fmt: skip
 
 

@@ -9,154 +9,102 @@ import torch.nn.functional as F
 from published_shapes import CLASSES, DEVICE
 from torch import nn
 
-from distillery.augment import DSA, Draw, augment, draw
-from distillery.evaluation import Protocol, accuracy, evaluate
+from distillery import works
+from distillery.augment import DSA, augment, draw
+from distillery.evaluation import Protocol
 from distillery.fast import Fast
-from distillery.matching.distribution import DistributionMatching, distribution_loss_plain
-from distillery.matching.gradient import GradientMatching, gradient_loss_plain
 from distillery.networks import ConvNet
-from distillery.sampling import RealBatches, Uniform
-from distillery.seeds import generator, split
-from distillery.synthetic import Synthetic
-from distillery.training import SGD, TensorSource, train, train_plain
+from distillery.seeds import generator
+from distillery.training import TensorSource
 
 PATHS = ("bare", "plain", "fast")
 BF16 = ("avx512_bf16", "amx_bf16")  # CPUs that multiply bfloat16 faster than float32
 CPU, GPU = DEVICE.type == "cpu", DEVICE.type == "cuda"
+LOW = ("bfloat16", True)  # precision, compiled
 
 
 @pytest.fixture(scope="session")
 def fast(network):
-    return Fast(network, "bfloat16", compiled=True)
+    return Fast(network, *LOW)
 
 
-@pytest.fixture(scope="session")
-def fused(network):
-    """Float32 and compiled, for synthetic images that are differentiated once."""
-    return Fast(network, "float32", compiled=True)
-
-
-def one_module(network, seed=0):
-    module = network.module()
-    params = network.init(generator(seed, "module"), 1)
-    module.load_state_dict({name: value[0] for name, value in params.items()})
-    return module.to(DEVICE)
-
-
-def stacked(network, k, seed=0):
-    return {name: value.to(DEVICE) for name, value in network.init(generator(seed, "stack"), k).items()}
-
-
-def tensors(images, n):
-    """The first n images of every class as a synthetic set."""
-    chosen = torch.cat([torch.arange(n) + 512 * c for c in range(CLASSES)]).to(DEVICE)
-    return Synthetic({"images": images.batch(chosen), "targets": images.targets[chosen]})
-
-
-def bare_training(module, images, targets, epochs, batch, lr=0.01, augmentation=DSA):
-    """The loop of a tutorial, with the augmentation of the field."""
-    optimizer = torch.optim.SGD(module.parameters(), lr, momentum=0.9, weight_decay=5e-4)
+def bare_training(modules, source, epochs, batch, augmentation=DSA):
+    """The loop of a tutorial, one network after another, with the augmentation of the field."""
     stream = generator(0, "bare")
-    for _ in range(epochs):
-        for indices in torch.randperm(len(images), generator=stream).split(batch):
-            batch_images = images[indices.to(DEVICE)]
-            if augmentation:
-                drawn = draw(augmentation, 1, len(indices), stream)
-                batch_images = augment(batch_images[None], drawn)[0]
-            optimizer.zero_grad()
-            F.cross_entropy(module(batch_images), targets[indices.to(DEVICE)]).backward()
-            optimizer.step()
+    for module in modules:
+        optimizer = torch.optim.SGD(module.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+        for _ in range(epochs):
+            for indices in torch.randperm(len(source), generator=stream).split(batch):
+                indices = indices.to(DEVICE)
+                images = source.images[indices]
+                if augmentation:
+                    images = augment(images[None], draw(augmentation, 1, len(indices), stream))[0]
+                optimizer.zero_grad()
+                F.cross_entropy(module(images), source.targets[indices]).backward()
+                optimizer.step()
 
 
-# Training
+def training(network, fast, path, source, k, batch, augmentation=DSA):
+    if path == "bare":
+        modules = [works.module_of(network, i, DEVICE) for i in range(k)]
+        return lambda: bare_training(modules, source, 1, batch, augmentation)
+    return works.training(network, fast, source, k, batch, augmentation)[path]
 
 
-def training(network, fast, path, source, *, k, batch, steps, augmentation=DSA):
-    """`steps` steps of k networks, as a function to time."""
-    modules = [one_module(network, i) for i in range(k)]
-    params, sgd = stacked(network, k), SGD()
-    some = TensorSource(
-        source.batch(torch.arange(batch * steps, device=DEVICE)), source.targets[: batch * steps]
-    )
-
-    def bare():
-        for module in modules:
-            bare_training(module, some.images, some.targets, 1, batch, augmentation=augmentation)
-
-    def plain():
-        for i, module in enumerate(modules):
-            train_plain(
-                module, some, sgd, stream=generator(i, "x"), epochs=1, batch=batch, augmentation=augmentation
-            )
-
-    def stack():
-        train(
-            fast, params, some, optimizer=sgd, generator=generator(0, "x"), epochs=1, batch=batch,
-            augmentation=augmentation,
-        )  # fmt: skip
-
-    return {"bare": bare, "plain": plain, "fast": stack}[path]
+def some(photographs, n):
+    return TensorSource(photographs.batch(torch.arange(n, device=DEVICE)), photographs.targets[:n])
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_training_step_of_256(measure, network, fast, photographs, path):
-    work = training(network, fast, path, photographs, k=1, batch=256, steps=2)
+    work = training(network, fast, path, some(photographs, 512), 1, 256)
     measure("training step of 256", path, work, 2.5 if CPU else None, BF16, per=2)
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
 @pytest.mark.parametrize("path", PATHS)
 def test_training_of_32_networks(measure, network, fast, photographs, path):
-    work = training(network, fast, path, photographs, k=32, batch=256, steps=4)
+    work = training(network, fast, path, some(photographs, 1024), 32, 256)
     measure("training of 32 networks, step of 256", path, work, 4.0, per=4)
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("batch", "least"), [(10, 2.5), (256, 1.0)])
+@pytest.mark.parametrize(("batch", "least"), [(10, 2.5), (256, 0.9)])
 def test_smoke_training_of_10_networks(measure, path, batch, least):
-    small = ConvNet((1, 8, 8), 10, 32)
-    stream = generator(0, "smoke")
-    source = TensorSource(
-        torch.randn(batch, 1, 8, 8, generator=stream).to(DEVICE),
-        torch.randint(10, (batch,), generator=stream).to(DEVICE),
-    )
-    one = training(small, small, path, source, k=10, batch=batch, steps=1, augmentation="")
-
-    def ten():
-        for _ in range(10):
-            one()
-
-    # the same convolutions one by one are a tie at batch 256: 0.9 leaves room for the clock
-    measure(
-        f"10 networks, 8 x 8, width 32, step of {batch}",
-        path,
-        ten,
-        least if least > 1 else 0.9,
-        per=10,
-        rounds=9,
-    )
+    """Never slower at batch 256, where both run one by one: 0.9 leaves room for the clock."""
+    small, stream = ConvNet((1, 8, 8), 10, 32), generator(0, "smoke")
+    images = torch.randn(10 * batch, 1, 8, 8, generator=stream)
+    targets = torch.randint(10, (len(images),), generator=stream)
+    source = TensorSource(images.to(DEVICE), targets.to(DEVICE))
+    work = training(small, small, path, source, 10, batch, "")
+    measure(f"10 networks, 8 x 8, width 32, step of {batch}", path, work, least, per=10, rounds=9)
 
 
-# Distribution and gradient matching
+# Distribution and gradient matching: one class after another with one nn.Module, as public code does it
 
 
-def loop_over_classes(network, photographs, made, loss_of):
-    """One class after another with one nn.Module, as public code does it: (module, real, synthetic) -> loss."""
-    stream = generator(1, "loop")
-    module = one_module(network)
+def bare_matching(network, photographs, ipc, loss_of):
+    stream, module = generator(1, "loop"), works.module_of(network, 0, DEVICE)
+    made = works.first_of_class(photographs, ipc)
     images = made.tensors["images"].clone().requires_grad_()
-    for c in range(CLASSES):
-        indices = (torch.randperm(512, generator=stream)[:256] + 512 * c).to(DEVICE)
-        drawn = draw(DSA, 1, 1, stream, siamese=True)
-        real = augment(photographs.batch(indices)[None], drawn)[0]
-        ours = augment(images[made.tensors["targets"] == c][None], drawn)[0]
-        loss_of(module, real, ours, c).backward()
-    return images.grad
+    members = [photographs.of_class(c) for c in range(CLASSES)]
+
+    def step():
+        for c in range(CLASSES):
+            indices = members[c][torch.randperm(len(members[c]), generator=stream)[:256].to(DEVICE)]
+            drawn = draw(DSA, 1, 1, stream, siamese=True)
+            real = augment(photographs.batch(indices)[None], drawn)[0]
+            ours = augment(images[made.tensors["targets"] == c][None], drawn)[0]
+            loss_of(module, real, ours, c).backward()
+
+    return step
 
 
 def bare_distribution(module, real, ours, c):
     features = nn.Sequential(*list(module)[:-1])
-    return (features(real).detach().mean(0) - features(ours).mean(0)).square().sum()
+    with torch.no_grad():
+        mean = features(real).mean(0)
+    return (mean - features(ours).mean(0)).square().sum()
 
 
 def bare_gradient(module, real, ours, c):
@@ -172,62 +120,20 @@ def bare_gradient(module, real, ours, c):
     return total
 
 
-def matching_step(network, path, photographs, made, objective, plain_loss, bare_loss):
-    """One gradient on the pixels from 256 fresh real images a class, as a function to time."""
-    sampler = Uniform(photographs.targets)
-    state = objective.start(made, generator(0, "start"))
-    labels = torch.arange(CLASSES, device=DEVICE)
-
-    def plain():
-        weights_stream, augment_stream = split(generator(2, "step"), 2)
-        params = {name: value.to(DEVICE) for name, value in network.init(weights_stream, 1).items()}
-        real, weights = RealBatches(photographs, sampler, generator(3, "real")).classes(labels, 256)
-        drawn = draw(DSA, CLASSES, 1, augment_stream, siamese=True)
-        images = made.tensors["images"].detach().requires_grad_()
-        grouped = images[made.classes_present()[1]]
-        loss = plain_loss(network, params, real, weights, grouped, labels, drawn)
-        return torch.autograd.grad(loss, images)
-
-    def step():
-        objective.step(
-            made, state, RealBatches(photographs, sampler, generator(3, "real")), generator(2, "step")
-        )
-
-    return {
-        "bare": lambda: loop_over_classes(network, photographs, made, bare_loss),
-        "plain": plain,
-        "fast": step,
-    }[path]
-
-
-def plain_distribution(network, params, real, weights, grouped, labels, drawn: Draw | None):
-    return distribution_loss_plain(network, params, real, weights, grouped, drawn)
-
-
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("ipc", [1, 10])
-def test_distribution_matching_step(measure, network, fast, fused, photographs, path, ipc):
-    objective = DistributionMatching(fused, augmentation=DSA, real_network=fast)
-    work = matching_step(
-        network,
-        path,
-        photographs,
-        tensors(photographs, ipc),
-        objective,
-        plain_distribution,
-        bare_distribution,
-    )
-    measure(f"DM step, ipc {ipc}", path, work, 4.0 if CPU else 5.0, BF16)
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("ipc", [1, 10])
-def test_gradient_matching_step(measure, network, fast, photographs, path, ipc):
-    objective = GradientMatching(network, updates=1, augmentation=DSA, real_network=fast)
-    work = matching_step(
-        network, path, photographs, tensors(photographs, ipc), objective, gradient_loss_plain, bare_gradient
-    )
-    measure(f"DC step, ipc {ipc}", path, work, 2.0 if CPU else None, BF16)
+@pytest.mark.parametrize("method", ["DM", "DC"])
+def test_matching_step(measure, network, photographs, path, ipc, method):
+    make, bare = {
+        "DM": (works.distribution_step, bare_distribution),
+        "DC": (works.gradient_step, bare_gradient),
+    }[method]
+    if path == "bare":
+        work = bare_matching(network, photographs, ipc, bare)
+    else:
+        work = make(network, *LOW, photographs, ipc, 256)[path]
+    least = {"DM": 4.0 if CPU else 5.0, "DC": 2.0 if CPU else None}[method]
+    measure(f"{method} step, ipc {ipc}", path, work, least, BF16 if CPU else (), rounds=3)
 
 
 # Evaluation
@@ -236,38 +142,20 @@ def test_gradient_matching_step(measure, network, fast, photographs, path, ipc):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("ipc", [1, 10])
 def test_evaluation_of_10_networks(measure, network, fast, photographs, path, ipc):
-    """Ten fresh networks, two epochs on the set, tested on 500 images."""
-    source = tensors(photographs, ipc).source()
-    test = photographs.subset(torch.arange(0, len(photographs), 10, device=DEVICE)[:500])
-    protocol = Protocol(networks=10, epochs=4, augmentation=DSA)
-
-    def tested(module):
-        module.eval()
-        with torch.no_grad():
-            return sum(
-                (module(test.batch(part)).argmax(1) == test.targets[part]).sum()
-                for part in torch.arange(len(test), device=DEVICE).split(500)
-            )
+    """Ten fresh networks, a few epochs on the set, tested on 100 images."""
+    source = works.first_of_class(photographs, ipc).source()
+    test = photographs.subset(torch.arange(0, len(photographs), 50, device=DEVICE)[:100])
+    protocol = Protocol(networks=10, epochs=3, augmentation=DSA)
 
     def bare():
-        for i in range(10):
-            module = one_module(network, i)
-            bare_training(module, source.images, source.targets, protocol.epochs + 1, 256)
-            tested(module)
+        modules = [works.module_of(network, i, DEVICE) for i in range(10)]
+        bare_training(modules, source, protocol.epochs + 1, 256)
+        with torch.no_grad():
+            for module in modules:
+                (module(test.batch(torch.arange(100, device=DEVICE))).argmax(1) == test.targets).sum().item()
 
-    def plain():
-        for i in range(10):
-            module = one_module(network, i)
-            train_plain(
-                module, source, SGD(), stream=generator(i, "x"), epochs=protocol.epochs + 1, batch=256, augmentation=DSA
-            )  # fmt: skip
-            accuracy(network, {name: value[None] for name, value in module.state_dict().items()}, test)
-
-    def stack():
-        evaluate(fast, source, protocol, test, generator(0, "x"))
-
+    paths = {"bare": bare} | works.evaluation(network, fast, source, test, protocol)
     least = (2.0 if ipc == 10 else None) if CPU else (8.0 if ipc == 1 else None)
     measure(
-        f"evaluation of 10 networks, ipc {ipc}", path, {"bare": bare, "plain": plain, "fast": stack}[path],
-        least, BF16 if CPU else (), rounds=3, per=5,
+        f"evaluation of 10 networks, ipc {ipc}", path, paths[path], least, BF16 if CPU else (), rounds=3, per=4
     )  # fmt: skip
