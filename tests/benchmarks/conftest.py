@@ -47,7 +47,7 @@ def measure(benchmark):
     needs  CPU flags of which one must be there for the gate to hold
     """
 
-    def run(work, path, function, least=None, needs=(), rounds=5, per=1):
+    def run(work, path, function, least=None, needs=(), rounds=3, per=1):
         benchmark.group = work
         benchmark.extra_info |= {"work": work, "path": path, "per": per, "device": DEVICE.type}
         if least is not None:

@@ -145,7 +145,7 @@ def test_evaluation_of_10_networks(measure, network, fast, photographs, path, ip
     """Ten fresh networks, a few epochs on the set, tested on 100 images."""
     source = works.first_of_class(photographs, ipc).source()
     test = photographs.subset(torch.arange(0, len(photographs), 50, device=DEVICE)[:100])
-    protocol = Protocol(networks=10, epochs=3, augmentation=DSA)
+    protocol = Protocol(networks=10, epochs=1, augmentation=DSA)
 
     def bare():
         modules = [works.module_of(network, i, DEVICE) for i in range(10)]
@@ -157,5 +157,5 @@ def test_evaluation_of_10_networks(measure, network, fast, photographs, path, ip
     paths = {"bare": bare} | works.evaluation(network, fast, source, test, protocol)
     least = (2.0 if ipc == 10 else None) if CPU else (8.0 if ipc == 1 else None)
     measure(
-        f"evaluation of 10 networks, ipc {ipc}", path, paths[path], least, BF16 if CPU else (), rounds=3, per=4
+        f"evaluation of 10 networks, ipc {ipc}", path, paths[path], least, BF16 if CPU else (), rounds=3, per=2
     )  # fmt: skip
