@@ -50,5 +50,6 @@ clean:
 # refresh the committed outputs of the notebooks: executed at smoke scale, everything but the tagged outputs stripped
 reference: env
 	results=$$(mktemp -d) && DISTILLERY_RESULTS=$$results $(BIN)/jupyter execute --inplace notebooks/*.ipynb && \
-		cp $$results/smoke/00_quickstart/digits/headline.png docs/quickstart.png ; rm -rf "$$results"
+		cp $$results/smoke/00_quickstart/digits/headline.png docs/quickstart.png && \
+		cp $$results/smoke/03_ftd/digits/headline.png docs/ftd.png ; rm -rf "$$results"
 	$(BIN)/nbstripout --keep-count --keep-id --extra-keys "metadata.language_info.version" notebooks/*.ipynb

@@ -1,15 +1,28 @@
 """The pipeline: recipes are refused where they make no sense, runs are computed once, and two runs give the same bits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from distillery import store
+from distillery import distill as distilling
+from distillery import experts, store, synthetic
 from distillery.augment import DSA_NO_FLIP
 from distillery.checks import InputError
 from distillery.data import load
 from distillery.evaluation import Protocol
 from distillery.networks import ConvNet
-from distillery.pipeline import PRESETS, PUBLISHED, Bench, Recipe, compatibility, published, published_steps
+from distillery.pipeline import (
+    PRESETS,
+    PUBLISHED,
+    TRAJECTORIES,
+    Bench,
+    Recipe,
+    Trajectory,
+    compatibility,
+    published,
+    published_steps,
+)
 
 SHORT = {"steps": 2, "batch": 8}
 
@@ -19,15 +32,36 @@ def splits():
     return load("digits", per_class=30)
 
 
-def bench(splits, folder, **options):
+TINY = {
+    "experts": 2, "expert_lr": 0.05, "expert_batch": 32, "steps": 3, "span": 1, "last": 2, "lr_images": 50.0, "step_size": 0.05,
+    "epochs": 3, "initialize": "real", "ema": 0.9, "threshold": 0,
+}  # fmt: skip
+
+
+def bench(splits, folder, changes=None, validations=0, **options):
     runs = store.Runs(folder, **options)
     network, protocol = ConvNet(splits.train.shape, 10, width=8), Protocol(2, 4)
-    return Bench(splits, network, protocol, runs, augmentation=DSA_NO_FLIP, score_trials=2, score_epochs=1)
+    settings = Trajectory("cifar10", TINY | (changes or {}), validations=validations)
+    return Bench(
+        splits, network, protocol, runs, augmentation=DSA_NO_FLIP, score_trials=2, score_epochs=1, trajectory=settings
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("method", [*PRESETS, "random", "herding", "k-means", "highest loss", "whole"])
+def trained(monkeypatch):
+    """The number of epochs of each training of experts from here on."""
+    calls, train = [], experts.train
+    monkeypatch.setattr(
+        experts, "train", lambda *args, **options: calls.append(options["epochs"]) or train(*args, **options)
+    )
+    return calls
+
+
+@pytest.mark.parametrize(
+    "method", [*PRESETS, *TRAJECTORIES, "random", "herding", "k-means", "highest loss", "whole"]
+)
 def test_two_runs_with_one_seed_give_the_same_bits(splits, tmp_path, method):
-    recipe = Recipe(method, 1, 3, keep=0.5, **(SHORT if method in PRESETS else {}))
+    short = SHORT if method in PRESETS else {"steps": 2} if method in TRAJECTORIES else {}
+    recipe = Recipe(method, 1, 3, keep=0.5, **short)
     first, second = bench(splits, tmp_path / "a"), bench(splits, tmp_path / "b")
     one, two = first.run(recipe), second.run(recipe)
     assert one["accuracies"] == two["accuracies"] and one["loss"] == two["loss"]
@@ -84,7 +118,8 @@ def test_a_spent_budget_lists_what_is_missing(splits, tmp_path):
     [
         {"method": "magic"}, {"ipc": 0}, {"keep": 0.0}, {"rule": "best"}, {"steps": -1}, {"batch": -3}, {"initialize": "zeros"},
         {"method": "random", "steps": 5}, {"method": "whole", "evaluate_on": "LeNet"}, {"evaluate_on": "ResNet50"},
-        {"method": "whole, trained out"}, {"method": "herding", "initialize": "real"},
+        {"method": "whole, trained out"}, {"method": "herding", "initialize": "real"}, {"method": "FTD", "batch": 8},
+        {"initialize": "correct"}, {"iterate": "ema"}, {"method": "FTD", "iterate": "first"},
     ],
     ids=str,
 )  # fmt: skip
@@ -107,7 +142,8 @@ def test_published_numbers_and_loops():
 
 
 def test_compatibility_names_every_method():
-    assert all(f"| {name} |" in compatibility() for name in PRESETS)
+    assert all(f"| {name} |" in compatibility() for name in (*PRESETS, *TRAJECTORIES))
+    assert compatibility().count("refused: it has no real batch") == len(TRAJECTORIES)
 
 
 def test_precision_identifies_a_run_and_keeps_the_pairing(splits, tmp_path):
@@ -129,3 +165,169 @@ def test_precision_identifies_a_run_and_keeps_the_pairing(splits, tmp_path):
     assert (
         plain.context == bench(splits, tmp_path).context
     )  # runs made before the option existed are still found
+
+
+# Trajectory methods
+
+
+def test_ids_of_other_methods_do_not_know_of_trajectories(splits, tmp_path):
+    """A stored run of before is found: its recipe has the fields it had, and settings of trajectories do not count."""
+    first = bench(splits, tmp_path)
+    inputs = first._inputs(Recipe("DM", 1, 0))
+    assert "trajectory" not in inputs and "iterate" not in inputs["recipe"] and len(inputs["recipe"]) == 11
+    first.run(Recipe("random", 1, 0))
+    second = bench(splits, tmp_path, {"steps": 7})
+    assert second.run(Recipe("random", 1, 0)) and second.runs.computed == 0
+
+
+def test_settings_are_the_published_ones_with_changes(refused):
+    plain = Trajectory("cifar10").settings("DATM", 10)
+    assert (plain["steps"], plain["begin"], plain["growth"], plain["lr_labels"]) == (80, 10, 1000, 2)
+    changed = Trajectory("cifar10", {"last": 3, "alpha": 1.0}).settings("DATM", 10)
+    assert (changed["last"], changed["begin"], changed["growth"], changed["alpha"]) == (3, 0, 0, 1.0)
+    assert "alpha" not in Trajectory("cifar10", {"alpha": 1.0}).settings("MTT", 1)
+    with refused("stepps"):
+        Trajectory("cifar10", {"stepps": 3})
+    with refused("ipc", 3):
+        Trajectory("cifar10").settings("FTD", 3)
+    with refused("data set", "digits"):
+        Trajectory("digits").settings("FTD", 1)
+
+
+def test_a_bench_without_settings_refuses_trajectories(splits, tmp_path, refused):
+    here = bench(splits, tmp_path)
+    here.trajectory = None
+    with refused("trajectory", "FTD"):
+        here.run(Recipe("FTD", 1, 0))
+
+
+def test_experts_are_trained_once_and_their_cost_is_told(splits, tmp_path, monkeypatch):
+    calls = trained(monkeypatch)
+    here = bench(splits, tmp_path)
+    first, second = (here.run(Recipe("FTD", 1, seed, steps=1)) for seed in (0, 1))
+    assert calls == [2] and first["experts"] == second["experts"]
+    assert first["experts"]["samples"] == 2 * 2 * len(splits.train) and first["experts"]["seconds"] > 0
+    more = here.run(Recipe("DATM", 1, 0, steps=1))  # the same flat experts, one epoch longer
+    assert calls == [2, 3] and more["experts"]["samples"] == 2 * len(splits.train)
+    here.run(Recipe("MTT", 1, 0, steps=1))
+    here.run(Recipe("TESLA", 1, 0, steps=1))  # with plain experts, those of MTT
+    assert calls == [2, 3, 2]
+    bench(splits, tmp_path).run(Recipe("FTD", 1, 2, steps=1))
+    assert calls == [2, 3, 2]
+    here.run(Recipe("FTD", 1, 0, steps=1, keep=0.5))  # other images, other experts
+    assert calls == [2, 3, 2, 2]
+
+
+def test_pruned_experts_have_seen_only_what_is_kept(splits, tmp_path):
+    here = bench(splits, tmp_path)
+    recipe = Recipe("MTT", 1, 0, steps=1, keep=0.2)
+    bank = here.experts(recipe)
+    pool = splits.train.subset(here.kept(recipe))
+    training = here.trajectory.training(here.trajectory.settings("MTT", 1), DSA_NO_FLIP)
+    assert len(pool) < len(splits.train)
+    again = experts.load(tmp_path / "artifacts" / "experts", here.network, pool, training, 2)
+    assert all(torch.equal(bank.weights[name], again.weights[name]) for name in bank.weights)
+
+
+def test_foreign_experts_are_refused(splits, tmp_path, refused):
+    here = bench(splits, tmp_path)
+    recipe = Recipe("MTT", 1, 0, steps=1)
+    here.experts(recipe)
+    (mine,) = (tmp_path / "artifacts" / "experts").glob("experts-*")
+    other = bench(splits, tmp_path / "other", {"expert_lr": 0.01})
+    other.experts(recipe)
+    (theirs,) = (tmp_path / "other" / "artifacts" / "experts").glob("experts-*")
+    (mine / "001.safetensors").write_bytes((theirs / "001.safetensors").read_bytes())
+    with refused("optimizer differs", "0.01"):
+        bench(splits, tmp_path).run(recipe)
+
+
+def test_average_and_best_are_evaluated_without_another_distillation(splits, tmp_path):
+    here = bench(splits, tmp_path, validations=3)
+    recipe = Recipe("FTD", 1, 0, steps=5)
+    last = here.run(recipe)
+    before = here.runs.computed
+    for iterate in ("ema", "best"):
+        result = here.run(replace(recipe, iterate=iterate))
+        assert len(result["accuracies"]) == 2 and result["steps"] == 0
+        assert len(here.run(replace(recipe, iterate=iterate, evaluate_on="LeNet"))["accuracies"]) == 2
+    assert here.runs.computed == before + 4
+    sets = {name: here.synthetic(last, name).tensors for name in ("last", "ema", "best")}
+    assert not torch.equal(sets["last"]["images"], sets["ema"]["images"])
+    assert torch.equal(sets["last"]["step_size"], sets["ema"]["step_size"])
+    assert last["best_step"] in (2, 4, 5) and 0 <= last["best_score"] <= 1
+    assert here.run(Recipe("DATM", 1, 0, steps=1, iterate="ema")) is None  # it has no average
+
+
+def test_evaluation_takes_the_learned_rate_and_labels(splits, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(network, source, protocol, *args, **options):
+        seen.append((protocol.lr, protocol.batch, source.targets))
+        return torch.tensor([0.5], dtype=torch.float64)
+
+    monkeypatch.setattr("distillery.pipeline.evaluate", watched)
+    here = bench(splits, tmp_path)
+    result = here.run(Recipe("DATM", 1, 0, steps=2))
+    rate, batch, targets = seen[0]
+    assert rate == pytest.approx(result["step_size"]) and batch == 128
+    made = here.synthetic(result)
+    assert torch.equal(targets, made.tensors["label_logits"].softmax(1))
+    path = synthetic.export(made, tmp_path / "set", {})
+    read = synthetic.load(path)
+    assert torch.equal(read.decode()[1], targets) and read.stored_numbers() == made.stored_numbers()
+
+
+def test_a_run_that_stops_is_listed_and_stops_no_other(splits, tmp_path):
+    here = bench(splits, tmp_path, {"lr_step_size": 1e6})
+    assert here.run(Recipe("MTT", 1, 0, steps=3)) is None
+    assert "numbers at step" in here.runs.missing[0]["stopped"] and str(tmp_path) not in str(
+        here.runs.missing
+    )
+    assert here.run(Recipe("random", 1, 0))
+
+
+def test_first_images_that_an_expert_classifies_right(splits, tmp_path):
+    here = bench(splits, tmp_path, {"epochs": 12, "initialize": "correct"})
+    result = here.run(Recipe("DATM", 1, 0, steps=1))
+    start = here.synthetic(result).card["start"]
+    last = here.experts(Recipe("DATM", 1, 0)).at(0, 12), here.experts(Recipe("DATM", 1, 0)).at(1, 12)
+    guesses = [here.network.apply(params, start, train=False).logits[0].argmax(1) for params in last]
+    assert any(torch.equal(guess, torch.arange(10)) for guess in guesses)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_distillation_goes_on_with_the_same_bits(splits, tmp_path, monkeypatch):
+    recipe = Recipe("FTD", 1, 0, steps=6)
+    whole = bench(splits, tmp_path / "whole", validations=2)
+    expected = whole.run(recipe)
+    broken = bench(splits, tmp_path / "broken", validations=2)
+    broken.checkpoint_seconds = 0.0
+    save, left = distilling._save, iter(range(3))
+
+    def killed(*args):
+        save(*args)
+        if next(left, None) is None:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distilling, "_save", killed)
+        with pytest.raises(Killed):
+            broken.run(recipe)
+    found = broken.run(recipe)
+    assert found["accuracies"] == expected["accuracies"] and found["best_step"] == expected["best_step"]
+    for iterate in ("last", "ema", "best"):
+        one, two = (here.synthetic(expected if here is whole else found, iterate) for here in (whole, broken))
+        assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+
+
+def test_architecture_search(splits, tmp_path):
+    here = bench(splits, tmp_path)
+    grid = [ConvNet(splits.train.shape, 10, width=width, depth=1) for width in (2, 4, 6)]
+    for recipe in (Recipe("FTD", 1, 0, steps=1), Recipe("random", 1, 0), Recipe("whole", 1, 0)):
+        found = here.search(recipe, grid)
+        assert [len(one) for one in found["accuracies"]] == [2, 2, 2] and here.search(recipe, grid) == found
+    assert here.runs.computed == 5  # three searches and the two sets

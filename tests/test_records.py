@@ -162,3 +162,13 @@ def test_a_margin_fixed_beforehand():
     one = claim("a", "b", "c", ours, baseline, against="float32", margin=0.05)
     assert one["verdict"] == "direction reproduced" and one["margin"] == 0.05 and "5.0%" in one["why"]
     assert claim("a", "b", "c", ours, baseline, against="float32")["verdict"] == "inconclusive"
+
+
+def test_rank_correlation():
+    same = records.rank_correlation([1, 2, 3, 4, 5], [10, 20, 30, 40, 50])
+    assert same["value"] == pytest.approx(1) and same["ci95"][1] == pytest.approx(1)
+    back = records.rank_correlation([1, 2, 3], [3, 2, 1])
+    assert back["value"] == pytest.approx(-1) and back["ci95"] is None
+    assert records.rank_correlation([1, 1, 1, 1], [1, 2, 3, 4])["value"] == 0
+    one = records.rank_correlation([1, 3, 2, 5, 4], [1, 2, 3, 4, 5])
+    assert one["ci95"][0] <= one["value"] <= one["ci95"][1]

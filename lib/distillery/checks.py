@@ -8,6 +8,10 @@ class InputError(ValueError):
     """Input the user can mend. The message is one line; the command line prints it alone and exits with 2."""
 
 
+class Stopped(InputError):
+    """A run that cannot go on by what it computed; other runs are not concerned, and what it had is kept."""
+
+
 def check_choice(name: str, value, accepted: Iterable) -> None:
     """Raise InputError unless `value` is one of `accepted`."""
     accepted = list(accepted)

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from distillery import store
-from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.checks import InputError, Stopped, check_choice, check_positive_int
 from distillery.sampling import RealBatches, Sampler
 from distillery.seeds import generator as keyed_generator
 from distillery.synthetic import Synthetic
@@ -111,8 +111,8 @@ def distill(
     validate            (set, step) -> score on validation data, high = good; called every `validate_every` steps
     checkpoint          file to resume from if it exists, written every `checkpoint_seconds`
     identity            whose checkpoint this is; another identity is refused
-    raises              InputError on unknown tensors, a foreign checkpoint, a loss that leaves the finite numbers, or a
-                        tensor in `objective.positive` that leaves the positive ones
+    raises              InputError on unknown tensors or a foreign checkpoint; Stopped where a loss leaves the finite
+                        numbers, or a tensor in `objective.positive` the positive ones
     """
     check_positive_int("steps", steps)
     unknown = sorted(set(optimizers) - set(synthetic.tensors))
@@ -220,7 +220,7 @@ def _check_finite(now: _Progress, path: Path | None, positive: tuple[str, ...]) 
             kept = f"; the last good set is in {path}" if path and path.exists() else ""
             left = "positive" if name in positive else "finite"
             at = f" = {value.item():g}" if value.ndim == 0 else ""
-            raise InputError(
+            raise Stopped(
                 f"distillation left the {left} numbers at step {step}, {name}{at}{kept}; accepted: a smaller rate"
             )
 

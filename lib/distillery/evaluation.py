@@ -6,7 +6,7 @@ once and momentum restarts. Accuracy is that of the final weights; nothing is ch
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -51,6 +51,12 @@ class Protocol:
         """(training steps, step at which the rate drops) for a set of n images."""
         per_epoch = math.ceil(n / self.batch)
         return (self.epochs + 1) * per_epoch, (self.epochs // 2 + 2) * per_epoch
+
+    def fitting(self, made, batch: int = 0) -> "Protocol":
+        """The protocol for a set with a learned step size, which is its rate; `batch` 0 = as it stands."""
+        step_size = made.tensors.get("step_size")
+        rate = self.lr if step_size is None else float(step_size)
+        return replace(self, lr=rate, batch=batch or self.batch)
 
     def spec(self) -> dict:
         return asdict(self)

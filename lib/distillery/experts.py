@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from distillery import engine, store
 from distillery.augment import DSA
-from distillery.checks import InputError, check_positive_int
+from distillery.checks import InputError, Stopped, check_positive_int
 from distillery.networks import Params
 from distillery.seeds import generator, split
 from distillery.training import SGD, networks_at_once, train
@@ -154,13 +154,8 @@ def cost(folder: str | Path, network, source, training: Training, epochs: int) -
 
     Epochs that are stored already cost nothing. Chunks count one after another, as on one machine.
     """
-    chunk = _chunk(network, source, training)
     per_epoch = -(-len(source) // training.batch)
-    sizes, epochs_left = [], []
-    for first in range(0, training.experts, chunk):
-        sizes.append(min(chunk, training.experts - first))
-        stored = _stored(_path(Path(folder), _card(network, source, training, first)))
-        epochs_left.append(max(epochs + 1 - stored, 0))
+    sizes, epochs_left = _left(folder, network, source, training, epochs)
     stream = generator(training.seed, "cost")
     params = network.init(stream, max(sizes))
     numbers = sum(value[0].numel() * value.element_size() for value in params.values())
@@ -169,6 +164,23 @@ def cost(folder: str | Path, network, source, training: Training, epochs: int) -
     steps = sum(min(left, epochs) for left in epochs_left) * per_epoch
     seconds = steps * _seconds_a_step(network, params, source, training) if steps else 0.0
     return {"experts": training.experts, "steps": steps, "seconds": seconds, "bytes": total * numbers}
+
+
+def missing(folder: str | Path, network, source, training: Training, epochs: int) -> int:
+    """Epochs still to be trained, summed over experts."""
+    sizes, epochs_left = _left(folder, network, source, training, epochs)
+    return sum(size * min(left, epochs) for size, left in zip(sizes, epochs_left))
+
+
+def _left(folder: str | Path, network, source, training: Training, epochs: int) -> tuple[list, list]:
+    """For each chunk the number of its experts, and of its snapshots that are not stored."""
+    chunk = _chunk(network, source, training)
+    sizes, epochs_left = [], []
+    for first in range(0, training.experts, chunk):
+        sizes.append(min(chunk, training.experts - first))
+        stored = _stored(_path(Path(folder), _card(network, source, training, first)))
+        epochs_left.append(max(epochs + 1 - stored, 0))
+    return sizes, epochs_left
 
 
 def describe(cost: dict[str, float]) -> str:
@@ -303,7 +315,7 @@ def classified(network, params: Params, source, indices: Tensor, batch: int = 50
 def choose_correct(network, experts: Experts, source, ipc: int, stream: Generator) -> Tensor:
     """Indices (classes * ipc,) of random images that one random expert's last epoch classifies right.
 
-    raises  InputError if a class has fewer than `ipc` of them
+    raises  Stopped if a class has fewer than `ipc` of them
     Source: DATM's public code, samples predicted correctly.
     """
     check_positive_int("ipc", ipc)
@@ -315,7 +327,7 @@ def choose_correct(network, experts: Experts, source, ipc: int, stream: Generato
     for label, name in enumerate(source.classes):
         members = torch.nonzero(right & (source.targets.cpu() == label))[:, 0]
         if len(members) < ipc:
-            raise InputError(
+            raise Stopped(
                 f"class {name}: an expert classifies {len(members)} images right, fewer than {ipc} a class; "
                 "accepted: a smaller ipc, or experts trained longer"
             )

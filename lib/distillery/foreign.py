@@ -142,7 +142,8 @@ def beside_random(
         )
         random = TensorSource(splits.train.batch(chosen), splits.train.targets[chosen])
         for name, source in (("set", made.to(device).source()), ("random", random)):
-            accuracies = evaluate(network, source, protocol, splits.test, generator(s, "evaluation"))
+            how = protocol.fitting(made) if name == "set" else protocol
+            accuracies = evaluate(network, source, how, splits.test, generator(s, "evaluation"))
             results[name].append(
                 {
                     "accuracies": accuracies.tolist(),

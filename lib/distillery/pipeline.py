@@ -5,7 +5,8 @@ The registry below is the single list of what can be combined; `compatibility()`
 """
 
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -14,13 +15,15 @@ import torch
 import yaml
 from torch import Tensor
 
-from distillery import architectures, engine, store
+from distillery import architectures, engine, experts, store
 from distillery.augment import DSA
-from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
+from distillery.checks import InputError, Stopped, check_choice, check_fraction, check_positive_int
 from distillery.data import Rows, Splits
 from distillery.distill import Distilled, Optimizer, distill
 from distillery.evaluation import Protocol, evaluate
+from distillery.experts import Experts, Training
 from distillery.fast import Fast, tensor_cores
+from distillery.matching import trajectory
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching, loops
 from distillery.sampling import Uniform
@@ -29,6 +32,7 @@ from distillery.scoring.geometry import herding, kmeans_nearest
 from distillery.seeds import generator
 from distillery.selection import RULES, prune, select
 from distillery.synthetic import Synthetic, gaussian_noise
+from distillery.training import GSAM, SGD
 
 PRESETS: dict[str, dict]
 PUBLISHED: dict[str, dict]
@@ -40,6 +44,8 @@ OBJECTIVES = {"gradient": GradientMatching, "distribution": DistributionMatching
 SELECTIONS = ("random", "herding", "k-means", "lowest loss", "highest loss")
 WHOLE = ("whole", "whole, trained out")
 INITIALIZATIONS = ("real", "noise", "herding", "k-means")
+TRAJECTORIES = tuple(trajectory.presets())  # MTT, FTD, TESLA, DATM
+ITERATES = ("last", "ema", "best")
 SAMPLERS = ("uniform",)
 VERSION = 1  # of everything that decides a run's result; raise it when a change makes stored runs stale
 
@@ -52,16 +58,19 @@ class Unfinished(Exception):
 class Recipe:
     """What to make.
 
-    method      a distillation method in PRESETS, a selection in SELECTIONS, or one of WHOLE
+    method      a distillation method in PRESETS or TRAJECTORIES, a selection in SELECTIONS, or one of WHOLE
     ipc         images per class; for 'whole' the set whose number of training steps is matched
     keep, rule  prune the real data first: keep this fraction of each class by mean training loss ('lowest', 'highest')
                 or at random
     steps       pixel updates, 0 = as published
-    initialize  where a distilled set starts: '' = as published, or one of INITIALIZATIONS
+    initialize  where a distilled set starts: '' = as published, or one of INITIALIZATIONS; for TRAJECTORIES also
+                'correct', real images that an expert classifies right
     batch       real images a class and step, 0 = as published; for 'whole, trained out' images a step
     lr          rate of the pixels, 0 = as published
     epochs      for 'whole, trained out': epochs on all images
     evaluate_on another architecture to evaluate the finished set with, '' = the bench's own network
+    iterate     which set of a finished trajectory method is evaluated: 'last', 'ema', the moving average of its images,
+                or 'best', by accuracy on validation images
     """
 
     method: str
@@ -75,9 +84,11 @@ class Recipe:
     lr: float = 0.0
     epochs: int = 0
     evaluate_on: str = ""
+    iterate: str = "last"
 
     def __post_init__(self):
-        check_choice("method", self.method, [*WHOLE, *SELECTIONS, *PRESETS])
+        check_choice("method", self.method, [*WHOLE, *SELECTIONS, *PRESETS, *TRAJECTORIES])
+        check_choice("iterate", self.iterate, ITERATES)
         check_positive_int("ipc", self.ipc)
         check_fraction("keep", self.keep)
         check_choice("rule", self.rule, RULES)
@@ -95,11 +106,91 @@ class Recipe:
                     f"evaluate_on: {self.evaluate_on!r} with {self.method!r}; accepted: a selected or distilled set"
                 )
         if self.initialize:
-            check_choice("initialize", self.initialize, INITIALIZATIONS)
-        if self.initialize and self.method not in PRESETS:
+            extra = ("correct",) if self.method in TRAJECTORIES else ()
+            check_choice("initialize", self.initialize, (*INITIALIZATIONS, *extra))
+        if self.initialize and self.method not in (*PRESETS, *TRAJECTORIES):
             raise InputError(
                 f"initialize: {self.initialize!r} with {self.method!r}, which starts from nothing; accepted: ''"
             )
+        if self.method in TRAJECTORIES and self.batch:
+            raise InputError(
+                f"batch: {self.batch} with {self.method!r}, which has no real batch: experts have seen the real images; "
+                "accepted: 0"
+            )
+        if self.iterate != "last" and self.method not in TRAJECTORIES:
+            raise InputError(f"iterate: {self.iterate!r} with {self.method!r}; accepted: 'last'")
+
+    def spec(self) -> dict:
+        """What identifies the recipe in the id of a run."""
+        fields = asdict(self)
+        if self.iterate == "last":  # ids from before there were others
+            fields.pop("iterate")
+        return fields
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Settings of the trajectory methods: the published ones of a data set, with changes.
+
+    dataset     whose published settings, a data set of `trajectory.yaml`
+    changes     settings by their names there. A changed `last` starts from epoch 0 without growth unless told otherwise
+    seed        of the experts; all runs of a bench share them
+    validations how often in a distillation the set is judged on validation images, 0 = never; the best one is kept
+    networks, epochs  fresh networks a time and their epochs, 0 = those of the bench's protocol
+    raises      InputError on a setting that no method has
+    """
+
+    dataset: str = "cifar10"
+    changes: dict = field(default_factory=dict)
+    seed: int = 0
+    validations: int = 0
+    networks: int = 1
+    epochs: int = 0
+
+    def __post_init__(self):
+        known = {
+            name
+            for table in trajectory.presets().values()
+            for cell in (table["common"], *(c for ipcs in list(table.values())[1:] for c in ipcs.values()))
+            for name in cell
+        }
+        for name in self.changes:
+            check_choice("trajectory setting", name, sorted(known - {"source"}))
+
+    def settings(self, method: str, ipc: int) -> dict:
+        """The settings of a method at a size. Raises InputError where nothing is published."""
+        found = trajectory.preset(method, self.dataset, ipc)
+        if "last" in self.changes:
+            found |= {"first": 0, "begin": 0, "growth": 0}
+        table = trajectory.presets()[method]
+        own = table["common"] | table[self.dataset][ipc]  # a change does not give MTT an average or labels
+        return found | {name: value for name, value in self.changes.items() if name in own}
+
+    def spec(self, method: str, ipc: int) -> dict:
+        """What identifies a run, besides its recipe and bench."""
+        settings = {
+            name: v for name, v in self.settings(method, ipc).items() if name not in ("source", "zca")
+        }
+        return {
+            "settings": settings,
+            "seed": self.seed,
+            "validation": [self.validations, self.networks, self.epochs] if self.validations else None,
+        }
+
+    def training(self, settings: dict, augmentation: str) -> Training:
+        """How the experts of these settings are trained."""
+        kind, lr = settings["optimizer"], settings["expert_lr"]
+        optimizer = (
+            GSAM(lr, 0.0, 0.0, rho=settings["rho"], alpha=settings["alpha"])
+            if kind == "GSAM"
+            else SGD(lr, 0.0, 0.0)
+        )
+        return Training(settings["experts"], optimizer, settings["expert_batch"], augmentation, self.seed)
+
+
+def expert_epochs(settings: dict) -> int:
+    """The last expert epoch that is read: the end of the last segment, or where first labels come from."""
+    return max(settings["last"] - 1 + settings["span"], settings["epochs"] if settings["labels"] else 0)
 
 
 class Bench:
@@ -119,18 +210,22 @@ class Bench:
         progress: bool = False,
         precision: str = "float32",
         compiled: bool = False,
+        trajectory: Trajectory | None = None,
     ):
         """What all runs share.
 
         augmentation         the DSA families of methods that match augmented batches; the protocol names its own
         precision, compiled  how passes run that are differentiated at most once and match no weights (`Fast`): evaluation,
                              scores, real images; synthetic images stay float32
+        trajectory           settings of MTT, FTD, TESLA and DATM, None = they are refused
         """
         self.fast = Fast(network, precision, compiled)
         self.data, self.network, self.protocol, self.runs = data, network, protocol, runs
         self.augmentation = augmentation
         self.score_trials, self.score_epochs = score_trials, score_epochs
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
+        self.trajectory = trajectory
+        self._experts: dict[str, Experts] = {}
         self._scored: dict[int, dict[str, Tensor]] = {}
         self.scoring: dict[int, dict] = {}  # seconds and samples of the score pass of each seed
 
@@ -151,20 +246,58 @@ class Bench:
         result  accuracies (one per network), steps, seconds and seconds_evaluation, samples (real images touched),
                 loss (about 100 values), stored_numbers, and `artifact`, the id under which the set is kept
         """
-        inputs = {"recipe": asdict(recipe), **self.context}
-        scored = recipe.initialize in ("herding", "k-means") or recipe.method in SELECTIONS
-        if recipe.keep < 1 or scored:
-            inputs["scoring"] = [self.score_trials, self.score_epochs]
-        try:
-            result = self.runs.get(
-                "bench", VERSION, inputs, self.data.digest, lambda key: self._compute(recipe, key)
-            )
-        except Unfinished:
-            self.runs.missing.append(inputs)
-            return None
+        result = self._stored("bench", self._inputs(recipe), lambda key: self._compute(recipe, key))
         if result and result["artifact"]:  # only now: a kill before loses a minute, not the distillation
             self.runs.artifact(result["artifact"], ".checkpoint.safetensors").unlink(missing_ok=True)
         return result
+
+    def _inputs(self, recipe: Recipe) -> dict:
+        """What identifies a run."""
+        inputs = {"recipe": recipe.spec(), **self.context}
+        scored = recipe.initialize in ("herding", "k-means") or recipe.method in SELECTIONS
+        if recipe.keep < 1 or scored:
+            inputs["scoring"] = [self.score_trials, self.score_epochs]
+        if recipe.method in TRAJECTORIES:
+            inputs["trajectory"] = self._settings().spec(recipe.method, recipe.ipc)
+        return inputs
+
+    def _stored(self, producer: str, inputs: dict, compute) -> dict | None:
+        """`Runs.get`, where a run that cannot be finished is listed as missing, with the reason, and stops no other."""
+        try:
+            return self.runs.get(producer, VERSION, inputs, self.data.digest, compute)
+        except Unfinished:
+            self.runs.missing.append(inputs)
+        except Stopped as error:
+            self.runs.missing.append(inputs | {"stopped": str(error).split(";")[0]})
+        return None
+
+    def search(self, recipe: Recipe, networks: Sequence) -> dict | None:
+        """Architecture search on the set of a recipe: each network of a grid trained on it from scratch, and tested.
+
+        result  accuracies[network of the grid][fresh network], seconds
+        """
+        inputs = self._inputs(recipe) | {"grid": [network.spec() for network in networks]}
+
+        def compute(key: str) -> dict:
+            began = time.monotonic()
+            whole = recipe.method in WHOLE
+            made = None if whole else self._finished(replace(recipe, iterate="last"), recipe.iterate)
+            source = self.data.train.subset(self.kept(recipe)) if whole else made.source()
+            protocol, steps_of = self._protocol(recipe, made)
+            accuracies = [
+                evaluate(
+                    network,
+                    source,
+                    protocol,
+                    self.data.test,
+                    generator(recipe.seed, "search"),
+                    steps_of=steps_of,
+                ).tolist()
+                for network in networks
+            ]
+            return {"accuracies": accuracies, "seconds": time.monotonic() - began, "samples": 0, "steps": 0}
+
+        return self._stored("search", inputs, compute)
 
     def run_all(self, recipes: list[Recipe], where: str = "local", gpus: float = 1.0) -> list[dict | None]:
         """The results of several recipes, in order, mapped over an engine.
@@ -200,11 +333,11 @@ class Bench:
         return result, runs.computed, runs.reused, runs.missing, self.scoring
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_scored": {}, "scoring": {}, "progress": False}
+        return self.__dict__ | {"_scored": {}, "_experts": {}, "scoring": {}, "progress": False}
 
-    def synthetic(self, result: dict) -> Synthetic | None:
+    def synthetic(self, result: dict, iterate: str = "last") -> Synthetic | None:
         """The set behind a result, the images it started from as card['start']; None if its file was not kept."""
-        path = self.runs.artifact(result["artifact"])
+        path = self.runs.artifact(_file_of(result["artifact"], iterate))
         if not path.exists():
             return None
         tensors, card = store.load_tensors(path)
@@ -276,73 +409,112 @@ class Bench:
     def _measured(self, recipe: Recipe, key: str) -> dict:
         started = time.monotonic()
         train, network = self.data.train, self.fast
+        synthetic, details = None, {}
         if recipe.evaluate_on:
             width = network.channels / 128
             other = architectures.build(recipe.evaluate_on, train.shape, len(train.classes), width)
             network = Fast(other, self.fast.precision)
-            source, made = self._finished(replace(recipe, evaluate_on="")).source(), None
-        elif recipe.method in WHOLE:
-            source, made = train.subset(self.kept(recipe)), None
-        else:
-            made = self._make(recipe, key)
-            source = made["set"].source()
+        if recipe.evaluate_on or recipe.iterate != "last":
+            synthetic = self._finished(replace(recipe, evaluate_on="", iterate="last"), recipe.iterate)
+        elif recipe.method not in WHOLE:
+            synthetic, details = self._make(recipe, key)
+        source = synthetic.source() if synthetic else train.subset(self.kept(recipe))
         making = time.monotonic() - started
-        protocol, steps_of = self.protocol, recipe.ipc * len(train.classes)
-        if recipe.method == "whole, trained out":
-            protocol = Protocol(
-                **protocol.spec() | {"epochs": recipe.epochs - 1, "batch": recipe.batch or protocol.batch}
-            )
-            steps_of = 0
+        protocol, steps_of = self._protocol(recipe, synthetic)
         stream = generator(recipe.seed, "evaluation")
         accuracies = evaluate(network, source, protocol, self.data.test, stream, steps_of=steps_of)
         result = {
             "accuracies": accuracies.tolist(), "steps": 0, "samples": 0, "loss": [], "stored_numbers": None, "artifact": None,
             "seconds": time.monotonic() - started, "seconds_evaluation": time.monotonic() - started - making,
         }  # fmt: skip
-        return result | (made["result"] if made else {})
+        return result | details
 
-    def _finished(self, recipe: Recipe) -> Synthetic:
+    def _protocol(self, recipe: Recipe, synthetic: Synthetic | None) -> tuple[Protocol, int]:
+        """How a set is evaluated, and the number of images whose steps are matched, 0 = its own."""
+        if recipe.method == "whole, trained out":
+            batch = recipe.batch or self.protocol.batch
+            return replace(self.protocol, epochs=recipe.epochs - 1, batch=batch), 0
+        steps_of = recipe.ipc * len(self.data.train.classes)
+        if recipe.method not in TRAJECTORIES:
+            return self.protocol, steps_of
+        settings = self._settings().settings(recipe.method, recipe.ipc)
+        return self.protocol.fitting(synthetic, settings.get("evaluation_batch", 0)), steps_of
+
+    def _settings(self) -> Trajectory:
+        if self.trajectory is None:
+            raise InputError(
+                f"trajectory: None; accepted: a bench with settings for {', '.join(TRAJECTORIES)}"
+            )
+        return self.trajectory
+
+    def experts(self, recipe: Recipe) -> Experts:
+        """The experts of a trajectory method, trained on what the recipe keeps of the real images; made once, stored."""
+        return self._load_experts(recipe)[0]
+
+    def _load_experts(self, recipe: Recipe) -> tuple[Experts, dict]:
+        """The experts, and the cost of training them: 'id', 'seconds', 'samples' (real images touched)."""
+        settings = self._settings().settings(recipe.method, recipe.ipc)
+        training, epochs = self.trajectory.training(settings, self.augmentation), expert_epochs(settings)
+        source = self.data.train if recipe.keep == 1 else self.data.train.subset(self.kept(recipe))
+        folder, log = self.runs.folder / "artifacts" / "experts", print if self.progress else None
+        identity = {"training": asdict(training), "epochs": epochs, "network": self.network.spec()}
+        identity |= {"kind": settings["optimizer"], "transform": self.context["transform"]}
+        key = store.identity("bank", experts.VERSION, identity, source.digest)
+        path = folder / f"{key}.json"
+        with store.lock(path.with_suffix(".lock"), wait=True), tensor_cores("float32"):
+            left = experts.missing(folder, self.network, source, training, epochs)
+            if left or not path.exists():
+                began = time.monotonic()
+                experts.make(folder, self.network, source, training, epochs, log=log)
+                seconds = time.monotonic() - began
+                store.write_json(path, {"id": key, "seconds": seconds, "samples": left * len(source)})
+        if key not in self._experts:  # one bank at a time: they are large
+            self._experts = {key: experts.load(folder, self.network, source, training, epochs)}
+        return self._experts[key], store.read_json(path)
+
+    def _finished(self, recipe: Recipe, iterate: str = "last") -> Synthetic:
         """The set of a recipe that has run and whose file is here."""
         result = self.run(recipe)
-        made = self.synthetic(result) if result else None
+        made = self.synthetic(result, iterate) if result else None
         if made is None:
             raise Unfinished
         return made
 
-    def _make(self, recipe: Recipe, key: str) -> dict:
+    def _make(self, recipe: Recipe, key: str) -> tuple[Synthetic, dict]:
+        """The set of a recipe, stored, and what its result says of it."""
         kept = self.kept(recipe)
         if recipe.method in SELECTIONS:
             chosen = self.choose(recipe.method, recipe.ipc, recipe.seed, kept)
             synthetic, start, log = self._real(chosen), None, {}
         else:
-            start = self._start(recipe, kept)
-            done = self._distill(recipe, start, kept, key)
-            synthetic, log = (
-                done.last,
-                {
-                    "steps": done.cost["steps"],
-                    "samples": done.cost["samples"],
-                    "loss": thin(done.log["loss"]),
-                },
-            )
-        tensors = synthetic.tensors | ({} if start is None else {"start": start.tensors["images"]})
-        store.save_tensors(
-            self.runs.artifact(key),
-            tensors,
-            {"classes": list(synthetic.classes), "formation": synthetic.formation},
-        )
-        return {
-            "set": synthetic,
-            "result": {"artifact": key, "stored_numbers": synthetic.stored_numbers(), **log},
-        }
+            if recipe.method in TRAJECTORIES:
+                done, start, log = self._match_trajectories(recipe, kept, key)
+            else:
+                start, log = self._start(recipe, kept), {}
+                done = self._distill(recipe, start, kept, key)
+            synthetic = done.last
+            log |= {
+                "steps": done.cost["steps"],
+                "samples": done.cost["samples"],
+                "loss": thin(done.log["loss"]),
+            }
+            for iterate, other in (("ema", done.ema), ("best", done.best)):
+                if other is not None:
+                    self._save(_file_of(key, iterate), other)
+        self._save(key, synthetic, {} if start is None else {"start": start.tensors["images"]})
+        return synthetic, {"artifact": key, "stored_numbers": synthetic.stored_numbers(), **log}
+
+    def _save(self, name: str, synthetic: Synthetic, extra: dict[str, Tensor] | None = None) -> None:
+        card = {"classes": list(synthetic.classes), "formation": synthetic.formation}
+        store.save_tensors(self.runs.artifact(name), synthetic.tensors | (extra or {}), card)
 
     def _real(self, chosen: Tensor) -> Synthetic:
         train = self.data.train
         chosen = chosen.to(train.device)
         return Synthetic({"images": train.batch(chosen), "targets": train.targets[chosen]}, train.classes)
 
-    def _start(self, recipe: Recipe, kept: Tensor) -> Synthetic:
-        how = recipe.initialize or PRESETS[recipe.method]["initialize"]
+    def _start(self, recipe: Recipe, kept: Tensor, how: str = "") -> Synthetic:
+        how = how or recipe.initialize or PRESETS[recipe.method]["initialize"]
         real = self._real(self.choose("real" if how == "noise" else how, recipe.ipc, recipe.seed, kept))
         if how != "noise":
             return real
@@ -367,6 +539,77 @@ class Bench:
             checkpoint=self.runs.artifact(key, ".checkpoint.safetensors"), checkpoint_seconds=self.checkpoint_seconds,
             identity=key, progress=self.progress,
         )  # fmt: skip
+
+    def _match_trajectories(
+        self, recipe: Recipe, kept: Tensor, key: str
+    ) -> tuple[Distilled, Synthetic, dict]:
+        """Distill by trajectory matching: what came out, the start, and what the result says of experts and steps."""
+        bank, cost = self._load_experts(recipe)
+        settings = self.trajectory.settings(recipe.method, recipe.ipc)
+        start = self._trajectory_start(recipe, settings, bank, kept)
+        objective = trajectory.build(
+            recipe.method, self.network, bank, settings, augmentation=self.augmentation
+        )
+        momentum = settings["momentum"]
+        pixels = (recipe.lr or settings["lr_images"]) * settings["gradient_scale"]
+        optimizers = {
+            "images": Optimizer(pixels, momentum),
+            "step_size": Optimizer(settings["lr_step_size"], momentum),
+        }
+        if settings["labels"]:
+            optimizers["label_logits"] = Optimizer(settings["lr_labels"], settings["momentum_labels"])
+        real, steps = self.data.train.subset(kept), recipe.steps or settings["iterations"]
+        times = self.trajectory.validations
+        with tensor_cores("float32"):  # matched weights
+            done = distill(
+                start, objective, real, Uniform(real.targets), optimizers, steps, generator(recipe.seed, "distill"),
+                ema=settings["ema"] or None, validate=(lambda made, step: self._validated(recipe, made)) if times else None,
+                validate_every=-(-steps // times) if times else 0,
+                checkpoint=self.runs.artifact(key, ".checkpoint.safetensors"),
+                checkpoint_seconds=self.checkpoint_seconds, identity=key, progress=self.progress,
+            )  # fmt: skip
+        log = {
+            "experts": cost,
+            "step_size": float(done.last.tensors["step_size"]),
+            "skipped": done.cost["skipped"],
+        }
+        if times:
+            log |= {"best_step": done.best_step, "best_score": done.best_score}
+        return done, start, log
+
+    def _trajectory_start(self, recipe: Recipe, settings: dict, bank, kept: Tensor) -> Synthetic:
+        """First images, step size and label logits."""
+        how = recipe.initialize or settings["initialize"]
+        if how == "correct":
+            stream = generator(recipe.seed, "correct images")
+            pool = self.data.train.subset(kept)
+            chosen = kept[experts.choose_correct(self.network, bank, pool, recipe.ipc, stream)]
+            start = self._real(chosen)
+        else:
+            chosen = self.choose("real" if how == "noise" else how, recipe.ipc, recipe.seed, kept)
+            start = self._start(recipe, kept, how)
+        start = start.replace(step_size=torch.tensor(float(settings["step_size"]), device=start.device))
+        if settings["labels"]:
+            one = 0 if how == "real" else None  # as published: one expert's labels for random real images
+            start = start.replace(
+                label_logits=experts.first_logits(self.network, bank, self.data.train, chosen, one)
+            )
+        return start
+
+    def _validated(self, recipe: Recipe, made: Synthetic) -> float:
+        """Mean accuracy on validation images of fresh networks trained on a set, the same ones at every step."""
+        protocol, _ = self._protocol(recipe, made)
+        if not protocol.lr > 0:  # `distill` is about to stop
+            return 0.0
+        how = self.trajectory
+        protocol = replace(protocol, networks=how.networks, epochs=how.epochs or protocol.epochs)
+        stream = generator(recipe.seed, "validation")
+        return float(evaluate(self.network, made.source(), protocol, self.data.validation, stream).mean())
+
+
+def _file_of(artifact: str, iterate: str) -> str:
+    """The name under which one iterate of a run is kept."""
+    return artifact if iterate == "last" else f"{artifact}-{iterate}"
 
 
 def published_steps(method: str, ipc: int) -> int:
@@ -400,5 +643,12 @@ def compatibility() -> str:
         samplers = ", ".join(SAMPLERS) if objective.uses_real_batches else "refused: it has no real batch"
         lines.append(
             f"| {name} | {preset['objective']} matching | {starts} | {samplers} | {', '.join(RULES)} | {', '.join(objective.learns)} |"
+        )
+    for name, table in trajectory.presets().items():
+        chosen = table["common"]["initialize"]
+        starts = ", ".join(f"**{i}**" if i == chosen else i for i in (*INITIALIZATIONS, "correct"))
+        learns = ", ".join(trajectory.learned(table["common"]["labels"]))
+        lines.append(
+            f"| {name} | trajectory matching | {starts} | refused: it has no real batch | {', '.join(RULES)} | {learns} |"
         )
     return "\n".join(lines)

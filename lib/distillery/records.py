@@ -70,6 +70,24 @@ def difference(ours: list[list[float]] | None, baseline: list[list[float]] | Non
     return {"mean": float(gaps.mean()), "ci95": ci95, "n_pairs": len(gaps)}
 
 
+def rank_correlation(ours: list[float], theirs: list[float], draws: int = 2000, seed: int = 0) -> dict:
+    """Spearman's correlation of two lists, with a bootstrap interval over their entries.
+
+    returns  {'value', 'ci95'}; ci95 None with fewer than four entries, value 0 where one list is constant
+    """
+    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
+
+    def spearman(chosen) -> float:
+        a, b = ours[chosen], theirs[chosen]
+        return float(stats.spearmanr(a, b)[0]) if np.ptp(a) and np.ptp(b) else 0.0
+
+    everything, ci95 = np.arange(len(ours)), None
+    if len(ours) > 3:
+        drawn = np.random.default_rng(seed).integers(len(ours), size=(draws, len(ours)))
+        ci95 = [float(q) for q in np.quantile([spearman(one) for one in drawn], [0.025, 0.975])]
+    return {"value": spearman(everything), "ci95": ci95}
+
+
 def verdict(
     row: dict | None, gap: dict | None, published: dict | None, comparable: bool, margin: float = 0.0
 ) -> tuple[str, str]:

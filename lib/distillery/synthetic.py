@@ -119,7 +119,7 @@ def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -
     """Write a set for others: NAME.safetensors, NAME.json (what it is) and NAME.safetensors.sha256.
 
     `transform` is the standardization the images live in; its tensors are stored as 'transform.*', so that
-    `images * std + mean` gives pixels in [0, 1]. Readable without this package:
+    `images * std + mean` gives pixels in [0, 1]. Learned labels are written as soft 'targets'. Readable without this package:
 
         from safetensors.torch import load_file
         tensors = load_file("NAME.safetensors")
@@ -130,6 +130,8 @@ def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -
         if value.is_floating_point():
             check_finite(f"synthetic {name}", value)
     tensors = dict(synthetic.tensors)
+    if "label_logits" in tensors:  # readers take 'targets': the soft labels themselves
+        tensors["targets"] = tensors.pop("label_logits").softmax(-1)
     if transform is not None:
         tensors |= {f"transform.{name}": value for name, value in transform.tensors().items()}
     card = {

@@ -246,8 +246,7 @@ class TrajectoryMatching:
         self.network, self.experts, self.steps, self.span, self.starts = network, experts, steps, span, starts
         self.batch, self.oversize, self.augmentation, self.loss = batch, oversize, augmentation, loss
         self.threshold, self.gradient, self.name = threshold, gradient, name
-        if labels:
-            self.learns = (*self.learns, "label_logits")
+        self.learns = learned(labels)
         self._check_experts_move()
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
@@ -340,6 +339,11 @@ class TrajectoryMatching:
                         f"expert {expert}: squared distance {distance:g} from epoch {epoch} to {epoch + self.span}; "
                         "accepted: experts whose weights move and stay finite"
                     )
+
+
+def learned(labels: bool) -> tuple[str, ...]:
+    """The tensors that trajectory matching learns, with label logits or without."""
+    return (*TrajectoryMatching.learns, "label_logits") if labels else TrajectoryMatching.learns
 
 
 @cache
