@@ -20,8 +20,10 @@ from distillery import store
 from distillery.augment import DSA
 from distillery.data import ImageSet, fit_standardize
 from distillery.distill import Optimizer, distill
+from distillery.experts import Experts
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
+from distillery.matching.trajectory import Starts, TrajectoryMatching
 from distillery.networks import ConvNet
 from distillery.sampling import Uniform
 from distillery.seeds import generator
@@ -33,8 +35,19 @@ OBJECTIVES = {
     "DM": lambda net: DistributionMatching(net, batch=8, augmentation=DSA),
     "DC": lambda net: GradientMatching(net, updates=4, inner_epochs=2, batch=8),
     "DSA": lambda net: GradientMatching(net, updates=4, inner_epochs=2, batch=8, augmentation=DSA),
+    "MTT": lambda net: TrajectoryMatching(
+        net, experts(net), 3, 1, Starts(0, 2), batch=4, augmentation=DSA, threshold=1.5
+    ),
     "made up": PixelsAndLabels,
 }
+
+
+def experts(network) -> Experts:
+    """Three paths of three snapshots that lead somewhere."""
+    first, way = (network.init(generator(seed, "experts"), 3) for seed in (0, 1))
+    return Experts(
+        {name: torch.stack([v, v + 0.1 * way[name], v + 0.3 * way[name]], 1) for name, v in first.items()}
+    )
 
 
 def run(name: str, folder: Path) -> None:
@@ -46,9 +59,12 @@ def run(name: str, folder: Path) -> None:
     images = ImageSet(pixels, targets, images.classes, fit_standardize(images))
     chosen = torch.tensor([0, 1, 8, 9, 16, 17])
     synthetic = Synthetic(
-        {"images": images.batch(chosen), "targets": targets[chosen], "scale": torch.tensor(1.0)}
+        {"images": images.batch(chosen), "targets": targets[chosen]}
+        | {"scale": torch.tensor(1.0), "step_size": torch.tensor(0.1)}
     )
     optimizers, sampler = {"images": Optimizer(0.1, 0.5)}, Uniform(targets)
+    if name == "MTT":
+        optimizers["step_size"] = Optimizer(1e-4, 0.5)
     if name == "made up":
         optimizers["scale"] = Optimizer(0.05, kind="adam", schedule="linear")
         sampler = Weighted(targets)

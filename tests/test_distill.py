@@ -369,7 +369,7 @@ def killed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("way", ["at random", "while writing", "before renaming", "after renaming"])
-@pytest.mark.parametrize("objective", ["DM", "DC", "DSA", "made up"])
+@pytest.mark.parametrize("objective", ["DM", "DC", "DSA", "MTT", "made up"])
 def test_killed_and_restarted_ends_with_the_same_bits(killed, objective, way):
     """kill -9 at random points, and in the middle of a checkpoint with half a file left behind."""
     outcome = killed[objective][way]
@@ -379,4 +379,4 @@ def test_killed_and_restarted_ends_with_the_same_bits(killed, objective, way):
 
 
 def test_the_objectives_end_differently(killed):
-    assert len({outcome["unbroken"][0] for outcome in killed.values()}) == 4
+    assert len({outcome["unbroken"][0] for outcome in killed.values()}) == 5

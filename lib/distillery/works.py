@@ -88,7 +88,7 @@ def distribution_step(
     def plain(params, real, weights, grouped, labels, drawn):
         return distribution_loss_plain(network, params, real, weights, grouped, drawn)
 
-    return _matching(network, objective, plain, images, ipc, batch, augmentation)
+    return _matching(network, objective, {}, 2, plain, images, ipc, batch, augmentation)
 
 
 def gradient_step(
@@ -101,24 +101,31 @@ def gradient_step(
     def plain(params, real, weights, grouped, labels, drawn):
         return gradient_loss_plain(network, params, real, weights, grouped, labels, drawn)
 
-    return _matching(network, objective, plain, images, ipc, batch, augmentation)
+    spent = {"updates": torch.tensor(1)}  # the next step draws a fresh network
+    return _matching(network, objective, spent, 3, plain, images, ipc, batch, augmentation)
 
 
-def _matching(network, objective, plain_loss, images: ImageSet, ipc, batch, augmentation) -> Paths:
+def _matching(
+    network, objective, state, streams, plain_loss, images: ImageSet, ipc, batch, augmentation
+) -> Paths:
     made, sampler, device = first_of_class(images, ipc), Uniform(images.targets), images.device
-    state = objective.start(made, generator(0, "start"))
+    state = objective.start(made, generator(0, "start")) | state
     labels, members = made.classes_present()
 
     def batches() -> RealBatches:
         return RealBatches(images, sampler, generator(1, "real"))
 
     def plain() -> Tensor:
-        weights_stream, augment_stream = split(generator(2, "step"), 2)
+        weights_stream, *_, augment_stream = split(generator(2, "step"), streams)
         params = {name: value.to(device) for name, value in network.init(weights_stream, 1).items()}
         real, weights = batches().classes(labels, batch)
         drawn = draw(augmentation, len(labels), 1, augment_stream, siamese=True)
-        pixels = made.tensors["images"].detach().requires_grad_()
-        loss = plain_loss(params, real, weights, pixels[members], labels.to(device), drawn)
-        return torch.autograd.grad(loss, pixels)[0]
+        pixels, total = made.tensors["images"].detach().requires_grad_(), 0.0
+        for c in range(len(labels)):  # the graph of one class at a time
+            here = slice(c, c + 1)
+            ours, siamese = pixels[members[here]], None if drawn is None else drawn[here]
+            loss = plain_loss(params, real[here], weights[here], ours, labels[here].to(device), siamese)
+            total = total + torch.autograd.grad(loss, pixels)[0]
+        return total
 
     return {"plain": plain, "fast": lambda: objective.step(made, state, batches(), generator(2, "step"))}

@@ -52,7 +52,7 @@ def markdown(found: dict) -> str:
             for path in ("bare", "plain", "fast")
         ]
         met = {True: "yes", False: "**no**", None: "no gate here"}[row["met"]]
-        gate = f"{row['least']}x" if row["least"] else "-"
+        gate = f"{row['least']:.2g}x" if row["least"] else "-"
         lines.append(f"| {row['work']} | {' | '.join(cells)} | {gate} | {row['faster']:.1f}x | {met} |")
     return "\n".join(lines) + "\n"
 
