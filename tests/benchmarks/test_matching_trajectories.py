@@ -70,7 +70,7 @@ def test_experts_at_once(measure, batch, least, path):
 PEAK = """
 import json, resource, sys
 sys.path.insert(0, {folder!r})
-from test_trajectory import problem
+from test_matching_trajectories import problem
 from distillery.matching.trajectory import GRADIENTS
 GRADIENTS[{way!r}](*problem(2, 10))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
