@@ -149,8 +149,11 @@ def _records(folder: Path) -> list[dict]:
 
 
 def _execute(notebook: Path, given: dict, folder: Path) -> int:
+    import logging
     import warnings
 
+    # every name was checked before; papermill's own reader trips over a '=' in a comment and calls names unknown
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import papermill
