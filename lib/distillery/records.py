@@ -208,8 +208,12 @@ def cost(seconds: float, runs: store.Runs, results: list[dict], scoring: list[di
 
 
 def write(path: str | Path, *, notebook: str, key: str, scale: str, parameters: dict, claims: list[dict], rows: list[dict],
-          costs: dict, data: dict, missing: list[dict]) -> Path:  # fmt: skip
-    """Write a notebook's record, the last thing it does. `key` identifies notebook and parameters (`record_key`)."""
+          costs: dict, data: dict, missing: list[dict], against: str = "random") -> Path:  # fmt: skip
+    """Write a notebook's record, the last thing it does.
+
+    key      identifies notebook and parameters (`record_key`)
+    against  what the differences of the rows are to
+    """
     for one in claims:
         assert one["verdict"] in VERDICTS, one
     return store.write_json(
@@ -224,6 +228,7 @@ def write(path: str | Path, *, notebook: str, key: str, scale: str, parameters: 
             "data": data,
             "claims": claims,
             "rows": rows,
+            "against": against,
             "missing": missing,
             "costs": costs,
             "provenance": provenance(),
@@ -347,7 +352,7 @@ def rows_by_record(records: list[dict]) -> str:
         data, cost = record["data"], record["costs"]
         head = f"**{data['label']}**, {record['notebook']}, {record['scale']} scale: {data['train']} training and {data['test']} test images"
         spent = f"; {cost['seconds_all_runs'] / 60:.0f} minutes of runs" if "seconds_all_runs" in cost else ""
-        parts += [head + spent + ".", rows_table(record["rows"])]
+        parts += [head + spent + ".", rows_table(record["rows"], record.get("against", "random"))]
     return "\n\n".join(parts)
 
 
