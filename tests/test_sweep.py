@@ -200,7 +200,7 @@ def test_on_ray_a_killed_worker_does_not_lose_its_cell(grid, ray):
     assert [one["status"] for one in summary(path)] == ["done", "done"]
     found = starts(path)
     assert sorted(name for name, *_ in found) == ["tiny,fail=", "tiny,fail=worker", "tiny,fail=worker"]
-    assert all(threads == 1 and 25 < minutes <= 30 for _, threads, minutes in found)
+    assert all(threads == 1 and 0 < minutes <= 30 for _, threads, minutes in found)
     assert not [*path.parent.rglob("*.lock")]
 
 
@@ -220,4 +220,4 @@ def test_a_real_sweep(grid):
     [cell] = summary(path)
     assert cell["status"] == "done" and "random images" in cell["headline"]
     began = time.monotonic()
-    assert cli.main(["sweep", str(path)]) == 0 and time.monotonic() - began < 5
+    assert cli.main(["sweep", str(path)]) == 0 and time.monotonic() - began < 20
