@@ -11,6 +11,7 @@ class Fixed:
     """A made-up sampler: given indices and weights for each class, some of them zero."""
 
     state: dict = {}
+    needs = ()
     batches = {
         0: Batch(torch.tensor([0, 1, 2]), torch.tensor([1.0, 0.0, 3.0])),
         1: Batch(torch.tensor([9]), torch.tensor([5.0])),
@@ -19,6 +20,9 @@ class Fixed:
 
     def draw(self, label, n, generator):
         return self.batches[label]
+
+    def weigh(self, labels, indices, weights, effects):
+        return weights
 
     def refresh(self, step, objective, state, synthetic):
         pass

@@ -120,6 +120,11 @@ def distill(
         raise InputError(
             f"optimizers: no tensor {unknown[0]!r} in the set; accepted: {', '.join(synthetic.tensors)}"
         )
+    for name in sampler.needs:
+        if not hasattr(objective, name):
+            raise InputError(
+                f"sampler: {type(sampler).__name__} with {getattr(objective, 'name', 'an objective')}, which has no {name}; accepted: Uniform"
+            )
     root = int(torch.randint(2**62, (), generator=generator))
     learned = {name: synthetic.tensors[name].detach().clone().requires_grad_() for name in optimizers}
     built = {name: spec.build(learned[name]) for name, spec in optimizers.items()}
@@ -151,6 +156,8 @@ def distill(
             current, now.state, draw, keyed_generator(root, "objective", now.step)
         )
         now.samples += draw.samples
+        if sampler.needs:
+            entry = entry | {"effective_batch": draw.effective}
         now.log.append(
             {name: torch.as_tensor(value, dtype=torch.float32).detach() for name, value in entry.items()}
         )

@@ -16,7 +16,7 @@ from distillery import store
 from distillery.checks import InputError, check_choice, check_finite
 from distillery.training import TensorSource
 
-FORMATIONS = ("identity", "partition2")
+FORMATIONS = {"identity": 1, "partition2": 4}  # images that one stored image holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +74,7 @@ class Synthetic:
             targets = self.tensors["label_logits"].softmax(-1)
         if indices is not None:
             images, targets = images[indices], targets[indices]
-        if self.formation == "identity":
-            return images, targets
-        height, width = images.shape[2:]
-        rows = [images[:, :, : height // 2], images[:, :, height - height // 2 :]]
-        quarters = [q for row in rows for q in (row[..., : width // 2], row[..., width - width // 2 :])]
-        stacked = torch.stack(quarters, 1).flatten(0, 1)  # (4M, C, H/2, W/2)
-        used = F.interpolate(stacked, size=(height, width), mode="bilinear", align_corners=False)
-        return used, targets.repeat_interleave(4, 0)
+        return form(images, self.formation), targets.repeat_interleave(FORMATIONS[self.formation], 0)
 
     def classes_present(self) -> tuple[Tensor, Tensor]:
         """(labels present (classes,) on the CPU, the decoded images of each (classes, m) on the device).
@@ -100,6 +93,11 @@ class Synthetic:
             self._groups.update(labels=labels, members=members)
         return self._groups["labels"], self._groups["members"]
 
+    def stored_by_class(self) -> Tensor:
+        """The stored images of each class present, (classes, m) on the device."""
+        copies = FORMATIONS[self.formation]
+        return self.classes_present()[1][:, ::copies] // copies
+
     def source(self) -> TensorSource:
         """What a network trains on, without gradients."""
         with torch.no_grad():
@@ -113,6 +111,17 @@ class Synthetic:
     def stored_numbers(self) -> int:
         """Numbers stored beside hard labels: pixels, soft labels, step sizes."""
         return sum(value.numel() for value in self.tensors.values() if value.is_floating_point())
+
+
+def form(images: Tensor, formation: str) -> Tensor:
+    """Stored images (M, C, H, W) as used: (M * f^2, C, H, W), those of one stored image are neighbours."""
+    if formation == "identity":
+        return images
+    height, width = images.shape[2:]
+    rows = [images[:, :, : height // 2], images[:, :, height - height // 2 :]]
+    quarters = [q for row in rows for q in (row[..., : width // 2], row[..., width - width // 2 :])]
+    stacked = torch.stack(quarters, 1).flatten(0, 1)  # (4M, C, H/2, W/2)
+    return F.interpolate(stacked, size=(height, width), mode="bilinear", align_corners=False)
 
 
 def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -> Path:

@@ -1,11 +1,34 @@
 """Distillation objectives: what is matched between real and synthetic data."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from distillery.augment import Draw
+from distillery.networks import Params
 from distillery.synthetic import Synthetic
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a step sees beside its images.
+
+    params      one network (leading axis 1)
+    labels      (classes,) the label of each class in the step, on the device
+    drawn       one siamese draw a class, or None
+    train_mode  whether the network runs as in training
+    """
+
+    params: Params
+    labels: Tensor
+    drawn: Draw | None = None
+    train_mode: bool = True
+
+    def drawn_for(self, here: slice) -> Draw | None:
+        """The draws of some classes."""
+        return None if self.drawn is None else self.drawn[here]
 
 
 def classes_at_once(network, n: int, shape: tuple[int, ...], limit: int) -> int:

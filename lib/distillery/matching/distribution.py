@@ -12,7 +12,8 @@ from torch import Generator, Tensor
 
 from distillery.augment import Draw, augment, draw
 from distillery.fast import images_at_once
-from distillery.matching import classes_at_once, gradient_by_classes
+from distillery.matching import Moment, classes_at_once, gradient_by_classes
+from distillery.matching.effects import Separable
 from distillery.networks import Params, trainable
 from distillery.seeds import split
 from distillery.synthetic import Synthetic
@@ -68,7 +69,7 @@ def distribution_loss_plain(
     return total
 
 
-class DistributionMatching:
+class DistributionMatching(Separable):
     """The DM objective.
 
     network       architecture whose fresh weights are matched in every step
@@ -79,7 +80,6 @@ class DistributionMatching:
 
     name = "DM"
     learns = ("images",)
-    uses_real_batches = True
 
     def __init__(self, network, batch: int = 256, augmentation: str = "", real_network=None):
         self.network, self.batch, self.augmentation = network, batch, augmentation
@@ -96,17 +96,37 @@ class DistributionMatching:
         fresh = self.network.init(weights_stream, 1)
         params = {name: value.to(device, non_blocking=True) for name, value in fresh.items()}
         labels, _ = synthetic.classes_present()
-        real, weights = draw_real.classes(labels, self.batch)
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
+        moment = Moment(params, labels.to(device, non_blocking=True), drawn)
+        real, weights = draw_real.classes(labels, self.batch, self.effects(moment, synthetic))
         coupled = len(trainable(params)) < len(
             params
         )  # BatchNorm: one forward pass of all classes, as published
         size = len(labels) if coupled else classes_at_once(self.network, real.shape[1], real.shape, MAP_LIMIT)
 
         def one(images: Tensor, _: Tensor, here: slice) -> Tensor:
-            siamese = None if drawn is None else drawn[here]
-            pairs = real[here], weights[here], images[here]
-            return distribution_loss(self.network, params, *pairs, siamese, self.real_network)
+            return self.loss(moment, real, weights, images, here)
 
         loss, gradient = gradient_by_classes(synthetic, size, one)
         return {"images": gradient}, state, {"loss": loss}
+
+    def loss(self, moment: Moment, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
+        """The loss of some classes, ()."""
+        pairs = real[here], weights[here], images[here]
+        return distribution_loss(
+            self.network, moment.params, *pairs, moment.drawn_for(here), self.real_network
+        )
+
+    def statistic(self, moment: Moment, images: Tensor, c: int) -> Tensor:
+        """Embeddings of real images (n, C, H, W) of class c: (n, F)."""
+        images = augment(images[None], moment.drawn_for(slice(c, c + 1)))[0]
+        size = images_at_once(self.network, images.shape, images.device)
+        with torch.no_grad():
+            return torch.cat([self.network.embed(moment.params, part)[0] for part in images.split(size)])
+
+    def distance(self, moment: Moment, images: Tensor, means: Tensor, c: int) -> Tensor:
+        """Squared distance of the mean embedding of images (rows, m, C, H, W) to each of means (rows, F): (rows,)."""
+        rows, m = images.shape[:2]
+        flat = augment(images.flatten(0, 1)[None], moment.drawn_for(slice(c, c + 1)))[0]
+        features = self.network.embed(moment.params, flat)[0].unflatten(0, (rows, m))
+        return (means - features.mean(1)).square().sum(1)

@@ -12,13 +12,16 @@ Classes are stacked: the network is seen by C classes as C networks. Slow refere
 row: `gradient_loss_plain`, `gradient_distance_plain`.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Generator, Tensor
 
 from distillery.augment import Draw, augment, draw
 from distillery.checks import check_positive_int
 from distillery.fast import images_at_once
-from distillery.matching import classes_at_once, gradient_by_classes
+from distillery.matching import Moment, classes_at_once, gradient_by_classes
+from distillery.matching.effects import Separable, rows_at_once
 from distillery.networks import Params, trainable
 from distillery.seeds import split
 from distillery.synthetic import Synthetic
@@ -41,7 +44,7 @@ def loops(ipc: int) -> tuple[int, int]:
 
 
 def gradient_distance(ours: dict[str, Tensor], real: dict[str, Tensor]) -> Tensor:
-    """Row-wise cosine distance summed over rows, layers and the leading (class) axis, () float.
+    """Row-wise cosine distance of each class, summed over rows and layers, (classes,) float.
 
     Each gradient is (classes, out, ...); those of one-dimensional weights, (classes, out), count nothing.
     Source: DC, the distance above. Slow reference: `gradient_distance_plain`.
@@ -52,7 +55,7 @@ def gradient_distance(ours: dict[str, Tensor], real: dict[str, Tensor]) -> Tenso
             continue
         a, b = a.flatten(2), real[name].flatten(2)  # (classes, out, rest)
         cosine = (a * b).sum(-1) / (_norm(a) * _norm(b) + 1e-6)  # (classes, out)
-        total = total + (1 - cosine).sum()
+        total = total + (1 - cosine).sum(1)
     return total
 
 
@@ -147,7 +150,7 @@ def gradient_loss(
         real_network or network, params, augment(real, drawn), labels, weights, train_mode
     )
     ours = class_gradients(network, params, augment(synthetic, drawn), labels, None, True, train_mode)
-    return gradient_distance(ours, {name: value.detach() for name, value in target.items()})
+    return gradient_distance(ours, {name: value.detach() for name, value in target.items()}).sum()
 
 
 def gradient_loss_plain(network, params, real, weights, synthetic, labels, drawn: Draw | None) -> Tensor:
@@ -170,7 +173,7 @@ def gradient_loss_plain(network, params, real, weights, synthetic, labels, drawn
     return total
 
 
-class GradientMatching:
+class GradientMatching(Separable):
     """The DC objective; with `augmentation` it is DSA.
 
     network        architecture that is drawn and trained along the way
@@ -182,7 +185,6 @@ class GradientMatching:
     """
 
     learns = ("images",)
-    uses_real_batches = True
 
     def __init__(
         self,
@@ -221,19 +223,49 @@ class GradientMatching:
             if name.startswith("network.")
         }
         labels, members = synthetic.classes_present()
-        real, weights = draw_real.classes(labels, self.batch)
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
-        params, train_mode = self._freeze_statistics(params, real)
+        moment = Moment(params, labels.to(synthetic.device, non_blocking=True), drawn)
+        real, weights = draw_real.classes(labels, self.batch, self.effects(moment, synthetic))
+        moment = self.settle(moment, real)
         widest = max(real.shape[1], members.shape[1])
         size = classes_at_once(self.network, widest, real.shape, MAP_LIMIT)
 
-        def one(images: Tensor, labels: Tensor, here: slice) -> Tensor:
-            siamese = None if drawn is None else drawn[here]
-            pairs = real[here], weights[here], images[here], labels[here]
-            return gradient_loss(self.network, params, *pairs, siamese, train_mode, self.real_network)
+        def one(images: Tensor, _: Tensor, here: slice) -> Tensor:
+            return self.loss(moment, real, weights, images, here)
 
         loss, gradient = gradient_by_classes(synthetic, size, one)
         return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
+
+    def loss(self, moment: Moment, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
+        """The loss of some classes, ()."""
+        pairs = real[here], weights[here], images[here], moment.labels[here]
+        return gradient_loss(
+            self.network, moment.params, *pairs, moment.drawn_for(here), moment.train_mode, self.real_network
+        )
+
+    def statistic(self, moment: Moment, images: Tensor, c: int) -> Tensor:
+        """Loss gradients of real images (n, C, H, W) of class c, on weights with two or more axes: (n, D)."""
+        images = augment(images[None], moment.drawn_for(slice(c, c + 1)))[0]
+        size = rows_at_once(len(images), 1, images.shape, images.device)
+        parts = [self._gradients(moment, part[:, None], c, False) for part in images.split(size)]
+        return torch.cat([torch.cat([g.flatten(1) for g in part.values()], 1) for part in parts])
+
+    def distance(self, moment: Moment, images: Tensor, means: Tensor, c: int) -> Tensor:
+        """Distance of the gradient on images (rows, m, C, H, W) to each of means (rows, D): (rows,)."""
+        rows, m = images.shape[:2]
+        flat = augment(images.flatten(0, 1)[None], moment.drawn_for(slice(c, c + 1)))[0]
+        ours = self._gradients(moment, flat.unflatten(0, (rows, m)), c, True)
+        parts = means.split([value[0].numel() for value in ours.values()], 1)
+        return self.compare(ours, {n: p.view_as(ours[n]) for n, p in zip(ours, parts, strict=True)})
+
+    compare = staticmethod(gradient_distance)
+
+    def _gradients(self, moment: Moment, images: Tensor, c: int, differentiable: bool) -> dict[str, Tensor]:
+        """Those of each group of images (groups, m, C, H, W) of class c."""
+        labels = moment.labels[c].expand(len(images))
+        return class_gradients(
+            self.network, moment.params, images, labels, None, differentiable, moment.train_mode
+        )
 
     def _loops(self, synthetic: Synthetic) -> tuple[int, int]:
         ipc = len(synthetic) // len(synthetic.classes_present()[0])
@@ -263,10 +295,10 @@ class GradientMatching:
         )
         return {f"network.{name}": value for name, value in params.items()} | {"updates": state["updates"]}
 
-    def _freeze_statistics(self, params: Params, real: Tensor) -> tuple[Params, bool]:
+    def settle(self, moment: Moment, real: Tensor) -> Moment:
         """BatchNorm networks: running statistics from 16 real images a class, then frozen (as published)."""
-        if len(trainable(params)) == len(params):
-            return params, True
+        if len(trainable(moment.params)) == len(moment.params):
+            return moment
         with torch.no_grad():
-            buffers = self.network.apply(params, real[:, :16].flatten(0, 1), train=True).buffers
-        return params | buffers, False
+            buffers = self.network.apply(moment.params, real[:, :16].flatten(0, 1), train=True).buffers
+        return replace(moment, params=moment.params | buffers, train_mode=False)

@@ -1,0 +1,163 @@
+r"""Individual treatment effects: how far each real image of a step moves the gradient on the stored pixels.
+
+Source: BiLP (arXiv 2305.18381), the dynamic level. With $L$ the loss of a class, $S$ its stored images and $B$ its real batch,
+
+$$\mathrm{ITE}(x_i) = \frac{\partial L(B, S)}{\partial S} - \frac{\partial L(B \setminus x_i, S)}{\partial S}, \qquad \mathrm{score}(x_i) = \|\mathrm{ITE}(x_i)\|_2$$
+
+Where the real images enter by the mean $m$ of a statistic $\phi_i$ alone (embeddings in DM and IDM, loss gradients in DC, DSA and
+IDC), leaving one out is a change of that mean, with batch weights $w$ that sum to one
+
+$$m_{-i} = m - \frac{w_i}{1 - w_i}\,(\phi_i - m)$$
+
+so `treatment_effects` is exact, at the price of one statistic and one pull on the pixels an image. The paper expands the pull to
+first order instead; for DM the two are the same. `treatment_effects_probed` estimates the first-order norms from K random
+directions in pixel space. Slow reference: `treatment_effects_plain`, which computes the loss again without each image.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from distillery.checks import InputError
+from distillery.matching import Moment
+from distillery.networks import trainable
+from distillery.synthetic import Synthetic, form
+from distillery.training import networks_at_once
+
+ROWS = 32  # leave-one-out rows at once: each holds a gradient on all weights
+
+
+def rows_at_once(rows: int, m: int, shape: tuple[int, ...], device: torch.device) -> int:
+    """Groups of m images to stack, by shapes alone."""
+    return min(ROWS, networks_at_once(rows, m, shape, device))
+
+
+class Separable:
+    """An objective whose loss of a class sees its real images by the mean of a statistic.
+
+    What it offers: `loss(moment, real, weights, images, classes)`, `statistic(moment, images, c)` -> (n, D) and
+    `distance(moment, images, means, c)` -> (rows,), where the mean of a class is one of `means`.
+    """
+
+    uses_real_batches = True
+
+    def pull(
+        self,
+        moment: Moment,
+        stored: Tensor,
+        means: Tensor,
+        c: int,
+        formation: str,
+        differentiable: bool = False,
+    ) -> Tensor:
+        """The gradient on stored images (m, C, H, W) of class c for each of `means` (rows, D): (rows, m, C, H, W)."""
+        rows = stored.detach().expand(len(means), *stored.shape).clone().requires_grad_()
+        used = form(rows.flatten(0, 1), formation).unflatten(0, (len(rows), -1))
+        loss = self.distance(moment, used, means, c).sum()
+        return torch.autograd.grad(loss, rows, create_graph=differentiable)[0]
+
+    def effects(self, moment: Moment, synthetic: Synthetic) -> Callable[[Tensor, Tensor], Tensor]:
+        """(real, weights) -> `treatment_effects` at this moment, for a sampler that follows them."""
+        return lambda real, weights: treatment_effects(
+            self, self.settle(moment, real), synthetic, real, weights
+        )
+
+    def settle(self, moment: Moment, real: Tensor) -> Moment:
+        """The moment once its real images are known."""
+        return moment
+
+
+def treatment_effects(
+    objective, moment: Moment, synthetic: Synthetic, real: Tensor, weights: Tensor
+) -> Tensor:
+    """Norms of the effects of all real images of a step on the stored pixels, (classes, n) float.
+
+    real     (classes, n, C, H, W), with weights (classes, n) whose rows sum to one; weight zero has effect zero, and so
+             has an image that is alone
+    raises   InputError on a network whose images couple (BatchNorm)
+    Source: BiLP, the effect above. Slow reference: `treatment_effects_plain`.
+    """
+    stored, used = _checked(moment, synthetic), synthetic.classes_present()[1].shape[1]
+    found = []
+    for c, images in enumerate(real):
+        statistic = objective.statistic(moment, images, c)  # (n, D)
+        mean, share = _leave_out(statistic, weights[c])
+        whole = objective.pull(moment, stored[c], mean[None], c, synthetic.formation)
+        size = rows_at_once(len(images), used, stored.shape, stored.device)
+        norms = []
+        for phi, part in zip(statistic.split(size), share.split(size), strict=True):
+            without = mean - part[:, None] * (phi - mean)
+            gap = whole - objective.pull(moment, stored[c], without, c, synthetic.formation)
+            norms.append(gap.flatten(1).norm(dim=1))
+        found.append(torch.cat(norms))
+    return torch.stack(found)
+
+
+def treatment_effects_probed(
+    objective,
+    moment: Moment,
+    synthetic: Synthetic,
+    real: Tensor,
+    weights: Tensor,
+    probes: int,
+    generator: Generator,
+) -> Tensor:
+    """First-order norms from random directions, (classes, n): the squared norm is unbiased, its relative deviation sqrt(2 / probes).
+
+    With directions $u_k$ from a normal distribution and $w_k$ the gradient of $\\langle$pull$, u_k\\rangle$ on the mean,
+    $\\|\\mathrm{ITE}_i\\|^2$ is estimated by the mean over k of $((\\phi_i - m) \\cdot w_k)^2$, times the squared share.
+    """
+    stored, used = _checked(moment, synthetic), synthetic.classes_present()[1].shape[1]
+    found = []
+    for c, images in enumerate(real):
+        statistic = objective.statistic(moment, images, c)
+        mean, share = _leave_out(statistic, weights[c])
+        directions = torch.randn(probes, *stored[c].shape, generator=generator).to(mean)
+        total = torch.zeros_like(share)
+        for some in directions.split(rows_at_once(probes, used, stored.shape, stored.device)):
+            means = mean.expand(len(some), -1).clone().requires_grad_()
+            pulled = objective.pull(moment, stored[c], means, c, synthetic.formation, differentiable=True)
+            (change,) = torch.autograd.grad((pulled * some).sum(), means)  # (some, D)
+            total += (statistic @ change.T - (change @ mean)).square().sum(1)
+        found.append(share * (total / probes).sqrt())
+    return torch.stack(found)
+
+
+def treatment_effects_plain(
+    objective, moment: Moment, synthetic: Synthetic, real: Tensor, weights: Tensor
+) -> Tensor:
+    """The definition: the whole gradient again without each image in turn, (classes, n)."""
+    stored = _checked(moment, synthetic)
+
+    def pixels(c: int, weight: Tensor) -> Tensor:
+        leaf = stored.clone().requires_grad_()
+        used = form(leaf.flatten(0, 1), synthetic.formation).unflatten(0, (len(leaf), -1))
+        some = weights.clone()
+        some[c] = weight / weight.sum()
+        return torch.autograd.grad(objective.loss(moment, real, some, used, slice(c, c + 1)), leaf)[0]
+
+    found = torch.zeros_like(weights)
+    for c in range(len(real)):
+        whole = pixels(c, weights[c])
+        for i in torch.nonzero(weights[c])[:, 0]:
+            without = weights[c].clone()
+            without[i] = 0
+            if without.sum() > 0:
+                found[c, i] = (whole - pixels(c, without)).norm()
+    return found
+
+
+def _checked(moment: Moment, synthetic: Synthetic) -> Tensor:
+    """Stored images by class, (classes, m, C, H, W)."""
+    if moment.train_mode and len(trainable(moment.params)) < len(moment.params):
+        raise InputError(
+            "treatment effect: a network whose images couple (BatchNorm); accepted: InstanceNorm, GroupNorm"
+        )
+    return synthetic.tensors["images"].detach()[synthetic.stored_by_class()]
+
+
+def _leave_out(statistic: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean (D,), w / (1 - w) (n,)), the share zero for an image that is alone."""
+    alone = weights >= 1
+    return weights @ statistic, torch.where(alone, 0, weights) / torch.where(alone, 1, 1 - weights)
