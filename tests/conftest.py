@@ -3,9 +3,11 @@
 from contextlib import contextmanager
 from dataclasses import replace
 
+import nbformat
 import numpy as np
 import pytest
 import torch
+from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 from distillery import data, engine
@@ -63,6 +65,33 @@ def class_folder(tmp_path):
         return tmp_path / root
 
     return make
+
+
+PARAMETERS = """
+scale: str = "smoke"  # scale
+results_dir: str = ""  # results
+data_root: str = ""  # data
+engine: str = "local"  # engine
+seed: int = 0  # seed
+ipc: list[int] = [1]  # images per class
+rate: float = 0.1  # rate
+fail: str = ""  # how to fail
+budget_minutes: float = 0.0  # budget
+"""
+
+
+@pytest.fixture
+def tiny_notebook(tmp_path, monkeypatch):
+    """Write tiny.ipynb, the parameters above and one more cell, and keep results beside it; returns its path."""
+    monkeypatch.setenv("DISTILLERY_RESULTS", str(tmp_path / "results"))
+
+    def write(body):
+        path = tmp_path / "tiny.ipynb"
+        cells = [new_code_cell(PARAMETERS.strip(), metadata={"tags": ["parameters"]}), new_code_cell(body)]
+        nbformat.write(new_notebook(cells=cells), path)
+        return path
+
+    return write
 
 
 def blobs(per_class=8, classes=3, shape=(1, 8, 8), seed=0):

@@ -7,7 +7,8 @@ from torch import nn
 from distillery.architectures import NAMES, POOL, build, module
 from distillery.checks import InputError
 from distillery.networks import ModuleNetwork, trainable, vmap_pays
-from distillery.training import SGD, TensorSource, train
+from distillery.optimizers import SGD
+from distillery.training import TensorSource, train
 
 SHAPES = [(1, 8, 8), (1, 16, 13), (1, 28, 28), (3, 48, 40), (3, 32, 32), (3, 64, 64)]
 VARIANTS = [(name, "") for name in NAMES] + [(name, "batch") for name in ("ConvNet", "VGG11", "ResNet18")]

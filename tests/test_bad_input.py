@@ -9,7 +9,7 @@ from PIL import Image
 from distillery import augment, engine, parameters, synthetic
 from distillery.checks import check_finite, check_fraction, check_positive_int
 from distillery.data import ImageSet, load
-from distillery.pipeline import Recipe
+from distillery.recipes import Recipe
 from distillery.selection import prune, select
 from distillery.synthetic import Synthetic
 

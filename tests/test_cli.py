@@ -6,24 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 from distillery import cli, parameters, records
 from distillery.checks import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-PARAMETERS = """
-scale: str = "smoke"  # scale
-results_dir: str = ""  # results
-ipc: list[int] = [1]  # images per class
-rate: float = 0.1  # rate
-fail: str = ""  # how to fail
-budget_minutes: float = 0.0  # budget
-"""
 BODY = """
 import os
 from distillery import parameters, records
@@ -46,12 +36,8 @@ if P.fail != "no record":
 
 
 @pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    monkeypatch.setenv("DISTILLERY_RESULTS", str(tmp_path / "results"))
-    path = tmp_path / "tiny.ipynb"
-    cells = [new_code_cell(PARAMETERS.strip(), metadata={"tags": ["parameters"]}), new_code_cell(BODY)]
-    nbformat.write(new_notebook(cells=cells), path)
-    return path
+def tiny(tiny_notebook):
+    return tiny_notebook(BODY)
 
 
 def run(*words):

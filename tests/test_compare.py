@@ -6,8 +6,8 @@ from distillery import experts as ex
 from distillery.matching import compare
 from distillery.matching.trajectory import Starts, TrajectoryMatching
 from distillery.networks import ConvNet
+from distillery.optimizers import SGD
 from distillery.synthetic import Synthetic
-from distillery.training import SGD
 
 
 def test_kept_bytes_counts_memory_once_and_lets_go():

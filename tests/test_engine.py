@@ -14,7 +14,8 @@ from distillery.augment import DSA_NO_FLIP
 from distillery.checks import InputError
 from distillery.evaluation import Protocol
 from distillery.networks import ConvNet
-from distillery.pipeline import Bench, Recipe
+from distillery.pipeline import Bench
+from distillery.recipes import Recipe
 
 RECIPES = [
     Recipe("DM", 1, 0, keep=0.5, steps=2, batch=8),

@@ -6,8 +6,9 @@ import torch
 from distillery import evaluation
 from distillery.evaluation import Protocol, accuracy, embed, evaluate, linear_probe
 from distillery.networks import ConvNet
+from distillery.optimizers import SGD
 from distillery.seeds import generator, split
-from distillery.training import SGD, TensorSource, train
+from distillery.training import TensorSource, train
 
 
 def network():

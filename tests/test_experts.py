@@ -9,8 +9,8 @@ from distillery import experts as ex
 from distillery import store
 from distillery.data import fit_standardize
 from distillery.networks import ConvNet
+from distillery.optimizers import GSAM, SGD
 from distillery.seeds import generator
-from distillery.training import GSAM, SGD
 
 FLAT = GSAM(0.05, 0.0, 0.0, rho=0.02, alpha=0.3)
 

@@ -14,8 +14,9 @@ from distillery.evaluation import Protocol, evaluate
 from distillery.fast import Fast, images_at_once, tensor_cores
 from distillery.matching import distribution, gradient
 from distillery.networks import ConvNet
+from distillery.optimizers import SGD
 from distillery.seeds import generator
-from distillery.training import SGD, TensorSource, train
+from distillery.training import TensorSource, train
 
 SHAPE, CLASSES = (3, 16, 16), 4
 

@@ -7,8 +7,9 @@ import torch
 
 from distillery.augment import DSA
 from distillery.networks import ConvNet
+from distillery.optimizers import GSAM, SGD
 from distillery.seeds import generator, split
-from distillery.training import GSAM, SGD, cross_entropy, train, train_plain
+from distillery.training import cross_entropy, train, train_plain
 
 K = 3
 

@@ -16,10 +16,11 @@ from distillery.fast import Fast
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
 from distillery.networks import ConvNet
+from distillery.optimizers import SGD
 from distillery.sampling import Uniform
 from distillery.seeds import generator
 from distillery.synthetic import Synthetic
-from distillery.training import SGD, TensorSource, train
+from distillery.training import TensorSource, train
 
 META = torch.device("meta")
 

@@ -12,11 +12,11 @@ from distillery.checks import InputError
 from distillery.data import load
 from distillery.evaluation import Protocol
 from distillery.networks import ConvNet
-from distillery.pipeline import (
+from distillery.pipeline import Bench
+from distillery.recipes import (
     PRESETS,
     PUBLISHED,
     TRAJECTORIES,
-    Bench,
     Recipe,
     Trajectory,
     compatibility,

@@ -4,26 +4,13 @@ import json
 import time
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 import yaml
-from nbformat.v4 import new_code_cell, new_notebook
 
 from distillery import cli, records, sweep
 
 ROOT = Path(__file__).resolve().parents[1]
-PARAMETERS = """
-scale: str = "smoke"  # scale
-results_dir: str = ""  # results
-data_root: str = ""  # data
-engine: str = "local"  # engine
-seed: int = 0  # seed
-ipc: list[int] = [1]  # images per class
-rate: float = 0.1  # rate
-fail: str = ""  # how to fail
-budget_minutes: float = 0.0  # budget
-"""
 BODY = """
 import os, signal, time
 from pathlib import Path
@@ -48,14 +35,12 @@ records.write(folder / P.scale / "tiny" / "made-up" / "record.json", notebook="t
 
 
 @pytest.fixture
-def grid(tmp_path, monkeypatch):
+def grid(tmp_path, tiny_notebook):
     """Write a grid over a trivial notebook; returns its path."""
-    monkeypatch.setenv("DISTILLERY_RESULTS", str(tmp_path / "results"))
-    notebook = tmp_path / "tiny.ipynb"
-    cells = [new_code_cell(PARAMETERS.strip(), metadata={"tags": ["parameters"]}), new_code_cell(BODY)]
-    nbformat.write(new_notebook(cells=cells), notebook)
 
-    def write(axes, fixed=None, notebook=str(notebook), **more):
+    tiny = str(tiny_notebook(BODY))
+
+    def write(axes, fixed=None, notebook=tiny, **more):
         content = {"notebook": notebook, "grid": axes} | ({"parameters": fixed} if fixed else {}) | more
         path = tmp_path / "mine.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False))

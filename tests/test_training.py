@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from distillery.augment import DSA
 from distillery.networks import ConvNet
+from distillery.optimizers import SGD
 from distillery.seeds import generator, split
 from distillery.training import (
-    SGD,
     Plan,
     TensorSource,
     cross_entropy,

@@ -13,10 +13,11 @@ from distillery.distill import Optimizer, distill
 from distillery.experts import Experts
 from distillery.matching.trajectory import Flat, Starts, TrajectoryMatching, student, sweep, sweep_plain
 from distillery.networks import ConvNet, ModuleNetwork
+from distillery.optimizers import SGD
 from distillery.sampling import Uniform
 from distillery.seeds import generator, split
 from distillery.synthetic import Synthetic
-from distillery.training import SGD, cross_entropy, squared_error, train
+from distillery.training import cross_entropy, squared_error, train
 
 CLASSES, M, SHAPE = 3, 6, (2, 6, 7)
 KINDS = ("hard", "soft", "regression", "contrastive")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from distillery.matching.trajectory import GRADIENTS, Starts, build, preset, presets, starts
-from distillery.pipeline import PUBLISHED, published
-from distillery.training import GSAM, SGD
+from distillery.optimizers import GSAM, SGD
+from distillery.recipes import PUBLISHED, published
 
 CELLS = [
     (method, dataset, ipc)

@@ -223,7 +223,7 @@ def _summary(record: dict, name: str) -> None:
 
 
 def _report(arguments) -> int:
-    from distillery import parameters, pipeline, records
+    from distillery import parameters, recipes, records
 
     found = records.find(parameters.results_root(arguments.results))
     if arguments.scale:
@@ -233,7 +233,7 @@ def _report(arguments) -> int:
     tables = {
         "claims": records.table(found),
         "rows": records.rows_by_record(found),
-        "compatibility": pipeline.compatibility(),
+        "compatibility": recipes.compatibility(),
     }
     if not arguments.write:
         print(tables["claims"])

@@ -14,8 +14,9 @@ from torch import Generator, Tensor
 from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.data import ImageSet
 from distillery.networks import Params
+from distillery.optimizers import SGD
 from distillery.seeds import split
-from distillery.training import SGD, cross_entropy, squared_error, train
+from distillery.training import cross_entropy, squared_error, train
 
 KINDS = ("scratch", "probe")
 

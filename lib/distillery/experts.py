@@ -20,8 +20,9 @@ from distillery import engine, store
 from distillery.augment import DSA
 from distillery.checks import InputError, Stopped, check_positive_int
 from distillery.networks import Params
+from distillery.optimizers import SGD
 from distillery.seeds import generator, split
-from distillery.training import SGD, networks_at_once, train
+from distillery.training import networks_at_once, train
 
 VERSION = 1  # of everything that decides an expert's weights; raise it when a change makes stored ones stale
 MAP_LIMIT = 2**30  # numbers in the widest feature map of the experts that train together on a GPU
@@ -29,7 +30,7 @@ MAP_LIMIT = 2**30  # numbers in the widest feature map of the experts that train
 
 @dataclass(frozen=True)
 class Training:
-    """How experts are trained; the defaults are MTT's, FTD and DATM take `training.GSAM`.
+    """How experts are trained; the defaults are MTT's, FTD and DATM take `optimizers.GSAM`.
 
     experts       how many; expert i does not depend on their number, except through rounding in its chunk
     chunk         experts trained together and stored in one artifact, 0 = by shapes

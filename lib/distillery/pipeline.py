@@ -1,196 +1,49 @@
 """One pipeline for every method: score, prune, select or initialize, distill, evaluate, and keep the run.
 
 A `Recipe` says what to make; `Bench.run` makes it once, evaluates it under the bench's protocol and stores the result.
-The registry below is the single list of what can be combined; `compatibility()` renders it for the README.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from distillery import architectures, engine, experts, store
 from distillery.augment import DSA
-from distillery.checks import InputError, Stopped, check_choice, check_fraction, check_positive_int
+from distillery.checks import InputError, Stopped
 from distillery.data import Rows, Splits
 from distillery.distill import Distilled, Optimizer, distill
 from distillery.evaluation import Protocol, evaluate
-from distillery.experts import Experts, Training
+from distillery.experts import Experts
 from distillery.fast import Fast, tensor_cores
 from distillery.matching import trajectory
-from distillery.matching.distribution import DistributionMatching
-from distillery.matching.gradient import GradientMatching, loops
+from distillery.recipes import (
+    OBJECTIVES,
+    PRESETS,
+    SELECTIONS,
+    TRAJECTORIES,
+    WHOLE,
+    Recipe,
+    Trajectory,
+    expert_epochs,
+    published_steps,
+)
 from distillery.sampling import Uniform
 from distillery.scoring.dynamics import dynamics, features, mean_loss
 from distillery.scoring.geometry import herding, kmeans_nearest
 from distillery.seeds import generator
-from distillery.selection import RULES, prune, select
+from distillery.selection import prune, select
 from distillery.synthetic import Synthetic, gaussian_noise
-from distillery.training import GSAM, SGD
 
-PRESETS: dict[str, dict]
-PUBLISHED: dict[str, dict]
-PRESETS, PUBLISHED = (
-    yaml.safe_load(resources.files("distillery.matching").joinpath(name).read_text())
-    for name in ("presets.yaml", "published.yaml")
-)
-OBJECTIVES = {"gradient": GradientMatching, "distribution": DistributionMatching}
-SELECTIONS = ("random", "herding", "k-means", "lowest loss", "highest loss")
-WHOLE = ("whole", "whole, trained out")
-INITIALIZATIONS = ("real", "noise", "herding", "k-means")
-TRAJECTORIES = tuple(trajectory.presets())  # MTT, FTD, TESLA, DATM
-ITERATES = ("last", "ema", "best")
-SAMPLERS = ("uniform",)
 VERSION = 1  # of everything that decides a run's result; raise it when a change makes stored runs stale
 
 
 class Unfinished(Exception):
     """A run that another one stands on has not run within the budget, or its set was not kept on this machine."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What to make.
-
-    method      a distillation method in PRESETS or TRAJECTORIES, a selection in SELECTIONS, or one of WHOLE
-    ipc         images per class; for 'whole' the set whose number of training steps is matched
-    keep, rule  prune the real data first: keep this fraction of each class by mean training loss ('lowest', 'highest')
-                or at random
-    steps       pixel updates, 0 = as published
-    initialize  where a distilled set starts: '' = as published, or one of INITIALIZATIONS; for TRAJECTORIES also
-                'correct', real images that an expert classifies right
-    batch       real images a class and step, 0 = as published; for 'whole, trained out' images a step
-    lr          rate of the pixels, 0 = as published
-    epochs      for 'whole, trained out': epochs on all images
-    evaluate_on another architecture to evaluate the finished set with, '' = the bench's own network
-    iterate     which set of a finished trajectory method is evaluated: 'last', 'ema', the moving average of its images,
-                or 'best', by accuracy on validation images
-    """
-
-    method: str
-    ipc: int
-    seed: int
-    keep: float = 1.0
-    rule: str = "lowest"
-    steps: int = 0
-    initialize: str = ""
-    batch: int = 0
-    lr: float = 0.0
-    epochs: int = 0
-    evaluate_on: str = ""
-    iterate: str = "last"
-
-    def __post_init__(self):
-        check_choice("method", self.method, [*WHOLE, *SELECTIONS, *PRESETS, *TRAJECTORIES])
-        check_choice("iterate", self.iterate, ITERATES)
-        check_positive_int("ipc", self.ipc)
-        check_fraction("keep", self.keep)
-        check_choice("rule", self.rule, RULES)
-        for name in ("seed", "steps", "batch", "lr", "epochs"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: {getattr(self, name)} is not accepted; accepted: 0 or more")
-        if self.method == WHOLE[1]:
-            check_positive_int("epochs", self.epochs)
-        if self.method in SELECTIONS and (self.steps or self.batch or self.lr):
-            raise InputError(f"steps, batch, lr: set for {self.method!r}, which has no loop; accepted: 0")
-        if self.evaluate_on:
-            check_choice("evaluate_on", self.evaluate_on, architectures.NAMES)
-            if self.method in WHOLE:
-                raise InputError(
-                    f"evaluate_on: {self.evaluate_on!r} with {self.method!r}; accepted: a selected or distilled set"
-                )
-        if self.initialize:
-            extra = ("correct",) if self.method in TRAJECTORIES else ()
-            check_choice("initialize", self.initialize, (*INITIALIZATIONS, *extra))
-        if self.initialize and self.method not in (*PRESETS, *TRAJECTORIES):
-            raise InputError(
-                f"initialize: {self.initialize!r} with {self.method!r}, which starts from nothing; accepted: ''"
-            )
-        if self.method in TRAJECTORIES and self.batch:
-            raise InputError(
-                f"batch: {self.batch} with {self.method!r}, which has no real batch: experts have seen the real images; "
-                "accepted: 0"
-            )
-        if self.iterate != "last" and self.method not in TRAJECTORIES:
-            raise InputError(f"iterate: {self.iterate!r} with {self.method!r}; accepted: 'last'")
-
-    def spec(self) -> dict:
-        """What identifies the recipe in the id of a run."""
-        fields = asdict(self)
-        if self.iterate == "last":  # ids from before there were others
-            fields.pop("iterate")
-        return fields
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """Settings of the trajectory methods: the published ones of a data set, with changes.
-
-    dataset     whose published settings, a data set of `trajectory.yaml`
-    changes     settings by their names there. A changed `last` starts from epoch 0 without growth unless told otherwise
-    seed        of the experts; all runs of a bench share them
-    validations how often in a distillation the set is judged on validation images, 0 = never; the best one is kept
-    networks, epochs  fresh networks a time and their epochs, 0 = those of the bench's protocol
-    raises      InputError on a setting that no method has
-    """
-
-    dataset: str = "cifar10"
-    changes: dict = field(default_factory=dict)
-    seed: int = 0
-    validations: int = 0
-    networks: int = 1
-    epochs: int = 0
-
-    def __post_init__(self):
-        known = {
-            name
-            for table in trajectory.presets().values()
-            for cell in (table["common"], *(c for ipcs in list(table.values())[1:] for c in ipcs.values()))
-            for name in cell
-        }
-        for name in self.changes:
-            check_choice("trajectory setting", name, sorted(known - {"source"}))
-
-    def settings(self, method: str, ipc: int) -> dict:
-        """The settings of a method at a size. Raises InputError where nothing is published."""
-        found = trajectory.preset(method, self.dataset, ipc)
-        if "last" in self.changes:
-            found |= {"first": 0, "begin": 0, "growth": 0}
-        table = trajectory.presets()[method]
-        own = table["common"] | table[self.dataset][ipc]  # a change does not give MTT an average or labels
-        return found | {name: value for name, value in self.changes.items() if name in own}
-
-    def spec(self, method: str, ipc: int) -> dict:
-        """What identifies a run, besides its recipe and bench."""
-        settings = {
-            name: v for name, v in self.settings(method, ipc).items() if name not in ("source", "zca")
-        }
-        return {
-            "settings": settings,
-            "seed": self.seed,
-            "validation": [self.validations, self.networks, self.epochs] if self.validations else None,
-        }
-
-    def training(self, settings: dict, augmentation: str) -> Training:
-        """How the experts of these settings are trained."""
-        kind, lr = settings["optimizer"], settings["expert_lr"]
-        optimizer = (
-            GSAM(lr, 0.0, 0.0, rho=settings["rho"], alpha=settings["alpha"])
-            if kind == "GSAM"
-            else SGD(lr, 0.0, 0.0)
-        )
-        return Training(settings["experts"], optimizer, settings["expert_batch"], augmentation, self.seed)
-
-
-def expert_epochs(settings: dict) -> int:
-    """The last expert epoch that is read: the end of the last segment, or where first labels come from."""
-    return max(settings["last"] - 1 + settings["span"], settings["epochs"] if settings["labels"] else 0)
 
 
 class Bench:
@@ -612,43 +465,8 @@ def _file_of(artifact: str, iterate: str) -> str:
     return artifact if iterate == "last" else f"{artifact}-{iterate}"
 
 
-def published_steps(method: str, ipc: int) -> int:
-    """Pixel updates of the published setting."""
-    preset = PRESETS[method]
-    return preset["iterations"] * (loops(ipc)[0] if preset["objective"] == "gradient" else 1)
-
-
-def published(dataset: str, method: str, ipc: int) -> dict | None:
-    """{'mean', 'std'} as fractions from `matching/published.yaml`, None where no checked number is known."""
-    found = PUBLISHED.get(dataset, {}).get(method, {}).get(ipc)
-    return {"mean": found[0] / 100, "std": found[1] / 100} if found else None
-
-
 def thin(log: Tensor, n: int = 100) -> list[float]:
     """At most n evenly spaced values of a log, rounded to 6 significant digits, NaN left out."""
     values = log[~log.isnan()]
     chosen = values[torch.linspace(0, len(values) - 1, min(n, len(values))).long()] if len(values) else values
     return [float(f"{value:.6g}") for value in chosen.tolist()]
-
-
-def compatibility() -> str:
-    """What combines with what, as a Markdown table generated from the registry and the objectives."""
-    lines = [
-        "| method | objective | initialize | real batches | prune first | learns |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, preset in PRESETS.items():
-        objective = OBJECTIVES[preset["objective"]]
-        starts = ", ".join(f"**{i}**" if i == preset["initialize"] else i for i in INITIALIZATIONS)
-        samplers = ", ".join(SAMPLERS) if objective.uses_real_batches else "refused: it has no real batch"
-        lines.append(
-            f"| {name} | {preset['objective']} matching | {starts} | {samplers} | {', '.join(RULES)} | {', '.join(objective.learns)} |"
-        )
-    for name, table in trajectory.presets().items():
-        chosen = table["common"]["initialize"]
-        starts = ", ".join(f"**{i}**" if i == chosen else i for i in (*INITIALIZATIONS, "correct"))
-        learns = ", ".join(trajectory.learned(table["common"]["labels"]))
-        lines.append(
-            f"| {name} | trajectory matching | {starts} | refused: it has no real batch | {', '.join(RULES)} | {learns} |"
-        )
-    return "\n".join(lines)

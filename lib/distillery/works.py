@@ -16,10 +16,11 @@ from distillery.fast import Fast
 from distillery.matching.distribution import DistributionMatching, distribution_loss_plain
 from distillery.matching.gradient import GradientMatching, gradient_loss_plain
 from distillery.networks import ConvNet
+from distillery.optimizers import SGD
 from distillery.sampling import RealBatches, Uniform
 from distillery.seeds import generator, split
 from distillery.synthetic import Synthetic
-from distillery.training import SGD, TensorSource, train, train_plain
+from distillery.training import TensorSource, train, train_plain
 
 Paths = dict[str, Callable[[], object]]  # 'plain' and 'fast'
 

@@ -16,9 +16,10 @@ from distillery.augment import DSA
 from distillery.experts import Experts
 from distillery.matching.trajectory import GRADIENTS, Starts, TrajectoryMatching
 from distillery.networks import ConvNet
+from distillery.optimizers import SGD
 from distillery.seeds import generator, split
 from distillery.synthetic import Synthetic
-from distillery.training import SGD, TensorSource, train
+from distillery.training import TensorSource, train
 
 CPU = DEVICE.type == "cpu"
 

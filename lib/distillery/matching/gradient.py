@@ -23,9 +23,10 @@ from distillery.fast import images_at_once
 from distillery.matching import Moment, classes_at_once, gradient_by_classes
 from distillery.matching.effects import Separable, rows_at_once
 from distillery.networks import Params, trainable
+from distillery.optimizers import SGD
 from distillery.seeds import split
 from distillery.synthetic import Synthetic
-from distillery.training import SGD, TensorSource, cross_entropy, networks_at_once, train
+from distillery.training import TensorSource, cross_entropy, networks_at_once, train
 
 MAP_LIMIT = (
     2**26

@@ -15,7 +15,8 @@ from torch import Generator, Tensor
 from distillery.data import ImageSet
 from distillery.evaluation import embed
 from distillery.networks import Params
-from distillery.training import SGD, Stats, train
+from distillery.optimizers import SGD
+from distillery.training import Stats, train
 
 
 @dataclass(frozen=True)
