@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.cluster import KMeans
 
 from distillery.networks import ConvNet
@@ -11,7 +12,7 @@ from distillery.scoring.dynamics import Dynamics, dynamics, features, mean_loss,
 from distillery.scoring.geometry import herding, herding_plain, kmeans_nearest
 from distillery.seeds import generator
 from distillery.selection import prune, select
-from distillery.training import Stats
+from distillery.training import Stats, train
 
 TARGETS = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 0, 1])
 SCORES = torch.tensor([5.0, 1, 3, 9, 4, 7, 3, 2, 1, 8])
@@ -23,6 +24,39 @@ def test_mean_loss_equals_its_definition(tiny):
     assert losses.shape == (3, 2, 24)
     visits = [[dict(enumerate(losses[e, t].tolist())) for e in range(3)] for t in range(2)]
     assert mean_loss(passed).tolist() == pytest.approx(mean_loss_plain(visits, 24), rel=1e-5)
+
+
+def test_streamed_mean_loss_is_that_of_all_epochs(tiny):
+    net = ConvNet((1, 8, 8), 3, width=4)
+    every, mean = (
+        mean_loss(dynamics(net, tiny, 2, 4, generator(0, "x"), batch=9, collect_mean=streamed))
+        for streamed in (False, True)
+    )
+    assert mean.shape == (24,) and torch.allclose(mean, every, rtol=1e-6)
+
+
+def test_mean_loss_does_not_depend_on_the_order_within_a_batch(tiny):
+    """One batch of everything: two data orders are the same steps."""
+    net, losses = ConvNet((1, 8, 8), 3, width=4), []
+    params = net.init(generator(0, "weights"), 2)
+    for seed in (1, 2):
+        _, stats = train(
+            net, params, tiny, generator=generator(seed, "order"), epochs=4, batch=24, collect=("loss",),
+            collect_mean=True,
+        )  # fmt: skip
+        losses.append(mean_loss(Dynamics(net, params, stats)))
+    assert torch.allclose(*losses, rtol=1e-4)
+
+
+def test_mean_loss_of_one_epoch_of_one_trial_is_the_plain_loss(tiny):
+    """One step: the loss of the first weights, before they learn."""
+    net = ConvNet((1, 8, 8), 3, width=4)
+    params = net.init(generator(0, "x"), 1)
+    logits = net.apply(params, tiny.batch(torch.arange(24))).logits[0]
+    for streamed in (False, True):
+        passed = dynamics(net, tiny, 1, 1, generator(0, "x"), batch=24, collect_mean=streamed)
+        wanted = F.cross_entropy(logits, tiny.targets, reduction="none")
+        assert torch.allclose(mean_loss(passed), wanted, rtol=1e-4)
 
 
 def test_mean_loss_passes_over_epochs_without_a_visit():
