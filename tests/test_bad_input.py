@@ -140,10 +140,20 @@ def test_fewer_images_than_ipc(tiny, refused):
         prune(torch.rand(24), 0.25, tiny.targets, "lowest", at_least=3)
 
 
-@pytest.mark.parametrize("keep", [0, 2, -0.5, 1.0001, math.nan, math.inf, "half", True, None])
-def test_keep_is_a_fraction(tiny, keep, refused):
+@pytest.mark.parametrize("keep", [0, -0.5, -2, 1.0001, 1.5, 2.5, math.nan, math.inf, "half", True, None])
+def test_keep_is_a_fraction_or_a_number_of_images(tiny, keep, refused):
     with refused("keep", repr(keep)):
         prune(torch.rand(24), keep, tiny.targets, "lowest")
+
+
+@pytest.mark.parametrize("keep", [9, 1e9])
+def test_keep_of_more_images_than_a_class_has(tiny, keep, refused):
+    with refused("keep", keep, "at most 8"):
+        prune(torch.rand(24), keep, tiny.targets, "lowest")
+
+
+@pytest.mark.parametrize("keep", [0, 2, -0.5, 1.0001, math.nan, math.inf, "half", True, None])
+def test_keep_of_a_recipe_is_a_fraction(keep, refused):
     with refused("keep", repr(keep)):
         Recipe("random", 1, 0, keep=keep)
 

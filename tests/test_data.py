@@ -11,6 +11,7 @@ from distillery.data import (
     ImageSet,
     fit_standardize,
     fit_zca,
+    flip_labels,
     load,
     split_per_class,
     subset_per_class,
@@ -228,3 +229,40 @@ def test_one_color_image_makes_the_set_color(class_folder):
     assert splits.train.shape == (3, 8, 8)
     gray = splits.train.pixels[splits.train.of_class(1)]
     assert torch.equal(gray[:, 0], gray[:, 2])
+
+
+# Flipped labels
+
+
+@pytest.mark.parametrize("share", [0.1, 0.29, 0.5, 1.0])
+def test_flip_labels_of_an_exact_share_of_every_class(share):
+    images = numbered((100, 10, 40))
+    flipped, mask = flip_labels(images, share, generator(0, "flips"))
+    assert torch.equal(mask, flipped.targets != images.targets)
+    counts = torch.bincount(images.targets[mask], minlength=3).tolist()
+    assert counts == [round(100 * share) * n // 100 for n in (100, 10, 40)]
+    assert torch.equal(flipped.pixels, images.pixels) and flipped.classes == images.classes
+    assert flipped.digest != images.digest and images.digest == numbered((100, 10, 40)).digest
+    again, other = (flip_labels(images, share, generator(s, "flips"))[0] for s in (0, 1))
+    assert torch.equal(again.targets, flipped.targets) and not torch.equal(other.targets, flipped.targets)
+
+
+def test_flip_labels_uniformly_among_the_other_classes():
+    pixels = torch.zeros(4000, 1, 1, 1, dtype=torch.uint8)
+    images = ImageSet.of(pixels, torch.ones(4000, dtype=torch.int64), ["a", "b", "c", "d", "e"])
+    flipped, mask = flip_labels(images, 1.0, generator(0, "flips"))
+    counts = torch.bincount(flipped.targets, minlength=5).double()
+    assert mask.all() and counts[1] == 0
+    others = counts[[0, 2, 3, 4]]
+    assert ((others - 1000).square() / 1000).sum() < 16.3  # chi-squared with 3 degrees of freedom, p = 0.001
+
+
+def test_flip_labels_refused(refused):
+    images = numbered((9, 8))
+    for share in (0, -0.1, 1.1, float("nan"), True):
+        with refused("share", share):
+            flip_labels(images, share, generator(0, "x"))
+    with refused("share", 0.1, 9):
+        flip_labels(images, 0.1, generator(0, "x"))
+    with refused("share", "1 class"):
+        flip_labels(numbered((9,)), 0.5, generator(0, "x"))

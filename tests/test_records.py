@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from distillery import records, store
-from distillery.records import VERDICTS, claim, difference, measured, verdict
+from distillery.records import VERDICTS, claim, critical_size, difference, measured, verdict
 
 
 def row(value, std_sets=0.0):
@@ -172,3 +172,70 @@ def test_rank_correlation():
     assert records.rank_correlation([1, 1, 1, 1], [1, 2, 3, 4])["value"] == 0
     one = records.rank_correlation([1, 3, 2, 5, 4], [1, 2, 3, 4, 5])
     assert one["ci95"][0] <= one["value"] <= one["ci95"][1]
+
+
+# Critical sample size. Sets of one network; with gaps m - w, m, m + w the 95% interval reaches 2.48 w to both sides of m.
+
+FULL = [[0.50], [0.60], [0.55]]
+
+
+def off(mean, w=0.001):
+    return [[accuracy + gap] for (accuracy,), gap in zip(FULL, (mean - w, mean, mean + w))]
+
+
+SAME, WORSE, FAR, WIDE = off(0.0), off(-0.05), off(-0.4, 0.03), off(0.0, 0.02)
+SIZES = {
+    "the smallest that is as good": ({0.5: SAME, 0.1: SAME, 0.01: WORSE}, 0.1, "at 0.01"),
+    "whatever the order of the parts": ({0.01: WORSE, 0.5: SAME, 0.1: SAME}, 0.1, "at 0.01"),
+    "all are as good": ({0.5: SAME, 0.1: SAME}, 0.1, "a smaller one may be too"),
+    "all data are as good as all data": ({1: FULL, 0.1: WORSE}, 1, "at 0.1"),
+    "a better one in between does not count": ({0.5: SAME, 0.1: WORSE, 0.01: SAME}, 0.5, "at 0.1"),
+    "none is as good": ({0.5: WORSE, 0.1: SAME}, None, "above all"),
+    "undecided by a wide interval": ({0.5: SAME, 0.1: WIDE}, None, "undecided at 0.1"),
+    "a wide interval below is not needed": ({0.5: SAME, 0.1: WORSE, 0.01: WIDE}, 0.5, "at 0.1"),
+    "a wide interval that lies apart decides": ({0.5: SAME, 0.1: FAR}, 0.5, "at 0.1"),
+    "a wide interval above the margin decides": ({0.5: off(0.1, 0.03), 0.1: WORSE}, 0.5, "at 0.1"),
+    "one pair": ({0.5: SAME[:1], 0.1: WORSE}, None, "1 pair(s) give no interval"),
+    "not run": ({0.5: None, 0.1: WORSE}, None, "0 pair(s) give no interval"),
+    "not run, and not needed": ({0.5: SAME, 0.1: WORSE, 0.01: [None, None, None]}, 0.5, "at 0.1"),
+    "images of every class": ({500: SAME, 50: SAME, 10: WORSE}, 50, "at 10"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_critical_size(case):
+    kept, expected, word = SIZES[case]
+    found = critical_size(kept, FULL, 0.02)
+    assert found["keep"] == expected and word in found["why"] and found["margin"] == 0.02
+    assert list(found["points"]) == sorted(kept, reverse=True)
+    for keep, point in found["points"].items():
+        gap = difference(kept[keep], FULL) or {"mean": None, "ci95": None, "n_pairs": 0}
+        assert point == gap | {"verdict": point["verdict"]}
+
+
+def test_verdicts_of_critical_size():
+    cases = {
+        0.5: (SAME, "non-inferior"),
+        0.4: (off(-0.01), "non-inferior"),
+        0.3: (WORSE, "not non-inferior"),
+        0.25: (FAR, "not non-inferior"),
+        0.2: (off(-0.018, 0.004), "not non-inferior"),  # the interval holds -margin, and is narrow
+        0.15: (WIDE, "undecided"),
+        0.1: (SAME[:1], "undecided"),
+        0.05: (None, "not run"),
+    }
+    points = critical_size({keep: made for keep, (made, _) in cases.items()}, FULL, 0.02)["points"]
+    assert {keep: point["verdict"] for keep, point in points.items()} == {k: v for k, (_, v) in cases.items()}
+
+
+def test_critical_size_refused(refused):
+    for kept, margin, word in [
+        ({0.5: SAME}, 0, 0),
+        ({0.5: SAME}, 2, 2),
+        ({}, 0.02, "keep"),
+        ({0.5: SAME, 50: SAME}, 0.02, 50),
+        ({1: SAME, 50: SAME}, 0.02, 50),
+        ({-0.5: SAME}, 0.02, -0.5),
+    ]:
+        with refused(word):
+            critical_size(kept, FULL, margin)

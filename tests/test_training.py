@@ -229,6 +229,34 @@ def test_collectors_by_their_definitions(tiny):
                 assert stats.collected[name][0, k, i] == pytest.approx(value, abs=1e-5), name
 
 
+@pytest.mark.parametrize("options", [{"epochs": 3}, {"steps": 10}], ids=["epochs", "part of an epoch"])
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_the_running_mean_is_that_of_all_epochs(tiny, options, chunk):
+    """10 steps of 9 end within the fourth epoch: what it did not visit has the mean of the other three."""
+    given = dict(batch=9, collect=("loss", "margin"), chunk=chunk, **options)
+    wanted, every = train(network(), fresh(), tiny, generator=generator(1, "x"), **given)
+    params, mean = train(network(), fresh(), tiny, generator=generator(1, "x"), collect_mean=True, **given)
+    assert all(torch.equal(params[name], wanted[name]) for name in wanted)
+    for name, values in every.collected.items():
+        assert mean.collected[name].shape == (1, 3, 24) and mean.collected[name].dtype == torch.float32
+        assert torch.allclose(mean.collected[name][0], values.nanmean(0), rtol=1e-6)
+
+
+def test_the_running_mean_of_samples_that_no_epoch_visits(tiny):
+    shapes = []
+
+    def plan(epoch, stats):
+        shapes.extend(values.shape for values in stats.collected.values())
+        return Plan(torch.arange(epoch, 12))  # 0 in the first epoch, 1 in two, 12 and more in none
+
+    _, stats = train(
+        network(), fresh(), tiny, generator=generator(1, "x"), epochs=3, batch=5, plan=plan, collect=("loss",),
+        collect_mean=True,
+    )  # fmt: skip
+    assert shapes == [(1, 3, 24)] * 2
+    assert torch.equal(stats.collected["loss"].isnan()[0, 0], torch.arange(24) >= 12)
+
+
 def test_snapshots(tiny):
     params = fresh()
 

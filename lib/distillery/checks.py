@@ -26,6 +26,16 @@ def check_fraction(name: str, value) -> None:
         raise InputError(f"{name}: {value!r} is not a fraction; accepted: a number above 0 and at most 1")
 
 
+def check_keep(name: str, value) -> None:
+    """Raise InputError unless `value` is a fraction in (0, 1], or a whole number above 1: images of every class."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value <= 0 or (value > 1 and value != int(value)):
+        raise InputError(
+            f"{name}: {value!r} is neither a fraction nor a number of images; "
+            "accepted: a number above 0 and at most 1, or a whole number of images of every class above 1"
+        )
+
+
 def check_positive_int(name: str, value) -> None:
     """Raise InputError unless `value` is an int of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

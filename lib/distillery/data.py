@@ -397,3 +397,31 @@ def subset_per_class(images: ImageSet, n: int, draw: Generator) -> ImageSet:
         members = images.of_class(label)
         chosen.append(members[torch.randperm(len(members), generator=draw)[:n]].sort().values)
     return images.subset(torch.cat(chosen))
+
+
+def flip_labels(images: ImageSet, share: float, draw: Generator) -> tuple[ImageSet, Tensor]:
+    """The same images, floor(share * n_class) of every class under the label of another class, uniformly among those.
+
+    share    in (0, 1]
+    returns  the images, and a mask (N,) bool of those that were flipped, on their device
+    raises   InputError on a share outside (0, 1] or that flips nothing, and on images of a single class
+    """
+    check_fraction("share", share)
+    if len(images.classes) < 2:
+        raise InputError(
+            f"share: {share} of {len(images.classes)} class; accepted: images of at least 2 classes"
+        )
+    targets, flipped = images.targets.cpu().clone(), torch.zeros(len(images), dtype=torch.bool)
+    for label in range(len(images.classes)):
+        members = images.of_class(label).cpu()
+        n = int(share * len(members) + 1e-9)  # what lies a billionth below a whole number is that number
+        chosen = members[torch.randperm(len(members), generator=draw)[:n]]
+        others = torch.randint(1, len(images.classes), (n,), generator=draw)  # steps to another class
+        targets[chosen] = (label + others) % len(images.classes)
+        flipped[chosen] = True
+    if not flipped.any():
+        raise InputError(
+            f"share: {share} flips no label of classes of at most {max(images.counts())} images; "
+            "accepted: a share of at least one image"
+        )
+    return replace(images, targets=targets.to(images.device)), flipped.to(images.device)

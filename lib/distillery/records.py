@@ -21,7 +21,7 @@ import torch
 from scipy import stats
 
 from distillery import __version__, store
-from distillery.checks import InputError
+from distillery.checks import InputError, check_fraction, check_keep
 
 SCHEMA = 1
 VERDICTS = (
@@ -68,6 +68,66 @@ def difference(ours: list[list[float]] | None, baseline: list[list[float]] | Non
         half = float(stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps)))
         ci95 = [float(gaps.mean()) - half, float(gaps.mean()) + half]
     return {"mean": float(gaps.mean()), "ci95": ci95, "n_pairs": len(gaps)}
+
+
+def critical_size(
+    kept: dict[float, list[list[float] | None] | None], full: list[list[float] | None] | None, margin: float
+) -> dict:
+    """The critical sample size: the smallest measured part of the data that, like every larger one, serves as well as all.
+
+    BiLP's m' (ICLR version) = min {|X'| : Acc(X') >= Acc(X) - margin}, made testable: a part is non-inferior if the 95%
+    interval of its paired difference to all data lies above -margin. Where the interval holds
+    -margin and is wider than the margin below its mean, equal accuracies could not have been told from inferior ones:
+    it is undecided, and so is the critical size if the decision needs that part.
+
+    kept     accuracies[set][network] of each part, by fractions or by images of every class, in the order of the seeds
+             of `full`
+    full     accuracies[set][network] with all data
+    margin   the loss of accuracy that is tolerated, a fraction, fixed before anything is measured
+    returns  keep (None where none is found), why, margin, and points: for each part, largest first, mean, ci95, n_pairs of
+             the difference, and its verdict: 'non-inferior', 'not non-inferior', 'undecided' or 'not run'
+    raises   InputError on a margin outside (0, 1], no part, parts that are not numbers above 0, and fractions beside numbers
+    """
+    check_fraction("margin", margin)
+    for keep in kept:
+        check_keep("keep", keep)
+    if not kept or min(kept) <= 1 < max(kept):
+        raise InputError(f"keep: {sorted(kept)}; accepted: fractions or images of every class, at least one")
+    points = {keep: _point(difference(kept[keep], full), margin) for keep in sorted(kept, reverse=True)}
+    found, why = None, ""
+    for keep, point in points.items():
+        if point["verdict"] == "non-inferior":
+            found = keep
+            continue
+        if point["verdict"] == "not non-inferior":
+            low = point["ci95"][0]
+            why = f"at {keep:g} the interval reaches {low:+.1%}, not above -{margin:.1%}"
+            why += "" if found else "; the critical size lies above all that were measured"
+        else:
+            found, why = None, f"undecided at {keep:g}: {_doubt(point, margin)}"
+        break
+    else:
+        why = f"all measured are non-inferior by {margin:.1%}; a smaller one may be too"
+    return {"keep": found, "why": why, "margin": margin, "points": points}
+
+
+def _point(gap: dict | None, margin: float) -> dict:
+    if gap is None:
+        return {"mean": None, "ci95": None, "n_pairs": 0, "verdict": "not run"}
+    if gap["ci95"] is None:
+        return gap | {"verdict": "undecided"}
+    low, high = gap["ci95"]
+    if low > -margin:
+        return gap | {"verdict": "non-inferior"}
+    wide = high >= -margin and gap["mean"] - low > margin
+    return gap | {"verdict": "undecided" if wide else "not non-inferior"}
+
+
+def _doubt(point: dict, margin: float) -> str:
+    if point["ci95"] is None:
+        return f"{point['n_pairs']} pair(s) give no interval"
+    width = point["mean"] - point["ci95"][0]
+    return f"the interval reaches {width:.1%} below its mean, more than the margin of {margin:.1%}"
 
 
 def rank_correlation(ours: list[float], theirs: list[float], draws: int = 2000, seed: int = 0) -> dict:

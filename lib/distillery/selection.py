@@ -7,9 +7,9 @@ lowest keeps the first chosen. Selection is per class unless there are no classe
 import torch
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_choice, check_finite, check_fraction, check_positive_int
+from distillery.checks import InputError, check_choice, check_finite, check_keep, check_positive_int
 
-RULES = ("lowest", "highest", "random")
+RULES = ("lowest", "highest", "middle", "random")
 
 
 def select(
@@ -23,33 +23,36 @@ def select(
 
     scores     (N,) float; may be None for 'random' with targets
     n          samples to keep (per class)
-    rule       'lowest' (easiest), 'highest' (hardest) or 'random' (needs a generator); ties go to the smaller index
-    raises     InputError on unknown rules, scores that are not finite, or a class with fewer than n samples
+    rule       'lowest' (easiest), 'highest' (hardest), 'middle' (equally many dropped at both ends of the order, the odd
+               one at the hard end) or 'random' (needs a generator); ties go to the smaller index
+    raises     InputError on unknown rules, scores that are not finite or not one a sample, or a class with fewer than n
+               samples
     """
-    check_choice("rule", rule, RULES)
     check_positive_int("n", n)
-    if scores is not None:
-        check_finite("scores", scores)
-    return _per_class(
-        targets, len(targets if targets is not None else scores), lambda size: n, scores, rule, generator
-    )
+    total = len(targets if targets is not None else scores)
+    _check(scores, total, rule, generator)
+    return _per_class(targets, total, lambda size: n, scores, rule, generator)
 
 
 def prune(
     scores: Tensor | None, keep: float, targets: Tensor, rule: str, generator=None, at_least: int = 1
 ) -> Tensor:
-    """Indices of the fraction `keep` of every class: floor((1 - keep) * n_class) samples are dropped.
+    """Indices of the part `keep` of every class, as `select` orders them; the paper's code, per class.
 
+    keep      a fraction in (0, 1]: floor((1 - keep) * n_class) samples of a class are dropped; or a whole number above
+              1: so many samples of every class are kept. 1 is the fraction: everything
     at_least  refuse to leave a class with fewer (the images per class to distill)
-    raises    InputError as `select`, and when a class would keep fewer than `at_least`
+    raises    InputError as `select`, and when a class would keep fewer than `at_least` or has fewer than `keep`
     """
-    check_choice("rule", rule, RULES)
-    check_fraction("keep", keep)
-    if scores is not None:
-        check_finite("scores", scores)
+    check_keep("keep", keep)
+    _check(scores, len(targets), rule, generator)
 
     def kept(size: int) -> int:
-        n = size - int((1 - keep) * size + 1e-9)
+        n = count(keep, size)
+        if n > size:
+            raise InputError(
+                f"keep: {keep} images of a class that has {size}; accepted: at most {size}, or a fraction"
+            )
         if n < at_least:
             raise InputError(
                 f"keep: {keep} leaves {n} of {size} images of a class; accepted: at least {at_least} (ipc)"
@@ -57,6 +60,26 @@ def prune(
         return n
 
     return _per_class(targets, len(targets), kept, scores, rule, generator)
+
+
+def count(keep: float, size: int) -> int:
+    """How many samples of a class of `size` the part `keep` is, see `prune`; a number of samples is itself."""
+    # 1 - keep is rounded: what lies a billionth below a whole number is that number
+    return int(keep) if keep > 1 else size - int((1 - keep) * size + 1e-9)
+
+
+def _check(scores: Tensor | None, total: int, rule: str, generator: Generator | None) -> None:
+    check_choice("rule", rule, RULES)
+    if rule == "random" and generator is None:
+        raise InputError("rule: 'random' without a generator; accepted: a generator to draw with")
+    if rule != "random" and scores is None:
+        raise InputError(f"rule: {rule!r} without scores; accepted: one score a sample, or 'random'")
+    if scores is not None:
+        check_finite("scores", scores)
+        if scores.shape != (total,):
+            raise InputError(
+                f"scores: {tuple(scores.shape)} for {total} samples; accepted: one score a sample, ({total},)"
+            )
 
 
 def _per_class(targets, total, count, scores, rule, generator) -> Tensor:
@@ -76,5 +99,6 @@ def _per_class(targets, total, count, scores, rule, generator) -> Tensor:
             order = torch.randperm(len(members), generator=generator)
         else:
             order = scores.cpu()[members].argsort(stable=True, descending=rule == "highest")
-        chosen.append(members[order[:n]])
+        first = (len(members) - n) // 2 if rule == "middle" else 0
+        chosen.append(members[order[first : first + n]])
     return torch.cat(chosen)

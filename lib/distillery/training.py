@@ -92,7 +92,8 @@ class Plan:
 class Stats:
     """What training yields on the way.
 
-    collected  name -> (epochs, K, N) float32, NaN where a sample was not visited in that epoch
+    collected  name -> (epochs, K, N) float32, NaN where a sample was not visited in that epoch; with `collect_mean`
+               (1, K, N), the mean over the epochs that visited the sample, NaN where none did
     snapshots  epoch -> weights at its end; 0 is the initialization
     steps      steps each network took
     samples    images each network saw
@@ -128,6 +129,7 @@ def train(
     augmentation: str = "",
     plan: Callable[[int, Stats], Plan] | None = None,
     collect: Iterable[str] = (),
+    collect_mean: bool = False,
     snapshots: Iterable[int] = (),
     chunk: int = 0,
     after_epoch: Callable[[int, Params, list[Tensor]], None] | None = None,
@@ -141,6 +143,7 @@ def train(
     augmentation  DSA families, one family a step and network, strengths per image
     plan          called before each epoch with its number and the stats so far
     collect       names in COLLECTORS
+    collect_mean  keep the mean over epochs of what is collected, in the memory of a few epochs, instead of every epoch
     snapshots     epochs after which weights are kept, 0 = before training
     chunk         networks stacked at once, 0 = by `networks_at_once`; with a plan or `after_epoch` all, since they see all
     after_epoch   called with the epochs done, the weights and the momentum: what `done` needs to go on from there
@@ -177,8 +180,29 @@ def train(
             network, part, source, loss, optimizer, streams[first : first + chunk], batch, augmentation
         )
         stack.go_on(*done)
-        results.append(stack.run(epochs, steps, plan, tuple(collect), frozenset(snapshots), after_epoch))
+        history = {name: _History(collect_mean) for name in collect}
+        results.append(stack.run(epochs, steps, plan, history, frozenset(snapshots), after_epoch))
     return _joined(results)
+
+
+class _History:
+    """What one collector yielded: every epoch or, with `mean`, a running mean that passes over NaN."""
+
+    def __init__(self, mean: bool):
+        self.mean, self.epochs, self.total, self.visits = mean, [], 0, 0
+
+    def add(self, values: Tensor) -> None:
+        """The values (K, N) of one more epoch, NaN where a sample was not visited."""
+        if self.mean:
+            seen = ~values.isnan()
+            self.total = self.total + values.double().where(seen, 0)
+            self.visits = self.visits + seen
+        else:
+            self.epochs.append(values)
+
+    def stacked(self) -> Tensor:
+        """(epochs, K, N), or the mean as (1, K, N), NaN where no epoch has a value."""
+        return (self.total / self.visits).float()[None] if self.mean else torch.stack(self.epochs)
 
 
 class _Stack:
@@ -205,26 +229,25 @@ class _Stack:
             self._draw_epoch(Plan(torch.arange(len(self.source))))
         self.stats.steps = epochs * math.ceil(len(self.source) / self.batch)
 
-    def run(self, epochs, steps, plan, collect, snapshots, after_epoch):
+    def run(self, epochs, steps, plan, history, snapshots, after_epoch):
         stats, everything = self.stats, Plan(torch.arange(len(self.source)))
-        history = {name: [] for name in collect}
         epoch = self.epoch
         if epoch in snapshots:
             stats.snapshots[epoch] = self.weights()
         while (epoch < epochs) if epochs else (stats.steps < steps):
-            for name in collect:
-                history[name].append(
-                    torch.full((len(self.streams), len(self.source)), math.nan, device=self.device)
-                )
+            size = len(self.streams), len(self.source)
+            record = {name: torch.full(size, math.nan, device=self.device) for name in history}
             chosen = plan(epoch, stats) if plan else everything
-            self._epoch(chosen, steps or None, {name: values[-1] for name, values in history.items()})
-            stats.collected = {name: torch.stack(values) for name, values in history.items()} if plan else {}
+            self._epoch(chosen, steps or None, record)
+            for name, values in record.items():
+                history[name].add(values)
+            stats.collected = {name: kept.stacked() for name, kept in history.items()} if plan else {}
             epoch += 1
             if epoch in snapshots:
                 stats.snapshots[epoch] = self.weights()
             if after_epoch:
                 after_epoch(epoch, self.weights(), [value.clone() for value in self.momentum])
-        stats.collected = {name: torch.stack(values) for name, values in history.items()}  # (epochs, K, N)
+        stats.collected = {name: kept.stacked() for name, kept in history.items()}  # (epochs or 1, K, N)
         return self.weights(), stats
 
     def _epoch(self, chosen: Plan, last_step: int | None, record: dict[str, Tensor]) -> None:

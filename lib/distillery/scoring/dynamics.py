@@ -21,7 +21,10 @@ from distillery.training import Stats, train
 
 @dataclass(frozen=True)
 class Dynamics:
-    """What T networks trained for E epochs yielded: weights with leading axis T, and per-sample statistics (E, T, N)."""
+    """What T networks trained for E epochs yielded: weights with leading axis T, and per-sample statistics.
+
+    Statistics are (E, T, N), or their mean over epochs (1, T, N).
+    """
 
     network: object
     params: Params
@@ -38,8 +41,12 @@ def dynamics(
     batch: int = 64,
     lr: float = 0.05,
     collect=("loss",),
+    collect_mean: bool = False,
 ) -> Dynamics:
-    """Train `trials` networks on real images and collect per-sample statistics of every epoch."""
+    """Train `trials` networks on real images and collect per-sample statistics of every epoch.
+
+    collect_mean  keep their mean over epochs alone: converged scores (50 epochs of 50 trials) then fit in memory
+    """
     params = {name: value.to(images.device) for name, value in network.init(generator, trials).items()}
     sgd = SGD(lr, momentum=0.9, weight_decay=5e-4)
     params, stats = train(
@@ -51,12 +58,16 @@ def dynamics(
         epochs=epochs,
         batch=batch,
         collect=collect,
+        collect_mean=collect_mean,
     )
     return Dynamics(network, params, stats)
 
 
 def mean_loss(pass_: Dynamics) -> Tensor:
-    """Mean training loss in nats over epochs and trials, (N,). Source: BiLP, the equation above."""
+    """Mean training loss in nats over epochs and trials, (N,). Source: BiLP, the equation above.
+
+    The same from losses of every epoch and from their mean over epochs, since each trial visits a sample every epoch.
+    """
     return pass_.stats.collected["loss"].nanmean((0, 1)).cpu()
 
 

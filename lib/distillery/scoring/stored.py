@@ -1,0 +1,53 @@
+"""Scores on disk: one file that says what they are and of which images, so that they cannot be used for others."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from distillery import store
+from distillery.checks import InputError, check_finite
+from distillery.data import ImageSet
+
+CARD = ("score", "network", "epochs", "trials", "seed")  # what a card must say
+
+
+def save(path: str | Path, scores: Tensor, images: ImageSet, card: dict) -> str:
+    """Save the scores (N,) of images (N) with their card; returns the digest of the file's content.
+
+    card    what the score is (`score`), the network's spec (`network`), `epochs`, `trials`, `seed`, and what else tells;
+            `data`, the digest of images and labels, and `n` are added
+    raises  InputError on a card that lacks one of these, scores of another length, and scores that are not finite
+    """
+    lacking = [name for name in CARD if name not in card]
+    if lacking:
+        raise InputError(f"card: {', '.join(lacking)} missing; accepted: a card with {', '.join(CARD)}")
+    _check("scores", scores, images)
+    card = {**card, "kind": "scores", "data": images.digest, "n": len(images)}
+    return store.save_tensors(path, {"scores": scores}, card)
+
+
+def load(path: str | Path, images: ImageSet) -> tuple[Tensor, dict]:
+    """The scores (N,) of these images, on the CPU, and their card.
+
+    raises  InputError on a file that is missing, truncated, corrupt or holds no scores, scores of another number of
+            images or of other images or labels, and scores that are not finite
+    """
+    tensors, card = store.load_tensors(path)
+    if not isinstance(card, dict) or card.get("kind") != "scores" or set(tensors) != {"scores"}:
+        raise InputError(f"{path} holds no scores; accepted: a file saved by scoring.stored.save")
+    _check(str(path), tensors["scores"], images)
+    if card.get("data") != images.digest:
+        raise InputError(
+            f"{path}: scores of images with digest {str(card.get('data'))[:12]}, these have {images.digest[:12]}; "
+            "accepted: scores of the same images in the same order, under the same labels"
+        )
+    return tensors["scores"], card
+
+
+def _check(name: str, scores: Tensor, images: ImageSet) -> None:
+    if not scores.is_floating_point() or scores.shape != (len(images),):
+        raise InputError(
+            f"{name}: scores {tuple(scores.shape)} {scores.dtype} for {len(images)} images; "
+            f"accepted: one float an image, ({len(images)},)"
+        )
+    check_finite(name, scores)
