@@ -152,8 +152,8 @@ def test_keep_of_more_images_than_a_class_has(tiny, keep, refused):
         prune(torch.rand(24), keep, tiny.targets, "lowest")
 
 
-@pytest.mark.parametrize("keep", [0, 2, -0.5, 1.0001, math.nan, math.inf, "half", True, None])
-def test_keep_of_a_recipe_is_a_fraction(keep, refused):
+@pytest.mark.parametrize("keep", [0, 2.5, -0.5, 1.0001, math.nan, math.inf, "half", True, None])
+def test_keep_of_a_recipe_is_a_fraction_or_a_number_of_images(keep, refused):
     with refused("keep", repr(keep)):
         Recipe("random", 1, 0, keep=keep)
 

@@ -93,6 +93,39 @@ def test_a_pruned_set_distills_from_what_is_kept(splits, tmp_path):
     assert all((image == pool).all(1).any() for image in start.flatten(1))
 
 
+def test_a_number_of_images_of_each_class_is_kept(splits, tmp_path):
+    here = bench(splits, tmp_path)
+    assert len(here.kept(Recipe("DM", 1, 0, keep=3))) == 30
+    with pytest.raises(InputError, match="at least 4"):
+        here.kept(Recipe("DM", 4, 0, keep=3))
+
+
+def test_converged_scores_are_scores_of_their_own(splits, tmp_path):
+    here = bench(splits, tmp_path)
+    here.score_lengths["converged loss"] = (2, 4)
+    early, late = here.scores(0)["loss"], here.scores(0, "converged loss")["loss"]
+    assert late.mean() < early.mean()
+    assert sorted(here.scoring) == [("converged loss", 0), ("loss", 0)]
+    assert here.scoring["converged loss", 0]["samples"] == 4 * here.scoring["loss", 0]["samples"]
+    recipe = Recipe("DM", 1, 0, keep=0.2)
+    ids = {
+        store.identity("bench", 1, here._inputs(r), "")
+        for r in (recipe, replace(recipe, score="converged loss"))
+    }
+    assert len(ids) == 2 and "score" not in recipe.spec()
+
+
+@pytest.mark.parametrize("method", ["DC", "DSA", "DM"])
+def test_treatment_effects_are_a_plug(splits, tmp_path, method):
+    """A share of each batch is dropped in every step; the run says how many images were left."""
+    here = bench(splits, tmp_path)
+    plain = Recipe(method, 1, 0, **SHORT)
+    ours = replace(plain, effect=0.5, effect_every=2, keep=0.5)
+    result = here.run(ours)
+    assert 1 <= result["effective_batch"] < 8 and "effective_batch" not in here.run(plain)
+    assert here.run(ours) == result and here.runs.computed == 2
+
+
 def test_another_architecture_is_tested_on_the_same_set(splits, tmp_path):
     here = bench(splits, tmp_path)
     recipe = Recipe("DM", 1, 0, **SHORT)
@@ -119,7 +152,9 @@ def test_a_spent_budget_lists_what_is_missing(splits, tmp_path):
         {"method": "magic"}, {"ipc": 0}, {"keep": 0.0}, {"rule": "best"}, {"steps": -1}, {"batch": -3}, {"initialize": "zeros"},
         {"method": "random", "steps": 5}, {"method": "whole", "evaluate_on": "LeNet"}, {"evaluate_on": "ResNet50"},
         {"method": "whole, trained out"}, {"method": "herding", "initialize": "real"}, {"method": "FTD", "batch": 8},
-        {"initialize": "correct"}, {"iterate": "ema"}, {"method": "FTD", "iterate": "first"},
+        {"initialize": "correct"}, {"iterate": "ema"}, {"method": "FTD", "iterate": "first"}, {"score": "beauty"},
+        {"effect": 1.0}, {"effect": -0.1}, {"effect": 0.2, "effect_every": 0}, {"effect": 0.2, "effect_tails": "left"},
+        {"effect_every": 5}, {"method": "MTT", "effect": 0.2}, {"method": "random", "effect": 0.2},
     ],
     ids=str,
 )  # fmt: skip

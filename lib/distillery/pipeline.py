@@ -32,7 +32,7 @@ from distillery.recipes import (
     expert_epochs,
     published_steps,
 )
-from distillery.sampling import Uniform
+from distillery.sampling import TreatmentEffect, Uniform
 from distillery.scoring.dynamics import dynamics, features, mean_loss
 from distillery.scoring.geometry import herding, kmeans_nearest
 from distillery.seeds import generator
@@ -59,6 +59,7 @@ class Bench:
         augmentation: str = DSA,
         score_trials: int = 5,
         score_epochs: int = 5,
+        converged: tuple[int, int] = (50, 50),
         checkpoint_seconds: float = 60.0,
         progress: bool = False,
         precision: str = "float32",
@@ -67,6 +68,8 @@ class Bench:
     ):
         """What all runs share.
 
+        score_trials, score_epochs  networks and epochs of the early loss
+        converged            the same of the converged loss
         augmentation         the DSA families of methods that match augmented batches; the protocol names its own
         precision, compiled  how passes run that are differentiated at most once and match no weights (`Fast`): evaluation,
                              scores, real images; synthetic images stay float32
@@ -75,12 +78,12 @@ class Bench:
         self.fast = Fast(network, precision, compiled)
         self.data, self.network, self.protocol, self.runs = data, network, protocol, runs
         self.augmentation = augmentation
-        self.score_trials, self.score_epochs = score_trials, score_epochs
+        self.score_lengths = {"loss": (score_trials, score_epochs), "converged loss": converged}
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
         self.trajectory = trajectory
         self._experts: dict[str, Experts] = {}
-        self._scored: dict[int, dict[str, Tensor]] = {}
-        self.scoring: dict[int, dict] = {}  # seconds and samples of the score pass of each seed
+        self._scored: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self.scoring: dict[tuple[str, int], dict] = {}  # seconds and samples of each score pass
 
     @cached_property
     def context(self) -> dict:
@@ -108,8 +111,8 @@ class Bench:
         """What identifies a run."""
         inputs = {"recipe": recipe.spec(), **self.context}
         scored = recipe.initialize in ("herding", "k-means") or recipe.method in SELECTIONS
-        if recipe.keep < 1 or scored:
-            inputs["scoring"] = [self.score_trials, self.score_epochs]
+        if recipe.keep != 1 or scored:
+            inputs["scoring"] = list(self.score_lengths[recipe.score])
         if recipe.method in TRAJECTORIES:
             inputs["trajectory"] = self._settings().spec(recipe.method, recipe.ipc)
         return inputs
@@ -198,15 +201,14 @@ class Bench:
         made = Synthetic(tensors, tuple(card["classes"]), card["formation"], {"start": start})
         return made.to(self.data.train.device)
 
-    def scores(self, seed: int) -> dict[str, Tensor]:
-        """'loss' (N,) mean training loss and 'features' (N, F) of the training images, from one ensemble pass, stored."""
-        if seed not in self._scored:
-            inputs = {
-                "seed": seed,
-                "trials": self.score_trials,
-                "epochs": self.score_epochs,
-                "network": self.fast.spec(),
-            }
+    def scores(self, seed: int, score: str = "loss") -> dict[str, Tensor]:
+        """'loss' (N,) mean training loss and 'features' (N, F) of the training images, from one ensemble pass, stored.
+
+        score  one of SCORES: how long the networks are trained
+        """
+        if (score, seed) not in self._scored:
+            trials, epochs = self.score_lengths[score]
+            inputs = {"seed": seed, "trials": trials, "epochs": epochs, "network": self.fast.spec()}
             inputs["transform"] = self.context["transform"]
             path = self.runs.artifact("scores-" + store.identity("scores", VERSION, inputs, self.data.digest))
             if not path.exists():
@@ -214,17 +216,18 @@ class Bench:
                     if not path.exists():  # else another worker made them meanwhile
                         self._score(seed, path, inputs)
             tensors, card = store.load_tensors(path)
-            self._scored = {seed: tensors}  # one seed at a time: features are large
-            self.scoring[seed] = {name: card[name] for name in ("seconds", "samples")}
-        return self._scored[seed]
+            self._scored = {(score, seed): tensors}  # one at a time: features are large
+            self.scoring[score, seed] = {name: card[name] for name in ("seconds", "samples")}
+        return self._scored[score, seed]
 
     def _score(self, seed: int, path: Path, inputs: dict) -> None:
         began, stream = time.monotonic(), generator(seed, "scores")
-        passed = dynamics(self.fast, self.data.train, self.score_trials, self.score_epochs, stream)
-        tensors = {"loss": mean_loss(passed), "features": features(passed, self.data.train)}
+        trials, train = inputs["trials"], self.data.train
+        passed = dynamics(self.fast, train, trials, inputs["epochs"], stream, collect_mean=True)
+        tensors = {"loss": mean_loss(passed), "features": features(passed, train)}
         cost = {
             "seconds": time.monotonic() - began,
-            "samples": passed.stats.samples * self.score_trials,
+            "samples": passed.stats.samples * trials,
         }
         store.save_tensors(path, tensors, inputs | cost)
 
@@ -233,7 +236,7 @@ class Bench:
         targets = self.data.train.targets.cpu()
         if recipe.keep == 1:
             return torch.arange(len(targets))
-        scores = None if recipe.rule == "random" else self.scores(recipe.seed)["loss"]
+        scores = None if recipe.rule == "random" else self.scores(recipe.seed, recipe.score)["loss"]
         stream = generator(recipe.seed, "prune")
         least = 1 if recipe.method in WHOLE else recipe.ipc
         return prune(scores, recipe.keep, targets, recipe.rule, stream, at_least=least).sort().values
@@ -351,6 +354,8 @@ class Bench:
                 "samples": done.cost["samples"],
                 "loss": thin(done.log["loss"]),
             }
+            if "effective_batch" in done.log:
+                log["effective_batch"] = float(done.log["effective_batch"].mean())
             for iterate, other in (("ema", done.ema), ("best", done.best)):
                 if other is not None:
                     self._save(_file_of(key, iterate), other)
@@ -382,12 +387,15 @@ class Bench:
             "augmentation": self.augmentation if preset["augmented"] else "",
             "real_network": self.fast,
         }
+        sampler = Uniform(real.targets)
+        if recipe.effect:
+            sampler = TreatmentEffect(real.targets, recipe.effect, recipe.effect_every, recipe.effect_tails)
         twice = preset["objective"] == "gradient"  # differentiated twice: never compiled
         network = self.network if twice else Fast(self.network, compiled=self.fast.compiled)
         objective = OBJECTIVES[preset["objective"]](network, **options)
         lr = recipe.lr or (preset.get("lr_large", preset["lr"]) if recipe.ipc >= 100 else preset["lr"])
         return distill(
-            start, objective, real, Uniform(real.targets), {"images": Optimizer(lr, preset["momentum"])},
+            start, objective, real, sampler, {"images": Optimizer(lr, preset["momentum"])},
             recipe.steps or published_steps(recipe.method, recipe.ipc), generator(recipe.seed, "distill"),
             checkpoint=self.runs.artifact(key, ".checkpoint.safetensors"), checkpoint_seconds=self.checkpoint_seconds,
             identity=key, progress=self.progress,

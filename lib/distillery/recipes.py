@@ -3,18 +3,20 @@
 The constants below are the single list of what can be combined; `compatibility()` renders it for the README.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import resources
 
+import torch
 import yaml
 
 from distillery import architectures
-from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
+from distillery.checks import InputError, check_choice, check_keep, check_positive_int
 from distillery.experts import Training
 from distillery.matching import trajectory
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching, loops
 from distillery.optimizers import GSAM, SGD
+from distillery.sampling import TreatmentEffect, Uniform
 from distillery.selection import RULES
 
 PRESETS: dict[str, dict]
@@ -29,7 +31,8 @@ WHOLE = ("whole", "whole, trained out")
 INITIALIZATIONS = ("real", "noise", "herding", "k-means")
 TRAJECTORIES = tuple(trajectory.presets())  # MTT, FTD, TESLA, DATM
 ITERATES = ("last", "ema", "best")
-SAMPLERS = ("uniform",)
+SCORES = ("loss", "converged loss")  # early in training, and over all of it
+SAMPLERS = {"uniform": Uniform, "treatment effect": TreatmentEffect}
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,11 @@ class Recipe:
 
     method      a distillation method in PRESETS or TRAJECTORIES, a selection in SELECTIONS, or one of WHOLE
     ipc         images per class; for 'whole' the set whose number of training steps is matched
-    keep, rule  prune the real data first: keep this fraction of each class by mean training loss ('lowest', 'highest')
-                or at random
+    keep, rule  prune the real data first: keep this part of each class, a fraction in (0, 1] or a number of images above
+                1, by the score ('lowest', 'highest', 'middle') or at random
+    score       what `rule` goes by: mean training 'loss' early in training, or 'converged loss'
+    effect      drop this share of the real images in every step by their treatment effect, 0 = none
+    effect_every, effect_tails  steps between two looks at the effects; which tails are dropped (`TreatmentEffect`)
     steps       pixel updates, 0 = as published
     initialize  where a distilled set starts: '' = as published, or one of INITIALIZATIONS; for TRAJECTORIES also
                 'correct', real images that an expert classifies right
@@ -63,13 +69,22 @@ class Recipe:
     epochs: int = 0
     evaluate_on: str = ""
     iterate: str = "last"
+    score: str = "loss"
+    effect: float = 0.0
+    effect_every: int = 1
+    effect_tails: str = "both"
 
     def __post_init__(self):
         check_choice("method", self.method, [*WHOLE, *SELECTIONS, *PRESETS, *TRAJECTORIES])
         check_choice("iterate", self.iterate, ITERATES)
         check_positive_int("ipc", self.ipc)
-        check_fraction("keep", self.keep)
+        check_keep("keep", self.keep)
         check_choice("rule", self.rule, RULES)
+        check_choice("score", self.score, SCORES)
+        if self.effect:
+            self._check_effect()
+        elif (self.effect_every, self.effect_tails) != (1, "both"):
+            raise InputError("effect_every, effect_tails: set with effect 0; accepted: 1 and 'both'")
         for name in ("seed", "steps", "batch", "lr", "epochs"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)} is not accepted; accepted: 0 or more")
@@ -98,12 +113,22 @@ class Recipe:
         if self.iterate != "last" and self.method not in TRAJECTORIES:
             raise InputError(f"iterate: {self.iterate!r} with {self.method!r}; accepted: 'last'")
 
+    def _check_effect(self) -> None:
+        if self.method not in PRESETS:
+            reason = "experts have seen the real images" if self.method in TRAJECTORIES else "it has no loop"
+            raise InputError(
+                f"effect: {self.effect} with {self.method!r}, which has no real batch: {reason}; accepted: 0"
+            )
+        TreatmentEffect(torch.zeros(1, dtype=torch.int64), self.effect, self.effect_every, self.effect_tails)
+
     def spec(self) -> dict:
-        """What identifies the recipe in the id of a run."""
-        fields = asdict(self)
-        if self.iterate == "last":  # ids from before there were others
-            fields.pop("iterate")
-        return fields
+        """What identifies the recipe in the id of a run; later fields only where they are set: ids from before hold."""
+        later = ("iterate", "score", "effect", "effect_every", "effect_tails")
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in later or getattr(self, f.name) != f.default
+        }
 
 
 @dataclass(frozen=True)
@@ -192,7 +217,9 @@ def compatibility() -> str:
     for name, preset in PRESETS.items():
         objective = OBJECTIVES[preset["objective"]]
         starts = ", ".join(f"**{i}**" if i == preset["initialize"] else i for i in INITIALIZATIONS)
-        samplers = ", ".join(SAMPLERS) if objective.uses_real_batches else "refused: it has no real batch"
+        samplers = ", ".join(
+            n for n, one in SAMPLERS.items() if all(hasattr(objective, need) for need in one.needs)
+        )
         lines.append(
             f"| {name} | {preset['objective']} matching | {starts} | {samplers} | {', '.join(RULES)} | {', '.join(objective.learns)} |"
         )
