@@ -8,11 +8,13 @@ import numpy as np
 from torch import Tensor
 
 from distillery import store
+from distillery.records import measured
 
 COLORS = {
     "whole": "#555555", "random": "#999999", "herding": "#b07aa1", "k-means": "#9c755f",
     "DC": "#4e79a7", "DSA": "#76b7b2", "DM": "#e15759",
     "MTT": "#4e79a7", "FTD": "#f28e2b", "FTD + EMA": "#ffbe7d", "DATM": "#59a14f", "TESLA": "#76b7b2",
+    "lowest loss": "#4e79a7", "middle": "#59a14f", "highest loss": "#e15759",
 }  # fmt: skip
 
 
@@ -90,3 +92,50 @@ def accuracy_bars(axis, rows: list[dict]) -> None:
     axis.set_yticks(range(len(rows)), [row["method"] for row in rows])
     axis.invert_yaxis()
     axis.set_xlabel("test accuracy, % (one dot a set)")
+
+
+def keep_curves(
+    axis,
+    curves: dict[str, dict[float, list[list[float] | None]]],
+    full: list[list[float] | None],
+    critical: dict[str, float | None],
+) -> None:
+    """Test accuracy in percent against the real images kept: a line for each order in which images are dropped.
+
+    curves    order ('lowest loss', 'random', ...) -> part kept -> accuracies[set][network], bars are the deviation over
+              sets; parts are fractions, or images of every class where one is above 1
+    full      accuracies[set][network] with all images: the horizontal line, its band the deviation over sets
+    critical  order -> the critical sample size, marked by a ring, None = none found
+    """
+    level = measured(full)
+    if level:
+        mean, spread = 100 * level["value"], 100 * (level["std_sets"] or 0)
+        axis.axhspan(mean - spread, mean + spread, color=COLORS["whole"], alpha=0.15, lw=0)
+        axis.axhline(mean, color=COLORS["whole"], lw=1, ls="--", label="all images")
+    parts = sorted({keep for curve in curves.values() for keep in curve})
+    fractions = not parts or parts[-1] <= 1
+    for i, (order, curve) in enumerate(curves.items()):
+        found = {keep: measured(curve[keep]) for keep in sorted(curve)}
+        found = {keep: one for keep, one in found.items() if one}
+        # bars of several orders stand side by side, 0.6% of the axis apart
+        aside = (parts[-1] / parts[0]) ** (0.006 * (i - (len(curves) - 1) / 2))
+        x = [keep * aside for keep in found]
+        y = [100 * one["value"] for one in found.values()]
+        bars = [100 * (one["std_sets"] or 0) for one in found.values()]
+        color = COLORS.get(order, f"C{i}")
+        axis.errorbar(
+            x, y, bars, color=color, fmt="o-", lw=1.4, ms=3.5, capsize=2, elinewidth=0.9, label=order
+        )
+        size = critical.get(order)
+        if size in found:
+            at = size * aside, 100 * found[size]["value"]
+            axis.plot(*at, "o", ms=11, mfc="none", mec=color, mew=1.4)
+    if any(size is not None for size in critical.values()):
+        axis.plot([], [], "o", ms=9, mfc="none", mec="#333333", label="critical size")
+    axis.set_xscale("log")
+    axis.set_xticks(parts, [f"{100 * keep:g}" if fractions else f"{keep:g}" for keep in parts])
+    axis.minorticks_off()
+    axis.set_xlabel("real images kept, %" if fractions else "real images kept of every class")
+    axis.set_ylabel("test accuracy, %")
+    if curves:
+        axis.legend()
