@@ -91,10 +91,11 @@ def test_dc_does_not_see_the_length_of_the_mean():
     assert change < 1e-3 < (other - pulled[0]).norm() / pulled[0].norm()
 
 
+@pytest.mark.parametrize("strategy", ["", "rotate", "color"])
 @pytest.mark.parametrize("host", HOSTS)
-def test_first_order_is_second_order_close(host):
+def test_first_order_is_second_order_close(host, strategy):
     """Probed effects with very many directions are the first-order ones: exact in DM, and close in DC."""
-    objective, moment, made, real, weights = problem(host, ipc=1)
+    objective, moment, made, real, weights = problem(host, 1, strategy, "partition2")
     real = real[:, :1] + 0.02 * (real - real[:, :1])  # a small spread around one image
     exact = treatment_effects(objective, moment, made, real, weights)
     probed = treatment_effects_probed(objective, moment, made, real, weights, 4000, generator(0, "probes"))

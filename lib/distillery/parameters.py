@@ -13,7 +13,7 @@ import nbformat
 import torch
 
 from distillery import architectures, engine
-from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
+from distillery.checks import InputError, check_choice, check_keep, check_positive_int
 from distillery.fast import PRECISIONS
 
 COUNTS = (
@@ -55,7 +55,7 @@ def check(types: dict[str, str], values: dict) -> dict:
         if name == "ipc":
             [check_positive_int("ipc", one) for one in value]
         elif name == "keep":
-            [check_fraction("keep", one) for one in value]
+            [check_keep("keep", one) for one in value]
         elif name == "scale":
             check_choice("scale", value, SCALES)
         elif name == "engine":

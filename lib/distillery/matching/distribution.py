@@ -119,14 +119,12 @@ class DistributionMatching(Separable):
 
     def statistic(self, moment: Moment, images: Tensor, c: int) -> Tensor:
         """Embeddings of real images (n, C, H, W) of class c: (n, F)."""
-        images = augment(images[None], moment.drawn_for(slice(c, c + 1)))[0]
+        images = self.see(moment, images[None], c)[0]
         size = images_at_once(self.network, images.shape, images.device)
         with torch.no_grad():
             return torch.cat([self.network.embed(moment.params, part)[0] for part in images.split(size)])
 
     def distance(self, moment: Moment, images: Tensor, means: Tensor, c: int) -> Tensor:
         """Squared distance of the mean embedding of images (rows, m, C, H, W) to each of means (rows, F): (rows,)."""
-        rows, m = images.shape[:2]
-        flat = augment(images.flatten(0, 1)[None], moment.drawn_for(slice(c, c + 1)))[0]
-        features = self.network.embed(moment.params, flat)[0].unflatten(0, (rows, m))
+        features = self.network.embed(moment.params, images.flatten(0, 1))[0].unflatten(0, images.shape[:2])
         return (means - features.mean(1)).square().sum(1)

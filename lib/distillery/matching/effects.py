@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from distillery.augment import augment
 from distillery.checks import InputError
 from distillery.matching import Moment
 from distillery.networks import trainable
@@ -37,25 +38,21 @@ class Separable:
     """An objective whose loss of a class sees its real images by the mean of a statistic.
 
     What it offers: `loss(moment, real, weights, images, classes)`, `statistic(moment, images, c)` -> (n, D) and
-    `distance(moment, images, means, c)` -> (rows,), where the mean of a class is one of `means`.
+    `distance(moment, images, means, c)` -> (rows,) for augmented images, where the mean of a class is one of `means`.
     """
 
     uses_real_batches = True
 
-    def pull(
-        self,
-        moment: Moment,
-        stored: Tensor,
-        means: Tensor,
-        c: int,
-        formation: str,
-        differentiable: bool = False,
-    ) -> Tensor:
+    def see(self, moment: Moment, images: Tensor, c: int) -> Tensor:
+        """Images (rows, m, C, H, W) of class c as the network meets them: an affine function of them."""
+        flat = augment(images.flatten(0, 1)[None], moment.drawn_for(slice(c, c + 1)))[0]
+        return flat.unflatten(0, images.shape[:2])
+
+    def pull(self, moment: Moment, stored: Tensor, means: Tensor, c: int, formation: str) -> Tensor:
         """The gradient on stored images (m, C, H, W) of class c for each of `means` (rows, D): (rows, m, C, H, W)."""
         rows = stored.detach().expand(len(means), *stored.shape).clone().requires_grad_()
-        used = form(rows.flatten(0, 1), formation).unflatten(0, (len(rows), -1))
-        loss = self.distance(moment, used, means, c).sum()
-        return torch.autograd.grad(loss, rows, create_graph=differentiable)[0]
+        loss = self.distance(moment, self.see(moment, _used(rows, formation), c), means, c).sum()
+        return torch.autograd.grad(loss, rows)[0]
 
     def effects(self, moment: Moment, synthetic: Synthetic) -> Callable[[Tensor, Tensor], Tensor]:
         """(real, weights) -> `treatment_effects` at this moment, for a sampler that follows them."""
@@ -117,8 +114,15 @@ def treatment_effects_probed(
         total = torch.zeros_like(share)
         for some in directions.split(rows_at_once(probes, used, stored.shape, stored.device)):
             means = mean.expand(len(some), -1).clone().requires_grad_()
-            pulled = objective.pull(moment, stored[c], means, c, synthetic.formation, differentiable=True)
-            (change,) = torch.autograd.grad((pulled * some).sum(), means)  # (some, D)
+            rows = stored[c].expand(len(some), *stored[c].shape)
+            with torch.no_grad():  # what a direction moves is seen by the difference, since `see` is affine
+                seen, moved = (
+                    objective.see(moment, _used(one, synthetic.formation), c) for one in (rows, rows + some)
+                )
+            leaf = seen.requires_grad_()
+            loss = objective.distance(moment, leaf, means, c).sum()
+            (pulled,) = torch.autograd.grad(loss, leaf, create_graph=True)
+            (change,) = torch.autograd.grad((pulled * (moved - seen.detach())).sum(), means)  # (some, D)
             total += (statistic @ change.T - (change @ mean)).square().sum(1)
         found.append(share * (total / probes).sqrt())
     return torch.stack(found)
@@ -132,7 +136,7 @@ def treatment_effects_plain(
 
     def pixels(c: int, weight: Tensor) -> Tensor:
         leaf = stored.clone().requires_grad_()
-        used = form(leaf.flatten(0, 1), synthetic.formation).unflatten(0, (len(leaf), -1))
+        used = _used(leaf, synthetic.formation)
         some = weights.clone()
         some[c] = weight / weight.sum()
         return torch.autograd.grad(objective.loss(moment, real, some, used, slice(c, c + 1)), leaf)[0]
@@ -146,6 +150,11 @@ def treatment_effects_plain(
             if without.sum() > 0:
                 found[c, i] = (whole - pixels(c, without)).norm()
     return found
+
+
+def _used(stored: Tensor, formation: str) -> Tensor:
+    """Stored images (rows, m, C, H, W) as used: (rows, m', C, H, W)."""
+    return form(stored.flatten(0, 1), formation).unflatten(0, (len(stored), -1))
 
 
 def _checked(moment: Moment, synthetic: Synthetic) -> Tensor:

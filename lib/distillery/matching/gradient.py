@@ -246,16 +246,14 @@ class GradientMatching(Separable):
 
     def statistic(self, moment: Moment, images: Tensor, c: int) -> Tensor:
         """Loss gradients of real images (n, C, H, W) of class c, on weights with two or more axes: (n, D)."""
-        images = augment(images[None], moment.drawn_for(slice(c, c + 1)))[0]
+        images = self.see(moment, images[None], c)[0]
         size = rows_at_once(len(images), 1, images.shape, images.device)
         parts = [self._gradients(moment, part[:, None], c, False) for part in images.split(size)]
         return torch.cat([torch.cat([g.flatten(1) for g in part.values()], 1) for part in parts])
 
     def distance(self, moment: Moment, images: Tensor, means: Tensor, c: int) -> Tensor:
         """Distance of the gradient on images (rows, m, C, H, W) to each of means (rows, D): (rows,)."""
-        rows, m = images.shape[:2]
-        flat = augment(images.flatten(0, 1)[None], moment.drawn_for(slice(c, c + 1)))[0]
-        ours = self._gradients(moment, flat.unflatten(0, (rows, m)), c, True)
+        ours = self._gradients(moment, images, c, True)
         parts = means.split([value[0].numel() for value in ours.values()], 1)
         return self.compare(ours, {n: p.view_as(ours[n]) for n, p in zip(ours, parts, strict=True)})
 
