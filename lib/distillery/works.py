@@ -60,6 +60,21 @@ def training(
     return {"plain": plain, "fast": stacked}
 
 
+def scores(network, source: TensorSource, k: int, batch: int) -> Paths:
+    """One epoch of k networks over `source`, both by `train`: plain without and fast with the mean loss of every image."""
+    params = {
+        name: value.to(source.images.device) for name, value in network.init(generator(0, "stack"), k).items()
+    }
+
+    def path(collect):
+        return lambda: train(
+            network, params, source, optimizer=SGD(), generator=generator(0, "order"), epochs=1, batch=batch,
+            collect=collect, collect_mean=True,
+        )  # fmt: skip
+
+    return {"plain": path(()), "fast": path(("loss",))}
+
+
 def evaluation(network: ConvNet, fast, source: TensorSource, test: ImageSet, protocol: Protocol) -> Paths:
     """Fresh networks trained on a small set and tested."""
 

@@ -80,6 +80,16 @@ def test_smoke_training_of_10_networks(measure, path, batch, least):
     measure(f"10 networks, 8 x 8, width 32, step of {batch}", path, work, least, per=10, rounds=9)
 
 
+@pytest.mark.parametrize("path", ["plain", "fast"])
+def test_scores(measure, path):
+    """Scores may cost 1.1 times the training they are taken from, at small steps, where they cost most."""
+    small, stream = ConvNet((1, 8, 8), 10, 32), generator(0, "scores")
+    images = torch.randn(320, 1, 8, 8, generator=stream)
+    source = TensorSource(images.to(DEVICE), torch.randint(10, (320,), generator=stream).to(DEVICE))
+    work = works.scores(small, source, 5, 64)[path]
+    measure("5 networks, 8 x 8, step of 64, with scores", path, work, 1 / 1.1, per=5, rounds=20)
+
+
 # Distribution and gradient matching: one class after another with one nn.Module, as public code does it
 
 
