@@ -99,7 +99,7 @@ def vit_count() -> int:
 
 
 COUNTS = {
-    "ConvNet": (convnet_count(), 320_010),  # the sheet's number
+    "ConvNet": (convnet_count(), 320_010),  # of the public code of DC, DSA and DM
     "MLP": (mlp_count(), 411_146),
     "LeNet": (lenet_count(), 62_006),
     "AlexNet": (alexnet_count(), 1_872_202),
@@ -126,7 +126,7 @@ def test_counts_of_gray_images_padded_to_32_pixels():
         with torch.device("meta"):
             return learned(module(name, shape, 10))
 
-    assert count("ConvNet", (1, 28, 28)) == 317_706  # the sheet's number
+    assert count("ConvNet", (1, 28, 28)) == 317_706  # of the public code of DC, DSA and DM
     assert count("AlexNet", (1, 28, 28)) == alexnet_count() - 2 * 128 * 25
     assert count("VGG11", (1, 28, 28)) == vgg11_count() - 2 * 64 * 9
     assert count("LeNet", (1, 28, 28)) == lenet_count() - 2 * 6 * 25

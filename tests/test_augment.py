@@ -26,7 +26,7 @@ def test_strategies_name_families():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batched_equals_one_by_one(family, shape):
-    """Batched = a loop over single samples with the same parameters (sheet 7.3)."""
+    """Batched = a loop over single samples with the same parameters."""
     x = images(2, 5, shape)
     drawn = draw(family, 2, 5, generator(1, family))
     expected = torch.stack(

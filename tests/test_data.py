@@ -109,7 +109,7 @@ def test_standardize_by_channel_and_back():
 
 
 def test_zca_identities():
-    """T symmetric, T T^-1 = I, whitened covariance U diag(s / (s + .1)) U^T, float32 close to float64 (sheet 7.4)."""
+    """T symmetric, T T^-1 = I, whitened covariance U diag(s / (s + .1)) U^T, float32 close to float64."""
     stream = generator(0, "zca")
     base = torch.rand(200, 1, 3, 4, generator=stream)
     pixels = (base * torch.rand(200, 2, 1, 1, generator=stream) * 255).to(torch.uint8)  # correlated

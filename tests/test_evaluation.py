@@ -20,7 +20,7 @@ def network():
     [(1000, 10, 256, 1001, 502), (300, 100, 256, 301, 152), (10, 500, 256, 22, 14), (0, 5, 256, 1, 2)],
 )
 def test_steps_and_drop(epochs, n, batch, steps, drop):
-    """E + 1 passes; the rate falls after epoch E // 2 + 1: 502 high and 499 low at E = 1000 (sheet 7.2)."""
+    """E + 1 passes; the rate falls after epoch E // 2 + 1: 502 high and 499 low at E = 1000, as in the public code of DC."""
     assert Protocol(epochs=epochs, batch=batch).steps(n) == (steps, drop)
 
 

@@ -41,7 +41,7 @@ def toy(segments, steps):
 
 @pytest.mark.parametrize("segments, steps", [(1, 1), (4, 1), (3, 7)])
 def test_error_identity(segments, steps):
-    """epsilon_{k+1} = epsilon_k + I_k + delta_k for any number of steps (sheet 7.7)."""
+    """epsilon_{k+1} = epsilon_k + I_k + delta_k for any number of steps (FTD, Eq. 6-11)."""
     loss, path, tensors, draws = toy(segments, steps)
     errors = trajectory_errors(loss, path, tensors, draws)
     e, i, d = errors.accumulated, errors.initialization, errors.matching

@@ -1,4 +1,4 @@
-"""GSAM for K stacked networks: the identities of FTD's fact sheet and the plain loop."""
+"""GSAM for K stacked networks: the identities of FTD's Eq. 13 and the plain loop."""
 
 import math
 
@@ -41,7 +41,7 @@ def vectors(tensors, i):
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_direction_by_its_definition(tiny, adaptive, alpha):
-    """g_p at the perturbed weights, g_o orthogonal to it, norms of each network on its own (sheet 7.4)."""
+    """g_p at the perturbed weights, g_o orthogonal to it, norms of each network on its own."""
     problem, rho = Problem(tiny), 0.05
     optimizer = GSAM(rho=rho, alpha=alpha, adaptive=adaptive)
     before = [weight.detach().clone() for weight in problem.weights]

@@ -1,4 +1,4 @@
-"""Gradient and distribution matching: identities of the fact sheet and the plain twins."""
+"""Gradient and distribution matching: identities that follow from their definitions, and the plain twins."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def rows(*shape, seed=0):
 
 @pytest.mark.parametrize("shape", [(6, 3, 3, 3), (4, 7), (5, 2, 3)])
 def test_distance_of_a_gradient_to_itself(shape):
-    """Each row gives 1e-6 / (|a|^2 + 1e-6) (sheet 7.5)."""
+    """Each row gives 1e-6 / (|a|^2 + 1e-6)."""
     a = rows(*shape)
     square = a["conv.weight"][0].flatten(1).square().sum(1)
     assert gradient_distance(a, a) == pytest.approx(float((1e-6 / (square + 1e-6)).sum()), rel=1e-6)
@@ -119,7 +119,7 @@ def test_distance_equals_its_plain_twin():
 
 @pytest.mark.parametrize("drawn", [None, siamese()], ids=["DC", "DSA"])
 def test_gradient_loss_equals_its_plain_twin(drawn):
-    """All classes as one stack = class after class (sheet 7.6), values and pixel gradients, weighted real batches."""
+    """All classes as one stack = class after class, values and pixel gradients, weighted real batches."""
     net, params, real, weights, synthetic = problem()
     fast = gradient_loss(net, params, real, weights, synthetic, LABELS, drawn)
     plain = gradient_loss_plain(net, params, real, weights, synthetic, LABELS, drawn)
@@ -166,7 +166,7 @@ def test_class_gradients_are_those_of_each_class(weighted):
 
 @pytest.mark.parametrize("drawn", [None, siamese()], ids=["DC", "DSA"])
 def test_pixel_gradient_of_dc_equals_finite_differences(drawn):
-    """Second derivatives in float64 (sheet 7.5); a smooth activation keeps kinks away."""
+    """Second derivatives in float64; a smooth activation keeps kinks away."""
     net, params, real, weights, synthetic = problem(torch.float64, activation="swish")
     if drawn is not None:
         drawn = Draw(drawn.families, drawn.uniforms.double())
@@ -211,7 +211,7 @@ def run(objective, images, ipc=2, steps=7, lr=0.1, seed=0):
 
 @pytest.mark.parametrize("ipc, steps, networks, inner", [(2, 7, 4, 3), (1, 4, 4, 0), (4, 8, 2, 6)])
 def test_network_updates_between_pixel_updates(tiny, monkeypatch, ipc, steps, networks, inner):
-    """T pixel updates a network; zeta inner epochs between them and none after the last (sheet 7.6)."""
+    """T pixel updates a network; zeta inner epochs between them and none after the last."""
     epochs = []
     real_train = gm.train
 
@@ -264,7 +264,7 @@ def test_batch_norm_statistics_come_from_real_images_and_are_frozen(tiny):
 @pytest.mark.parametrize("normalization", ["instance", "group", "none"])
 @pytest.mark.parametrize("drawn", [None, siamese()], ids=["plain", "augmented"])
 def test_distribution_loss_equals_its_plain_twin(drawn, normalization):
-    """One forward of all classes = the loop over classes (sheet 7.7), values and pixel gradients, weighted batches."""
+    """One forward of all classes = the loop over classes, values and pixel gradients, weighted batches."""
     net, params, real, weights, synthetic = problem(normalization=normalization)
     fast = distribution_loss(net, params, real, weights, synthetic, drawn)
     plain = distribution_loss_plain(net, params, real, weights, synthetic, drawn)
@@ -274,7 +274,7 @@ def test_distribution_loss_equals_its_plain_twin(drawn, normalization):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_equal_batches_have_no_distance_under_siamese_augmentation(seed):
-    """S_c = B^T_c gives L = 0 and zero gradient (sheet 7.7)."""
+    """S_c = B^T_c gives L = 0 and zero gradient."""
     net, params, real, _, _ = problem()
     synthetic = real.clone().requires_grad_()
     uniform = torch.full((CLASSES, N), 1 / N)

@@ -23,7 +23,7 @@ def count(network):
     ],
 )
 def test_parameter_counts(shape, classes, depth, parameters):
-    """The counts of the field's ConvNet at width 128 (sheet 2.1)."""
+    """The counts of the field's ConvNet at width 128, from its layers by hand."""
     network = ConvNet(shape, classes)
     assert network.depth == depth == depth_for(shape)
     assert count(network) == parameters
@@ -93,7 +93,7 @@ def test_gray_28_is_padded_to_32(as_module):
 
 
 def test_instance_norm_is_group_norm_with_one_channel_a_group():
-    """GroupNorm(C, C) = InstanceNorm with affine (sheet 7.1)."""
+    """GroupNorm(C, C) = InstanceNorm with affine."""
     network = ConvNet((3, 8, 8), 4, width=6, depth=1)
     params = perturbed(network, 1)
     x = torch.randn(5, 3, 8, 8, generator=generator(3, "x"))

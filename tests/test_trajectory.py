@@ -80,7 +80,7 @@ def error(ours, expected):
 @pytest.mark.parametrize("n", [1, 3, 10])
 @pytest.mark.parametrize("kind", KINDS)
 def test_sweep_is_the_gradient_through_the_unrolled_loop(kind, n):
-    """Pixels, step size, label logits and real-valued targets (sheet 7.2)."""
+    """Pixels, step size, label logits and real-valued targets."""
     given = problem(kind, n)
     value, ours = sweep(*given)
     expected_value, expected = sweep_plain(*given)
@@ -164,7 +164,7 @@ def tesla(loss, theta0, target, tensors, draws):
 
 @pytest.mark.parametrize("n", [1, 3, 10])
 def test_frozen_sweep_is_tesla(n):
-    """To rounding; exact at N = 1 and not beyond (sheet 7.3)."""
+    """To rounding; exact at N = 1 and not beyond."""
     given = problem(n=n)
     value, ours = sweep(*given, frozen=True)
     expected_value, expected = tesla(*given)
@@ -195,7 +195,7 @@ def test_loss_of_a_student_that_does_nothing_is_one():
 
 @pytest.mark.parametrize("n", [1, 5])
 def test_a_target_made_by_the_same_steps_is_reached(n):
-    """L = 0 and zero gradients, without 0 / 0 (sheet 7.1)."""
+    """L = 0 and zero gradients, without 0 / 0."""
     loss, theta0, _, tensors, draws = problem(n=n)
     made = Flat(theta0).params(student(loss, theta0, tensors, draws)[-1])
     value, gradients = sweep(loss, theta0, made, tensors, draws)
@@ -265,7 +265,7 @@ def test_bad_problems_are_refused(refused):
 
 
 def test_the_range_of_start_epochs_grows():
-    """U is T at step 0, never above T+, never falls (sheet 7.6)."""
+    """U is T at step 0, never above T+, never falls."""
     starts = Starts(0, 20, begin=10, growth=1000)
     bounds = [starts.bound(step) for step in range(0, 3000, 10)]
     assert bounds[0] == 10 and bounds[-1] == 20 and bounds == sorted(bounds)
@@ -446,7 +446,7 @@ def test_learned_labels_stay_with_their_images_and_are_what_networks_train_on(ti
 
 
 def test_the_average_is_that_of_the_images(tiny):
-    """ema_n = gamma^n S_0 + (1 - gamma) sum_k gamma^(n-k) S_k (sheet 7.5); the present step size goes with it."""
+    """ema_n = gamma^n S_0 + (1 - gamma) sum_k gamma^(n-k) S_k; the present step size goes with it."""
     experts, gamma, sets = trained(tiny), 0.8, [first(tiny).tensors["images"]]
     made = objective(tiny, experts)
     step = made.step

@@ -4,7 +4,8 @@ An `ImageSet` keeps its images as uint8 (N, C, H, W) at rest; `.batch(indices)` 
 standardization is applied in one place. `load` gives the three disjoint splits every experiment uses: test images are
 used for nothing but the final accuracy, validation images are held out of the training images.
 
-Sources: normalization constants and ZCA as in the fact sheet of the matching methods (kornia's ZCA, eps 0.1).
+Sources: normalization constants of the public code of DC, DSA and DM (github.com/VICO-UoE/DatasetCondensation); ZCA as in
+the public code of MTT (github.com/GeorgeCazenavette/mtt-distillation): kornia's, eps 0.1.
 """
 
 import hashlib

@@ -1,8 +1,9 @@
 """The one protocol that turns a set into accuracies: fresh networks, trained on the set alone, tested at the end.
 
-Source: the evaluation shared by DC, DSA, DM and the trajectory methods (fact sheet of the matching methods, 2.2): SGD
-with momentum .9, weight decay 5e-4, batch 256, epochs 0..E inclusive; after epoch E // 2 + 1 the rate falls to a tenth
-once and momentum restarts. Accuracy is that of the final weights; nothing is chosen on the test images.
+Source: the evaluation shared by DC, DSA, DM and the trajectory methods, as in the public code of the first three
+(github.com/VICO-UoE/DatasetCondensation): SGD with momentum .9, weight decay 5e-4, batch 256, epochs 0..E inclusive;
+after epoch E // 2 + 1 the rate falls to a tenth once and momentum restarts. Accuracy is that of the final weights;
+nothing is chosen on the test images.
 """
 
 import math

@@ -2,9 +2,9 @@
 
 `Fast(network, "bfloat16", compiled=True)` is a network like the one it wraps: weights, their gradients and its outputs
 stay float32, the work in between runs in the chosen precision and, on request, fused by `torch.compile`. It is meant for
-passes differentiated at most once: real embeddings, real gradients, training that produces no matched weights (fact sheet
-of the matching methods, section 6). A compiled function must not be differentiated twice, so synthetic images of gradient
-matching and trajectory matching use the wrapped network itself.
+passes differentiated at most once: real embeddings, real gradients, training that produces no matched weights. A
+compiled function must not be differentiated twice, so synthetic images of gradient matching and trajectory matching use
+the wrapped network itself.
 
 Slow reference: the wrapped network.
 """

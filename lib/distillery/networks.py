@@ -6,7 +6,8 @@ one grouped normalization over K*C channels; any `nn.Module` runs through `Modul
 or one network after another, whichever is faster for the shapes (`vmap_pays`).
 
 Source of the ConvNet: D blocks of Conv3x3(width) - norm - ReLU - AvgPool2x2, then a linear layer, PyTorch's default
-initialization (fact sheet of the matching methods, 2.1). Slow reference: `ConvNet.module`, the same as an nn.Module.
+initialization (public code of DC, DSA and DM, github.com/VICO-UoE/DatasetCondensation). Slow reference:
+`ConvNet.module`, the same as an nn.Module.
 """
 
 import math

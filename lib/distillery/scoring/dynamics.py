@@ -1,6 +1,6 @@
 r"""Scores from training dynamics. One ensemble pass yields them all; high = hard.
 
-Mean training loss (BiLP's criterion, fact sheet 2.1): over T networks and E epochs,
+Mean training loss (the criterion of BiLP, arXiv 2305.18381): over T networks and E epochs,
 
 $$s(x) = \frac{1}{TE}\sum_{t=1}^{T}\sum_{e=1}^{E} \ell\big(f_{\theta_{t,e}}(x), y\big)$$
 
