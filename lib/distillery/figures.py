@@ -10,7 +10,7 @@ from torch import Tensor
 from distillery import store
 
 COLORS = {
-    "whole": "#555555", "random": "#999999", "herding": "#b07aa1", "k-means": "#9c755f",
+    "whole": "#555555", "random": "#999999", "random at the student's rate": "#cccccc", "herding": "#b07aa1", "k-means": "#9c755f",
     "DC": "#4e79a7", "DSA": "#76b7b2", "DM": "#e15759",
     "MTT": "#4e79a7", "FTD": "#f28e2b", "FTD + EMA": "#ffbe7d", "DATM": "#59a14f", "TESLA": "#76b7b2",
 }  # fmt: skip
