@@ -1,5 +1,6 @@
 """The pipeline: recipes are refused where they make no sense, runs are computed once, and two runs give the same bits."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -48,11 +49,14 @@ def bench(splits, folder, changes=None, validations=0, **options):
 
 
 def trained(monkeypatch):
-    """The number of epochs of each training of experts from here on."""
+    """The number of epochs of each training of experts from here on; steps timed for the cost are none."""
     calls, train = [], experts.train
-    monkeypatch.setattr(
-        experts, "train", lambda *args, **options: calls.append(options["epochs"]) or train(*args, **options)
-    )
+
+    def watched(*args, **options):
+        calls.extend([options["epochs"]] if "epochs" in options else [])
+        return train(*args, **options)
+
+    monkeypatch.setattr(experts, "train", watched)
     return calls
 
 
@@ -236,10 +240,12 @@ def test_a_bench_without_settings_refuses_trajectories(splits, tmp_path, refused
         here.run(Recipe("FTD", 1, 0))
 
 
-def test_experts_are_trained_once_and_their_cost_is_told(splits, tmp_path, monkeypatch):
+def test_experts_are_trained_once_and_their_cost_is_told(splits, tmp_path, monkeypatch, capsys):
     calls = trained(monkeypatch)
     here = bench(splits, tmp_path)
     first, second = (here.run(Recipe("FTD", 1, seed, steps=1)) for seed in (0, 1))
+    (told,) = capsys.readouterr().out.splitlines()
+    assert told.startswith("2 experts: ") and "MB on disk" in told
     assert calls == [2] and first["experts"] == second["experts"]
     assert first["experts"]["samples"] == 2 * 2 * len(splits.train) and first["experts"]["seconds"] > 0
     more = here.run(Recipe("DATM", 1, 0, steps=1))  # the same flat experts, one epoch longer
@@ -333,6 +339,45 @@ def test_first_images_that_an_expert_classifies_right(splits, tmp_path):
 
 class Killed(Exception):
     pass
+
+
+def test_experts_that_were_killed_keep_the_time_they_took(splits, tmp_path, monkeypatch):
+    recipe, write, left = Recipe("FTD", 1, 0, steps=1), experts._write, iter(range(2))
+
+    def slow(*args):
+        time.sleep(0.3)
+        if next(left, None) is None:
+            raise Killed
+        write(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experts, "_write", slow)  # epochs 0 and 1 are written, 2 is lost
+        with pytest.raises(Killed):
+            bench(splits, tmp_path).run(recipe)
+    cost = bench(splits, tmp_path).run(recipe)["experts"]
+    assert cost["seconds"] > 0.3 and cost["samples"] == 2 * 2 * len(splits.train)
+
+
+def test_experts_are_made_before_runs_are_mapped(ray, splits, tmp_path, monkeypatch):
+    """The driver maps the experts of all recipes, then the recipes, whose workers find them: the bits are the same."""
+    recipes = [Recipe("FTD", 1, 0, steps=1, iterate="ema"), *(Recipe("MTT", 1, s, steps=1) for s in (0, 1))]
+    here, there = bench(splits, tmp_path / "local"), bench(splits, tmp_path / "ray")
+    expected, mapped, make = here.run_all(recipes), [], experts.make
+
+    def watched(*args, where, **options):
+        mapped.append(where)
+        return make(*args, where=where, **options)
+
+    monkeypatch.setattr(experts, "make", watched)
+    found = there.run_all(recipes, "ray")
+    assert mapped == ["ray", "ray"]
+    assert [one["accuracies"] for one in found] == [one["accuracies"] for one in expected]
+    assert there.runs.computed == 4 and found[1]["experts"] == found[2]["experts"]
+    bench(splits, tmp_path / "ray").run_all(recipes, "ray")
+    assert mapped == ["ray", "ray"]
+    there.engine = "ray"
+    bank = there.experts(Recipe("DATM", 1, 0))
+    assert mapped[2:] == ["ray"] and bank.epochs == 3
 
 
 def test_a_killed_distillation_goes_on_with_the_same_bits(splits, tmp_path, monkeypatch):

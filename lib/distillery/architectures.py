@@ -2,8 +2,9 @@
 
 `build(name, shape, classes, width)` gives a network with the interface of `networks`; `module(...)` gives the plain
 `nn.Module` behind it. Layers and sizes are those of the field's shared pool (`networks.py` of the public code of DC, DSA
-and DM, github.com/VICO-UoE/DatasetCondensation), which is written for 32 x 32 color and 28 x 28 gray images. The ViT has no published counterpart there: width and heads are those of ViT-Ti (arXiv 2012.12877). Initialization is
-PyTorch's default everywhere; the ViT's positions are drawn as the weights of a linear layer, its class token starts at zero.
+and DM, github.com/VICO-UoE/DatasetCondensation), which is written for 32 x 32 color and 28 x 28 gray images. The ViT has
+no published counterpart there: width and heads are those of ViT-Ti (arXiv 2012.12877). Initialization is PyTorch's
+default everywhere; the ViT's positions are drawn as the weights of a linear layer, its class token starts at zero.
 
 Rules for other image sizes, which change nothing at the published ones:
 

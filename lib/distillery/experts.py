@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from distillery import engine, store
 from distillery.augment import DSA
 from distillery.checks import InputError, Stopped, check_positive_int
+from distillery.fast import tensor_cores
 from distillery.networks import Params
 from distillery.optimizers import SGD
 from distillery.seeds import generator, split
@@ -85,30 +86,44 @@ def make(
     epochs: int,
     *,
     where: str = "local",
+    account: str = "",
     log: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Train and store what is missing of `training.experts` experts up to epoch `epochs`; the artifacts.
 
-    source  an ImageSet: real images, on the device to train on
-    epochs  trajectory matching reads start epochs plus its span: last start + span (max start - 1 + M)
-    where   the engine that chunks of experts are mapped over
-    log     told the cost before anything is trained
-    raises  InputError if the disk refuses; epochs stored before are kept
+    source   an ImageSet: real images, on the device to train on
+    epochs   trajectory matching reads start epochs plus its span: last start + span (max start - 1 + M)
+    where    the engine that chunks of experts are mapped over; each has the caller's threads, and a GPU for images on one
+    account  whom `spent` tells the time of the epochs trained now
+    log      told the cost before anything is trained
+    raises   InputError if the disk refuses; epochs stored before are kept
     """
     check_positive_int("epochs", epochs)
-    if log:
+    if log and missing(folder, network, source, training, epochs):
         log(describe(cost(folder, network, source, training, epochs)))
     firsts = range(0, training.experts, _chunk(network, source, training))
     return engine.map(
-        lambda first: _make(Path(folder), network, source, training, epochs, first), firsts, where
+        lambda first: _make(Path(folder), network, source, training, epochs, first, account),
+        firsts,
+        where,
+        cpus=torch.get_num_threads(),
+        gpus=1 if source.device.type == "cuda" else 0,
     )
 
 
-def _make(folder: Path, network, source, training: Training, epochs: int, first: int) -> Path:
+def _make(folder: Path, network, source, training: Training, epochs: int, first: int, account: str) -> Path:
     card = _card(network, source, training, first)
     path = _path(folder, card)
     count = card["inputs"]["experts"][1]
-    with store.lock(path.with_suffix(".lock")):
+    began = time.monotonic()
+
+    def keep(epoch: int, weights: Params, momentum: list[Tensor]) -> None:
+        nonlocal began
+        now = time.monotonic()
+        _write(path, epoch, weights, momentum, card | {"account": account, "seconds": now - began})
+        began = now
+
+    with store.lock(path.with_suffix(".lock")), tensor_cores("float32"):  # weights that will be matched
         stored = _stored(path)
         if stored > epochs:
             return path
@@ -124,8 +139,7 @@ def _make(folder: Path, network, source, training: Training, epochs: int, first:
         split(stream, first)  # those of the experts before
         train(
             network, params, source, optimizer=training.optimizer, generator=stream, epochs=epochs,
-            batch=training.batch, augmentation=training.augmentation, done=(max(stored - 1, 0), momentum),
-            after_epoch=lambda epoch, weights, momentum: _write(path, epoch, weights, momentum, card),
+            batch=training.batch, augmentation=training.augmentation, done=(max(stored - 1, 0), momentum), after_epoch=keep,
         )  # fmt: skip
     return path
 
@@ -165,6 +179,25 @@ def cost(folder: str | Path, network, source, training: Training, epochs: int) -
     steps = sum(min(left, epochs) for left in epochs_left) * per_epoch
     seconds = steps * _seconds_a_step(network, params, source, training) if steps else 0.0
     return {"experts": training.experts, "steps": steps, "seconds": seconds, "bytes": total * numbers}
+
+
+def spent(
+    folder: str | Path, network, source, training: Training, epochs: int, account: str
+) -> dict[str, float]:
+    """What the stored epochs took that were trained on an account: 'seconds', 'samples' (real images touched).
+
+    Chunks count one after another. Each epoch keeps its own time, so that a kill forgets no more than the one under way.
+    """
+    seconds, samples = 0.0, 0
+    for first in range(0, training.experts, _chunk(network, source, training)):
+        card = _card(network, source, training, first)
+        path = _path(Path(folder), card)
+        for epoch in range(1, min(_stored(path) - 1, epochs) + 1):
+            _, found = store.map_tensors(_file(path, epoch))
+            if found.get("account") == account:
+                seconds += found["seconds"]
+                samples += card["inputs"]["experts"][1] * len(source)
+    return {"seconds": seconds, "samples": samples}
 
 
 def missing(folder: str | Path, network, source, training: Training, epochs: int) -> int:

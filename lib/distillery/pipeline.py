@@ -65,6 +65,7 @@ class Bench:
         precision: str = "float32",
         compiled: bool = False,
         trajectory: Trajectory | None = None,
+        engine: str = "local",
     ):
         """What all runs share.
 
@@ -74,13 +75,14 @@ class Bench:
         precision, compiled  how passes run that are differentiated at most once and match no weights (`Fast`): evaluation,
                              scores, real images; synthetic images stay float32
         trajectory           settings of MTT, FTD, TESLA and DATM, None = they are refused
+        engine               what chunks of experts are mapped over, where no recipes are
         """
         self.fast = Fast(network, precision, compiled)
         self.data, self.network, self.protocol, self.runs = data, network, protocol, runs
         self.augmentation = augmentation
         self.score_lengths = {"loss": (score_trials, score_epochs), "converged loss": converged}
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
-        self.trajectory = trajectory
+        self.trajectory, self.engine = trajectory, engine
         self._experts: dict[str, Experts] = {}
         self._scored: dict[tuple[str, int], dict[str, Tensor]] = {}
         self.scoring: dict[tuple[str, int], dict] = {}  # seconds and samples of each score pass
@@ -165,12 +167,12 @@ class Bench:
         """
         if where == "local":
             return engine.map(self.run, recipes)
-        parts = (self.data.train, self.data.validation, self.data.test)
-        if any(isinstance(part.pixels, Rows) for part in parts):
-            raise InputError(
-                f"engine: {where!r} with images that stay on disk (mapped=True); accepted: local, or mapped=False"
-            )
+        self._check_mapped(where)
         _ = self.context, self.data.digest  # known before the bench is copied to the workers
+        for recipe in recipes:  # experts are a map of their own: workers only load them
+            made = replace(recipe, evaluate_on="", iterate="last")
+            if made.method in TRAJECTORIES and not self._over(made):
+                self._make_experts(made, where)
         options = {
             "cpus": torch.get_num_threads(),
             "gpus": gpus if self.data.train.device.type == "cuda" else 0,
@@ -183,13 +185,26 @@ class Bench:
             self.scoring |= scoring
         return [answer[0] for answer in answers]
 
+    def _check_mapped(self, where: str) -> None:
+        parts = (self.data.train, self.data.validation, self.data.test)
+        if where != "local" and any(isinstance(part.pixels, Rows) for part in parts):
+            raise InputError(
+                f"engine: {where!r} with images that stay on disk (mapped=True); accepted: local, or mapped=False"
+            )
+
+    def _over(self, recipe: Recipe) -> bool:
+        """Whether nothing would be computed for a recipe: it is stored, or the budget is spent."""
+        key = store.identity("bench", VERSION, self._inputs(recipe), self.data.digest)
+        return self.runs.path(key).exists() or self.runs.spent()
+
     def _run_apart(self, recipe: Recipe) -> tuple[dict | None, int, int, list[dict], dict]:
         """`run` on a copy of the bench, with what the copy has counted."""
         result, runs = self.run(recipe), self.runs
         return result, runs.computed, runs.reused, runs.missing, self.scoring
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_scored": {}, "_experts": {}, "scoring": {}, "progress": False}
+        own = {"_scored": {}, "_experts": {}, "scoring": {}, "progress": False, "engine": "local"}
+        return self.__dict__ | own
 
     def synthetic(self, result: dict, iterate: str = "last") -> Synthetic | None:
         """The set behind a result, the images it started from as card['start']; None if its file was not kept."""
@@ -309,24 +324,28 @@ class Bench:
 
     def _load_experts(self, recipe: Recipe) -> tuple[Experts, dict]:
         """The experts, and the cost of training them: 'id', 'seconds', 'samples' (real images touched)."""
+        key, cost, asked = self._make_experts(recipe, self.engine)
+        if key not in self._experts:  # one bank at a time: they are large
+            self._experts = {key: experts.load(*asked)}
+        return self._experts[key], cost
+
+    def _make_experts(self, recipe: Recipe, where: str) -> tuple[str, dict, tuple]:
+        """Train what is missing of a recipe's experts, mapped over an engine: their id, cost, and what names them."""
+        self._check_mapped(where)
         settings = self._settings().settings(recipe.method, recipe.ipc)
         training, epochs = self.trajectory.training(settings, self.augmentation), expert_epochs(settings)
         source = self.data.train if recipe.keep == 1 else self.data.train.subset(self.kept(recipe))
-        folder, log = self.runs.folder / "artifacts" / "experts", print if self.progress else None
+        folder = self.runs.folder / "artifacts" / "experts"
+        asked = folder, self.network, source, training, epochs
         identity = {"training": asdict(training), "epochs": epochs, "network": self.network.spec()}
         identity |= {"kind": settings["optimizer"], "transform": self.context["transform"]}
         key = store.identity("bank", experts.VERSION, identity, source.digest)
         path = folder / f"{key}.json"
-        with store.lock(path.with_suffix(".lock"), wait=True), tensor_cores("float32"):
-            left = experts.missing(folder, self.network, source, training, epochs)
-            if left or not path.exists():
-                began = time.monotonic()
-                experts.make(folder, self.network, source, training, epochs, log=log)
-                seconds = time.monotonic() - began
-                store.write_json(path, {"id": key, "seconds": seconds, "samples": left * len(source)})
-        if key not in self._experts:  # one bank at a time: they are large
-            self._experts = {key: experts.load(folder, self.network, source, training, epochs)}
-        return self._experts[key], store.read_json(path)
+        with store.lock(path.with_suffix(".lock"), wait=True):
+            if experts.missing(*asked) or not path.exists():
+                experts.make(*asked, where=where, account=key, log=print)
+                store.write_json(path, {"id": key} | experts.spent(*asked, key))
+        return key, store.read_json(path), asked
 
     def _finished(self, recipe: Recipe, iterate: str = "last") -> Synthetic:
         """The set of a recipe that has run and whose file is here."""

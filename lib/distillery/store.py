@@ -344,6 +344,10 @@ class Runs:
         own = {"clock": time.time, "deadline": until, "wait": True, "computed": 0, "reused": 0, "missing": []}
         return self.__dict__ | own
 
+    def spent(self) -> bool:
+        """Whether the budget is."""
+        return self.clock() >= self.deadline
+
     def path(self, key: str) -> Path:
         return self.folder / "runs" / f"{key}.json"
 
@@ -362,14 +366,14 @@ class Runs:
         if path.exists():
             self.reused += 1
             return self._read(path, key)
-        if self.clock() >= self.deadline:
+        if self.spent():
             self.missing.append(inputs)
             return None
         with lock(path.with_suffix(".lock"), self.wait):
             if path.exists():  # another worker finished it meanwhile
                 self.reused += 1
                 return self._read(path, key)
-            if self.wait and self.clock() >= self.deadline:  # spent by waiting
+            if self.wait and self.spent():  # spent by waiting
                 self.missing.append(inputs)
                 return None
             result = compute(key)
