@@ -205,7 +205,7 @@ TYPES = {
         ("ipc", []),
         ("ipc", "ten"),
         ("keep", 0),
-        ("keep", 2),
+        ("keep", 2.5),
         ("keep", [0.5, 1.5]),
         ("n_seeds", 0),
         ("n_seeds", "five"),
