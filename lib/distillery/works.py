@@ -13,11 +13,13 @@ from distillery.augment import DSA, draw
 from distillery.data import ImageSet
 from distillery.evaluation import Protocol, accuracy, evaluate
 from distillery.fast import Fast
+from distillery.matching import Moment
 from distillery.matching.distribution import DistributionMatching, distribution_loss_plain
+from distillery.matching.effects import treatment_effects, treatment_effects_plain
 from distillery.matching.gradient import GradientMatching, gradient_loss_plain
 from distillery.networks import ConvNet
 from distillery.optimizers import SGD
-from distillery.sampling import RealBatches, Uniform
+from distillery.sampling import RealBatches, TreatmentEffect, Uniform
 from distillery.seeds import generator, split
 from distillery.synthetic import Synthetic
 from distillery.training import TensorSource, train, train_plain
@@ -145,3 +147,37 @@ def _matching(
         return total
 
     return {"plain": plain, "fast": lambda: objective.step(made, state, batches(), generator(2, "step"))}
+
+
+HOSTS = {"DM": DistributionMatching, "DC": GradientMatching}
+
+
+def treatment(network: ConvNet, host: str, images: ImageSet, n: int, augmentation: str = "") -> Paths:
+    """The effects of n real images of the first class on one stored image, at a fresh network."""
+    objective, device = HOSTS[host](network, augmentation=augmentation), images.device
+    params = {name: value.to(device) for name, value in network.init(generator(0, "effects"), 1).items()}
+    label = torch.zeros(1, dtype=torch.int64)
+    drawn = draw(augmentation, 1, 1, generator(1, "effects"), siamese=True)
+    members = images.of_class(0)
+    made = Synthetic({"images": images.batch(members[:1]), "targets": label.to(device)})
+    real, weights = RealBatches(images, Uniform(images.targets), generator(0, "real")).classes(label, n)
+    given = objective, Moment(params, label.to(device), drawn), made, real, weights
+    return {"plain": lambda: treatment_effects_plain(*given), "fast": lambda: treatment_effects(*given)}
+
+
+def level_two(network: ConvNet, host: str, images: ImageSet, batch: int, every: int) -> Paths:
+    """`every` steps at one stored image a class: without treatment effects ('plain'), and with one look at them ('fast')."""
+    made = first_of_class(images, 1)
+    objective = HOSTS[host](network, batch=batch)
+
+    def steps(sampler) -> None:
+        state = objective.start(made, generator(0, "start"))
+        for i in range(every):
+            sampler.refresh(i, objective, state, made)
+            drawn = RealBatches(images, sampler, generator(0, "real", i))
+            _, state, _ = objective.step(made, state, drawn, generator(0, "step", i))
+
+    return {
+        "plain": lambda: steps(Uniform(images.targets)),
+        "fast": lambda: steps(TreatmentEffect(images.targets, 0.2, every)),
+    }
