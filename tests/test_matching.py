@@ -6,8 +6,8 @@ import torch
 from distillery import augment
 from distillery.augment import DSA, Draw
 from distillery.distill import Optimizer, distill
-from distillery.matching import gradient as gm
 from distillery.matching import Moment, gradient_by_classes
+from distillery.matching import gradient as gm
 from distillery.matching.distribution import DistributionMatching, distribution_loss, distribution_loss_plain
 from distillery.matching.gradient import (
     GradientMatching,
