@@ -20,7 +20,7 @@ from distillery.optimizers import SGD
 from distillery.sampling import Uniform
 from distillery.seeds import generator
 from distillery.synthetic import Synthetic
-from distillery.training import TensorSource, train
+from distillery.training import Plan, TensorSource, train
 
 META = torch.device("meta")
 
@@ -75,6 +75,13 @@ def test_the_watcher_sees_what_it_should(watched):
     torch.zeros(3).to(META)
     values[torch.tensor([0, 1])]
     assert watched.count == 2
+
+
+def test_weights_of_a_plan_may_live_on_the_device(watched):
+    params = {name: torch.empty_like(v, device=META) for name, v in network().init(generator(0, "x")).items()}
+    plan = Plan(torch.arange(12), torch.ones(12, device=META))
+    train(network(), params, source(), generator=generator(0, "y"), steps=3, batch=5, plan=lambda *_: plan)
+    assert watched.count == 0
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

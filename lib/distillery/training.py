@@ -253,9 +253,9 @@ class _Stack:
         shuffle = torch.stack(shuffles)
         order = per_network.gather(1, shuffle).to(self.device, non_blocking=True)
         weights = None
-        if chosen.weights is not None:
-            weights = chosen.weights.cpu().expand(len(self.streams), -1).gather(1, shuffle)
-            weights = weights.to(self.device, non_blocking=True)
+        if chosen.weights is not None:  # they may live on the device, which is not waited for
+            weights = chosen.weights.to(self.device, non_blocking=True).expand(len(self.streams), -1)
+            weights = weights.gather(1, shuffle.to(self.device, non_blocking=True))
         if draws[0] is None:
             return order, weights, None
         families = torch.stack([d.families for d in draws])  # (K, steps)
