@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -18,13 +19,15 @@ from distillery.matching.effects import (
     treatment_effects_probed,
 )
 from distillery.matching.gradient import GradientMatching
+from distillery.matching.idm import QueueMatching, QueueMoment
 from distillery.networks import ConvNet
 from distillery.sampling import RealBatches, TreatmentEffect, Uniform
 from distillery.seeds import generator
 from distillery.synthetic import Synthetic
 
 CLASSES, N = 3, 6
-HOSTS = {"DM": DistributionMatching, "DC": GradientMatching}
+HOSTS = {"DM": DistributionMatching, "DC": GradientMatching, "IDM": QueueMatching}
+MOMENTS = {"IDM": partial(QueueMoment, train_mode=False, push=30.0)}  # the cross-entropy has no effect
 
 
 def problem(host="DM", ipc=2, strategy="", formation="identity", dtype=torch.float64, **options):
@@ -34,7 +37,7 @@ def problem(host="DM", ipc=2, strategy="", formation="identity", dtype=torch.flo
     objective = HOSTS[host](net)
     params = {name: value.to(dtype) for name, value in net.init(stream, 1).items()}
     drawn = augment.draw(strategy, CLASSES, 1, generator(1, "draw"), siamese=True)
-    moment = Moment(params, torch.arange(CLASSES), drawn)
+    moment = MOMENTS.get(host, Moment)(params, torch.arange(CLASSES), drawn)
     images = torch.randn(ipc * CLASSES, 2, 8, 8, generator=stream, dtype=dtype)
     made = Synthetic({"images": images, "targets": torch.arange(CLASSES).repeat(ipc)}, formation=formation)
     real = torch.randn(CLASSES, N, 2, 8, 8, generator=stream, dtype=dtype)

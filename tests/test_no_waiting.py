@@ -15,6 +15,7 @@ from distillery.evaluation import accuracy
 from distillery.fast import Fast
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
+from distillery.matching.idm import QueueMatching
 from distillery.networks import ConvNet
 from distillery.optimizers import SGD
 from distillery.sampling import Uniform
@@ -110,7 +111,7 @@ def test_testing_waits_once(watched, monkeypatch):
     assert watched.count == 0
 
 
-@pytest.mark.parametrize("method", ["DM", "DC", "DC, inner training"])
+@pytest.mark.parametrize("method", ["DM", "DC", "DC, inner training", "IDM"])
 def test_distillation_steps_never_wait(watched, monkeypatch, method):
     """Beyond the look for NaN every CHECK_EVERY steps and the end, nothing is read."""
     monkeypatch.setattr(loop, "_check_finite", lambda *_: None)
@@ -130,6 +131,8 @@ def test_distillation_steps_never_wait(watched, monkeypatch, method):
     options = {"augmentation": DSA, "real_network": Fast(network(), "bfloat16")}
     if method == "DM":
         objective = DistributionMatching(network(), 4, **options)
+    elif method == "IDM":
+        objective = QueueMatching(network(), 4, interval=1, train_steps=2, train_batch=4, **options)
     else:
         objective = GradientMatching(network(), 1 if method == "DC" else 3, 1, 4, **options)
     done = distill(
