@@ -58,6 +58,32 @@ def test_groups_under_different_families_stay_in_order():
         assert torch.allclose(augment(x, drawn)[g, 1], one, atol=2e-5)
 
 
+@pytest.mark.parametrize("siamese", [False, True])
+def test_families_joined_by_plus_are_all_applied_in_order(siamese):
+    """Batched = one family after another on single images, each with its own three numbers."""
+    strategy = "color+crop+cutout"
+    x = images(3, 4, (3, 8, 9))
+    drawn = draw(strategy, 3, 4, generator(1, "all"), siamese)
+    assert drawn.families.tolist() == [[0, 1, 2]] * 3
+    assert drawn.uniforms.shape == (3, 1 if siamese else 4, 9)
+    out = augment(x, drawn)
+    for g in range(3):
+        for b in range(4):
+            one, uniforms = x[g, b], drawn.uniforms[g, 0 if siamese else b]
+            for i, family in enumerate(strategy.split("+")):
+                one = augment_plain(one, family, uniforms[3 * i : 3 * i + 3])
+            assert torch.allclose(out[g, b], one, atol=2e-5)
+    assert torch.equal(augment(x[1:2], drawn[1:2]), out[1:2])
+
+
+def test_one_family_is_the_same_alone_or_in_turn():
+    x = images(2, 3, (2, 8, 8))
+    both = draw("crop+flip", 2, 3, generator(2, "x"))
+    crop, flip = (Draw(both.families[:, i], both.uniforms[..., 3 * i : 3 * i + 3]) for i in range(2))
+    assert torch.equal(augment(x, both), augment(augment(x, crop), flip))
+    assert not torch.equal(augment(x, both), augment(augment(x, flip), crop))  # the order matters
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_siamese_draw_treats_equal_images_equally(family):
     one = images(2, 1, (3, 8, 9))
@@ -137,8 +163,9 @@ def test_nothing_to_do():
 
 
 def test_unknown_family_is_refused(refused):
-    with refused("blur", "color"):
-        draw("color_blur", 1, 1, generator(0, "x"))
+    for strategy, name in (("color_blur", "blur"), ("color+blur", "blur"), ("color+crop_flip", "crop_flip")):
+        with refused(name, "color"):
+            draw(strategy, 1, 1, generator(0, "x"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,8 +1,9 @@
 r"""Differentiable Siamese augmentation (DSA, arXiv 2102.08259), batched and drawn from a generator.
 
-A draw picks **one** of the six families per group of images and three uniform numbers per image (or per group where it
-is siamese: real and synthetic images then meet exactly the same transformation). Drawing and applying are apart, so a
-draw can be stored and applied again. Images are (G, B, C, H, W): G groups (networks, or classes) of B images.
+A draw picks **one** of the families that a strategy joins by '_' ('color_crop') per group of images and three uniform
+numbers per image (or per group where it is siamese: real and synthetic images then meet exactly the same transformation).
+Families joined by '+' ('color+crop+cutout') are **all** applied, in that order (IDC). Drawing and applying are apart, so
+a draw can be stored and applied again. Images are (G, B, C, H, W): G groups (networks, or classes) of B images.
 
 | family | transformation, $u_i \sim U[0, 1)$ |
 |---|---|
@@ -33,7 +34,10 @@ DSA_NO_FLIP = "color_crop_cutout_scale_rotate"  # digits and other signs that a 
 
 @dataclass(frozen=True)
 class Draw:
-    """families: (G,) int64 into FAMILIES; uniforms: (G, B, 3), or (G, 1, 3) where the group shares one draw."""
+    """families: (G,) int64 into FAMILIES; uniforms: (G, B, 3), or (G, 1, 3) where the group shares one draw.
+
+    Where F families follow one another: (G, F) and (G, B or 1, 3 F), three numbers for each in turn.
+    """
 
     families: Tensor
     uniforms: Tensor
@@ -43,28 +47,36 @@ class Draw:
 
 
 def parse(strategy: str) -> list[int]:
-    """'color_crop' -> indices into FAMILIES; '' or 'none' -> []. Raises InputError on an unknown family."""
+    """'color_crop' or 'color+crop' -> indices into FAMILIES; '' or 'none' -> []. Raises InputError on an unknown family."""
     if strategy in ("", "none"):
         return []
-    names = strategy.split("_")
+    names = strategy.split("+" if "+" in strategy else "_")
     for name in names:
         check_choice("augmentation family", name, FAMILIES)
     return [FAMILIES.index(name) for name in names]
 
 
 def draw(strategy: str, groups: int, n: int, generator: Generator, siamese: bool = False) -> Draw | None:
-    """Draw one family per group and its strengths per image, or per group if `siamese`. None if nothing is to be done."""
-    families = parse(strategy)
-    if not families:
+    """Draw one family per group, or all in turn, and strengths per image, or per group if `siamese`. None if nothing is to be done."""
+    families = torch.tensor(parse(strategy))
+    if not len(families):
         return None
-    picked = torch.randint(len(families), (groups,), generator=generator)
-    uniforms = torch.rand(groups, 1 if siamese else n, 3, generator=generator)
-    return Draw(torch.tensor(families)[picked], uniforms)
+    if "+" in strategy:
+        picked = families.expand(groups, -1)  # (G, F)
+    else:
+        picked = families[torch.randint(len(families), (groups,), generator=generator)]  # (G,)
+    numbers = 3 * picked[0].numel()
+    uniforms = torch.rand(groups, 1 if siamese else n, numbers, generator=generator)
+    return Draw(picked, uniforms)
 
 
 def augment(images: Tensor, draw: Draw | None) -> Tensor:
     """Apply a draw to images (G, B, C, H, W); differentiable in the images. Slow reference: `augment_plain`."""
     if draw is None:
+        return images
+    if draw.families.ndim == 2:
+        for families, uniforms in zip(draw.families.T, draw.uniforms.split(3, -1), strict=True):
+            images = augment(images, Draw(families, uniforms))
         return images
     families = draw.families.tolist()
     uniforms = draw.uniforms.to(images.device, non_blocking=True)  # drawn on the CPU, see seeds.py

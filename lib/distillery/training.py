@@ -138,7 +138,7 @@ def train(
     params        stacked weights with leading axis K, not modified
     source        has len(), `.shape` of one image, `.targets` and `.batch(indices)`
     epochs/steps  how long: exactly one of the two; the last batch of an epoch may be smaller
-    augmentation  DSA families, one family a step and network, strengths per image
+    augmentation  DSA families, one family a step and network ('_') or all of them ('+'), strengths per image
     plan          called before each epoch with its number and the stats so far
     collect       names in COLLECTORS
     snapshots     epochs after which weights are kept, 0 = before training
