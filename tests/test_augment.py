@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from distillery.augment import DSA, DSA_NO_FLIP, FAMILIES, Draw, augment, augment_plain, draw
+from distillery.augment import (
+    DSA,
+    DSA_NO_FLIP,
+    FAMILIES,
+    Draw,
+    augment,
+    augment_plain,
+    cutmix,
+    cutmix_plain,
+    draw,
+    draw_boxes,
+)
 from distillery.seeds import generator
 
 SHAPES = [(1, 8, 8), (3, 7, 10), (3, 13, 6), (2, 16, 16)]
@@ -173,3 +184,35 @@ def test_pixel_gradients_equal_finite_differences(family):
     x = images(1, 2, (2, 4, 5), torch.float64).requires_grad_()
     drawn = family_draw(family, torch.tensor([[[0.21, 0.83, 0.4], [0.66, 0.35, 0.9]]]))
     assert torch.autograd.gradcheck(lambda pixels: augment(pixels, drawn), [x], atol=1e-6)
+
+
+# CutMix
+
+
+def test_cutmix_equals_its_plain_twin():
+    x, stream = images(4, 5, (2, 7, 10)), generator(1, "cutmix")
+    labels = torch.rand(4, 5, 3, generator=stream)
+    boxes, kept = draw_boxes(0.7, 4, 7, 10, stream)
+    mixed, soft = cutmix(x, labels, boxes, kept)
+    for g in range(4):
+        expected, wanted = cutmix_plain(x[g], labels[g], boxes[g])
+        assert torch.equal(mixed[g], expected)
+        assert torch.allclose(soft[g], wanted)
+
+
+def test_labels_are_mixed_by_pixel_share():
+    """White images beside black ones: the mean brightness is the share of the label of white."""
+    x = torch.tensor([1.0, 0.0]).repeat(50, 3)[..., None, None, None].expand(50, 6, 1, 8, 6)
+    boxes, kept = draw_boxes(1.0, 50, 8, 6, generator(0, "boxes"))
+    mixed, soft = cutmix(x, x[..., 0, 0], boxes, kept)
+    assert torch.allclose(mixed.mean((-1, -2)), soft, atol=1e-6)
+    assert kept.min() <= 0.5 and kept.max() > 0.9
+
+
+@pytest.mark.parametrize("side, area", [(32, 0.299), (28, 0.296), (224, 0.318)])
+def test_mean_mixed_area(side, area):
+    """Simulated values of the sheet."""
+    _, kept = draw_boxes(1.0, 100_000, side, side, generator(0, "area"))
+    assert float(1 - kept.mean()) == pytest.approx(area, abs=0.003)
+    _, kept = draw_boxes(0.5, 100_000, side, side, generator(0, "area"))
+    assert float(1 - kept.mean()) == pytest.approx(area / 2, abs=0.003)

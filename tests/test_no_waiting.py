@@ -85,6 +85,14 @@ def test_weights_of_a_plan_may_live_on_the_device(watched):
     assert watched.count == 0
 
 
+def test_cutmix_never_waits(watched):
+    params = {
+        name: torch.empty_like(v, device=META) for name, v in network().init(generator(0, "x"), 2).items()
+    }
+    train(network(), params, source(), generator=generator(0, "y"), epochs=2, batch=5, augmentation="color+crop", cutmix=0.5)  # fmt: skip
+    assert watched.count == 0
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("k", [1, 3])
 def test_training_never_waits(watched, k, precision):

@@ -16,6 +16,8 @@ a draw can be stored and applied again. Images are (G, B, C, H, W): G groups (ne
 
 $m_c$ is the mean over channels at each pixel, $m$ the mean of the image. `align_corners` is True, as when the published
 results were made. Slow reference, one image at a time: `augment_plain`.
+
+CutMix (arXiv 1905.04899) pastes a box of another image and mixes the labels by area. Slow reference: `cutmix_plain`.
 """
 
 import math
@@ -164,6 +166,54 @@ def _rotate(images: Tensor, uniforms: Tensor) -> Tensor:
 
 
 _OPERATIONS = (_color, _crop, _cutout, _flip, _scale, _rotate)
+
+
+def draw_boxes(
+    probability: float, n: int, height: int, width: int, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """CutMix for n batches: boxes (n, 4) int64 as top, bottom, left, right, and the pixel share (n,) of what is not pasted.
+
+    With `probability` sides int(H sqrt(1 - l)) and int(W sqrt(1 - l)), l ~ Beta(1, 1), around a uniform pixel and clipped
+    at the border; otherwise an empty box.
+    """
+    mixed, kept, *centre = torch.rand(n, 4, generator=generator).unbind(1)
+    spans = []
+    for uniform, side in zip(centre, (height, width), strict=True):
+        half = (side * (1 - kept).sqrt()).long() // 2 * (mixed < probability)
+        at = (uniform * side).long()
+        spans += [(at - half).clamp(0, side), (at + half).clamp(0, side)]
+    boxes = torch.stack(spans, 1)
+    area = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
+    return boxes, 1 - area / (height * width)
+
+
+def cutmix(images: Tensor, labels: Tensor, boxes: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Paste into each image the box of the next one of its batch, the last one's from the first. Slow reference: `cutmix_plain`.
+
+    images  (G, B, C, H, W), in random order
+    labels  (G, B, classes) soft; with weights as factors, what is pasted brings its own
+    boxes   (G, 4) and the share (G,) of the image itself, from `draw_boxes`
+    """
+    inside = []
+    for first, side in ((0, images.shape[-2]), (2, images.shape[-1])):
+        at = torch.arange(side, device=images.device)
+        inside.append((at >= boxes[:, first, None]) & (at < boxes[:, first + 1, None]))  # (G, side)
+    box = inside[0][:, :, None] & inside[1][:, None, :]  # (G, H, W)
+    share = kept[:, None, None]
+    mixed = torch.where(box[:, None, None], images.roll(-1, 1), images)
+    return mixed, share * labels + (1 - share) * labels.roll(-1, 1)
+
+
+def cutmix_plain(images: Tensor, labels: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
+    """One batch (B, C, H, W) with labels (B, classes) and one box (4,), image by image: the definition."""
+    top, bottom, left, right = box.tolist()
+    share = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
+    mixed, soft = images.clone(), labels.clone()
+    for i in range(len(images)):
+        other = (i + 1) % len(images)
+        mixed[i, :, top:bottom, left:right] = images[other, :, top:bottom, left:right]
+        soft[i] = share * labels[i] + (1 - share) * labels[other]
+    return mixed, soft
 
 
 def augment_plain(image: Tensor, family: str, uniforms: Tensor) -> Tensor:
