@@ -33,6 +33,11 @@ class Moment:
         return None if self.drawn is None else self.drawn[here]
 
 
+def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries of a flat state whose names start with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 def classes_at_once(network, n: int, shape: tuple[int, ...], limit: int) -> int:
     """So many classes of n images that the widest feature map stays below `limit` numbers: a function of shapes alone."""
     return max(1, limit // (n * network.channels * shape[-2] * shape[-1]))
@@ -79,8 +84,9 @@ def train_on_real(
     batch: int,
     optimizer: SGD,
     generator: Generator,
+    **options,
 ) -> tuple[Params, Stats]:
-    """Train one network on real images of all classes: (weights, what training yields, 'correct' by image).
+    """Train one network on real images of all classes: (weights, what training yields). `options` are those of `train`.
 
     All steps share one draw of steps * batch images; a smaller set is visited again. Weights of the sampler are factors
     of the loss, relative to their mean over the draw.
@@ -89,5 +95,5 @@ def train_on_real(
     plan = Plan(torch.arange(len(images)), weights * len(images))
     return train(
         network, params, TensorSource(images, targets), optimizer=optimizer, generator=generator, steps=steps,
-        batch=batch, plan=lambda *_: plan, collect=("correct",),
+        batch=batch, plan=lambda *_: plan, **options,
     )  # fmt: skip

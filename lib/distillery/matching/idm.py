@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from distillery.augment import Draw, augment, draw
 from distillery.checks import InputError, check_positive_int
-from distillery.matching import Moment, classes_at_once, gradient_by_classes, train_on_real
+from distillery.matching import Moment, classes_at_once, gradient_by_classes, train_on_real, under
 from distillery.matching.distribution import MAP_LIMIT, DistributionMatching, class_means
 from distillery.networks import Params
 from distillery.optimizers import SGD
@@ -182,7 +182,8 @@ class QueueMatching(DistributionMatching):
         queue = {name: value.clone() for name, value in queue.items()}
         for i, stream in zip(chosen, split(generator, len(chosen)), strict=True):
             params, stats = train_on_real(
-                self.network, _network(queue, i), draw_real, self.train_steps, self.train_batch, self.optimizer, stream
+                self.network, _network(queue, i), draw_real, self.train_steps, self.train_batch, self.optimizer, stream,
+                collect=("correct",),
             )  # fmt: skip
             for name, value in params.items():
                 queue[f"queue.{name}"][i] = value[0]
@@ -194,5 +195,4 @@ class QueueMatching(DistributionMatching):
 
 def _network(queue: dict[str, Tensor], i: int) -> Params:
     """Network i of the queue, with leading axis 1."""
-    weights = {n.removeprefix("queue."): value for n, value in queue.items() if n.startswith("queue.")}
-    return {name: value[i : i + 1] for name, value in weights.items()}
+    return {name: value[i : i + 1] for name, value in under(queue, "queue.").items()}
