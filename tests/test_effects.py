@@ -19,6 +19,7 @@ from distillery.matching.effects import (
     treatment_effects_probed,
 )
 from distillery.matching.gradient import GradientMatching
+from distillery.matching.idc import FormationMoment, MultiFormation
 from distillery.matching.idm import QueueMatching, QueueMoment
 from distillery.networks import ConvNet
 from distillery.sampling import RealBatches, TreatmentEffect, Uniform
@@ -26,8 +27,16 @@ from distillery.seeds import generator
 from distillery.synthetic import Synthetic
 
 CLASSES, N = 3, 6
-HOSTS = {"DM": DistributionMatching, "DC": GradientMatching, "IDM": QueueMatching}
-MOMENTS = {"IDM": partial(QueueMoment, train_mode=False, push=30.0)}  # the cross-entropy has no effect
+HOSTS = {
+    "DM": DistributionMatching,
+    "DC": GradientMatching,
+    "IDM": QueueMatching,
+    "IDC": partial(MultiFormation, formation="identity"),
+}
+MOMENTS = {
+    "IDM": partial(QueueMoment, train_mode=False, push=30.0),  # the cross-entropy has no effect
+    "IDC": FormationMoment,
+}
 
 
 def problem(host="DM", ipc=2, strategy="", formation="identity", dtype=torch.float64, **options):
@@ -47,7 +56,7 @@ def problem(host="DM", ipc=2, strategy="", formation="identity", dtype=torch.flo
 
 
 @pytest.mark.parametrize("formation", ["identity", "partition2"])
-@pytest.mark.parametrize("strategy", ["", DSA])
+@pytest.mark.parametrize("strategy", ["", DSA, "color+crop+cutout"])
 @pytest.mark.parametrize("host", HOSTS)
 def test_exact_effects_are_the_definition(host, strategy, formation):
     given = problem(host, strategy=strategy, formation=formation)

@@ -10,11 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillery import distill as loop
 from distillery.augment import DSA
+from distillery.data import Standardize
 from distillery.distill import Optimizer, distill
 from distillery.evaluation import accuracy
 from distillery.fast import Fast
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
+from distillery.matching.idc import MultiFormation
 from distillery.matching.idm import QueueMatching
 from distillery.networks import ConvNet
 from distillery.optimizers import SGD
@@ -119,7 +121,7 @@ def test_testing_waits_once(watched, monkeypatch):
     assert watched.count == 0
 
 
-@pytest.mark.parametrize("method", ["DM", "DC", "DC, inner training", "IDM"])
+@pytest.mark.parametrize("method", ["DM", "DC", "DC, inner training", "IDM", "IDC"])
 def test_distillation_steps_never_wait(watched, monkeypatch, method):
     """Beyond the look for NaN every CHECK_EVERY steps and the end, nothing is read."""
     monkeypatch.setattr(loop, "_check_finite", lambda *_: None)
@@ -141,6 +143,12 @@ def test_distillation_steps_never_wait(watched, monkeypatch, method):
         objective = DistributionMatching(network(), 4, **options)
     elif method == "IDM":
         objective = QueueMatching(network(), 4, interval=1, train_steps=2, train_batch=4, **options)
+    elif method == "IDC":
+        transform = Standardize(torch.full((3,), 0.5), torch.full((3,), 0.2))
+        objective = MultiFormation(
+            network(), 4, real_network=options["real_network"], formation="identity", inner=3, n_data=8, train_batch=4,
+            most=1, transform=transform,
+        )  # fmt: skip
     else:
         objective = GradientMatching(network(), 1 if method == "DC" else 3, 1, 4, **options)
     done = distill(
