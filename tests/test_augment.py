@@ -3,7 +3,18 @@
 import pytest
 import torch
 
-from distillery.augment import DSA, DSA_NO_FLIP, FAMILIES, Draw, augment, augment_plain, draw
+from distillery.augment import (
+    DSA,
+    DSA_NO_FLIP,
+    FAMILIES,
+    Draw,
+    augment,
+    augment_plain,
+    cutmix,
+    cutmix_plain,
+    draw,
+    draw_boxes,
+)
 from distillery.seeds import generator
 
 SHAPES = [(1, 8, 8), (3, 7, 10), (3, 13, 6), (2, 16, 16)]
@@ -56,6 +67,32 @@ def test_groups_under_different_families_stay_in_order():
     for g, family in enumerate(families):
         one = augment_plain(x[g, 1], FAMILIES[family], drawn.uniforms[g, 1])
         assert torch.allclose(augment(x, drawn)[g, 1], one, atol=2e-5)
+
+
+@pytest.mark.parametrize("siamese", [False, True])
+def test_families_joined_by_plus_are_all_applied_in_order(siamese):
+    """Batched = one family after another on single images, each with its own three numbers."""
+    strategy = "color+crop+cutout"
+    x = images(3, 4, (3, 8, 9))
+    drawn = draw(strategy, 3, 4, generator(1, "all"), siamese)
+    assert drawn.families.tolist() == [[0, 1, 2]] * 3
+    assert drawn.uniforms.shape == (3, 1 if siamese else 4, 9)
+    out = augment(x, drawn)
+    for g in range(3):
+        for b in range(4):
+            one, uniforms = x[g, b], drawn.uniforms[g, 0 if siamese else b]
+            for i, family in enumerate(strategy.split("+")):
+                one = augment_plain(one, family, uniforms[3 * i : 3 * i + 3])
+            assert torch.allclose(out[g, b], one, atol=2e-5)
+    assert torch.equal(augment(x[1:2], drawn[1:2]), out[1:2])
+
+
+def test_one_family_is_the_same_alone_or_in_turn():
+    x = images(2, 3, (2, 8, 8))
+    both = draw("crop+flip", 2, 3, generator(2, "x"))
+    crop, flip = (Draw(both.families[:, i], both.uniforms[..., 3 * i : 3 * i + 3]) for i in range(2))
+    assert torch.equal(augment(x, both), augment(augment(x, crop), flip))
+    assert not torch.equal(augment(x, both), augment(augment(x, flip), crop))  # the order matters
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -137,8 +174,9 @@ def test_nothing_to_do():
 
 
 def test_unknown_family_is_refused(refused):
-    with refused("blur", "color"):
-        draw("color_blur", 1, 1, generator(0, "x"))
+    for strategy, name in (("color_blur", "blur"), ("color+blur", "blur"), ("color+crop_flip", "crop_flip")):
+        with refused(name, "color"):
+            draw(strategy, 1, 1, generator(0, "x"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -146,3 +184,35 @@ def test_pixel_gradients_equal_finite_differences(family):
     x = images(1, 2, (2, 4, 5), torch.float64).requires_grad_()
     drawn = family_draw(family, torch.tensor([[[0.21, 0.83, 0.4], [0.66, 0.35, 0.9]]]))
     assert torch.autograd.gradcheck(lambda pixels: augment(pixels, drawn), [x], atol=1e-6)
+
+
+# CutMix
+
+
+def test_cutmix_equals_its_plain_twin():
+    x, stream = images(4, 5, (2, 7, 10)), generator(1, "cutmix")
+    labels = torch.rand(4, 5, 3, generator=stream)
+    boxes, kept = draw_boxes(0.7, 4, 7, 10, stream)
+    mixed, soft = cutmix(x, labels, boxes, kept)
+    for g in range(4):
+        expected, wanted = cutmix_plain(x[g], labels[g], boxes[g])
+        assert torch.equal(mixed[g], expected)
+        assert torch.allclose(soft[g], wanted)
+
+
+def test_labels_are_mixed_by_pixel_share():
+    """White images beside black ones: the mean brightness is the share of the label of white."""
+    x = torch.tensor([1.0, 0.0]).repeat(50, 3)[..., None, None, None].expand(50, 6, 1, 8, 6)
+    boxes, kept = draw_boxes(1.0, 50, 8, 6, generator(0, "boxes"))
+    mixed, soft = cutmix(x, x[..., 0, 0], boxes, kept)
+    assert torch.allclose(mixed.mean((-1, -2)), soft, atol=1e-6)
+    assert kept.min() <= 0.5 and kept.max() > 0.9
+
+
+@pytest.mark.parametrize("side, area", [(32, 0.299), (28, 0.296), (224, 0.318)])
+def test_mean_mixed_area(side, area):
+    """Simulated values of the sheet."""
+    _, kept = draw_boxes(1.0, 100_000, side, side, generator(0, "area"))
+    assert float(1 - kept.mean()) == pytest.approx(area, abs=0.003)
+    _, kept = draw_boxes(0.5, 100_000, side, side, generator(0, "area"))
+    assert float(1 - kept.mean()) == pytest.approx(area / 2, abs=0.003)

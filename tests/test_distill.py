@@ -199,6 +199,34 @@ def test_sgd_with_momentum_by_hand(tiny):
     assert torch.allclose(moved, torch.full_like(moved, -0.1 * (1 + 1.5 + 1.75)), atol=1e-5)
 
 
+def test_bounds_hold_after_every_update(tiny):
+    """Each channel has its own; what is not bounded goes where it goes."""
+    low, high = torch.tensor([-0.5, 0.0])[:, None, None], torch.tensor([0.25, 1.0])[:, None, None]
+    seen = []
+
+    class Bounded:
+        bounds = {"images": (low, high)}
+
+        def start(self, synthetic, generator):
+            return {}
+
+        def step(self, synthetic, state, draw, generator):
+            seen.append(synthetic.tensors["images"])
+            noise = torch.randn(seen[-1].shape, generator=generator)
+            return {"images": noise, "scale": torch.tensor(1.0)}, state, {}
+
+    given = {"images": torch.full((3, 2, 4, 4), 5.0), "scale": torch.tensor(1.0)}
+    made = Synthetic(given | {"targets": torch.arange(3)})
+    optimizers = {"images": Optimizer(3.0), "scale": Optimizer(7.0)}
+    done = distill(made, Bounded(), tiny, Uniform(tiny.targets), optimizers, 3, generator(0, "x"))
+    first, *later = [*seen, done.last.tensors["images"]]
+    assert torch.equal(first, given["images"])
+    for images in later:
+        assert (images >= low).all() and (images <= high).all()
+        assert (images == low).any() and (images == high).any()
+    assert done.last.tensors["scale"] == 1 - 3 * 7
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules(tiny, schedule):
     factors = {

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -18,13 +19,24 @@ from distillery.matching.effects import (
     treatment_effects_probed,
 )
 from distillery.matching.gradient import GradientMatching
+from distillery.matching.idc import FormationMoment, MultiFormation
+from distillery.matching.idm import QueueMatching, QueueMoment
 from distillery.networks import ConvNet
 from distillery.sampling import RealBatches, TreatmentEffect, Uniform
 from distillery.seeds import generator
 from distillery.synthetic import Synthetic
 
 CLASSES, N = 3, 6
-HOSTS = {"DM": DistributionMatching, "DC": GradientMatching}
+HOSTS = {
+    "DM": DistributionMatching,
+    "DC": GradientMatching,
+    "IDM": QueueMatching,
+    "IDC": partial(MultiFormation, formation="identity"),
+}
+MOMENTS = {
+    "IDM": partial(QueueMoment, train_mode=False, push=30.0),  # the cross-entropy has no effect
+    "IDC": FormationMoment,
+}
 
 
 def problem(host="DM", ipc=2, strategy="", formation="identity", dtype=torch.float64, **options):
@@ -34,7 +46,7 @@ def problem(host="DM", ipc=2, strategy="", formation="identity", dtype=torch.flo
     objective = HOSTS[host](net)
     params = {name: value.to(dtype) for name, value in net.init(stream, 1).items()}
     drawn = augment.draw(strategy, CLASSES, 1, generator(1, "draw"), siamese=True)
-    moment = Moment(params, torch.arange(CLASSES), drawn)
+    moment = MOMENTS.get(host, Moment)(params, torch.arange(CLASSES), drawn)
     images = torch.randn(ipc * CLASSES, 2, 8, 8, generator=stream, dtype=dtype)
     made = Synthetic({"images": images, "targets": torch.arange(CLASSES).repeat(ipc)}, formation=formation)
     real = torch.randn(CLASSES, N, 2, 8, 8, generator=stream, dtype=dtype)
@@ -44,7 +56,7 @@ def problem(host="DM", ipc=2, strategy="", formation="identity", dtype=torch.flo
 
 
 @pytest.mark.parametrize("formation", ["identity", "partition2"])
-@pytest.mark.parametrize("strategy", ["", DSA])
+@pytest.mark.parametrize("strategy", ["", DSA, "color+crop+cutout"])
 @pytest.mark.parametrize("host", HOSTS)
 def test_exact_effects_are_the_definition(host, strategy, formation):
     given = problem(host, strategy=strategy, formation=formation)

@@ -10,17 +10,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillery import distill as loop
 from distillery.augment import DSA
+from distillery.data import Standardize
 from distillery.distill import Optimizer, distill
 from distillery.evaluation import accuracy
 from distillery.fast import Fast
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
+from distillery.matching.idc import MultiFormation
+from distillery.matching.idm import QueueMatching
 from distillery.networks import ConvNet
 from distillery.optimizers import SGD
 from distillery.sampling import Uniform
 from distillery.seeds import generator
 from distillery.synthetic import Synthetic
-from distillery.training import TensorSource, train
+from distillery.training import Plan, TensorSource, train
 
 META = torch.device("meta")
 
@@ -77,6 +80,21 @@ def test_the_watcher_sees_what_it_should(watched):
     assert watched.count == 2
 
 
+def test_weights_of_a_plan_may_live_on_the_device(watched):
+    params = {name: torch.empty_like(v, device=META) for name, v in network().init(generator(0, "x")).items()}
+    plan = Plan(torch.arange(12), torch.ones(12, device=META))
+    train(network(), params, source(), generator=generator(0, "y"), steps=3, batch=5, plan=lambda *_: plan)
+    assert watched.count == 0
+
+
+def test_cutmix_never_waits(watched):
+    params = {
+        name: torch.empty_like(v, device=META) for name, v in network().init(generator(0, "x"), 2).items()
+    }
+    train(network(), params, source(), generator=generator(0, "y"), epochs=2, batch=5, augmentation="color+crop", cutmix=0.5)  # fmt: skip
+    assert watched.count == 0
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("k", [1, 3])
 def test_training_never_waits(watched, k, precision):
@@ -103,7 +121,7 @@ def test_testing_waits_once(watched, monkeypatch):
     assert watched.count == 0
 
 
-@pytest.mark.parametrize("method", ["DM", "DC", "DC, inner training"])
+@pytest.mark.parametrize("method", ["DM", "DC", "DC, inner training", "IDM", "IDC"])
 def test_distillation_steps_never_wait(watched, monkeypatch, method):
     """Beyond the look for NaN every CHECK_EVERY steps and the end, nothing is read."""
     monkeypatch.setattr(loop, "_check_finite", lambda *_: None)
@@ -123,6 +141,14 @@ def test_distillation_steps_never_wait(watched, monkeypatch, method):
     options = {"augmentation": DSA, "real_network": Fast(network(), "bfloat16")}
     if method == "DM":
         objective = DistributionMatching(network(), 4, **options)
+    elif method == "IDM":
+        objective = QueueMatching(network(), 4, interval=1, train_steps=2, train_batch=4, **options)
+    elif method == "IDC":
+        transform = Standardize(torch.full((3,), 0.5), torch.full((3,), 0.2))
+        objective = MultiFormation(
+            network(), 4, real_network=options["real_network"], formation="identity", inner=3, n_data=8, train_batch=4,
+            most=1, transform=transform,
+        )  # fmt: skip
     else:
         objective = GradientMatching(network(), 1 if method == "DC" else 3, 1, 4, **options)
     done = distill(

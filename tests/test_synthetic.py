@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from distillery.data import Standardize
 from distillery.seeds import generator
-from distillery.synthetic import Synthetic, export, gaussian_noise, load
+from distillery.synthetic import Synthetic, export, form, gaussian_noise, load, pack
 
 
 def images(n=3, side=8):
@@ -55,6 +55,35 @@ def test_partition2_keeps_a_constant_image_and_a_gradient_in_its_quarter():
 def test_partition2_of_odd_sides():
     pixels, _ = made("partition2", side=7).decode()
     assert pixels.shape == (12, 2, 7, 7) and pixels.isfinite().all()
+
+
+@pytest.mark.parametrize("side", [8, 7])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_packed_constants_come_back(mode, side):
+    """Four images fill one, in the order in which they are cut out again."""
+    shades = torch.arange(8.0)[:, None, None, None].expand(8, 2, side, side)
+    packed = pack(shades, "partition2", mode)
+    assert packed.shape == (2, 2, side, side)
+    assert torch.allclose(form(packed, "partition2"), shades, atol=1e-5)
+    used = torch.ones_like(packed, dtype=torch.bool)
+    if side % 2:
+        used[:, :, side // 2] = used[..., side // 2] = False
+    assert (packed[~used] == 0).all()
+
+
+def test_packing_shrinks_to_half():
+    given = images(4)
+    small = pack(given, "partition2")
+    assert torch.allclose(small[0, :, 4:, :4], F.avg_pool2d(given[2], 2), atol=1e-6)
+    assert torch.equal(pack(given, "partition2", "nearest")[0, :, :4, 4:], given[1, :, ::2, ::2])
+    assert pack(given, "identity") is given
+
+
+def test_packing_refuses_what_fills_no_image(refused):
+    with refused(3, "multiple of 4"):
+        pack(images(3), "partition2")
+    with refused("area", "nearest"):
+        pack(images(4), "partition2", "area")
 
 
 def test_source_carries_no_gradient():

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from distillery import training
 from distillery.augment import DSA
 from distillery.networks import ConvNet
 from distillery.optimizers import SGD
@@ -44,7 +45,7 @@ def same(first, second, **tolerance):
     return all(torch.allclose(first[name], second[name], **tolerance) for name in first | second)
 
 
-@pytest.mark.parametrize("augmentation", ["", DSA], ids=["plain", "augmented"])
+@pytest.mark.parametrize("augmentation", ["", DSA, "color+crop"], ids=["plain", "augmented", "all families"])
 @pytest.mark.parametrize("normalization", ["instance", "batch"])
 @pytest.mark.parametrize("drops", [(), (5,)], ids=["constant", "drop"])
 def test_equals_the_plain_loop_at_every_step(tiny, as_module, drops, normalization, augmentation):
@@ -66,6 +67,50 @@ def test_equals_the_plain_loop_at_every_step(tiny, as_module, drops, normalizati
         state = module.state_dict()
         assert same({name: value[i] for name, value in trained.items()}, {n: state[n] for n in trained}, atol=1e-4)  # fmt: skip
     assert not same(trained, params, atol=1e-2)
+
+
+@pytest.mark.parametrize("normalization", ["instance", "batch"])
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_cutmix_equals_the_plain_loop(tiny, as_module, chunk, normalization):
+    """Every network mixes in its own steps and boxes, however many are stacked."""
+    net, params = network(normalization=normalization), fresh(normalization=normalization)
+    options = {"epochs": 3, "batch": 10, "augmentation": "color+crop", "cutmix": 0.5}
+    trained, _ = train(net, params, tiny, generator=generator(1, "train"), chunk=chunk, **options)
+    for i, stream in enumerate(split(generator(1, "train"), 3)):
+        module = as_module(net, params, i)
+        train_plain(module, tiny, SGD(), stream=stream, **options)
+        state = module.state_dict()
+        assert same({name: value[i] for name, value in trained.items()}, {n: state[n] for n in trained}, atol=1e-4)  # fmt: skip
+
+
+def test_without_cutmix_nothing_is_drawn(tiny):
+    """The bits are those of training that does not know it."""
+    streams = [generator(1, "stream") for _ in range(2)]
+    for stream, cutmix in zip(streams, (0.0, 0.5)):
+        stack = training._Stack(network(), fresh(1), tiny, cross_entropy, SGD(), [stream], 10, "", cutmix)
+        boxes = stack._draw_epoch(Plan(torch.arange(24)))[-1]
+        assert (boxes is None) == (cutmix == 0)
+    plain = generator(1, "stream")
+    torch.randperm(24, generator=plain)
+    after = [torch.rand(1, generator=stream) for stream in (plain, *streams)]
+    assert after[0] == after[1] != after[2]
+
+
+def test_cutmix_keeps_the_weights_of_what_it_pastes(tiny, monkeypatch):
+    """A whole image pasted over another of weight zero counts as itself."""
+    whole = lambda p, n, h, w, g: (torch.tensor([[0, h, 0, w]]).repeat(n, 1), torch.zeros(n))  # noqa: E731
+    monkeypatch.setattr(training, "draw_boxes", whole)
+    half = Plan(torch.arange(24), (torch.arange(24) % 2).float())
+    options = {"steps": 1, "batch": 24, "plan": lambda *_: half}
+    mixed, _ = train(network(), fresh(), tiny, generator=generator(0, "x"), cutmix=1.0, **options)
+    plain, _ = train(network(), fresh(), tiny, generator=generator(0, "x"), **options)
+    assert same(mixed, plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("options, word", [({"cutmix": 1.5}, 1.5), ({"cutmix": 0.5, "collect": ("correct",)}, "correct")])  # fmt: skip
+def test_cutmix_refuses(tiny, options, word, refused):
+    with refused(word, "cutmix"):
+        train(network(), fresh(), tiny, generator=generator(0, "x"), epochs=1, **options)
 
 
 def test_a_drop_changes_rate_and_momentum(tiny):

@@ -1,8 +1,9 @@
 r"""Differentiable Siamese augmentation (DSA, arXiv 2102.08259), batched and drawn from a generator.
 
-A draw picks **one** of the six families per group of images and three uniform numbers per image (or per group where it
-is siamese: real and synthetic images then meet exactly the same transformation). Drawing and applying are apart, so a
-draw can be stored and applied again. Images are (G, B, C, H, W): G groups (networks, or classes) of B images.
+A draw picks **one** of the families that a strategy joins by '_' ('color_crop') per group of images and three uniform
+numbers per image (or per group where it is siamese: real and synthetic images then meet exactly the same transformation).
+Families joined by '+' ('color+crop+cutout') are **all** applied, in that order (IDC). Drawing and applying are apart, so
+a draw can be stored and applied again. Images are (G, B, C, H, W): G groups (networks, or classes) of B images.
 
 | family | transformation, $u_i \sim U[0, 1)$ |
 |---|---|
@@ -15,6 +16,8 @@ draw can be stored and applied again. Images are (G, B, C, H, W): G groups (netw
 
 $m_c$ is the mean over channels at each pixel, $m$ the mean of the image. `align_corners` is True, as when the published
 results were made. Slow reference, one image at a time: `augment_plain`.
+
+CutMix (arXiv 1905.04899) pastes a box of another image and mixes the labels by area. Slow reference: `cutmix_plain`.
 """
 
 import math
@@ -33,7 +36,10 @@ DSA_NO_FLIP = "color_crop_cutout_scale_rotate"  # digits and other signs that a 
 
 @dataclass(frozen=True)
 class Draw:
-    """families: (G,) int64 into FAMILIES; uniforms: (G, B, 3), or (G, 1, 3) where the group shares one draw."""
+    """families: (G,) int64 into FAMILIES; uniforms: (G, B, 3), or (G, 1, 3) where the group shares one draw.
+
+    Where F families follow one another: (G, F) and (G, B or 1, 3 F), three numbers for each in turn.
+    """
 
     families: Tensor
     uniforms: Tensor
@@ -43,28 +49,36 @@ class Draw:
 
 
 def parse(strategy: str) -> list[int]:
-    """'color_crop' -> indices into FAMILIES; '' or 'none' -> []. Raises InputError on an unknown family."""
+    """'color_crop' or 'color+crop' -> indices into FAMILIES; '' or 'none' -> []. Raises InputError on an unknown family."""
     if strategy in ("", "none"):
         return []
-    names = strategy.split("_")
+    names = strategy.split("+" if "+" in strategy else "_")
     for name in names:
         check_choice("augmentation family", name, FAMILIES)
     return [FAMILIES.index(name) for name in names]
 
 
 def draw(strategy: str, groups: int, n: int, generator: Generator, siamese: bool = False) -> Draw | None:
-    """Draw one family per group and its strengths per image, or per group if `siamese`. None if nothing is to be done."""
-    families = parse(strategy)
-    if not families:
+    """Draw one family per group, or all in turn, and strengths per image, or per group if `siamese`. None if nothing is to be done."""
+    families = torch.tensor(parse(strategy))
+    if not len(families):
         return None
-    picked = torch.randint(len(families), (groups,), generator=generator)
-    uniforms = torch.rand(groups, 1 if siamese else n, 3, generator=generator)
-    return Draw(torch.tensor(families)[picked], uniforms)
+    if "+" in strategy:
+        picked = families.expand(groups, -1)  # (G, F)
+    else:
+        picked = families[torch.randint(len(families), (groups,), generator=generator)]  # (G,)
+    numbers = 3 * picked[0].numel()
+    uniforms = torch.rand(groups, 1 if siamese else n, numbers, generator=generator)
+    return Draw(picked, uniforms)
 
 
 def augment(images: Tensor, draw: Draw | None) -> Tensor:
     """Apply a draw to images (G, B, C, H, W); differentiable in the images. Slow reference: `augment_plain`."""
     if draw is None:
+        return images
+    if draw.families.ndim == 2:
+        for families, uniforms in zip(draw.families.T, draw.uniforms.split(3, -1), strict=True):
+            images = augment(images, Draw(families, uniforms))
         return images
     families = draw.families.tolist()
     uniforms = draw.uniforms.to(images.device, non_blocking=True)  # drawn on the CPU, see seeds.py
@@ -152,6 +166,54 @@ def _rotate(images: Tensor, uniforms: Tensor) -> Tensor:
 
 
 _OPERATIONS = (_color, _crop, _cutout, _flip, _scale, _rotate)
+
+
+def draw_boxes(
+    probability: float, n: int, height: int, width: int, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """CutMix for n batches: boxes (n, 4) int64 as top, bottom, left, right, and the pixel share (n,) of what is not pasted.
+
+    With `probability` sides int(H sqrt(1 - l)) and int(W sqrt(1 - l)), l ~ Beta(1, 1), around a uniform pixel and clipped
+    at the border; otherwise an empty box.
+    """
+    mixed, kept, *centre = torch.rand(n, 4, generator=generator).unbind(1)
+    spans = []
+    for uniform, side in zip(centre, (height, width), strict=True):
+        half = (side * (1 - kept).sqrt()).long() // 2 * (mixed < probability)
+        at = (uniform * side).long()
+        spans += [(at - half).clamp(0, side), (at + half).clamp(0, side)]
+    boxes = torch.stack(spans, 1)
+    area = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
+    return boxes, 1 - area / (height * width)
+
+
+def cutmix(images: Tensor, labels: Tensor, boxes: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Paste into each image the box of the next one of its batch, the last one's from the first. Slow reference: `cutmix_plain`.
+
+    images  (G, B, C, H, W), in random order
+    labels  (G, B, classes) soft; with weights as factors, what is pasted brings its own
+    boxes   (G, 4) and the share (G,) of the image itself, from `draw_boxes`
+    """
+    inside = []
+    for first, side in ((0, images.shape[-2]), (2, images.shape[-1])):
+        at = torch.arange(side, device=images.device)
+        inside.append((at >= boxes[:, first, None]) & (at < boxes[:, first + 1, None]))  # (G, side)
+    box = inside[0][:, :, None] & inside[1][:, None, :]  # (G, H, W)
+    share = kept[:, None, None]
+    mixed = torch.where(box[:, None, None], images.roll(-1, 1), images)
+    return mixed, share * labels + (1 - share) * labels.roll(-1, 1)
+
+
+def cutmix_plain(images: Tensor, labels: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
+    """One batch (B, C, H, W) with labels (B, classes) and one box (4,), image by image: the definition."""
+    top, bottom, left, right = box.tolist()
+    share = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
+    mixed, soft = images.clone(), labels.clone()
+    for i in range(len(images)):
+        other = (i + 1) % len(images)
+        mixed[i, :, top:bottom, left:right] = images[other, :, top:bottom, left:right]
+        soft[i] = share * labels[i] + (1 - share) * labels[other]
+    return mixed, soft
 
 
 def augment_plain(image: Tensor, family: str, uniforms: Tensor) -> Tensor:

@@ -104,7 +104,8 @@ def distill(
     """Distill `real` into `synthetic`.
 
     objective           start(synthetic, generator) -> state, a flat dict of tensors; step(synthetic, state, draw,
-                        generator) -> (gradients by name or None, state, log of scalar tensors)
+                        generator) -> (gradients by name or None, state, log of scalar tensors); optionally `bounds`,
+                        name -> (low, high) tensors that broadcast to a learned one, which is clamped after each update
     real, sampler       the real images and which of them a step meets
     optimizers          one per learned tensor; a gradient without an optimizer is refused
     ema                 decay of a moving average of the learned tensors, or of those in `objective.averaged`; None = none
@@ -129,6 +130,10 @@ def distill(
     learned = {name: synthetic.tensors[name].detach().clone().requires_grad_() for name in optimizers}
     built = {name: spec.build(learned[name]) for name, spec in optimizers.items()}
     now, positive = _Progress(tensors=learned), getattr(objective, "positive", ())
+    bounds = {
+        name: [bound.to(synthetic.device, non_blocking=True) for bound in pair]
+        for name, pair in getattr(objective, "bounds", {}).items()
+    }
     card = {
         "identity": identity,
         "root": root,
@@ -164,7 +169,7 @@ def distill(
         if grads is None:
             now.skipped += 1
         else:
-            _update(now, learned, built, optimizers, grads, steps, ema)
+            _update(now, learned, built, optimizers, grads, steps, ema, bounds)
         now.step += 1
         bar.update()
         if validate and validate_every and (now.step % validate_every == 0 or now.step == steps):
@@ -190,7 +195,7 @@ def distill(
     )
 
 
-def _update(now, learned, built, optimizers, grads, steps, ema) -> None:
+def _update(now, learned, built, optimizers, grads, steps, ema, bounds) -> None:
     missing = sorted(set(grads) - set(built))
     if missing:
         raise InputError(
@@ -202,6 +207,8 @@ def _update(now, learned, built, optimizers, grads, steps, ema) -> None:
         )
         learned[name].grad = gradient
         built[name].step()
+        if name in bounds:
+            learned[name].data.clamp_(*bounds[name])
     for name, value in now.ema.items():
         value.mul_(ema).add_(learned[name].detach(), alpha=1 - ema)
 

@@ -124,6 +124,32 @@ def form(images: Tensor, formation: str) -> Tensor:
     return F.interpolate(stacked, size=(height, width), mode="bilinear", align_corners=False)
 
 
+def pack(images: Tensor, formation: str, mode: str = "bilinear") -> Tensor:
+    """Images (M * f^2, C, H, W) shrunk into stored ones (M, C, H, W), neighbours into one: where `form` finds them again.
+
+    Sides that f does not divide leave a line between the parts that `form` does not read; it is zero.
+
+    mode    'bilinear' without smoothing, the mean of 2 x 2 pixels where sides are even; or 'nearest', every other pixel (IDC)
+    raises  InputError on an unknown mode, or a number of images that fills no whole ones
+    """
+    check_choice("formation", formation, FORMATIONS)
+    check_choice("mode", mode, ("bilinear", "nearest"))
+    if formation == "identity":
+        return images
+    if len(images) % FORMATIONS[formation]:
+        raise InputError(
+            f"images: {len(images)} with formation {formation!r}; accepted: a multiple of {FORMATIONS[formation]}"
+        )
+    height, width = images.shape[2:]
+    options = {"align_corners": False} if mode == "bilinear" else {}
+    small = F.interpolate(images, size=(height // 2, width // 2), mode=mode, **options).unflatten(0, (-1, 4))
+    packed = images.new_zeros(len(images) // 4, *images.shape[1:])
+    rows, columns = ((slice(side // 2), slice(side - side // 2, side)) for side in (height, width))
+    for i in range(4):
+        packed[:, :, rows[i // 2], columns[i % 2]] = small[:, i]
+    return packed
+
+
 def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -> Path:
     """Write a set for others: NAME.safetensors, NAME.json (what it is) and NAME.safetensors.sha256.
 

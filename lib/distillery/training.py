@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from distillery.augment import Draw, augment, draw
+from distillery.augment import Draw, augment, cutmix, cutmix_plain, draw, draw_boxes
 from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.networks import Params, trainable
 from distillery.optimizers import GSAM, SGD, gsam_plain
@@ -37,6 +37,11 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
 def squared_error(output: Tensor, target: Tensor) -> Tensor:
     """Squared distance to real-valued targets (K, B, D), mean over D: (K, B)."""
     return (output - target).square().mean(-1)
+
+
+def one_hot(target: Tensor, classes: int) -> Tensor:
+    """Labels (...) int64 as soft ones (..., classes); it does not look at the values, and so never waits."""
+    return (target[..., None] == torch.arange(classes, device=target.device)).float()
 
 
 # Collectors: (logits, targets, loss) -> (K, B), one number per sample and visit.
@@ -127,6 +132,7 @@ def train(
     steps: int = 0,
     batch: int = 256,
     augmentation: str = "",
+    cutmix: float = 0.0,
     plan: Callable[[int, Stats], Plan] | None = None,
     collect: Iterable[str] = (),
     collect_mean: bool = False,
@@ -140,7 +146,9 @@ def train(
     params        stacked weights with leading axis K, not modified
     source        has len(), `.shape` of one image, `.targets` and `.batch(indices)`
     epochs/steps  how long: exactly one of the two; the last batch of an epoch may be smaller
-    augmentation  DSA families, one family a step and network, strengths per image
+    augmentation  DSA families, one family a step and network ('_') or all of them ('+'), strengths per image
+    cutmix        probability of CutMix in a step, after the augmentation; the loss sees soft labels, into which the weights
+                  of a plan are multiplied
     plan          called before each epoch with its number and the stats so far
     collect       names in COLLECTORS
     collect_mean  keep the mean over epochs of what is collected, in the memory of a few epochs, instead of every epoch
@@ -149,7 +157,8 @@ def train(
     after_epoch   called with the epochs done, the weights and the momentum: what `done` needs to go on from there
     done          (epochs, momentum) behind `params` where training goes on; `epochs` counts them, their draws are passed
     returns       trained params and Stats
-    raises        InputError on an empty source, unknown collector, or both or neither of epochs and steps
+    raises        InputError on an empty source, unknown collector, both or neither of epochs and steps, or collectors of hard labels
+                  with cutmix
     """
     if (epochs > 0) == (steps > 0):
         raise InputError(f"epochs {epochs} and steps {steps}; accepted: one of them positive, the other 0")
@@ -163,6 +172,10 @@ def train(
             raise InputError(
                 f"collect: {sorted(collect)} with targets of {source.targets.ndim} axes; accepted: 'loss' alone"
             )
+    if not 0 <= cutmix <= 1:
+        raise InputError(f"cutmix: {cutmix} is not accepted; accepted: a probability")
+    if cutmix and set(collect) - {"loss"}:
+        raise InputError(f"collect: {sorted(collect)} with cutmix; accepted: 'loss' alone")
     k = len(next(iter(params.values())))
     streams = split(generator, k)
     device = next(iter(params.values())).device
@@ -177,7 +190,15 @@ def train(
     for first in range(0, k, chunk):
         part = {name: value[first : first + chunk] for name, value in params.items()}
         stack = _Stack(
-            network, part, source, loss, optimizer, streams[first : first + chunk], batch, augmentation
+            network,
+            part,
+            source,
+            loss,
+            optimizer,
+            streams[first : first + chunk],
+            batch,
+            augmentation,
+            cutmix,
         )
         stack.go_on(*done)
         history = {name: _History(collect_mean) for name in collect}
@@ -208,9 +229,10 @@ class _History:
 class _Stack:
     """One chunk of networks in training."""
 
-    def __init__(self, network, params, source, loss, optimizer, streams, batch, augmentation):
+    def __init__(self, network, params, source, loss, optimizer, streams, batch, augmentation, cutmix):
         self.network, self.source, self.loss, self.optimizer = network, source, loss, optimizer
         self.streams, self.batch, self.augmentation = streams, batch, augmentation
+        self.cutmix = cutmix
         self.params = {name: value.detach().clone() for name, value in params.items()}
         self.names = list(trainable(self.params))
         for name in self.names:
@@ -251,7 +273,7 @@ class _Stack:
         return self.weights(), stats
 
     def _epoch(self, chosen: Plan, last_step: int | None, record: dict[str, Tensor]) -> None:
-        order, weights, draws = self._draw_epoch(chosen)
+        order, weights, draws, boxes = self._draw_epoch(chosen)
         for i, at in enumerate(range(0, order.shape[1], self.batch)):
             if self.stats.steps == last_step:
                 return
@@ -261,29 +283,41 @@ class _Stack:
             if draws is not None:
                 images = augment(images, Draw(draws.families[:, i], draws.uniforms[:, i, : indices.shape[1]]))
             targets = self.source.targets[indices]  # (K, B) or (K, B, D)
-            self._step(
-                images, targets, None if weights is None else weights[:, here], indices, record, chosen.scale
-            )
+            weight = None if weights is None else weights[:, here]
+            if boxes is not None:
+                if targets.ndim == 2:
+                    targets = one_hot(targets, self.network.classes)
+                if weight is not None:  # what is pasted brings its weight
+                    targets, weight = targets * weight[..., None], None
+                images, targets = cutmix(images, targets, boxes[0][:, i], boxes[1][:, i])
+            self._step(images, targets, weight, indices, record, chosen.scale)
 
     def _draw_epoch(self, chosen: Plan):
-        """Every network's data order (K, M), weights in that order, and augmentation draws (K, steps) x (B)."""
+        """Every network's data order (K, M), weights in that order, augmentation draws (K, steps) x (B), boxes of CutMix."""
         per_network = chosen.indices.cpu().expand(len(self.streams), -1)  # (K, M)
         m = per_network.shape[1]
-        shuffles, draws = [], []
+        steps = math.ceil(m / self.batch)
+        shuffles, draws, boxes = [], [], []
         for stream in self.streams:
             shuffles.append(torch.randperm(m, generator=stream))
-            draws.append(draw(self.augmentation, math.ceil(m / self.batch), min(self.batch, m), stream))
+            draws.append(draw(self.augmentation, steps, min(self.batch, m), stream))
+            if self.cutmix:
+                boxes.append(draw_boxes(self.cutmix, steps, *self.source.shape[-2:], stream))
         shuffle = torch.stack(shuffles)
         order = per_network.gather(1, shuffle).to(self.device, non_blocking=True)
         weights = None
-        if chosen.weights is not None:
-            weights = chosen.weights.cpu().expand(len(self.streams), -1).gather(1, shuffle)
-            weights = weights.to(self.device, non_blocking=True)
-        if draws[0] is None:
-            return order, weights, None
-        families = torch.stack([d.families for d in draws])  # (K, steps)
-        uniforms = torch.stack([d.uniforms for d in draws]).to(self.device, non_blocking=True)
-        return order, weights, Draw(families, uniforms)
+        if chosen.weights is not None:  # they may live on the device, which is not waited for
+            weights = chosen.weights.to(self.device, non_blocking=True).expand(len(self.streams), -1)
+            weights = weights.gather(1, shuffle.to(self.device, non_blocking=True))
+        drawn = None
+        if draws[0] is not None:
+            families = torch.stack([d.families for d in draws])  # (K, steps)
+            uniforms = torch.stack([d.uniforms for d in draws]).to(self.device, non_blocking=True)
+            drawn = Draw(families, uniforms)
+        if not boxes:
+            return order, weights, drawn, None
+        pasted = [torch.stack(part).to(self.device, non_blocking=True) for part in zip(*boxes, strict=True)]
+        return order, weights, drawn, pasted  # (K, steps, 4) and (K, steps)
 
     def _step(self, images, targets, weights, indices, record, scale) -> None:
         output = self.network.apply(self.params, images, train=True)
@@ -331,7 +365,15 @@ def _joined(results: list[tuple[Params, Stats]]) -> tuple[Params, Stats]:
 
 
 def train_plain(
-    module, source, optimizer: SGD, *, stream: Generator, epochs: int, batch: int, augmentation: str = ""
+    module,
+    source,
+    optimizer: SGD,
+    *,
+    stream: Generator,
+    epochs: int,
+    batch: int,
+    augmentation: str = "",
+    cutmix: float = 0.0,
 ) -> list[float]:
     """One nn.Module in the loop everyone writes: the definition of `train` with cross-entropy. Returns the loss of each step.
 
@@ -345,6 +387,7 @@ def train_plain(
         order = torch.randperm(len(source), generator=stream)
         n_steps = math.ceil(len(source) / batch)
         draws = draw(augmentation, n_steps, min(batch, len(source)), stream)
+        boxes = draw_boxes(cutmix, n_steps, *source.shape[-2:], stream)[0] if cutmix else None
         for i in range(n_steps):
             if len(losses) in optimizer.drops:  # a new optimizer: momentum starts again from zero
                 lr = sgd.param_groups[0]["lr"] * optimizer.factor
@@ -356,14 +399,18 @@ def train_plain(
             if draws is not None:
                 step = Draw(draws.families[i : i + 1], draws.uniforms[i : i + 1, : len(indices)])
                 images = augment(images[None], step)[0]
-            loss = F.cross_entropy(module(images), source.targets[indices])
+            targets = source.targets[indices]
+            if boxes is not None:
+                soft = F.one_hot(targets, int(source.targets.max()) + 1).float()
+                images, targets = cutmix_plain(images, soft, boxes[i])
+            loss = F.cross_entropy(module(images), targets)
             sgd.zero_grad()
             loss.backward()
             if isinstance(optimizer, GSAM):
                 gsam_plain(
                     module,
                     optimizer,
-                    lambda x=images, i=indices: F.cross_entropy(module(x), source.targets[i]),
+                    lambda x=images, y=targets: F.cross_entropy(module(x), y),
                 )
             sgd.step()
             losses.append(loss.item())

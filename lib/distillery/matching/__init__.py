@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from distillery.augment import Draw
 from distillery.networks import Params
+from distillery.optimizers import SGD
 from distillery.synthetic import Synthetic
+from distillery.training import Plan, Stats, TensorSource, train
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Moment:
     def drawn_for(self, here: slice) -> Draw | None:
         """The draws of some classes."""
         return None if self.drawn is None else self.drawn[here]
+
+
+def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries of a flat state whose names start with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def classes_at_once(network, n: int, shape: tuple[int, ...], limit: int) -> int:
@@ -57,3 +64,36 @@ def gradient_by_classes(
         total = total + value.detach()
     (gradient,) = torch.autograd.grad(grouped, [images], torch.cat(parts))
     return total, gradient
+
+
+def effective_rate(lr: float, momentum: float, classes: int) -> float:
+    """The rate of plain SGD that moves pixels as one published step a class does.
+
+    IDM and IDC step once a class with one SGD on all pixels. While other classes have their turn, a class coasts on its
+    momentum, by lr * (1 + momentum + ... ) g over `classes` steps; what is left then, momentum ** classes, is forgotten
+    here, and one step serves all classes.
+    """
+    return lr * (1 - momentum**classes) / (1 - momentum)
+
+
+def train_on_real(
+    network,
+    params: Params,
+    draw_real,
+    steps: int,
+    batch: int,
+    optimizer: SGD,
+    generator: Generator,
+    **options,
+) -> tuple[Params, Stats]:
+    """Train one network on real images of all classes: (weights, what training yields). `options` are those of `train`.
+
+    All steps share one draw of steps * batch images; a smaller set is visited again. Weights of the sampler are factors
+    of the loss, relative to their mean over the draw.
+    """
+    images, targets, weights = draw_real(None, steps * batch)
+    plan = Plan(torch.arange(len(images)), weights * len(images))
+    return train(
+        network, params, TensorSource(images, targets), optimizer=optimizer, generator=generator, steps=steps,
+        batch=batch, plan=lambda *_: plan, **options,
+    )  # fmt: skip

@@ -31,6 +31,7 @@ def distribution_loss(
     synthetic: Tensor,
     drawn: Draw | None,
     real_network=None,
+    train_mode: bool = True,
 ) -> Tensor:
     """The sum over classes of squared distances between mean embeddings, () float.
 
@@ -39,20 +40,27 @@ def distribution_loss(
     weights    (classes, n), each row sums to one
     synthetic  (classes, m, C, H, W), differentiable
     drawn      one siamese draw a class, or None
+    train_mode whether the network runs as in training
     Source: DM, the loss above. Slow reference: `distribution_loss_plain`.
     """
-    classes, n = real.shape[:2]
-    with torch.no_grad():
-        images = augment(real, drawn).flatten(0, 1)
-        # BatchNorm couples its images: they stay together
-        coupled = len(trainable(params)) < len(params)
-        size = len(images) if coupled else images_at_once(network, real.shape, real.device)
-        parts = [(real_network or network).embed(params, part)[0] for part in images.split(size)]
-        features = torch.cat(parts).unflatten(0, (classes, n))  # (classes, n, F)
-        real_mean = (features * weights[..., None]).sum(1)  # (classes, F)
-    features = network.embed(params, augment(synthetic, drawn).flatten(0, 1))[0]
-    synthetic_mean = features.unflatten(0, (classes, -1)).mean(1)  # (classes, F)
+    real_mean = class_means(real_network or network, params, real, weights, drawn, train_mode)
+    features = network.embed(params, augment(synthetic, drawn).flatten(0, 1), train=train_mode)[0]
+    synthetic_mean = features.unflatten(0, (len(real), -1)).mean(1)  # (classes, F)
     return (real_mean - synthetic_mean).square().sum()
+
+
+@torch.no_grad()
+def class_means(
+    network, params: Params, real: Tensor, weights: Tensor, drawn: Draw | None, train_mode: bool
+) -> Tensor:
+    """Weighted mean embeddings of real images (classes, n, C, H, W), without a graph: (classes, F)."""
+    images = augment(real, drawn).flatten(0, 1)
+    # BatchNorm in training couples its images: they stay together
+    coupled = train_mode and len(trainable(params)) < len(params)
+    size = len(images) if coupled else images_at_once(network, real.shape, real.device)
+    parts = [network.embed(params, part, train=train_mode)[0] for part in images.split(size)]
+    features = torch.cat(parts).unflatten(0, real.shape[:2])  # (classes, n, F)
+    return (features * weights[..., None]).sum(1)
 
 
 def distribution_loss_plain(
@@ -114,7 +122,7 @@ class DistributionMatching(Separable):
         """The loss of some classes, ()."""
         pairs = real[here], weights[here], images[here]
         return distribution_loss(
-            self.network, moment.params, *pairs, moment.drawn_for(here), self.real_network
+            self.network, moment.params, *pairs, moment.drawn_for(here), self.real_network, moment.train_mode
         )
 
     def statistic(self, moment: Moment, images: Tensor, c: int) -> Tensor:
@@ -122,9 +130,11 @@ class DistributionMatching(Separable):
         images = self.see(moment, images[None], c)[0]
         size = images_at_once(self.network, images.shape, images.device)
         with torch.no_grad():
-            return torch.cat([self.network.embed(moment.params, part)[0] for part in images.split(size)])
+            parts = [self.network.embed(moment.params, p, moment.train_mode)[0] for p in images.split(size)]
+            return torch.cat(parts)
 
     def distance(self, moment: Moment, images: Tensor, means: Tensor, c: int) -> Tensor:
         """Squared distance of the mean embedding of images (rows, m, C, H, W) to each of means (rows, F): (rows,)."""
-        features = self.network.embed(moment.params, images.flatten(0, 1))[0].unflatten(0, images.shape[:2])
+        features = self.network.embed(moment.params, images.flatten(0, 1), moment.train_mode)[0]
+        features = features.unflatten(0, images.shape[:2])
         return (means - features.mean(1)).square().sum(1)

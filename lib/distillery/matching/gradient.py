@@ -12,6 +12,7 @@ Classes are stacked: the network is seen by C classes as C networks. Slow refere
 row: `gradient_loss_plain`, `gradient_distance_plain`.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -20,7 +21,7 @@ from torch import Generator, Tensor
 from distillery.augment import Draw, augment, draw
 from distillery.checks import check_positive_int
 from distillery.fast import images_at_once
-from distillery.matching import Moment, classes_at_once, gradient_by_classes
+from distillery.matching import Moment, classes_at_once, gradient_by_classes, under
 from distillery.matching.effects import Separable, rows_at_once
 from distillery.networks import Params, trainable
 from distillery.optimizers import SGD
@@ -80,6 +81,11 @@ def gradient_distance_plain(ours: dict[str, Tensor], real: dict[str, Tensor]) ->
     return total
 
 
+def matrices(params: Params) -> list[str]:
+    """Names of the weights with two or more axes, which DC compares."""
+    return [name for name, value in trainable(params).items() if value.ndim >= 3]  # (1, out, rest...)
+
+
 def class_gradients(
     network,
     params: Params,
@@ -88,6 +94,7 @@ def class_gradients(
     weights: Tensor | None,
     differentiable: bool,
     train_mode: bool,
+    names: Callable[[Params], list[str]] = matrices,
 ) -> dict[str, Tensor]:
     """The loss gradient of every class at one network: name -> (classes, ...).
 
@@ -95,20 +102,26 @@ def class_gradients(
     images   (classes, n, C, H, W)
     labels   (classes,) the label of each group
     weights  (classes, n), rows summing to one, or None for the mean
+    names    which weights
     """
     classes, n = images.shape[:2]
-    names = [name for name, value in trainable(params).items() if value.ndim >= 3]  # (1, out, rest...)
     stacked = {name: value.detach().expand(classes, *value.shape[1:]) for name, value in params.items()}
-    learned = {name: stacked[name].clone().requires_grad_() for name in names}
+    learned = {name: stacked[name].clone().requires_grad_() for name in names(params)}
     output = network.apply(stacked | learned, images, train=train_mode)
     loss = cross_entropy(output.logits, labels[:, None].expand(classes, n))  # (classes, n)
     total = loss.mean(1).sum() if weights is None else (loss * weights).sum()
     grads = torch.autograd.grad(total, list(learned.values()), create_graph=differentiable)
-    return dict(zip(names, grads, strict=True))
+    return dict(zip(learned, grads, strict=True))
 
 
 def real_gradients(
-    network, params: Params, images: Tensor, labels: Tensor, weights: Tensor, train_mode: bool
+    network,
+    params: Params,
+    images: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    train_mode: bool,
+    names: Callable[[Params], list[str]] = matrices,
 ) -> dict[str, Tensor]:
     """`class_gradients` without a graph: classes stacked where that pays, the images of a class a few at a time.
 
@@ -123,7 +136,7 @@ def real_gradients(
         here = slice(int(some[0]), int(some[-1]) + 1)
         total: dict[str, Tensor] = {}
         for part, share in zip(images[here].split(size, 1), weights[here].split(size, 1), strict=True):
-            grads = class_gradients(network, params, part, labels[here], share, False, train_mode)
+            grads = class_gradients(network, params, part, labels[here], share, False, train_mode, names)
             total = {name: total[name] + value for name, value in grads.items()} if total else grads
         found.append(total)
     return {name: torch.cat([one[name] for one in found]) for name in found[0]}
@@ -139,6 +152,8 @@ def gradient_loss(
     drawn: Draw | None,
     train_mode: bool = True,
     real_network=None,
+    names: Callable[[Params], list[str]] = matrices,
+    compare: Callable[[dict, dict], Tensor] = gradient_distance,
 ) -> Tensor:
     """Sum over classes of the gradient distance, differentiable in `synthetic`. Slow reference: `gradient_loss_plain`.
 
@@ -146,12 +161,14 @@ def gradient_loss(
     real       (classes, n, C, H, W), with weights (classes, n) whose rows sum to one
     synthetic  (classes, m, C, H, W)
     labels     (classes,)
+    names      which weights are compared
+    compare    (gradients of ours, of real images) -> (classes,)
     """
     target = real_gradients(
-        real_network or network, params, augment(real, drawn), labels, weights, train_mode
+        real_network or network, params, augment(real, drawn), labels, weights, train_mode, names
     )
-    ours = class_gradients(network, params, augment(synthetic, drawn), labels, None, True, train_mode)
-    return gradient_distance(ours, {name: value.detach() for name, value in target.items()}).sum()
+    ours = class_gradients(network, params, augment(synthetic, drawn), labels, None, True, train_mode, names)
+    return compare(ours, {name: value.detach() for name, value in target.items()}).sum()
 
 
 def gradient_loss_plain(network, params, real, weights, synthetic, labels, drawn: Draw | None) -> Tensor:
@@ -186,6 +203,9 @@ class GradientMatching(Separable):
     """
 
     learns = ("images",)
+    names = staticmethod(matrices)  # which weights are compared
+    compare = staticmethod(gradient_distance)  # of which effects are taken
+    metric = staticmethod(gradient_distance)  # that is descended
 
     def __init__(
         self,
@@ -218,38 +238,38 @@ class GradientMatching(Separable):
             state, seen = self._fresh(synthetic, weights_stream), 0
         elif seen > 0:
             state = self._inner(synthetic, state, inner_epochs, inner_stream)
-        params = {
-            name.removeprefix("network."): value
-            for name, value in state.items()
-            if name.startswith("network.")
-        }
         labels, members = synthetic.classes_present()
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
-        moment = Moment(params, labels.to(synthetic.device, non_blocking=True), drawn)
+        params, labels = under(state, "network."), labels.to(synthetic.device, non_blocking=True)
+        loss, gradient = self._pixels(Moment(params, labels, drawn), synthetic, draw_real, members.shape[1])
+        return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
+
+    def _pixels(self, moment: Moment, synthetic: Synthetic, draw_real, used: int) -> tuple[Tensor, Tensor]:
+        """(loss, its gradient on the stored images), with `used` synthetic images a class."""
+        labels, _ = synthetic.classes_present()
         real, weights = draw_real.classes(labels, self.batch, self.effects(moment, synthetic))
         moment = self.settle(moment, real)
-        widest = max(real.shape[1], members.shape[1])
-        size = classes_at_once(self.network, widest, real.shape, MAP_LIMIT)
+        size = classes_at_once(self.network, max(real.shape[1], used), real.shape, MAP_LIMIT)
 
         def one(images: Tensor, _: Tensor, here: slice) -> Tensor:
             return self.loss(moment, real, weights, images, here)
 
-        loss, gradient = gradient_by_classes(synthetic, size, one)
-        return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
+        return gradient_by_classes(synthetic, size, one)
 
     def loss(self, moment: Moment, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The loss of some classes, ()."""
         pairs = real[here], weights[here], images[here], moment.labels[here]
         return gradient_loss(
-            self.network, moment.params, *pairs, moment.drawn_for(here), moment.train_mode, self.real_network
-        )
+            self.network, moment.params, *pairs, moment.drawn_for(here), moment.train_mode, self.real_network,
+            self.names, self.metric,
+        )  # fmt: skip
 
     def statistic(self, moment: Moment, images: Tensor, c: int) -> Tensor:
-        """Loss gradients of real images (n, C, H, W) of class c, on weights with two or more axes: (n, D)."""
+        """Loss gradients of real images (n, C, H, W) of class c, on the weights that are compared: (n, D)."""
         images = self.see(moment, images[None], c)[0]
         size = rows_at_once(len(images), 1, images.shape, images.device)
-        parts = [self._gradients(moment, part[:, None], c, False) for part in images.split(size)]
-        return torch.cat([torch.cat([g.flatten(1) for g in part.values()], 1) for part in parts])
+        parts = [self._gradients(moment, some[:, None], c, False) for some in images.split(size)]
+        return torch.cat([torch.cat([g.flatten(1) for g in one.values()], 1) for one in parts])
 
     def distance(self, moment: Moment, images: Tensor, means: Tensor, c: int) -> Tensor:
         """Distance of the gradient on images (rows, m, C, H, W) to each of means (rows, D): (rows,)."""
@@ -257,13 +277,11 @@ class GradientMatching(Separable):
         parts = means.split([value[0].numel() for value in ours.values()], 1)
         return self.compare(ours, {n: p.view_as(ours[n]) for n, p in zip(ours, parts, strict=True)})
 
-    compare = staticmethod(gradient_distance)
-
     def _gradients(self, moment: Moment, images: Tensor, c: int, differentiable: bool) -> dict[str, Tensor]:
         """Those of each group of images (groups, m, C, H, W) of class c."""
         labels = moment.labels[c].expand(len(images))
         return class_gradients(
-            self.network, moment.params, images, labels, None, differentiable, moment.train_mode
+            self.network, moment.params, images, labels, None, differentiable, moment.train_mode, self.names
         )
 
     def _loops(self, synthetic: Synthetic) -> tuple[int, int]:
@@ -280,7 +298,7 @@ class GradientMatching(Separable):
     def _inner(
         self, synthetic: Synthetic, state: dict[str, Tensor], epochs: int, generator: Generator
     ) -> dict[str, Tensor]:
-        params = {name.removeprefix("network."): value for name, value in state.items() if name != "updates"}
+        params = under(state, "network.")
         source: TensorSource = synthetic.source()
         sgd = SGD(self.lr_network, momentum=0.0, weight_decay=0.0)
         params, _ = train(

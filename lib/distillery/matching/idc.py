@@ -1,0 +1,180 @@
+r"""IDC (arXiv 2205.14959): gradient matching of multi-formation images along networks that train on real data.
+
+$$L = \sum_c \sum_{\mathrm{convolutions}} \| g_c^T - g_c^S \|_2^2 \quad\text{or}\quad \sum_c \sum_{\mathrm{convolutions}} \| g_c^T - g_c^S \|_1$$
+
+with $g_c^T$ and $g_c^S$ the loss gradients on real and on decoded synthetic images of class c: a plain sum over the weights
+of all convolutions, neither biases nor norms nor the classifier. A random network sees `inner` pixel updates; after each but
+the last it trains on real images, with its momentum kept; then comes a new one. IDC-I is IDC without formation.
+
+Our choices: one step for all classes (`matching.effective_rate`); real images of the network training are drawn anew for
+every update, where the public code walks through its data; pixels are clamped after every update, published once a network;
+effects of real images are those on the squared distance also where absolute differences are descended, because the derivative
+of an absolute difference does not see how far a mean moves.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from distillery.augment import draw
+from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.data import Standardize
+from distillery.matching import Moment, train_on_real, under
+from distillery.matching.gradient import GradientMatching
+from distillery.networks import Params, trainable
+from distillery.optimizers import SGD
+from distillery.seeds import split
+from distillery.synthetic import FORMATIONS, Synthetic
+
+
+def convolutions(params: Params) -> list[str]:
+    """Names of the convolution weights: four axes a network."""
+    return [n for n, value in trainable(params).items() if n.endswith(".weight") and value.ndim == 5]
+
+
+def squared_distance(ours: dict[str, Tensor], real: dict[str, Tensor]) -> Tensor:
+    """Squared differences of gradients (classes, ...), summed over all weights, (classes,) float."""
+    return sum((a - real[name]).flatten(1).square().sum(1) for name, a in ours.items())
+
+
+def absolute_distance(ours: dict[str, Tensor], real: dict[str, Tensor]) -> Tensor:
+    """Absolute differences of gradients (classes, ...), summed over all weights, (classes,) float."""
+    return sum((a - real[name]).flatten(1).abs().sum(1) for name, a in ours.items())
+
+
+METRICS: dict[str, Callable[[dict, dict], Tensor]] = {"mse": squared_distance, "l1": absolute_distance}
+
+
+@dataclass(frozen=True)
+class FormationMoment(Moment):
+    """picked: (classes, k) which decoded images of a class are used, None = all."""
+
+    picked: Tensor | None = None
+
+
+class MultiFormation(GradientMatching):
+    """The IDC objective.
+
+    network             architecture that is drawn and trained along the way
+    batch               real images a class and step; fewer where a class is smaller
+    augmentation        siamese, of real and decoded images that are matched
+    real_network        the same network as it runs on real images that are matched, such as `Fast(network, "bfloat16")`; None = `network`
+    formation           of the set, 'partition2' (IDC) or 'identity' (IDC-I)
+    metric              'mse' or 'l1' (MNIST, FashionMNIST and ImageNet)
+    inner               pixel updates a network
+    n_data              real images of all classes that a network trains on between two updates, in whole batches
+    train_batch         of them
+    optimizer           of the network
+    train_augmentation  of its images, each for itself
+    cutmix              probability of CutMix in a step of the network
+    most                decoded images of a class in an update, a new random choice each time
+    transform           how images are standardized. Published rates and bounds are those of pixels in [0, 1]: gradients are
+                        divided by std^2, so that one step moves pixels by lr times their own gradient, and pixels stay in
+                        [0, 1] (`bounds`). None = images are what they are: no scale, no bounds
+    raises              InputError on an unknown formation or metric, a count that is not positive, or a transform that is no
+                        standardization
+    """
+
+    names = staticmethod(convolutions)
+    compare = staticmethod(squared_distance)
+
+    def __init__(
+        self,
+        network,
+        batch: int = 64,
+        augmentation: str = "color+crop+cutout",
+        real_network=None,
+        *,
+        formation: str = "partition2",
+        metric: str = "mse",
+        inner: int = 100,
+        n_data: int = 2000,
+        train_batch: int = 64,
+        optimizer: SGD = SGD(0.01, 0.9, 5e-4),
+        train_augmentation: str = "color+crop",
+        cutmix: float = 0.5,
+        most: int = 128,
+        transform: Standardize | None = None,
+    ):
+        check_choice("formation", formation, FORMATIONS)
+        check_choice("metric", metric, METRICS)
+        for name, value in (
+            ("batch", batch), ("inner", inner), ("n_data", n_data), ("train_batch", train_batch), ("most", most),
+        ):  # fmt: skip
+            check_positive_int(name, value)
+        if transform is not None and not isinstance(transform, Standardize):
+            raise InputError(
+                f"transform: {type(transform).__name__} with IDC, whose rates are those of pixels; accepted: Standardize, or None"
+            )
+        super().__init__(network, inner, batch=batch, augmentation=augmentation, real_network=real_network)
+        self.name = "IDC" if FORMATIONS[formation] > 1 else "IDC-I"
+        self.formation, self.metric, self.optimizer, self.most = formation, METRICS[metric], optimizer, most
+        self.train_steps, self.train_batch = math.ceil(n_data / train_batch), train_batch
+        self.train_augmentation, self.cutmix = train_augmentation, cutmix
+        self.scale, self.bounds = None, {}
+        if transform is not None:
+            mean, std = transform.mean[:, None, None], transform.std[:, None, None]
+            self.scale = std.square()
+            self.bounds = {"images": (-mean / std, (1 - mean) / std)}
+
+    def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
+        """State: the network in training, its momentum once it has one, and how many updates it has seen."""
+        check_choice(f"formation of the set with {self.name}", synthetic.formation, [self.formation])
+        state = self._fresh(synthetic, generator)
+        if not convolutions(under(state, "network.")):
+            raise InputError(
+                f"network: {self.network.name} has no convolution; accepted: a convolutional network"
+            )
+        return state
+
+    def step(self, synthetic: Synthetic, state: dict[str, Tensor], draw_real, generator: Generator):
+        """The network's training, then one gradient on the pixels: (gradients by name, state, log)."""
+        weights_stream, pick_stream, augment_stream, train_stream = split(generator, 4)
+        device, seen = synthetic.device, int(state["updates"])
+        if seen == self.updates:
+            state, seen = self._fresh(synthetic, weights_stream), 0
+        elif seen > 0:
+            state = self._train(state, draw_real, train_stream)
+        labels, members = synthetic.classes_present()
+        drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
+        picked, used = None, members.shape[1]
+        if used > self.most:
+            order = torch.rand(members.shape, generator=pick_stream).argsort(1)
+            picked, used = order[:, : self.most].to(device, non_blocking=True), self.most
+        params, labels = under(state, "network."), labels.to(device, non_blocking=True)
+        moment = FormationMoment(params, labels, drawn, picked=picked)
+        loss, gradient = self._pixels(moment, synthetic, draw_real, used)
+        if self.scale is not None:
+            gradient = gradient / self.scale.to(device, non_blocking=True)
+        return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
+
+    def loss(self, moment: Moment, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
+        """The loss of some classes, ()."""
+        if moment.picked is not None:
+            images = images.take_along_dim(moment.picked[:, :, None, None, None], 1)
+        return super().loss(moment, real, weights, images, here)
+
+    def distance(self, moment: Moment, images: Tensor, means: Tensor, c: int) -> Tensor:
+        """Squared distance of the gradient on images (rows, m, C, H, W) to each of means (rows, D): (rows,)."""
+        if moment.picked is not None:
+            images = images[:, moment.picked[c]]
+        return super().distance(moment, images, means, c)
+
+    def _train(self, state: dict[str, Tensor], draw_real, generator: Generator) -> dict[str, Tensor]:
+        params, before = under(state, "network."), under(state, "momentum.")
+        names, passes = list(trainable(params)), []
+        params, _ = train_on_real(
+            self.network, params, draw_real, self.train_steps, self.train_batch, self.optimizer, generator,
+            augmentation=self.train_augmentation, cutmix=self.cutmix,
+            after_epoch=lambda epoch, weights, momentum: passes.append(momentum),
+            done=(0, [before[name].clone() for name in names] if before else []),
+        )  # fmt: skip
+        momentum = dict(zip(names, passes[-1]))  # empty without momentum
+        return (
+            {f"network.{name}": value for name, value in params.items()}
+            | {f"momentum.{name}": value for name, value in momentum.items()}
+            | {"updates": state["updates"]}
+        )
