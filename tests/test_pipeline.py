@@ -15,9 +15,11 @@ from distillery.evaluation import Protocol
 from distillery.networks import ConvNet
 from distillery.pipeline import Bench
 from distillery.recipes import (
+    HOSTS,
     PRESETS,
     PUBLISHED,
     TRAJECTORIES,
+    Hosts,
     Recipe,
     Trajectory,
     compatibility,
@@ -61,10 +63,21 @@ def trained(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "method", [*PRESETS, *TRAJECTORIES, "random", "herding", "k-means", "highest loss", "whole"]
+    "method",
+    [
+        *PRESETS,
+        *HOSTS,
+        *TRAJECTORIES,
+        "random",
+        "random, packed",
+        "herding",
+        "k-means",
+        "highest loss",
+        "whole",
+    ],
 )
 def test_two_runs_with_one_seed_give_the_same_bits(splits, tmp_path, method):
-    short = SHORT if method in PRESETS else {"steps": 2} if method in TRAJECTORIES else {}
+    short = SHORT if method in (*PRESETS, *HOSTS) else {"steps": 2} if method in TRAJECTORIES else {}
     recipe = Recipe(method, 1, 3, keep=0.5, **short)
     first, second = bench(splits, tmp_path / "a"), bench(splits, tmp_path / "b")
     one, two = first.run(recipe), second.run(recipe)
@@ -119,7 +132,33 @@ def test_converged_scores_are_scores_of_their_own(splits, tmp_path):
     assert len(ids) == 2 and "score" not in recipe.spec()
 
 
-@pytest.mark.parametrize("method", ["DC", "DSA", "DM"])
+def test_packed_sets_hold_four_images_in_each(splits, tmp_path):
+    """IDM starts from the very images of the packed random row."""
+    here = bench(splits, tmp_path)
+    packed, plain = (here.synthetic(here.run(Recipe(m, 1, 1))) for m in ("random, packed", "random"))
+    assert len(packed) == len(plain) == 10 and len(packed.decode()[0]) == 40
+    made = here.synthetic(here.run(Recipe("IDM", 1, 1, steps=1, batch=8, lr=1e-9)))
+    assert torch.allclose(made.tensors["images"], packed.tensors["images"], atol=1e-5)
+    with pytest.raises(InputError, match="at least 8"):
+        here.run(Recipe("IDC", 2, 1, keep=5, steps=1))
+
+
+def test_changed_settings_of_hosts(splits, tmp_path):
+    here = bench(splits, tmp_path)
+    short = Recipe("IDC", 1, 0, steps=2, batch=8)
+    here.hosts = Hosts("svhn", {"n_data": 64, "ce_weight": 0.1})
+    assert here.hosts.settings("IDC", 1)["n_data"] == 64 and "ce_weight" not in here.hosts.settings("IDC", 1)
+    first = here.run(short)
+    here.hosts = Hosts("svhn", {"n_data": 128})
+    assert here.run(short)["loss"] != first["loss"] and here.runs.computed == 2
+    with pytest.raises(InputError, match="'n_date'.*accepted"):
+        Hosts("svhn", {"n_date": 64})
+    here.hosts = Hosts("imagenet-100")
+    with pytest.raises(InputError, match="imagenet-100.*accepted"):
+        here.run(short)
+
+
+@pytest.mark.parametrize("method", ["DC", "DSA", "DM", "IDM", "IDC", "IDC-I"])
 def test_treatment_effects_are_a_plug(splits, tmp_path, method):
     """A share of each batch is dropped in every step; the run says how many images were left."""
     here = bench(splits, tmp_path)
@@ -181,7 +220,7 @@ def test_published_numbers_and_loops():
 
 
 def test_compatibility_names_every_method():
-    assert all(f"| {name} |" in compatibility() for name in (*PRESETS, *TRAJECTORIES))
+    assert all(f"| {name} |" in compatibility() for name in (*PRESETS, *HOSTS, *TRAJECTORIES))
     assert compatibility().count("refused: it has no real batch") == len(TRAJECTORIES)
 
 

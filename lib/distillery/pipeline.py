@@ -20,13 +20,15 @@ from distillery.distill import Distilled, Optimizer, distill
 from distillery.evaluation import Protocol, evaluate
 from distillery.experts import Experts
 from distillery.fast import Fast, tensor_cores
-from distillery.matching import trajectory
+from distillery.matching import hosts, trajectory
 from distillery.recipes import (
+    HOSTS,
     OBJECTIVES,
     PRESETS,
     SELECTIONS,
     TRAJECTORIES,
     WHOLE,
+    Hosts,
     Recipe,
     Trajectory,
     expert_epochs,
@@ -37,7 +39,7 @@ from distillery.scoring.dynamics import dynamics, features, mean_loss
 from distillery.scoring.geometry import herding, kmeans_nearest
 from distillery.seeds import generator
 from distillery.selection import prune, select
-from distillery.synthetic import Synthetic, gaussian_noise
+from distillery.synthetic import FORMATIONS, Synthetic, gaussian_noise, pack
 
 VERSION = 1  # of everything that decides a run's result; raise it when a change makes stored runs stale
 
@@ -65,6 +67,7 @@ class Bench:
         precision: str = "float32",
         compiled: bool = False,
         trajectory: Trajectory | None = None,
+        hosts: Hosts | None = None,
         engine: str = "local",
     ):
         """What all runs share.
@@ -75,6 +78,7 @@ class Bench:
         precision, compiled  how passes run that are differentiated at most once and match no weights (`Fast`): evaluation,
                              scores, real images; synthetic images stay float32
         trajectory           settings of MTT, FTD, TESLA and DATM, None = they are refused
+        hosts                settings of IDM and IDC, None = the published ones for CIFAR-10
         engine               what chunks of experts are mapped over, where no recipes are
         """
         self.fast = Fast(network, precision, compiled)
@@ -82,7 +86,7 @@ class Bench:
         self.augmentation = augmentation
         self.score_lengths = {"loss": (score_trials, score_epochs), "converged loss": converged}
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
-        self.trajectory, self.engine = trajectory, engine
+        self.trajectory, self.hosts, self.engine = trajectory, hosts or Hosts(), engine
         self._experts: dict[str, Experts] = {}
         self._scored: dict[tuple[str, int], dict[str, Tensor]] = {}
         self.scoring: dict[tuple[str, int], dict] = {}  # seconds and samples of each score pass
@@ -117,6 +121,8 @@ class Bench:
             inputs["scoring"] = list(self.score_lengths[recipe.score])
         if recipe.method in TRAJECTORIES:
             inputs["trajectory"] = self._settings().spec(recipe.method, recipe.ipc)
+        if recipe.method in HOSTS:
+            inputs["host"] = self.hosts.spec(recipe.method, recipe.ipc)
         return inputs
 
     def _stored(self, producer: str, inputs: dict, compute) -> dict | None:
@@ -253,7 +259,7 @@ class Bench:
             return torch.arange(len(targets))
         scores = None if recipe.rule == "random" else self.scores(recipe.seed, recipe.score)["loss"]
         stream = generator(recipe.seed, "prune")
-        least = 1 if recipe.method in WHOLE else recipe.ipc
+        least = 1 if recipe.method in WHOLE else recipe.ipc * FORMATIONS[self._formation(recipe)[0]]
         return prune(scores, recipe.keep, targets, recipe.rule, stream, at_least=least).sort().values
 
     def choose(self, how: str, ipc: int, seed: int, kept: Tensor) -> Tensor:
@@ -359,8 +365,7 @@ class Bench:
         """The set of a recipe, stored, and what its result says of it."""
         kept = self.kept(recipe)
         if recipe.method in SELECTIONS:
-            chosen = self.choose(recipe.method, recipe.ipc, recipe.seed, kept)
-            synthetic, start, log = self._real(chosen), None, {}
+            synthetic, start, log = self._real(recipe.method.split(",")[0], recipe, kept), None, {}
         else:
             if recipe.method in TRAJECTORIES:
                 done, start, log = self._match_trajectories(recipe, kept, key)
@@ -385,37 +390,74 @@ class Bench:
         card = {"classes": list(synthetic.classes), "formation": synthetic.formation}
         store.save_tensors(self.runs.artifact(name), synthetic.tensors | (extra or {}), card)
 
-    def _real(self, chosen: Tensor) -> Synthetic:
-        train = self.data.train
+    def _formation(self, recipe: Recipe) -> tuple[str, str]:
+        """(formation of the set, how real images shrink into it)."""
+        if recipe.method in HOSTS:
+            settings = self._loop(recipe)
+            return settings["formation"], settings["shrink"]
+        return "partition2" if recipe.method == "random, packed" else "identity", "bilinear"
+
+    def _real(self, how: str, recipe: Recipe, kept: Tensor) -> Synthetic:
+        """Real images of the recipe's size, as many in each stored one as the formation holds."""
+        copies = FORMATIONS[self._formation(recipe)[0]]
+        return self._of(self.choose(how, copies * recipe.ipc, recipe.seed, kept), recipe)
+
+    def _of(self, chosen: Tensor, recipe: Recipe) -> Synthetic:
+        train, (formation, shrink) = self.data.train, self._formation(recipe)
         chosen = chosen.to(train.device)
-        return Synthetic({"images": train.batch(chosen), "targets": train.targets[chosen]}, train.classes)
+        images = pack(train.batch(chosen), formation, shrink)
+        return Synthetic(
+            {"images": images, "targets": train.targets[chosen][:: FORMATIONS[formation]]},
+            train.classes,
+            formation,
+        )
 
     def _start(self, recipe: Recipe, kept: Tensor, how: str = "") -> Synthetic:
-        how = how or recipe.initialize or PRESETS[recipe.method]["initialize"]
-        real = self._real(self.choose("real" if how == "noise" else how, recipe.ipc, recipe.seed, kept))
+        how = how or recipe.initialize or self._loop(recipe)["initialize"]
+        real = self._real("real" if how == "noise" else how, recipe, kept)
         if how != "noise":
             return real
         noise = gaussian_noise(len(real), self.data.train.shape, generator(recipe.seed, "noise"))
         return real.replace(images=noise.to(real.device))
 
-    def _distill(self, recipe: Recipe, start: Synthetic, kept: Tensor, key: str) -> Distilled:
+    def _loop(self, recipe: Recipe) -> dict:
+        """The settings of a method with real batches."""
+        if recipe.method in HOSTS:
+            return self.hosts.settings(recipe.method, recipe.ipc)
         preset = PRESETS[recipe.method]
+        return preset | {"lr": preset.get("lr_large", preset["lr"]) if recipe.ipc >= 100 else preset["lr"]}
+
+    def _objective(self, recipe: Recipe):
+        """(objective, optimizer of the pixels, number of steps) of a method with real batches."""
+        settings = self._loop(recipe)
+        settings |= {"lr": recipe.lr or settings["lr"], "batch": recipe.batch or settings["batch"]}
+        twice = settings["objective"] in (
+            "gradient",
+            "multiformation",
+        )  # differentiated twice: never compiled
+        network = self.network if twice else Fast(self.network, compiled=self.fast.compiled)
+        if recipe.method in HOSTS:
+            transform = self.data.train.transform
+            objective = hosts.build(settings, network, self.augmentation, self.fast, transform)
+            rate = hosts.rate(settings, len(self.data.train.classes))
+            return objective, Optimizer(rate), recipe.steps or hosts.steps(settings)
+        objective = OBJECTIVES[settings["objective"]](
+            network,
+            batch=settings["batch"],
+            augmentation=self.augmentation if settings["augmented"] else "",
+            real_network=self.fast,
+        )
+        steps = recipe.steps or published_steps(recipe.method, recipe.ipc)
+        return objective, Optimizer(settings["lr"], settings["momentum"]), steps
+
+    def _distill(self, recipe: Recipe, start: Synthetic, kept: Tensor, key: str) -> Distilled:
         real = self.data.train.subset(kept)
-        options = {
-            "batch": recipe.batch or preset["batch"],
-            "augmentation": self.augmentation if preset["augmented"] else "",
-            "real_network": self.fast,
-        }
         sampler = Uniform(real.targets)
         if recipe.effect:
             sampler = TreatmentEffect(real.targets, recipe.effect, recipe.effect_every, recipe.effect_tails)
-        twice = preset["objective"] == "gradient"  # differentiated twice: never compiled
-        network = self.network if twice else Fast(self.network, compiled=self.fast.compiled)
-        objective = OBJECTIVES[preset["objective"]](network, **options)
-        lr = recipe.lr or (preset.get("lr_large", preset["lr"]) if recipe.ipc >= 100 else preset["lr"])
+        objective, pixels, steps = self._objective(recipe)
         return distill(
-            start, objective, real, sampler, {"images": Optimizer(lr, preset["momentum"])},
-            recipe.steps or published_steps(recipe.method, recipe.ipc), generator(recipe.seed, "distill"),
+            start, objective, real, sampler, {"images": pixels}, steps, generator(recipe.seed, "distill"),
             checkpoint=self.runs.artifact(key, ".checkpoint.safetensors"), checkpoint_seconds=self.checkpoint_seconds,
             identity=key, progress=self.progress,
         )  # fmt: skip
@@ -464,7 +506,7 @@ class Bench:
             stream = generator(recipe.seed, "correct images")
             pool = self.data.train.subset(kept)
             chosen = kept[experts.choose_correct(self.network, bank, pool, recipe.ipc, stream)]
-            start = self._real(chosen)
+            start = self._of(chosen, recipe)
         else:
             chosen = self.choose("real" if how == "noise" else how, recipe.ipc, recipe.seed, kept)
             start = self._start(recipe, kept, how)

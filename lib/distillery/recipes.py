@@ -12,12 +12,13 @@ import yaml
 from distillery import architectures
 from distillery.checks import InputError, check_choice, check_keep, check_positive_int
 from distillery.experts import Training
-from distillery.matching import trajectory
+from distillery.matching import hosts, trajectory
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching, loops
 from distillery.optimizers import GSAM, SGD
 from distillery.sampling import TreatmentEffect, Uniform
 from distillery.selection import RULES
+from distillery.synthetic import FORMATIONS
 
 PRESETS: dict[str, dict]
 PUBLISHED: dict[str, dict]
@@ -26,10 +27,11 @@ PRESETS, PUBLISHED = (
     for name in ("presets.yaml", "published.yaml")
 )
 OBJECTIVES = {"gradient": GradientMatching, "distribution": DistributionMatching}
-SELECTIONS = ("random", "herding", "k-means", "lowest loss", "highest loss")
+SELECTIONS = ("random", "random, packed", "herding", "k-means", "lowest loss", "highest loss")
 WHOLE = ("whole", "whole, trained out")
 INITIALIZATIONS = ("real", "noise", "herding", "k-means")
 TRAJECTORIES = tuple(trajectory.presets())  # MTT, FTD, TESLA, DATM
+HOSTS = tuple(hosts.presets())  # IDM, IDC, IDC-I: their settings differ by data set
 ITERATES = ("last", "ema", "best")
 SCORES = ("loss", "converged loss")  # early in training, and over all of it
 SAMPLERS = {"uniform": Uniform, "treatment effect": TreatmentEffect}
@@ -39,7 +41,7 @@ SAMPLERS = {"uniform": Uniform, "treatment effect": TreatmentEffect}
 class Recipe:
     """What to make.
 
-    method      a distillation method in PRESETS or TRAJECTORIES, a selection in SELECTIONS, or one of WHOLE
+    method      a distillation method in PRESETS, HOSTS or TRAJECTORIES, a selection in SELECTIONS, or one of WHOLE
     ipc         images per class; for 'whole' the set whose number of training steps is matched
     keep, rule  prune the real data first: keep this part of each class, a fraction in (0, 1] or a number of images above
                 1, by the score ('lowest', 'highest', 'middle') or at random
@@ -75,7 +77,7 @@ class Recipe:
     effect_tails: str = "both"
 
     def __post_init__(self):
-        check_choice("method", self.method, [*WHOLE, *SELECTIONS, *PRESETS, *TRAJECTORIES])
+        check_choice("method", self.method, [*WHOLE, *SELECTIONS, *PRESETS, *HOSTS, *TRAJECTORIES])
         check_choice("iterate", self.iterate, ITERATES)
         check_positive_int("ipc", self.ipc)
         check_keep("keep", self.keep)
@@ -101,7 +103,7 @@ class Recipe:
         if self.initialize:
             extra = ("correct",) if self.method in TRAJECTORIES else ()
             check_choice("initialize", self.initialize, (*INITIALIZATIONS, *extra))
-        if self.initialize and self.method not in (*PRESETS, *TRAJECTORIES):
+        if self.initialize and self.method not in (*PRESETS, *HOSTS, *TRAJECTORIES):
             raise InputError(
                 f"initialize: {self.initialize!r} with {self.method!r}, which starts from nothing; accepted: ''"
             )
@@ -114,7 +116,7 @@ class Recipe:
             raise InputError(f"iterate: {self.iterate!r} with {self.method!r}; accepted: 'last'")
 
     def _check_effect(self) -> None:
-        if self.method not in PRESETS:
+        if self.method not in (*PRESETS, *HOSTS):
             reason = "experts have seen the real images" if self.method in TRAJECTORIES else "it has no loop"
             raise InputError(
                 f"effect: {self.effect} with {self.method!r}, which has no real batch: {reason}; accepted: 0"
@@ -129,6 +131,39 @@ class Recipe:
             for f in fields(self)
             if f.name not in later or getattr(self, f.name) != f.default
         }
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Settings of IDM and IDC: the published ones of a data set, with changes.
+
+    dataset  whose published settings, a data set of `hosts.yaml`
+    changes  settings by their names there; a method takes those that it has
+    raises   InputError on a setting that no method has
+    """
+
+    dataset: str = "cifar10"
+    changes: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        known = {
+            name
+            for table in hosts.presets().values()
+            for cell in table.values()
+            for name in (cell | {k: v for one in cell.get("ipc", {}).values() for k, v in one.items()})
+        }
+        for name in self.changes:
+            check_choice("host setting", name, sorted(known - {"source", "objective", "ipc"}))
+
+    def settings(self, method: str, ipc: int) -> dict:
+        """The settings of a method at a size. Raises InputError where nothing is published."""
+        found = hosts.preset(method, self.dataset, ipc)
+        return found | {name: value for name, value in self.changes.items() if name in found}
+
+    def spec(self, method: str, ipc: int) -> dict:
+        """What identifies a run, besides its recipe and bench."""
+        silent = ("source", "normalization", "depth", "side")
+        return {name: v for name, v in self.settings(method, ipc).items() if name not in silent}
 
 
 @dataclass(frozen=True)
@@ -198,6 +233,8 @@ def expert_epochs(settings: dict) -> int:
 
 def published_steps(method: str, ipc: int) -> int:
     """Pixel updates of the published setting."""
+    if method in HOSTS:
+        return hosts.steps(hosts.presets()[method]["common"])
     preset = PRESETS[method]
     return preset["iterations"] * (loops(ipc)[0] if preset["objective"] == "gradient" else 1)
 
@@ -206,6 +243,10 @@ def published(dataset: str, method: str, ipc: int) -> dict | None:
     """{'mean', 'std'} as fractions from `matching/published.yaml`, None where no checked number is known."""
     found = PUBLISHED.get(dataset, {}).get(method, {}).get(ipc)
     return {"mean": found[0] / 100, "std": found[1] / 100} if found else None
+
+
+def _samplers(objective) -> str:
+    return ", ".join(n for n, one in SAMPLERS.items() if all(hasattr(objective, need) for need in one.needs))
 
 
 def compatibility() -> str:
@@ -217,11 +258,17 @@ def compatibility() -> str:
     for name, preset in PRESETS.items():
         objective = OBJECTIVES[preset["objective"]]
         starts = ", ".join(f"**{i}**" if i == preset["initialize"] else i for i in INITIALIZATIONS)
-        samplers = ", ".join(
-            n for n, one in SAMPLERS.items() if all(hasattr(objective, need) for need in one.needs)
-        )
         lines.append(
-            f"| {name} | {preset['objective']} matching | {starts} | {samplers} | {', '.join(RULES)} | {', '.join(objective.learns)} |"
+            f"| {name} | {preset['objective']} matching | {starts} | {_samplers(objective)} | {', '.join(RULES)} | {', '.join(objective.learns)} |"
+        )
+    for name, table in hosts.presets().items():
+        common = table["common"]
+        objective = hosts.OBJECTIVES[common["objective"]]
+        starts = ", ".join(f"**{i}**" if i == common["initialize"] else i for i in INITIALIZATIONS)
+        kind = {"queue": "distribution", "multiformation": "gradient"}[common["objective"]]
+        packed = ", four images in each stored one" if FORMATIONS[common["formation"]] > 1 else ""
+        lines.append(
+            f"| {name} | {kind} matching{packed} | {starts} | {_samplers(objective)} | {', '.join(RULES)} | {', '.join(objective.learns)} |"
         )
     for name, table in trajectory.presets().items():
         chosen = table["common"]["initialize"]
