@@ -12,7 +12,7 @@ from distillery.records import measured
 
 COLORS = {
     "whole": "#555555", "random": "#999999", "random at the student's rate": "#cccccc", "herding": "#b07aa1", "k-means": "#9c755f",
-    "DC": "#4e79a7", "DSA": "#76b7b2", "DM": "#e15759",
+    "random images": "#999999", "DC": "#4e79a7", "DSA": "#76b7b2", "DM": "#e15759", "IDM": "#ff9da7", "IDC": "#a0cbe8",
     "MTT": "#4e79a7", "FTD": "#f28e2b", "FTD + EMA": "#ffbe7d", "DATM": "#59a14f", "TESLA": "#76b7b2",
     "lowest loss": "#4e79a7", "middle": "#59a14f", "highest loss": "#e15759",
 }  # fmt: skip
