@@ -12,7 +12,7 @@ from distillery.data import ImageSet, fit_standardize
 from distillery.networks import ConvNet
 from distillery.seeds import generator
 
-PERIOD = {"DM": 50, "DC": 100}  # steps between two looks, at which level two adds at most a tenth
+PERIOD = {"DM": 100, "DC": 100}  # steps between two looks, at which level two adds at most a tenth
 PATHS = ("plain", "fast")
 
 
