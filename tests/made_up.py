@@ -67,3 +67,17 @@ class Weighted(Uniform):
         signal = synthetic.tensors["images"].mean() + torch.arange(len(self.state["weights"]))
         self.state["weights"] = 0.9 * self.state["weights"] + 0.5 * (1 + signal.sin())
         self.state["refreshed"] = torch.tensor(step + 1)
+
+
+class Counting:
+    """A network that counts how often it is drawn."""
+
+    def __init__(self, inner):
+        self.inner, self.drawn = inner, 0
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def init(self, generator, k=1):
+        self.drawn += k
+        return self.inner.init(generator, k)

@@ -195,7 +195,7 @@ def test_running_statistics_follow_their_definition():
     uniform, index = torch.full((1, 2), 0.5), torch.arange(2)[None]
     sampler.weigh(torch.tensor([0]), index, uniform, lambda: torch.tensor([[6.0, 6.0]]))
     assert float(sampler.state["mean"]) == pytest.approx(0.75 * 2 + 0.25 * 6)
-    assert float(sampler.state["variance"]) == pytest.approx(0.75 * 1)
+    assert float(sampler.state["square"]) == pytest.approx(0.75 * (1 + 9) / 2 + 0.25 * 36)
 
 
 def test_verdicts_are_kept_between_looks():

@@ -14,6 +14,7 @@ from distillery.optimizers import SGD
 from distillery.sampling import RealBatches, Uniform
 from distillery.seeds import generator
 from distillery.synthetic import Synthetic, form, pack
+from made_up import Counting
 
 CLASSES, N, M = 3, 5, 2
 LABELS = torch.arange(CLASSES)
@@ -134,20 +135,6 @@ def test_equal_batches_have_no_distance_and_duplicates_change_nothing(metric):
 
 
 # The loop
-
-
-class Counting:
-    """A network that counts how often it is drawn."""
-
-    def __init__(self, inner):
-        self.inner, self.drawn = inner, 0
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def init(self, generator, k=1):
-        self.drawn += k
-        return self.inner.init(generator, k)
 
 
 def test_networks_train_between_updates_and_then_a_new_one_comes(tiny, monkeypatch):

@@ -22,6 +22,7 @@ from distillery.networks import ConvNet
 from distillery.sampling import Uniform
 from distillery.seeds import generator
 from distillery.synthetic import Synthetic
+from made_up import Counting
 
 CLASSES, N, M = 3, 5, 2
 
@@ -181,20 +182,6 @@ def test_loops_of_the_published_settings():
     published = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
     assert {ipc: loops(ipc) for ipc in published} == published
     assert loops(5) == (5, 100) and loops(2000) == (2000, 1)
-
-
-class Counting:
-    """A network that counts how often it is drawn."""
-
-    def __init__(self, inner):
-        self.inner, self.drawn = inner, 0
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def init(self, generator, k=1):
-        self.drawn += k
-        return self.inner.init(generator, k)
 
 
 def selected(images, ipc):

@@ -190,13 +190,14 @@ SIZES = {
     "all are as good": ({0.5: SAME, 0.1: SAME}, 0.1, "a smaller one may be too"),
     "all data are as good as all data": ({1: FULL, 0.1: WORSE}, 1, "at 0.1"),
     "a better one in between does not count": ({0.5: SAME, 0.1: WORSE, 0.01: SAME}, 0.5, "at 0.1"),
-    "none is as good": ({0.5: WORSE, 0.1: SAME}, None, "above all"),
+    "none is as good": ({0.5: WORSE, 0.1: SAME}, None, "inferior at 0.5"),
     "undecided by a wide interval": ({0.5: SAME, 0.1: WIDE}, None, "undecided at 0.1"),
+    "undecided by a narrow interval": ({0.5: SAME, 0.1: off(-0.018, 0.004)}, 0.5, "undecided at 0.1"),
     "a wide interval below is not needed": ({0.5: SAME, 0.1: WORSE, 0.01: WIDE}, 0.5, "at 0.1"),
     "a wide interval that lies apart decides": ({0.5: SAME, 0.1: FAR}, 0.5, "at 0.1"),
     "a wide interval above the margin decides": ({0.5: off(0.1, 0.03), 0.1: WORSE}, 0.5, "at 0.1"),
-    "one pair": ({0.5: SAME[:1], 0.1: WORSE}, None, "1 pair(s) give no interval"),
-    "not run": ({0.5: None, 0.1: WORSE}, None, "0 pair(s) give no interval"),
+    "one pair": ({0.5: SAME[:1], 0.1: WORSE}, None, "undefined, undecided at 0.5"),
+    "not run": ({0.5: None, 0.1: WORSE}, None, "undefined, not run at 0.5"),
     "not run, and not needed": ({0.5: SAME, 0.1: WORSE, 0.01: [None, None, None]}, 0.5, "at 0.1"),
     "images of every class": ({500: SAME, 50: SAME, 10: WORSE}, 50, "at 10"),
 }
@@ -217,9 +218,9 @@ def test_verdicts_of_critical_size():
     cases = {
         0.5: (SAME, "non-inferior"),
         0.4: (off(-0.01), "non-inferior"),
-        0.3: (WORSE, "not non-inferior"),
-        0.25: (FAR, "not non-inferior"),
-        0.2: (off(-0.018, 0.004), "not non-inferior"),  # the interval holds -margin, and is narrow
+        0.3: (WORSE, "inferior"),
+        0.25: (FAR, "inferior"),
+        0.2: (off(-0.018, 0.004), "undecided"),  # the interval holds -margin, and is narrow
         0.15: (WIDE, "undecided"),
         0.1: (SAME[:1], "undecided"),
         0.05: (None, "not run"),

@@ -21,6 +21,7 @@ from distillery.evaluation import Protocol, evaluate
 from distillery.experts import Experts
 from distillery.fast import Fast, tensor_cores
 from distillery.matching import hosts, trajectory
+from distillery.matching.effects import check_uncoupled
 from distillery.recipes import (
     HOSTS,
     OBJECTIVES,
@@ -38,7 +39,7 @@ from distillery.sampling import TreatmentEffect, Uniform
 from distillery.scoring.dynamics import dynamics, features, mean_loss
 from distillery.scoring.geometry import herding, kmeans_nearest
 from distillery.seeds import generator
-from distillery.selection import prune, select
+from distillery.selection import check_left, prune, select
 from distillery.synthetic import FORMATIONS, Synthetic, gaussian_noise, pack
 
 VERSION = 1  # of everything that decides a run's result; raise it when a change makes stored runs stale
@@ -255,12 +256,13 @@ class Bench:
     def kept(self, recipe: Recipe) -> Tensor:
         """Indices of the training images left after pruning, ascending."""
         targets = self.data.train.targets.cpu()
+        least = 1 if recipe.method in WHOLE else recipe.ipc * FORMATIONS[self._formation(recipe)[0]]
+        check_left(recipe.keep, targets, least)
         if recipe.keep == 1:
             return torch.arange(len(targets))
         scores = None if recipe.rule == "random" else self.scores(recipe.seed, recipe.score)["loss"]
         stream = generator(recipe.seed, "prune")
-        least = 1 if recipe.method in WHOLE else recipe.ipc * FORMATIONS[self._formation(recipe)[0]]
-        return prune(scores, recipe.keep, targets, recipe.rule, stream, at_least=least).sort().values
+        return prune(scores, recipe.keep, targets, recipe.rule, stream).sort().values
 
     def choose(self, how: str, ipc: int, seed: int, kept: Tensor) -> Tensor:
         """Indices of ipc images of each class, chosen among `kept` by one of SELECTIONS (or 'real' = random)."""
@@ -284,6 +286,9 @@ class Bench:
             return self._measured(recipe, key)
 
     def _measured(self, recipe: Recipe, key: str) -> dict:
+        if recipe.method in (*PRESETS, *HOSTS):
+            self._objective(recipe)  # what it refuses, it refuses now
+        self.kept(recipe)  # scores are made once for many recipes: their cost is `scoring`'s
         started = time.monotonic()
         train, network = self.data.train, self.fast
         synthetic, details = None, {}
@@ -436,6 +441,8 @@ class Bench:
             "multiformation",
         )  # differentiated twice: never compiled
         network = self.network if twice else Fast(self.network, compiled=self.fast.compiled)
+        if recipe.effect and recipe.method == "DM":
+            check_uncoupled(network.init(generator(0, "names"), 1))
         if recipe.method in HOSTS:
             transform = self.data.train.transform
             objective = hosts.build(settings, network, self.augmentation, self.fast, transform)

@@ -83,6 +83,11 @@ class Recipe:
         check_keep("keep", self.keep)
         check_choice("rule", self.rule, RULES)
         check_choice("score", self.score, SCORES)
+        other = self.method in SELECTIONS or self.initialize in ("herding", "k-means")
+        if self.score != SCORES[0] and (self.keep == 1 or self.rule == "random" or other):
+            raise InputError(
+                f"score: {self.score!r} where nothing is pruned by it, or another score is used too; accepted: {SCORES[0]!r}"
+            )
         if self.effect:
             self._check_effect()
         elif (self.effect_every, self.effect_tails) != (1, "both"):
@@ -126,11 +131,10 @@ class Recipe:
     def spec(self) -> dict:
         """What identifies the recipe in the id of a run; later fields only where they are set: ids from before hold."""
         later = ("iterate", "score", "effect", "effect_every", "effect_tails")
-        return {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.name not in later or getattr(self, f.name) != f.default
-        }
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        default = {f.name: f.default for f in fields(self) if f.name in later}
+        found = {name: value for name, value in found.items() if name not in later or value != default[name]}
+        return found | {"keep": float(self.keep)}
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,11 @@ class Hosts:
             for name in (cell | {k: v for one in cell.get("ipc", {}).values() for k, v in one.items()})
         }
         for name in self.changes:
-            check_choice("host setting", name, sorted(known - {"source", "objective", "ipc"}))
+            check_choice(
+                "host setting",
+                name,
+                sorted(known - {"source", "objective", "ipc", "lr_ipc", "normalization", "depth", "side"}),
+            )
 
     def settings(self, method: str, ipc: int) -> dict:
         """The settings of a method at a size. Raises InputError where nothing is published."""

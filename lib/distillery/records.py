@@ -76,16 +76,16 @@ def critical_size(
     """The critical sample size: the smallest measured part of the data that, like every larger one, serves as well as all.
 
     BiLP's m' (ICLR version) = min {|X'| : Acc(X') >= Acc(X) - margin}, made testable: a part is non-inferior if the 95%
-    interval of its paired difference to all data lies above -margin. Where the interval holds
-    -margin and is wider than the margin below its mean, equal accuracies could not have been told from inferior ones:
-    it is undecided, and so is the critical size if the decision needs that part.
+    interval of its paired difference to all data lies above -margin, inferior if it lies below, and undecided where it
+    holds -margin. Parts are asked from the largest down, until one is not non-inferior; the size is undefined where that one
+    is undecided and its interval reaches further below its mean than the margin.
 
     kept     accuracies[set][network] of each part, by fractions or by images of every class, in the order of the seeds
              of `full`
     full     accuracies[set][network] with all data
     margin   the loss of accuracy that is tolerated, a fraction, fixed before anything is measured
     returns  keep (None where none is found), why, margin, and points: for each part, largest first, mean, ci95, n_pairs of
-             the difference, and its verdict: 'non-inferior', 'not non-inferior', 'undecided' or 'not run'
+             the difference, and its verdict: 'non-inferior', 'inferior', 'undecided' or 'not run'
     raises   InputError on a margin outside (0, 1], no part, parts that are not numbers above 0, and fractions beside numbers
     """
     check_fraction("margin", margin)
@@ -94,20 +94,18 @@ def critical_size(
     if not kept or min(kept) <= 1 < max(kept):
         raise InputError(f"keep: {sorted(kept)}; accepted: fractions or images of every class, at least one")
     points = {keep: _point(difference(kept[keep], full), margin) for keep in sorted(kept, reverse=True)}
-    found, why = None, ""
+    found, why = None, f"all measured are non-inferior by {margin:.1%}; a smaller one may be too"
     for keep, point in points.items():
         if point["verdict"] == "non-inferior":
             found = keep
             continue
-        if point["verdict"] == "not non-inferior":
-            low = point["ci95"][0]
-            why = f"at {keep:g} the interval reaches {low:+.1%}, not above -{margin:.1%}"
-            why += "" if found else "; the critical size lies above all that were measured"
-        else:
-            found, why = None, f"undecided at {keep:g}: {_doubt(point, margin)}"
+        why = f"{point['verdict']} at {keep:g}"
+        if point["ci95"]:
+            why += f": {point['mean']:+.1%} [{point['ci95'][0]:+.1%}, {point['ci95'][1]:+.1%}]"
+        wide = point["ci95"] is None or point["mean"] - point["ci95"][0] > margin
+        if point["verdict"] != "inferior" and wide:
+            found, why = None, f"undefined, {why}: no interval as narrow as the margin"
         break
-    else:
-        why = f"all measured are non-inferior by {margin:.1%}; a smaller one may be too"
     return {"keep": found, "why": why, "margin": margin, "points": points}
 
 
@@ -119,15 +117,7 @@ def _point(gap: dict | None, margin: float) -> dict:
     low, high = gap["ci95"]
     if low > -margin:
         return gap | {"verdict": "non-inferior"}
-    wide = high >= -margin and gap["mean"] - low > margin
-    return gap | {"verdict": "undecided" if wide else "not non-inferior"}
-
-
-def _doubt(point: dict, margin: float) -> str:
-    if point["ci95"] is None:
-        return f"{point['n_pairs']} pair(s) give no interval"
-    width = point["mean"] - point["ci95"][0]
-    return f"the interval reaches {width:.1%} below its mean, more than the margin of {margin:.1%}"
+    return gap | {"verdict": "inferior" if high < -margin else "undecided"}
 
 
 def rank_correlation(ours: list[float], theirs: list[float], draws: int = 2000, seed: int = 0) -> dict:

@@ -74,11 +74,13 @@ TAILS = ("both", "low", "high")
 class TreatmentEffect(Uniform):
     r"""Uniform draws, without the images whose effect on the synthetic pixels lies in the tails.
 
-    Every `every` steps the effects of the batch are computed. Their mean and variance in each class are followed by
-    moving averages; images outside the quantiles of that normal distribution are dropped, from this batch and from
+    Every `every` steps the effects of the batch are computed. Their mean and mean square in each class are followed
+    by moving averages, which gives a mean and a variance; images outside the quantiles of that normal distribution are dropped, from this batch and from
     later ones, until they are drawn and judged again. A batch never loses all its images of a class.
     Source: BiLP (arXiv 2305.18381), the dynamic level: two tails, running mean and variance, lazy selection. Equal tails,
-    statistics by class, their momentum and the memory of verdicts are our choices, unpublished there.
+    statistics by class, their momentum and the memory of verdicts are our choices, unpublished there. The share that is
+    dropped is nominal: norms are not normal, their scale changes with the network, and images never judged are kept.
+    Batches of all classes, on which some objectives train networks, are not filtered.
     """
 
     needs = ("statistic", "distance")
@@ -110,7 +112,7 @@ class TreatmentEffect(Uniform):
         classes, device = int(targets.max()) + 1, targets.device
         self.state = {
             "mean": torch.full((classes,), math.nan, device=device),
-            "variance": torch.full((classes,), math.nan, device=device),
+            "square": torch.full((classes,), math.nan, device=device),
             "dropped": torch.zeros(len(targets), dtype=torch.bool, device=device),
         }
 
@@ -138,12 +140,12 @@ class TreatmentEffect(Uniform):
         count = seen.sum(1).clamp_min(1)
         norms = torch.where(seen, norms.float(), 0)
         mean = norms.sum(1) / count
-        variance = torch.where(seen, norms - mean[:, None], 0).square().sum(1) / count
-        for name, new in (("mean", mean), ("variance", variance)):
+        for name, new in (("mean", mean), ("square", norms.square().sum(1) / count)):
             old = self.state[name][labels]
             new = torch.where(old.isnan(), new, self.momentum * old + (1 - self.momentum) * new)
             self.state[name][labels] = new
-        middle, spread = self.state["mean"][labels][:, None], self.state["variance"][labels].sqrt()[:, None]
+        middle, square = (self.state[name][labels][:, None] for name in ("mean", "square"))
+        spread = (square - middle.square()).clamp_min(0).sqrt()
         low, high = (middle + bound * spread if math.isfinite(bound) else bound for bound in self.bounds)
         dropped = (norms < low) | (norms > high)
         # what fills up a class repeats its first image, and so its verdict

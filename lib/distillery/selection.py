@@ -44,10 +44,15 @@ def prune(
     at_least  refuse to leave a class with fewer (the images per class to distill)
     raises    InputError as `select`, and when a class would keep fewer than `at_least` or has fewer than `keep`
     """
-    check_keep("keep", keep)
+    check_left(keep, targets, at_least)
     _check(scores, len(targets), rule, generator)
+    return _per_class(targets, len(targets), lambda size: count(keep, size), scores, rule, generator)
 
-    def kept(size: int) -> int:
+
+def check_left(keep: float, targets: Tensor, at_least: int = 1) -> None:
+    """Raise InputError where `prune` would, before any score is computed."""
+    check_keep("keep", keep)
+    for size in targets.unique(return_counts=True)[1].tolist():
         n = count(keep, size)
         if n > size:
             raise InputError(
@@ -57,9 +62,6 @@ def prune(
             raise InputError(
                 f"keep: {keep} leaves {n} of {size} images of a class; accepted: at least {at_least} (ipc)"
             )
-        return n
-
-    return _per_class(targets, len(targets), kept, scores, rule, generator)
 
 
 def count(keep: float, size: int) -> int:

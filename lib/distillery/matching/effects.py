@@ -21,8 +21,9 @@ from torch import Generator, Tensor
 
 from distillery.augment import augment
 from distillery.checks import InputError
+from distillery.fast import tensor_cores
 from distillery.matching import Moment
-from distillery.networks import trainable
+from distillery.networks import Params, trainable
 from distillery.synthetic import Synthetic, form
 from distillery.training import networks_at_once
 
@@ -41,8 +42,6 @@ class Separable:
     `distance(moment, images, means, c)` -> (rows,) for augmented images, where the mean of a class is one of `means`.
     """
 
-    uses_real_batches = True
-
     def see(self, moment: Moment, images: Tensor, c: int) -> Tensor:
         """Images (rows, m, C, H, W) of class c as the network meets them: an affine function of them."""
         flat = augment(images.flatten(0, 1)[None], moment.drawn_for(slice(c, c + 1)))[0]
@@ -56,9 +55,12 @@ class Separable:
 
     def effects(self, moment: Moment, synthetic: Synthetic) -> Callable[[Tensor, Tensor], Tensor]:
         """(real, weights) -> `treatment_effects` at this moment, for a sampler that follows them."""
-        return lambda real, weights: treatment_effects(
-            self, self.settle(moment, real), synthetic, real, weights
-        )
+
+        def effects(real: Tensor, weights: Tensor) -> Tensor:
+            with tensor_cores("float32"):  # small differences of gradients that are nearly equal
+                return treatment_effects(self, self.settle(moment, real), synthetic, real, weights)
+
+        return effects
 
     def settle(self, moment: Moment, real: Tensor) -> Moment:
         """The moment once its real images are known."""
@@ -86,7 +88,7 @@ def treatment_effects(
         for phi, part in zip(statistic.split(size), share.split(size), strict=True):
             without = mean - part[:, None] * (phi - mean)
             gap = whole - objective.pull(moment, stored[c], without, c, synthetic.formation)
-            norms.append(gap.flatten(1).norm(dim=1))
+            norms.append(torch.where(part > 0, gap.flatten(1).norm(dim=1), 0))
         found.append(torch.cat(norms))
     return torch.stack(found)
 
@@ -152,6 +154,14 @@ def treatment_effects_plain(
     return found
 
 
+def check_uncoupled(params: Params) -> None:
+    """Raise InputError on a network whose images change one another in training."""
+    if len(trainable(params)) < len(params):
+        raise InputError(
+            "treatment effect: a network whose images couple (BatchNorm); accepted: InstanceNorm, GroupNorm"
+        )
+
+
 def _used(stored: Tensor, formation: str) -> Tensor:
     """Stored images (rows, m, C, H, W) as used: (rows, m', C, H, W)."""
     return form(stored.flatten(0, 1), formation).unflatten(0, (len(stored), -1))
@@ -159,10 +169,8 @@ def _used(stored: Tensor, formation: str) -> Tensor:
 
 def _checked(moment: Moment, synthetic: Synthetic) -> Tensor:
     """Stored images by class, (classes, m, C, H, W)."""
-    if moment.train_mode and len(trainable(moment.params)) < len(moment.params):
-        raise InputError(
-            "treatment effect: a network whose images couple (BatchNorm); accepted: InstanceNorm, GroupNorm"
-        )
+    if moment.train_mode:
+        check_uncoupled(moment.params)
     return synthetic.tensors["images"].detach()[synthetic.stored_by_class()]
 
 

@@ -211,7 +211,6 @@ class TrajectoryMatching:
     averaged = (
         "images",
     )  # FTD's moving average; the present step size and labels go with the averaged images
-    uses_real_batches = False
 
     def __init__(
         self,
