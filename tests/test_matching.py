@@ -334,15 +334,15 @@ def test_classes_in_chunks_give_the_gradient_of_all(name, size):
     stored = torch.randn(6, *real.shape[2:], generator=generator(5, "stored"))
     made = Synthetic({"images": stored, "targets": targets}, formation="partition2")
 
-    def loss(images, labels, here):
+    def loss(images, here):
         if name == "DM":
             return distribution_loss(net, params, real[here], weights[here], images[here], None)
-        return gradient_loss(net, params, real[here], weights[here], images[here], labels[here], None)
+        return gradient_loss(net, params, real[here], weights[here], images[here], LABELS[here], None)
 
     total, gradient = gradient_by_classes(made, size, loss)
     leaf = stored.clone().requires_grad_()
-    labels, members = made.classes_present()
+    _, members = made.classes_present()
     grouped = made.replace(images=leaf).decode()[0][members]
-    expected = loss(grouped, labels, slice(None))
+    expected = loss(grouped, slice(None))
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.allclose(gradient, grad(expected, leaf), atol=1e-4 * float(gradient.abs().max()))

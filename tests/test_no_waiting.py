@@ -20,7 +20,7 @@ from distillery.matching.idc import MultiFormation
 from distillery.matching.idm import QueueMatching
 from distillery.networks import ConvNet
 from distillery.optimizers import SGD
-from distillery.sampling import Uniform
+from distillery.sampling import TreatmentEffect, Uniform
 from distillery.seeds import generator
 from distillery.synthetic import Synthetic
 from distillery.training import Plan, TensorSource, train
@@ -121,8 +121,9 @@ def test_testing_waits_once(watched, monkeypatch):
     assert watched.count == 0
 
 
+@pytest.mark.parametrize("effects", [False, True])
 @pytest.mark.parametrize("method", ["DM", "DC", "DC, inner training", "IDM", "IDC"])
-def test_distillation_steps_never_wait(watched, monkeypatch, method):
+def test_distillation_steps_never_wait(watched, monkeypatch, method, effects):
     """Beyond the look for NaN every CHECK_EVERY steps and the end, nothing is read."""
     monkeypatch.setattr(loop, "_check_finite", lambda *_: None)
     monkeypatch.setattr(loop, "_stack_log", lambda log: {"steps": torch.tensor(len(log))})
@@ -151,8 +152,10 @@ def test_distillation_steps_never_wait(watched, monkeypatch, method):
         )  # fmt: skip
     else:
         objective = GradientMatching(network(), 1 if method == "DC" else 3, 1, 4, **options)
+    sampler = TreatmentEffect(cpu, 0.2, every=2) if effects else Uniform(cpu)
+    sampler.state = {name: value.to(META, non_blocking=True) for name, value in sampler.state.items()}
     done = distill(
-        made, objective, real, Uniform(cpu), {"images": Optimizer(0.1, momentum=0.5)}, 4, generator(0, "x")
+        made, objective, real, sampler, {"images": Optimizer(0.1, momentum=0.5)}, 4, generator(0, "x")
     )
     assert done.log["steps"] == 4
     assert watched.count == 0

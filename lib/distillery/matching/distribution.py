@@ -112,7 +112,7 @@ class DistributionMatching(Separable):
         )  # BatchNorm: one forward pass of all classes, as published
         size = len(labels) if coupled else classes_at_once(self.network, real.shape[1], real.shape, MAP_LIMIT)
 
-        def one(images: Tensor, _: Tensor, here: slice) -> Tensor:
+        def one(images: Tensor, here: slice) -> Tensor:
             return self.loss(moment, real, weights, images, here)
 
         loss, gradient = gradient_by_classes(synthetic, size, one)

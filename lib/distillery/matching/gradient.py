@@ -251,7 +251,7 @@ class GradientMatching(Separable):
         moment = self.settle(moment, real)
         size = classes_at_once(self.network, max(real.shape[1], used), real.shape, MAP_LIMIT)
 
-        def one(images: Tensor, _: Tensor, here: slice) -> Tensor:
+        def one(images: Tensor, here: slice) -> Tensor:
             return self.loss(moment, real, weights, images, here)
 
         return gradient_by_classes(synthetic, size, one)

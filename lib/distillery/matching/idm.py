@@ -153,7 +153,7 @@ class QueueMatching(DistributionMatching):
         )
         real, weights = draw_real.classes(labels, self.batch, self.effects(moment, synthetic))
 
-        def one(images: Tensor, _: Tensor, here: slice) -> Tensor:
+        def one(images: Tensor, here: slice) -> Tensor:
             return self.loss(moment, real, weights, images, here)
 
         at_once = classes_at_once(self.network, real.shape[1], real.shape, MAP_LIMIT)
