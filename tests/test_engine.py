@@ -129,7 +129,7 @@ def test_a_bench_gives_the_same_bits_and_computes_nothing_twice(ray, splits, tmp
     assert there.runs.computed == here.runs.computed == 4 and not there.runs.missing
     scores = [next((tmp_path / name / "artifacts").glob("scores-*")) for name in ("local", "ray")]
     digests = [store.tensor_digest(store.load_tensors(path)[0]) for path in scores]
-    assert digests[0] == digests[1] and there.scoring.keys() == here.scoring.keys() == {0}
+    assert digests[0] == digests[1] and there.scoring.keys() == here.scoring.keys() == {("loss", 0)}
     assert not [*tmp_path.rglob("*.lock"), *tmp_path.rglob(".*.tmp")]
     assert there.run_all(RECIPES, "ray") == remote and there.runs.computed == 4
 
