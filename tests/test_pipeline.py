@@ -158,6 +158,18 @@ def test_changed_settings_of_hosts(splits, tmp_path):
         here.run(short)
 
 
+@pytest.mark.parametrize("recipe", [Recipe("DM", 1, 0, keep=0.5, **SHORT), Recipe("herding", 1, 0)], ids=str)
+def test_scores_are_made_before_the_clock_of_a_run_starts(splits, tmp_path, monkeypatch, recipe):
+    """Many runs share them: their cost is `scoring`'s, not that of the run which comes first."""
+    here, order, score, make = bench(splits, tmp_path), [], Bench._score, Bench._make
+    monkeypatch.setattr(Bench, "_score", lambda *args: order.append("scores") or score(*args))
+    monkeypatch.setattr(Bench, "_make", lambda *args: order.append("set") or make(*args))
+    here.run(recipe)
+    assert order == ["scores", "set"] and here.scoring["loss", 0]["seconds"] > 0
+    here.run(replace(recipe, evaluate_on="LeNet"))
+    assert order == ["scores", "set"]  # the set is there: nothing is scored or made
+
+
 @pytest.mark.parametrize("method", ["DC", "DSA", "DM", "IDM", "IDC", "IDC-I"])
 def test_treatment_effects_are_a_plug(splits, tmp_path, method):
     """A share of each batch is dropped in every step; the run says how many images were left."""
