@@ -5,13 +5,11 @@ codes are known: a dict with images and labels under one of several names, a pai
 ({'data': [[images, labels], ...]}, the first set), or two files (images, labels) as MTT writes them.
 """
 
-import pickle
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from distillery import records, synthetic
+from distillery import records, store, synthetic
 from distillery.checks import InputError, check_choice, check_finite
 from distillery.data import Splits
 from distillery.evaluation import Protocol, evaluate
@@ -44,9 +42,9 @@ def read(
         except InputError as error:
             if "no distillery card" not in str(error):
                 raise
-    images, targets = _pair(_load(path), path)
+    images, targets = _pair(store.load_foreign(path), path)
     if labels:
-        content = _load(Path(labels))
+        content = store.load_foreign(Path(labels))
         targets = content if isinstance(content, Tensor) else _named(content, LABELS)
     if not isinstance(images, Tensor) or not isinstance(targets, Tensor):
         raise InputError(
@@ -54,26 +52,6 @@ def read(
         )
     targets = targets.detach() if targets.ndim == 2 else targets.detach().long()
     return Synthetic({"images": _standardized(images.detach(), pixels, splits, path), "targets": targets})
-
-
-def _load(path: Path):
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is not found; accepted: a .safetensors, .pt or .pth file") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} holds more than tensors, which is not run; accepted: files that load with weights_only"
-        ) from error
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"cannot read {path}: {reason}; accepted: a whole .safetensors, .pt or .pth file"
-        ) from error
 
 
 def _pair(content, path: Path):

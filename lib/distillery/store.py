@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
@@ -116,6 +118,26 @@ def map_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """
     tensors, meta = _open_tensors(path)
     return tensors, meta["card"]
+
+
+def load_foreign(path: str | Path):
+    """What a file of PyTorch or safetensors holds, never run. Raises InputError if it cannot be read as tensors."""
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is not found; accepted: a .safetensors, .pt or .pth file") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds more than tensors, which is not run; accepted: files that load with weights_only"
+        ) from error
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"cannot read {path}: {reason}; accepted: a whole .safetensors, .pt or .pth file"
+        ) from error
 
 
 def _open_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
