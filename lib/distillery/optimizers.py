@@ -1,4 +1,4 @@
-"""How the weights of K stacked networks are updated, beside the one loop of `training`: SGD and GSAM.
+"""How the weights of K stacked networks are updated, beside the one loop of `training`: SGD, Nesterov and GSAM.
 
 Slow reference of GSAM, one plain PyTorch module: `gsam_plain`.
 """
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from distillery.checks import InputError
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,35 @@ class SGD:
     ) -> list[Tensor]:
         """What `update` descends: the gradients themselves. Others ask `again()` for those at changed `params`."""
         return grads
+
+
+@dataclass(frozen=True)
+class Nesterov(SGD):
+    r"""SGD that descends where its momentum is going to be, as `torch.optim.SGD(nesterov=True)`, which is the slow reference.
+
+    $$v \leftarrow \mu v + g, \qquad \theta \leftarrow \theta - \eta\,(g + \mu v)$$
+
+    with $v = g$ in the first step. Momentum goes on where the rate drops, as under a scheduler of torch. Raises InputError
+    where the momentum is not above 0.
+    """
+
+    def __post_init__(self):
+        if not self.momentum > 0:
+            raise InputError(f"momentum: {self.momentum} with Nesterov; accepted: a number above 0")
+
+    def update(
+        self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float
+    ) -> list[Tensor]:
+        if self.weight_decay:
+            grads = torch._foreach_add(grads, params, alpha=self.weight_decay)
+        if state:
+            torch._foreach_mul_(state, self.momentum)
+            torch._foreach_add_(state, grads)
+        else:
+            state = [grad.clone() for grad in grads]
+        ahead = torch._foreach_add(grads, state, alpha=self.momentum)
+        torch._foreach_add_(params, ahead, alpha=-self.rate(step) * scale)
+        return state
 
 
 @dataclass(frozen=True)
