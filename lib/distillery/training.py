@@ -63,6 +63,7 @@ COLLECTORS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "margin": _margin,
     "error_norm": _error_norm,
     "correct": lambda logits, target, loss: (logits.argmax(-1) == target).float(),
+    "confidence": lambda logits, target, loss: logits.softmax(-1).amax(-1),
 }
 
 
