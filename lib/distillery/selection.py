@@ -1,15 +1,29 @@
 """From scores to indices: which real samples are kept, as a smaller training set or as the start of a distilled one.
 
-Scores are (N,), high = hard. Greedy methods (herding, k-means) put their rank in place of the score, so keeping the
+Scores are (N,), high = hard. Greedy methods (herding, k-center, D2) put their rank in place of the score, so keeping the
 lowest keeps the first chosen. Selection is per class unless there are no classes.
+
+| rule | keeps | source |
+|---|---|---|
+| lowest, highest | the easiest, the hardest | top-K |
+| middle | the band around the median; with the distance to the prototype, Moderate | Xia, ICLR 2023 |
+| random | | |
+| flexrand | half of the budget at random from the easy part gamma of a class, half from the rest | DLC, arXiv 2402.05356 |
+| coverage | as many from each of 50 strata of equal width in score | CCS, Zheng, ICLR 2023 |
+
+Slow references: `flexrand_plain`, `coverage_plain`.
 """
+
+import math
 
 import torch
 from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_choice, check_finite, check_keep, check_positive_int
 
-RULES = ("lowest", "highest", "middle", "random")
+RULES = ("lowest", "highest", "middle", "random", "flexrand", "coverage")
+DRAWN = ("random", "flexrand", "coverage")  # rules that draw
+STRATA = 50  # of 'coverage'
 
 
 def select(
@@ -18,35 +32,74 @@ def select(
     targets: Tensor | None = None,
     rule: str = "lowest",
     generator: Generator | None = None,
+    gamma: float = 0.5,
 ) -> Tensor:
     """Indices of `n` samples, of every class if `targets` are given: ascending by class, in the rule's order within it.
 
     scores     (N,) float; may be None for 'random' with targets
     n          samples to keep (per class)
     rule       'lowest' (easiest), 'highest' (hardest), 'middle' (equally many dropped at both ends of the order, the odd
-               one at the hard end) or 'random' (needs a generator); ties go to the smaller index
-    raises     InputError on unknown rules, scores that are not finite or not one a sample, or a class with fewer than n
-               samples
+               one at the hard end), 'random', 'flexrand' or 'coverage' (which need a generator); ties go to the smaller index
+    gamma      of 'flexrand': the share of a class that is its easy part
+    raises     InputError on unknown rules, scores that are not finite or not one a sample, a class with fewer than n
+               samples, or a gamma with which half of the budget does not fit into a part
     """
     check_positive_int("n", n)
     total = len(targets if targets is not None else scores)
     _check(scores, total, rule, generator)
-    return _per_class(targets, total, lambda size: n, scores, rule, generator)
+    if rule == "flexrand":
+        for size in [total] if targets is None else targets.unique(return_counts=True)[1].tolist():
+            check_gamma(gamma, min(n / size, 1), 1 / size)
+    return _per_class(targets, total, lambda size: n, scores, rule, generator, gamma)
 
 
 def prune(
-    scores: Tensor | None, keep: float, targets: Tensor, rule: str, generator=None, at_least: int = 1
+    scores: Tensor | None,
+    keep: float,
+    targets: Tensor | None,
+    rule: str,
+    generator: Generator | None = None,
+    at_least: int = 1,
+    gamma: float = 0.5,
 ) -> Tensor:
-    """Indices of the part `keep` of every class, as `select` orders them; the paper's code, per class.
+    """Indices of the part `keep` of every class, as `select` orders them; of all samples where there are no classes.
 
-    keep      a fraction in (0, 1]: floor((1 - keep) * n_class) samples of a class are dropped; or a whole number above
-              1: so many samples of every class are kept. 1 is the fraction: everything
+    keep      a fraction in (0, 1]: floor((1 - keep) * n_class) samples of a class are dropped, as in BiLP's code; or a
+              whole number above 1: so many samples of every class are kept. 1 is the fraction: everything
     at_least  refuse to leave a class with fewer (the images per class to distill)
+    gamma     of 'flexrand', in [keep / 2, 1 - keep / 2]
     raises    InputError as `select`, and when a class would keep fewer than `at_least` or has fewer than `keep`
     """
-    check_left(keep, targets, at_least)
-    _check(scores, len(targets), rule, generator)
-    return _per_class(targets, len(targets), lambda size: count(keep, size), scores, rule, generator)
+    total = len(targets if targets is not None else scores)
+    if targets is None:
+        check_keep("keep", keep)
+    else:
+        check_left(keep, targets, at_least)
+    _check(scores, total, rule, generator)
+    if rule == "flexrand":
+        if keep > 1:
+            return select(scores, int(keep), targets, rule, generator, gamma)
+        check_gamma(gamma, keep)
+    return _per_class(targets, total, lambda size: count(keep, size), scores, rule, generator, gamma)
+
+
+def check_gamma(gamma: float, keep: float, slack: float = 1e-9) -> None:
+    """Raise InputError unless half of the part `keep` fits into the easy part `gamma` and into the rest.
+
+    Source: the range over which DLC plots gamma; outside of it the smaller part would be taken whole.
+    """
+    number = isinstance(gamma, int | float) and not isinstance(gamma, bool) and math.isfinite(gamma)
+    if not number or not keep / 2 - slack <= gamma <= 1 - keep / 2 + slack:
+        raise InputError(
+            f"gamma: {gamma!r} with keep {keep:g}; accepted: {keep / 2:g} to {1 - keep / 2:g}, "
+            "so that half of what is kept fits into the easy part and into the hard one"
+        )
+
+
+def legal_gammas(keep: float, n: int) -> list[float]:
+    """n evenly spaced values of gamma for a part kept, from all of the easiest to all of the hardest."""
+    check_positive_int("n", n)
+    return [0.5] if n == 1 else [round(keep / 2 + (1 - keep) * i / (n - 1), 6) for i in range(n)]
 
 
 def check_left(keep: float, targets: Tensor, at_least: int = 1) -> None:
@@ -72,8 +125,8 @@ def count(keep: float, size: int) -> int:
 
 def _check(scores: Tensor | None, total: int, rule: str, generator: Generator | None) -> None:
     check_choice("rule", rule, RULES)
-    if rule == "random" and generator is None:
-        raise InputError("rule: 'random' without a generator; accepted: a generator to draw with")
+    if rule in DRAWN and generator is None:
+        raise InputError(f"rule: {rule!r} without a generator; accepted: a generator to draw with")
     if rule != "random" and scores is None:
         raise InputError(f"rule: {rule!r} without scores; accepted: one score a sample, or 'random'")
     if scores is not None:
@@ -84,7 +137,7 @@ def _check(scores: Tensor | None, total: int, rule: str, generator: Generator | 
             )
 
 
-def _per_class(targets, total, count, scores, rule, generator) -> Tensor:
+def _per_class(targets, total, count, scores, rule, generator, gamma) -> Tensor:
     groups = (
         [torch.arange(total)]
         if targets is None
@@ -97,10 +150,83 @@ def _per_class(targets, total, count, scores, rule, generator) -> Tensor:
             raise InputError(
                 f"ipc: class {label} has {len(members)} images, {n} were asked for; accepted: at most {len(members)}"
             )
-        if rule == "random":
-            order = torch.randperm(len(members), generator=generator)
-        else:
-            order = scores.cpu()[members].argsort(stable=True, descending=rule == "highest")
-        first = (len(members) - n) // 2 if rule == "middle" else 0
-        chosen.append(members[order[first : first + n]])
+        own = None if scores is None else scores.cpu()[members]
+        chosen.append(members[_pick(own, len(members), n, rule, generator, gamma)])
     return torch.cat(chosen)
+
+
+def _pick(scores: Tensor | None, size: int, n: int, rule: str, generator, gamma: float) -> Tensor:
+    """Positions of n samples of one group of `size`."""
+    if rule == "random":
+        return torch.randperm(size, generator=generator)[:n]
+    if rule == "coverage":
+        return _coverage(scores, n, generator)
+    order = scores.argsort(stable=True, descending=rule == "highest")
+    if rule == "flexrand":
+        easy, hard = flexrand_budgets(size, n, gamma)
+        pools = order.split([round(gamma * size), size - round(gamma * size)])
+        drawn = [pool[torch.randperm(len(pool), generator=generator)] for pool in pools]
+        return torch.cat([drawn[0][:easy], drawn[1][:hard]])
+    first = (size - n) // 2 if rule == "middle" else 0
+    return order[first : first + n]
+
+
+def flexrand_budgets(size: int, n: int, gamma: float) -> tuple[int, int]:
+    """How many of n samples come from the easy part and from the hard part of a class of `size`; their sum is n.
+
+    Half of n each, the odd one from the smaller part (the easy one at gamma 1/2), so that at the ends of the legal range the
+    smaller part is taken whole; what a part lacks, the other gives. The paper's code rounds both by themselves and may miss
+    its budget by one.
+    """
+    pool = round(gamma * size)
+    easy = min(-(-n // 2), pool) if gamma <= 0.5 else n - min(-(-n // 2), size - pool)
+    easy = max(min(easy, pool), n - (size - pool))
+    return easy, n - easy
+
+
+def flexrand_plain(scores: list[float], n: int, gamma: float, generator: Generator) -> set[int]:
+    """FlexRand of one class in the words of the paper: a list of the easy, a list of the hard, names out of two hats."""
+    order = sorted(range(len(scores)), key=lambda i: (scores[i], i))
+    easy, hard = order[: round(gamma * len(order))], order[round(gamma * len(order)) :]
+    wanted = {"easy": n // 2, "hard": n // 2}
+    if n % 2:
+        wanted["easy" if gamma <= 0.5 else "hard"] += 1
+    for hat, other, names in (("easy", "hard", easy), ("hard", "easy", hard)):
+        while wanted[hat] > len(names):
+            wanted[hat], wanted[other] = wanted[hat] - 1, wanted[other] + 1
+    drawn = set()
+    for hat, names in (("easy", easy), ("hard", hard)):
+        shuffled = [names[i] for i in torch.randperm(len(names), generator=generator)]
+        drawn |= set(shuffled[: wanted[hat]])
+    return drawn
+
+
+def _coverage(scores: Tensor, n: int, generator: Generator) -> Tensor:
+    """Stratified by score, the emptiest stratum first: each gives its share of the budget that is left, or all it has.
+
+    Source: CCS, without its cut-off of the hardest samples, whose size is tuned for each data set there.
+    """
+    low, high = scores.min(), scores.max()
+    width = ((high - low) / STRATA).clamp_min(torch.finfo(scores.dtype).tiny)
+    stratum = ((scores - low) / width).long().clamp(0, STRATA - 1)
+    members = [torch.nonzero(stratum == s)[:, 0] for s in range(STRATA)]
+    chosen, left = [], n
+    for i, one in enumerate(sorted(members, key=len)):
+        take = min(len(one), left // (STRATA - i))
+        chosen.append(one[torch.randperm(len(one), generator=generator)[:take]])
+        left -= take
+    return torch.cat(chosen)
+
+
+def coverage_plain(scores: list[float], n: int) -> list[int]:
+    """The budget of each of the 50 strata, from the lowest scores to the highest."""
+    low, high = min(scores), max(scores)
+    filled = [0] * STRATA
+    for score in scores:
+        at = int((score - low) / ((high - low) / STRATA)) if high > low else 0
+        filled[min(at, STRATA - 1)] += 1
+    budgets, left = [0] * STRATA, n
+    for done, s in enumerate(sorted(range(STRATA), key=lambda s: filled[s])):
+        budgets[s] = min(filled[s], left // (STRATA - done))
+        left -= budgets[s]
+    return budgets
