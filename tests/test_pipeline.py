@@ -26,6 +26,7 @@ from distillery.recipes import (
     published,
     published_steps,
 )
+from distillery.scoring.passes import Scores
 
 SHORT = {"steps": 2, "batch": 8}
 
@@ -161,8 +162,8 @@ def test_changed_settings_of_hosts(splits, tmp_path):
 @pytest.mark.parametrize("recipe", [Recipe("DM", 1, 0, keep=0.5, **SHORT), Recipe("herding", 1, 0)], ids=str)
 def test_scores_are_made_before_the_clock_of_a_run_starts(splits, tmp_path, monkeypatch, recipe):
     """Many runs share them: their cost is `scoring`'s, not that of the run which comes first."""
-    here, order, score, make = bench(splits, tmp_path), [], Bench._score, Bench._make
-    monkeypatch.setattr(Bench, "_score", lambda *args: order.append("scores") or score(*args))
+    here, order, score, make = bench(splits, tmp_path), [], Scores._make, Bench._make
+    monkeypatch.setattr(Scores, "_make", lambda *args: order.append("scores") or score(*args))
     monkeypatch.setattr(Bench, "_make", lambda *args: order.append("set") or make(*args))
     here.run(recipe)
     assert order == ["scores", "set"] and here.scoring["loss", 0]["seconds"] > 0

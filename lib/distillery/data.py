@@ -391,6 +391,36 @@ def check_enough(images: ImageSet, n: int) -> None:
             )
 
 
+def take_classes(splits: Splits, spec: str) -> Splits:
+    """The images of some classes, relabelled 0, 1, .. in their order, under the same transform.
+
+    spec    numbers of classes from 0, single or as ranges, joined by commas: '0-4' or '1,3,7-9'; '' = all
+    raises  InputError on anything else, classes that are not there, fewer than two, or one named twice
+    """
+    if not spec:
+        return splits
+    names, chosen = splits.train.classes, []
+    for part in spec.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or not (last or first).isdigit():
+            raise InputError(f"classes: {spec!r}; accepted: numbers and ranges such as '0-4' or '1,3,7-9'")
+        chosen += range(int(first), int(last or first) + 1)
+    if len(set(chosen)) != len(chosen) or len(chosen) < 2 or max(chosen) >= len(names):
+        raise InputError(
+            f"classes: {spec!r} of {len(names)}; accepted: at least two different ones from 0 to {len(names) - 1}"
+        )
+
+    def taken(images: ImageSet) -> ImageSet:
+        rows = torch.nonzero(torch.isin(images.targets, torch.tensor(chosen, device=images.device)))[:, 0]
+        found = images.subset(rows)
+        number = torch.full((len(names),), -1).index_put_((torch.tensor(chosen),), torch.arange(len(chosen)))
+        targets = number.to(found.targets.device)[found.targets]
+        return replace(found, targets=targets, classes=tuple(names[c] for c in chosen))
+
+    parts = (taken(part) for part in (splits.train, splits.validation, splits.test))
+    return Splits(*parts, (*splits.notes, f"classes {spec} of {len(names)}"))
+
+
 def subset_per_class(images: ImageSet, n: int, draw: Generator) -> ImageSet:
     """At most `n` random images of every class."""
     chosen = []

@@ -4,6 +4,8 @@ Source: the evaluation shared by DC, DSA, DM and the trajectory methods, as in t
 (github.com/VICO-UoE/DatasetCondensation): SGD with momentum .9, weight decay 5e-4, batch 256, epochs 0..E inclusive;
 after epoch E // 2 + 1 the rate falls to a tenth once and momentum restarts. Accuracy is that of the final weights;
 nothing is chosen on the test images.
+
+Beside it stands fine-tuning (`FineTuning`): a pre-trained encoder with a fresh classifier, trained on a part of a task.
 """
 
 import math
@@ -14,12 +16,14 @@ from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.data import ImageSet
+from distillery.encoders import Encoder
 from distillery.networks import Params
-from distillery.optimizers import SGD
+from distillery.optimizers import SGD, Nesterov
 from distillery.seeds import split
-from distillery.training import cross_entropy, squared_error, train
+from distillery.training import Plan, Stats, cross_entropy, squared_error, train
 
-KINDS = ("scratch", "probe")
+KINDS = ("scratch", "probe", "fine-tune")
+EQUAL = ("epochs", "steps")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Protocol:
     epochs        E; the set is passed E + 1 times
     augmentation  DSA families during training, '' for none
     kind          'scratch': train a classifier on the set; 'probe': train on its targets, then fit a linear classifier
-                  on frozen embeddings of labelled real images
+                  on frozen embeddings of labelled real images; 'fine-tune': see `FineTuning`
     """
 
     networks: int = 5
@@ -54,6 +58,11 @@ class Protocol:
         per_epoch = math.ceil(n / self.batch)
         return (self.epochs + 1) * per_epoch, (self.epochs // 2 + 2) * per_epoch
 
+    def optimizer(self, n: int) -> tuple[SGD, int]:
+        """(optimizer with its drops, training steps) for a set of n images."""
+        steps, drop = self.steps(n)
+        return SGD(self.lr, self.momentum, self.weight_decay, drops=(drop,)), steps
+
     def fitting(self, made, batch: int = 0) -> "Protocol":
         """The protocol for a set with a learned step size, which is its rate; `batch` 0 = as it stands."""
         step_size = made.tensors.get("step_size")
@@ -62,6 +71,47 @@ class Protocol:
 
     def spec(self) -> dict:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class FineTuning(Protocol):
+    """All weights of an encoder trained further: SGD with Nesterov momentum, the rate falls to a tenth at 1/2 and 3/4.
+
+    Source: DLC (arXiv 2402.05356), its public code; there images are cropped at random scales, here augmented by DSA families.
+
+    epochs   passes over the set
+    equal    what a part of a task is given: as many 'epochs' as the whole, so fewer steps (as published), or as many 'steps'
+    """
+
+    networks: int = 1
+    epochs: int = 50
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    batch: int = 128
+    augmentation: str = ""
+    kind: str = "fine-tune"
+    equal: str = "epochs"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive_int("epochs", self.epochs)
+        check_choice("equal", self.equal, EQUAL)
+
+    def steps(self, n: int) -> tuple[int, int]:
+        """(training steps, step of the first drop) for a set of n images."""
+        steps = self.epochs * math.ceil(n / self.batch)
+        return steps, steps // 2
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """Epochs, from 0, at which the rate falls where an epoch has no fixed number of steps."""
+        return tuple(sorted({self.epochs // 2, 3 * self.epochs // 4} - {0}))
+
+    def optimizer(self, n: int) -> tuple[SGD, int]:
+        steps, half = self.steps(n)
+        drops = tuple(sorted({half, 3 * steps // 4} - {0}))
+        return Nesterov(self.lr, self.momentum, self.weight_decay, drops=drops), steps
 
 
 def evaluate(
@@ -73,6 +123,7 @@ def evaluate(
     *,
     steps_of: int = 0,
     labelled: ImageSet | None = None,
+    encoder: Encoder | None = None,
     chunk: int = 0,
 ) -> Tensor:
     """Test accuracy of each of `protocol.networks` fresh networks trained on `source`: (networks,) fractions.
@@ -80,29 +131,66 @@ def evaluate(
     source    a TensorSource (`Synthetic.source()`) or an ImageSet
     steps_of  train exactly the steps that a set of this many images gets: whole data beside a small set, 0 = own size
     labelled  real labelled images for protocol kind 'probe'
+    encoder   where protocol kind 'fine-tune' starts
     """
-    init_stream, train_stream = split(generator, 2)
-    params = network.init(init_stream, protocol.networks)
-    params = {name: value.to(test.device) for name, value in params.items()}
-    steps, drop = protocol.steps(steps_of or len(source))
-    sgd = SGD(protocol.lr, protocol.momentum, protocol.weight_decay, drops=(drop,))
     if protocol.kind == "probe" and labelled is None:
         raise InputError("labelled: None; accepted: labelled real images for the linear probe")
-    params, _ = train(
-        network,
-        params,
-        source,
-        cross_entropy if protocol.kind == "scratch" else squared_error,
-        sgd,
-        generator=train_stream,
-        steps=steps,
-        batch=protocol.batch,
-        augmentation=protocol.augmentation,
-        chunk=chunk,
-    )
+    params, _ = fit(
+        network, source, protocol, generator, steps_of=steps_of, encoder=encoder, chunk=chunk, device=test.device
+    )  # fmt: skip
     if protocol.kind == "probe":
         return linear_probe(network, params, labelled, test)
     return accuracy(network, params, test)
+
+
+def fit(
+    network,
+    source,
+    protocol: Protocol,
+    generator: Generator,
+    *,
+    steps_of: int = 0,
+    encoder: Encoder | None = None,
+    hiding=None,
+    chunk: int = 0,
+    device: torch.device | str = "cpu",
+) -> tuple[Params, Stats]:
+    """The weights that `evaluate` tests, leading axis `protocol.networks`, and what training counted.
+
+    hiding  a `hiding.Hiding`, which leaves images out of an epoch: rates then follow epochs, and steps are saved
+    """
+    if protocol.kind == "fine-tune" and encoder is None:
+        raise InputError("encoder: None; accepted: an encoder to fine-tune")
+    init_stream, train_stream = split(generator, 2)
+    start = encoder.start if protocol.kind == "fine-tune" else network.init
+    params = {name: value.to(device) for name, value in start(init_stream, protocol.networks).items()}
+    optimizer, steps = protocol.optimizer(steps_of or len(source))
+    length = {"steps": steps}
+    if hiding:
+        if steps_of not in (0, len(source)):
+            raise InputError(f"hiding: with the steps of {steps_of} images; accepted: equal epochs")
+        optimizer = replace(optimizer, drops=())
+
+        def plan(epoch: int, stats: Stats) -> Plan:
+            found = hiding.plan(epoch, stats)
+            drops = sum(epoch >= milestone for milestone in protocol.milestones)
+            return replace(found, scale=found.scale * optimizer.factor**drops)
+
+        length = {
+            "epochs": protocol.epochs, "plan": plan, "collect": hiding.collect, "after_epoch": hiding.after_epoch
+        }  # fmt: skip
+    return train(
+        network,
+        params,
+        source,
+        squared_error if protocol.kind == "probe" else cross_entropy,
+        optimizer,
+        generator=train_stream,
+        batch=protocol.batch,
+        augmentation=protocol.augmentation,
+        chunk=chunk,
+        **length,
+    )
 
 
 def accuracy(network, params: Params, images: ImageSet, batch: int = 500) -> Tensor:

@@ -19,7 +19,8 @@ from distillery.fast import PRECISIONS
 COUNTS = (
     "n_seeds", "n_seeds_large", "n_seeds_rest", "n_seeds_cross", "networks", "width", "batch", "evaluation_batch",
     "epochs_whole", "score_trials", "score_epochs",
-    "rounds", "at_once", "batches",
+    "rounds", "at_once", "batches", "masks", "agreement_masks", "gammas", "draws", "encoder_epochs", "encoder_batch",
+    "tuning_epochs", "tuning_batch", "score_tunings",
 )  # fmt: skip
 SCALES = ("smoke", "small", "paper")
 TYPES = {
@@ -79,7 +80,12 @@ def planned(notebook: str | Path, given: dict) -> tuple[dict, dict]:
     """(given values, all values) with which a notebook starts, checked; paths are those of the caller's folder."""
     types, defaults = declared(notebook)
     given = dict(given)
-    for path in ("data_root", "results_dir"):  # the kernel runs in the notebook's folder
+    for path in (
+        "data_root",
+        "results_dir",
+        "encoder_root",
+        "instructions",
+    ):  # the kernel runs in the notebook's folder
         if isinstance(given.get(path), str) and given[path]:
             given[path] = str(Path(given[path]).expanduser().resolve())
     given = check(types, given)

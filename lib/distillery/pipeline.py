@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,9 +16,11 @@ from distillery.augment import DSA
 from distillery.checks import InputError, Stopped
 from distillery.data import Rows, Splits
 from distillery.distill import Distilled, Optimizer, distill
-from distillery.evaluation import Protocol, evaluate
+from distillery.encoders import Encoder
+from distillery.evaluation import FineTuning, Protocol, accuracy, evaluate, fit
 from distillery.experts import Experts
 from distillery.fast import Fast, tensor_cores
+from distillery.hiding import Hiding
 from distillery.matching import hosts, trajectory
 from distillery.matching.effects import check_uncoupled
 from distillery.recipes import (
@@ -36,8 +37,8 @@ from distillery.recipes import (
     published_steps,
 )
 from distillery.sampling import TreatmentEffect, Uniform
-from distillery.scoring.dynamics import dynamics, features, mean_loss
 from distillery.scoring.geometry import herding, kmeans_nearest
+from distillery.scoring.passes import Scores
 from distillery.seeds import generator
 from distillery.selection import check_left, prune, select
 from distillery.synthetic import FORMATIONS, Synthetic, gaussian_noise, pack
@@ -70,6 +71,9 @@ class Bench:
         trajectory: Trajectory | None = None,
         hosts: Hosts | None = None,
         engine: str = "local",
+        encoder: Encoder | None = None,
+        score_path: dict | None = None,
+        score_tunings: int = 1,
     ):
         """What all runs share.
 
@@ -81,27 +85,44 @@ class Bench:
         trajectory           settings of MTT, FTD, TESLA and DATM, None = they are refused
         hosts                settings of IDM and IDC, None = the published ones for CIFAR-10
         engine               what chunks of experts are mapped over, where no recipes are
+        encoder              where a protocol that fine-tunes starts, and what some scores look through, None = they are refused
+        score_path, score_tunings  masks of the learning complexity; fine-tunings behind the scores that take one
         """
+        if encoder and encoder.network.spec() != network.spec():
+            raise InputError(
+                f"encoder: of {encoder.network.name}; accepted: one of the bench's network, {network.name}"
+            )
+        if protocol.kind == "fine-tune" and encoder is None:
+            raise InputError("encoder: None; accepted: an encoder, where the protocol fine-tunes one")
         self.fast = Fast(network, precision, compiled)
         self.data, self.network, self.protocol, self.runs = data, network, protocol, runs
         self.augmentation = augmentation
+        self.encoder = encoder
         self.score_lengths = {"loss": (score_trials, score_epochs), "converged loss": converged}
+        tuning = protocol if isinstance(protocol, FineTuning) else FineTuning() if encoder else None
+        self.passes = Scores(
+            data, self.fast, runs, self.score_lengths, encoder, tuning, score_path, score_tunings
+        )
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
         self.trajectory, self.hosts, self.engine = trajectory, hosts or Hosts(), engine
         self._experts: dict[str, Experts] = {}
-        self._scored: dict[tuple[str, int], dict[str, Tensor]] = {}
-        self.scoring: dict[tuple[str, int], dict] = {}  # seconds and samples of each score pass
+
+    @property
+    def scoring(self) -> dict[tuple[str, int], dict]:
+        """Seconds and samples of each score pass that was used."""
+        return self.passes.costs
 
     @cached_property
     def context(self) -> dict:
         """What identifies this bench in the id of a run."""
         transform = store.tensor_digest(self.data.train.transform.tensors())[:16]
-        return {
+        found = {
             "network": self.fast.spec(),
             "protocol": self.protocol.spec(),
             "transform": transform,
             "augmentation": self.augmentation,
         }
+        return found | ({"encoder": self.encoder.digest} if self.protocol.kind == "fine-tune" else {})
 
     def run(self, recipe: Recipe) -> dict | None:
         """The stored result of a recipe, computed now if need be; None if the budget is spent.
@@ -119,7 +140,7 @@ class Bench:
         inputs = {"recipe": recipe.spec(), **self.context}
         scored = recipe.initialize in ("herding", "k-means") or recipe.method in SELECTIONS
         if recipe.keep != 1 or scored:
-            inputs["scoring"] = list(self.score_lengths[recipe.score])
+            inputs["scoring"] = self.passes.spec(recipe.score)
         if recipe.method in TRAJECTORIES:
             inputs["trajectory"] = self._settings().spec(recipe.method, recipe.ipc)
         if recipe.method in HOSTS:
@@ -189,7 +210,7 @@ class Bench:
             self.runs.computed += computed
             self.runs.reused += reused
             self.runs.missing += missing
-            self.scoring |= scoring
+            self.passes.costs |= scoring
         return [answer[0] for answer in answers]
 
     def _check_mapped(self, where: str) -> None:
@@ -210,7 +231,7 @@ class Bench:
         return result, runs.computed, runs.reused, runs.missing, self.scoring
 
     def __getstate__(self) -> dict:
-        own = {"_scored": {}, "_experts": {}, "scoring": {}, "progress": False, "engine": "local"}
+        own = {"_experts": {}, "progress": False, "engine": "local"}
         return self.__dict__ | own
 
     def synthetic(self, result: dict, iterate: str = "last") -> Synthetic | None:
@@ -226,32 +247,9 @@ class Bench:
     def scores(self, seed: int, score: str = "loss") -> dict[str, Tensor]:
         """'loss' (N,) mean training loss and 'features' (N, F) of the training images, from one ensemble pass, stored.
 
-        score  one of SCORES: how long the networks are trained
+        score  'loss' or 'converged loss': how long the networks are trained
         """
-        if (score, seed) not in self._scored:
-            trials, epochs = self.score_lengths[score]
-            inputs = {"seed": seed, "trials": trials, "epochs": epochs, "network": self.fast.spec()}
-            inputs["transform"] = self.context["transform"]
-            path = self.runs.artifact("scores-" + store.identity("scores", VERSION, inputs, self.data.digest))
-            if not path.exists():
-                with store.lock(path.with_suffix(".lock"), wait=True):
-                    if not path.exists():  # else another worker made them meanwhile
-                        self._score(seed, path, inputs)
-            tensors, card = store.load_tensors(path)
-            self._scored = {(score, seed): tensors}  # one at a time: features are large
-            self.scoring[score, seed] = {name: card[name] for name in ("seconds", "samples")}
-        return self._scored[score, seed]
-
-    def _score(self, seed: int, path: Path, inputs: dict) -> None:
-        began, stream = time.monotonic(), generator(seed, "scores")
-        trials, train = inputs["trials"], self.data.train
-        passed = dynamics(self.fast, train, trials, inputs["epochs"], stream, collect_mean=True)
-        tensors = {"loss": mean_loss(passed), "features": features(passed, train)}
-        cost = {
-            "seconds": time.monotonic() - began,
-            "samples": passed.stats.samples * trials,
-        }
-        store.save_tensors(path, tensors, inputs | cost)
+        return self.passes.scratch(seed, score)
 
     def kept(self, recipe: Recipe) -> Tensor:
         """Indices of the training images left after pruning, ascending."""
@@ -260,9 +258,10 @@ class Bench:
         check_left(recipe.keep, targets, least)
         if recipe.keep == 1:
             return torch.arange(len(targets))
-        scores = None if recipe.rule == "random" else self.scores(recipe.seed, recipe.score)["loss"]
-        stream = generator(recipe.seed, "prune")
-        return prune(scores, recipe.keep, targets, recipe.rule, stream).sort().values
+        scores = None if recipe.rule == "random" else self.passes.of(recipe.score, recipe.seed)
+        stream = generator(recipe.seed, "prune", *([recipe.draw] if recipe.draw else []))
+        gamma = recipe.gamma or 0.5
+        return prune(scores, recipe.keep, targets, recipe.rule, stream, gamma=gamma).sort().values
 
     def choose(self, how: str, ipc: int, seed: int, kept: Tensor) -> Tensor:
         """Indices of ipc images of each class, chosen among `kept` by one of SELECTIONS (or 'real' = random)."""
@@ -305,12 +304,34 @@ class Bench:
         making = time.monotonic() - started
         protocol, steps_of = self._protocol(recipe, synthetic)
         stream = generator(recipe.seed, "evaluation")
-        accuracies = evaluate(network, source, protocol, self.data.test, stream, steps_of=steps_of)
+        if protocol.kind == "fine-tune":
+            accuracies, tuned = self._fine_tuned(recipe, source, protocol, stream, steps_of)
+            details |= tuned
+        else:
+            accuracies = evaluate(network, source, protocol, self.data.test, stream, steps_of=steps_of)
         result = {
             "accuracies": accuracies.tolist(), "steps": 0, "samples": 0, "loss": [], "stored_numbers": None, "artifact": None,
             "seconds": time.monotonic() - started, "seconds_evaluation": time.monotonic() - started - making,
         }  # fmt: skip
         return result | details
+
+    def _fine_tuned(self, recipe: Recipe, source, protocol: Protocol, stream, steps_of: int):
+        """Test accuracies of the encoder fine-tuned on a source, and what else its result says."""
+        hiding = None
+        if recipe.hide:
+            hiding = Hiding(self.fast, source, recipe.hide, milestones=protocol.milestones)
+        device = self.data.test.device
+        params, stats = fit(
+            self.fast, source, protocol, stream, steps_of=steps_of, encoder=self.encoder, hiding=hiding, device=device
+        )  # fmt: skip
+        details = {
+            "validation": accuracy(self.fast, params, self.data.validation).tolist(),
+            "steps": stats.steps,
+            "samples": stats.samples * protocol.networks,
+        }
+        if hiding:
+            details |= {"hidden": hiding.hidden, "refreshed": hiding.refreshed}
+        return accuracy(self.fast, params, self.data.test), details
 
     def _score_first(self, recipe: Recipe) -> None:
         """Make the scores of a recipe, which serve many recipes, before its clock starts: their cost is in `scoring`."""
@@ -323,6 +344,8 @@ class Bench:
         if recipe.method == "whole, trained out":
             batch = recipe.batch or self.protocol.batch
             return replace(self.protocol, epochs=recipe.epochs - 1, batch=batch), 0
+        if self.protocol.kind == "fine-tune":
+            return self.protocol, len(self.data.train) if self.protocol.equal == "steps" else 0
         steps_of = recipe.ipc * len(self.data.train.classes)
         if recipe.method not in TRAJECTORIES:
             return self.protocol, steps_of

@@ -17,7 +17,8 @@ from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching, loops
 from distillery.optimizers import GSAM, SGD
 from distillery.sampling import TreatmentEffect, Uniform
-from distillery.selection import RULES
+from distillery.scoring import passes
+from distillery.selection import DRAWN, RULES, check_gamma
 from distillery.synthetic import FORMATIONS
 
 PRESETS: dict[str, dict]
@@ -33,7 +34,16 @@ INITIALIZATIONS = ("real", "noise", "herding", "k-means")
 TRAJECTORIES = tuple(trajectory.presets())  # MTT, FTD, TESLA, DATM
 HOSTS = tuple(hosts.presets())  # IDM, IDC, IDC-I: their settings differ by data set
 ITERATES = ("last", "ema", "best")
-SCORES = ("loss", "converged loss")  # early in training, and over all of it
+SCORES = passes.NAMES
+# score and rule of published ways to keep a part; 'Moderate' and 'CCS' by a score that takes no training
+BASELINES: dict[str, tuple[str, str]] = {
+    "forgetting": ("forgetting", "highest"), "EL2N": ("EL2N", "highest"), "GraNd": ("GraNd", "highest"),
+    "AUM": ("AUM", "highest"), "least confidence": ("least confidence", "highest"), "entropy": ("entropy", "highest"),
+    "margin": ("margin", "highest"), "cumulative loss": ("cumulative loss", "highest"),
+    "contextual diversity": ("contextual diversity", "lowest"), "herding": ("herding", "lowest"),
+    "k-center": ("k-center", "lowest"), "D2": ("D2", "lowest"), "Moderate": ("prototype distance", "middle"),
+    "CCS": ("complexity", "coverage"),
+}  # fmt: skip
 SAMPLERS = {"uniform": Uniform, "treatment effect": TreatmentEffect}
 
 
@@ -44,8 +54,11 @@ class Recipe:
     method      a distillation method in PRESETS, HOSTS or TRAJECTORIES, a selection in SELECTIONS, or one of WHOLE
     ipc         images per class; for 'whole' the set whose number of training steps is matched
     keep, rule  prune the real data first: keep this part of each class, a fraction in (0, 1] or a number of images above
-                1, by the score ('lowest', 'highest', 'middle') or at random
-    score       what `rule` goes by: mean training 'loss' early in training, or 'converged loss'
+                1, by a rule of `selection.py`
+    score       what `rule` goes by, one of `scoring.passes`: mean training 'loss' early in training, 'complexity', ..
+    gamma       of the rule 'flexrand', the easy share of a class
+    draw        which of many draws of a rule that draws, 0 = the first
+    hide        for 'whole' under fine-tuning: hide so large a share of the images in an epoch (`hiding.py`), 0 = none
     effect      drop this share of the real images in every step by their treatment effect, 0 = none
     effect_every, effect_tails  steps between two looks at the effects; which tails are dropped (`TreatmentEffect`)
     steps       pixel updates, 0 = as published
@@ -75,6 +88,9 @@ class Recipe:
     effect: float = 0.0
     effect_every: int = 1
     effect_tails: str = "both"
+    gamma: float = 0.0
+    draw: int = 0
+    hide: float = 0.0
 
     def __post_init__(self):
         check_choice("method", self.method, [*WHOLE, *SELECTIONS, *PRESETS, *HOSTS, *TRAJECTORIES])
@@ -88,11 +104,12 @@ class Recipe:
             raise InputError(
                 f"score: {self.score!r} where nothing is pruned by it, or another score is used too; accepted: {SCORES[0]!r}"
             )
+        self._check_draw()
         if self.effect:
             self._check_effect()
         elif (self.effect_every, self.effect_tails) != (1, "both"):
             raise InputError("effect_every, effect_tails: set with effect 0; accepted: 1 and 'both'")
-        for name in ("seed", "steps", "batch", "lr", "epochs"):
+        for name in ("seed", "steps", "batch", "lr", "epochs", "draw"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)} is not accepted; accepted: 0 or more")
         if self.method == WHOLE[1]:
@@ -120,6 +137,20 @@ class Recipe:
         if self.iterate != "last" and self.method not in TRAJECTORIES:
             raise InputError(f"iterate: {self.iterate!r} with {self.method!r}; accepted: 'last'")
 
+    def _check_draw(self) -> None:
+        if self.rule == "flexrand":
+            check_gamma(self.gamma, self.keep if self.keep <= 1 else 0)
+        elif self.gamma:
+            raise InputError(
+                f"gamma: {self.gamma} with rule {self.rule!r}; accepted: 0, or the rule 'flexrand'"
+            )
+        if self.draw and self.rule not in DRAWN:
+            raise InputError(
+                f"draw: {self.draw} with rule {self.rule!r}; accepted: 0, or a rule of {', '.join(DRAWN)}"
+            )
+        if self.hide and self.method != WHOLE[0]:
+            raise InputError(f"hide: {self.hide} with {self.method!r}; accepted: 0, or {WHOLE[0]!r}")
+
     def _check_effect(self) -> None:
         if self.method not in (*PRESETS, *HOSTS):
             reason = "experts have seen the real images" if self.method in TRAJECTORIES else "it has no loop"
@@ -130,7 +161,7 @@ class Recipe:
 
     def spec(self) -> dict:
         """What identifies the recipe in the id of a run; later fields only where they are set: ids from before hold."""
-        later = ("iterate", "score", "effect", "effect_every", "effect_tails")
+        later = ("iterate", "score", "effect", "effect_every", "effect_tails", "gamma", "draw", "hide")
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         default = {f.name: f.default for f in fields(self) if f.name in later}
         found = {name: value for name, value in found.items() if name not in later or value != default[name]}

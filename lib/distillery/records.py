@@ -21,7 +21,7 @@ import torch
 from scipy import stats
 
 from distillery import __version__, store
-from distillery.checks import InputError, check_fraction, check_keep
+from distillery.checks import InputError, check_choice, check_fraction, check_keep
 
 SCHEMA = 1
 VERDICTS = (
@@ -314,8 +314,9 @@ def notebook_digest(name: str) -> str | None:
 def public(parameters: dict) -> dict:
     """Parameters without the paths of one machine."""
     shown = {name: value for name, value in parameters.items() if name != "results_dir"}
-    if shown.get("data_root"):
-        shown["data_root"] = Path(shown["data_root"]).name
+    for name in ("data_root", "encoder_root", "encoder", "instructions", "language_model"):
+        if shown.get(name):
+            shown[name] = Path(shown[name]).name
     return shown
 
 
@@ -336,6 +337,19 @@ def find(root: str | Path) -> list[dict]:
 def accuracies(results: list[dict | None]) -> list[list[float] | None]:
     """accuracies[set][network] of stored results, None for those that have not run."""
     return [result["accuracies"] if result else None for result in results]
+
+
+def best_of(candidates: list[list[dict | None]], by: str = "validation") -> list[dict | None]:
+    """For each seed the best of several results, the first of equals; None where one of them has not run.
+
+    candidates  results by seed, of every candidate in the same order of seeds
+    by          what decides: 'validation', or 'accuracies', those on test images: an oracle, to be labelled so
+    """
+    check_choice("by", by, ("validation", "accuracies"))
+    best = []
+    for results in zip(*candidates, strict=True):
+        best.append(max(results, key=lambda one: float(np.mean(one[by]))) if all(results) else None)
+    return best
 
 
 def row(method: str, ipc: int | None, results: list[dict | None], baseline: list[dict | None] | None = None,

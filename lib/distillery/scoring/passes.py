@@ -1,0 +1,219 @@
+"""Scores of one task by name, each from a pass over the images that many scores share: made once, stored, with its cost.
+
+| pass | yields | what it takes |
+|---|---|---|
+| scratch | loss, converged loss; features of a trained network | an ensemble of networks trained from nothing |
+| encoder | complexity and the geometry of features | a pre-trained encoder: one forward pass a mask, no training |
+| tuning | what fine-tuning tells of a sample | an encoder and one fine-tuning on all images |
+
+High = hard in every one; greedy methods give their rank, low = taken first.
+"""
+
+import time
+from pathlib import Path
+
+from torch import Tensor
+
+from distillery import store
+from distillery.checks import InputError, check_choice
+from distillery.data import Splits
+from distillery.encoders import Encoder
+from distillery.evaluation import FineTuning
+from distillery.scoring import complexity, geometry
+from distillery.scoring import dynamics as training
+from distillery.seeds import generator
+
+VERSION = 1  # of the scores; raise it when a change makes stored ones stale
+SCRATCH = ("loss", "converged loss")  # early in training, and over all of it
+FREE = ("complexity", "prototype loss", "prototype distance", "herding", "k-center", "D2")
+TUNED = (
+    "cumulative loss", "forgetting", "EL2N", "GraNd", "AUM", "least confidence", "entropy", "margin",
+    "contextual diversity",
+)  # fmt: skip
+NAMES = (*SCRATCH, *FREE, *TUNED)
+COLLECTED = ("loss", "margin", "error_norm", "correct")
+
+
+class Scores:
+    """The stored scores of the training images of a task."""
+
+    def __init__(
+        self,
+        data: Splits,
+        network,
+        runs: store.Runs,
+        lengths: dict[str, tuple[int, int]],
+        encoder: Encoder | None = None,
+        tuning: FineTuning | None = None,
+        path: dict | None = None,
+        trials: int = 1,
+    ):
+        """What the passes need.
+
+        network  as it runs (`Fast`)
+        lengths  (networks, epochs) of each of SCRATCH
+        encoder, tuning, trials  of the scores in FREE and TUNED: networks that are fine-tuned
+        path     options of `complexity.prototype_path`
+        """
+        self.images, self.network, self.runs, self.lengths = data.train, network, runs, lengths
+        self.digest, self.encoder, self.tuning, self.trials = data.digest, encoder, tuning, trials
+        self.path = {"steps": 5} | (path or {})
+        self.transform = store.tensor_digest(data.train.transform.tensors())[:16]
+        self.costs: dict[tuple[str, int], dict] = {}  # of each pass: seconds, samples
+        self._read: dict[tuple[str, int], dict[str, Tensor]] = {}
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_read": {}, "costs": {}}
+
+    def of(self, name: str, seed: int) -> Tensor:
+        """The scores (N,) of one name. Raises InputError on an unknown one, and without the encoder it needs."""
+        check_choice("score", name, NAMES)
+        if name in SCRATCH:
+            return self.scratch(seed, name)["loss"]
+        targets, n = self.images.targets.cpu(), len(self.images)
+        if name == "GraNd":
+            return self._gradients(seed)
+        if name in TUNED:
+            found = self.tuned(seed)
+            if name == "contextual diversity":
+                return geometry.contextual_diversity(found["probabilities"], targets, n)
+            return found[name]
+        found = self.free()
+        rows = found["features"]
+        if name == "prototype loss":
+            return found["losses"][0]
+        if name == "prototype distance":
+            return geometry.prototype_distance(rows, targets)
+        if name == "herding":
+            return geometry.herding(rows, targets, n)
+        if name == "k-center":
+            return geometry.k_center(rows, targets, n)
+        if name == "D2":
+            return geometry.d2(rows, found["losses"].mean(0), targets=targets)
+        return found["losses"].mean(0)
+
+    def spec(self, name: str) -> dict | list[int]:
+        """What identifies a score, besides images, network and preprocessing."""
+        if name in SCRATCH:
+            return list(self.lengths[name])
+        if name in FREE:
+            return {"encoder": self._encoder().digest, "path": self.path, "version": VERSION}
+        found = {"encoder": self._encoder().digest, "tuning": self._tuning().spec(), "trials": self.trials}
+        return found | {"version": VERSION}
+
+    def scratch(self, seed: int, name: str = "loss") -> dict[str, Tensor]:
+        """'loss' (N,) mean training loss and 'features' (N, F), from one ensemble pass."""
+        trials, epochs = self.lengths[name]
+        inputs = {"seed": seed, "trials": trials, "epochs": epochs, "network": self.network.spec()}
+        inputs["transform"] = self.transform
+
+        def make() -> tuple[dict, int]:
+            stream = generator(seed, "scores")
+            passed = training.dynamics(self.network, self.images, trials, epochs, stream, collect_mean=True)
+            tensors = {"loss": training.mean_loss(passed), "features": training.features(passed, self.images)}
+            return tensors, passed.stats.samples * trials
+
+        return self._stored("scores", inputs, make, (name, seed))
+
+    def free(self) -> dict[str, Tensor]:
+        """'losses' (T, N) along the masks and 'features' (N, F) of the encoder, which no seed changes."""
+        inputs = self.spec("complexity") | {"network": self.network.spec(), "transform": self.transform}
+
+        def make() -> tuple[dict, int]:
+            params = self._encoder().to(self.images.device).params
+            path = self.path
+            if path.get("how") == "random":
+                path = path | {"generator": generator(0, "masks")}
+            found = complexity.prototype_path(self.network, params, self.images, **path)
+            return {"losses": found.losses, "features": found.features}, len(found.losses) * len(self.images)
+
+        return self._stored("encoder-scores", inputs, make, ("encoder", 0))
+
+    def tuned(self, seed: int) -> dict[str, Tensor]:
+        """All of TUNED but GraNd, (N,) each, 'probabilities' (N, C) of the last weights, and the early weights 'early.*'."""
+        inputs = self.spec("forgetting") | {
+            "network": self.network.spec(),
+            "transform": self.transform,
+            "seed": seed,
+        }
+
+        def make() -> tuple[dict, int]:
+            passed = self._fine_tune(seed)
+            p = training.predictions(passed.network, passed.params, self.images)
+            tensors = {
+                "cumulative loss": training.cumulative_loss(passed),
+                "forgetting": training.forgetting(passed),
+                "EL2N": training.el2n(passed, self.early),
+                "AUM": training.aum(passed),
+                "least confidence": training.least_confidence(p),
+                "entropy": training.entropy(p),
+                "margin": training.margin(p),
+                "probabilities": p.mean(0),
+            } | {f"early.{k}": v for k, v in passed.stats.snapshots[self.early].items()}
+            # a visit in training and one in evaluation an epoch, and the last predictions
+            return tensors, (2 * self._tuning().epochs + 1) * self.trials * len(self.images)
+
+        return self._stored("tuning-scores", inputs, make, ("tuning", seed))
+
+    @property
+    def early(self) -> int:
+        """The epoch of EL2N and GraNd: a tenth of all."""
+        return max(1, round(self._tuning().epochs / 10))
+
+    def _fine_tune(self, seed: int):
+        tuning, stream = self._tuning(), generator(seed, "tuning scores")
+        return training.dynamics(
+            self.network, self.images, self.trials, tuning.epochs, stream, batch=tuning.batch, collect=COLLECTED,
+            start=self._encoder().start(stream, self.trials), optimizer=tuning.optimizer(len(self.images))[0],
+            augmentation=tuning.augmentation, snapshots=(self.early,), checkpoints=True,
+        )  # fmt: skip
+
+    def _gradients(self, seed: int) -> Tensor:
+        found = self.tuned(seed)
+        params = {k.removeprefix("early."): v for k, v in found.items() if k.startswith("early.")}
+        params = {name: value.to(self.images.device) for name, value in params.items()}
+        inputs = self.spec("GraNd") | {
+            "network": self.network.spec(),
+            "transform": self.transform,
+            "seed": seed,
+        }
+
+        def make() -> tuple[dict, int]:
+            network = getattr(self.network, "network", self.network)
+            return {"GraNd": training.grand(network, params, self.images)}, self.trials * len(self.images)
+
+        return self._stored("gradient-scores", inputs, make, ("GraNd", seed))["GraNd"]
+
+    def _encoder(self) -> Encoder:
+        if self.encoder is None:
+            raise InputError(
+                f"encoder: None; accepted: an encoder for the scores {', '.join((*FREE, *TUNED))}"
+            )
+        return self.encoder
+
+    def _tuning(self) -> FineTuning:
+        if self.tuning is None:
+            raise InputError(f"tuning: None; accepted: a way to fine-tune for the scores {', '.join(TUNED)}")
+        return self.tuning
+
+    def _stored(self, producer: str, inputs: dict, make, key: tuple[str, int]) -> dict[str, Tensor]:
+        """Tensors of a pass, made once; `make` returns them and the images it touched."""
+        if key not in self._read:
+            version = 1 if producer == "scores" else VERSION
+            path = self.runs.artifact(f"{producer}-" + store.identity(producer, version, inputs, self.digest))
+            if not path.exists():
+                with store.lock(path.with_suffix(".lock"), wait=True):
+                    if not path.exists():  # else another worker made them meanwhile
+                        self._make(path, inputs, make)
+            tensors, card = store.load_tensors(path)
+            kept = {
+                k: v for k, v in self._read.items() if k[0] == "encoder"
+            }  # else one at a time: features are large
+            self._read = kept | {key: tensors}
+            self.costs[key] = {name: card[name] for name in ("seconds", "samples")}
+        return self._read[key]
+
+    def _make(self, path: Path, inputs: dict, make) -> None:
+        began = time.monotonic()
+        tensors, samples = make()
+        store.save_tensors(path, tensors, inputs | {"seconds": time.monotonic() - began, "samples": samples})
