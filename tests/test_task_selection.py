@@ -178,7 +178,17 @@ def test_benches_that_make_no_sense(splits, encoder, tmp_path, refused):
     for name in ("complexity", "forgetting"):
         with refused("encoder"):
             plain.run(whole(keep=0.5, score=name))
+    with refused("hide", "scratch"):
+        plain.run(whole(hide=0.3))
+    for changed in (replace(TUNING, networks=2), replace(TUNING, equal="steps")):
+        with refused("hiding"):
+            bench(splits, encoder, tmp_path, changed).run(whole(hide=0.3, keep=0.5, rule="random"))
     assert set(FREE) & set(TUNED) == set()
+
+
+def test_a_fine_tuning_of_chosen_length(splits, encoder, tmp_path):
+    result = bench(splits, encoder, tmp_path).run(Recipe("whole, trained out", 1, 0, epochs=2, batch=30))
+    assert result["steps"] == 2 * -(-len(splits.train) // 30)
 
 
 def test_the_best_of_several_results(refused):

@@ -39,15 +39,18 @@ class Encoder:
 
     def start(self, generator: Generator, k: int = 1) -> Params:
         """k networks with these weights and classifiers of their own, drawn as those of `k` fresh networks are."""
-        fresh = self.network.init(generator, k)
+        device = next(iter(self.weights.values())).device
+        fresh = {name: value.to(device) for name, value in self.network.init(generator, k).items()}
         trained = {name: value.expand(k, *value.shape[1:]).clone() for name, value in self.weights.items()}
         return fresh | trained
 
     @property
     def params(self) -> Params:
         """One network whose classifier is zero: enough for features."""
-        fresh = self.network.init(Generator(), 1)
-        return {name: self.weights.get(name, torch.zeros_like(value)) for name, value in fresh.items()}
+        start = self.start(Generator(), 1)
+        return {
+            name: value if name in self.weights else torch.zeros_like(value) for name, value in start.items()
+        }
 
     def to(self, device) -> "Encoder":
         weights = {name: value.to(device) for name, value in self.weights.items()}

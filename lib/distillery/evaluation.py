@@ -167,8 +167,11 @@ def fit(
     optimizer, steps = protocol.optimizer(steps_of or len(source))
     length = {"steps": steps}
     if hiding:
-        if steps_of not in (0, len(source)):
-            raise InputError(f"hiding: with the steps of {steps_of} images; accepted: equal epochs")
+        if steps_of not in (0, len(source)) or protocol.networks != 1:
+            raise InputError(
+                f"hiding: with the steps of {steps_of or len(source)} images and {protocol.networks} networks; "
+                "accepted: equal epochs, one network"
+            )
         optimizer = replace(optimizer, drops=())
 
         def plan(epoch: int, stats: Stats) -> Plan:

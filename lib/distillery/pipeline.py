@@ -287,6 +287,10 @@ class Bench:
     def _measured(self, recipe: Recipe, key: str) -> dict:
         if recipe.method in (*PRESETS, *HOSTS):
             self._objective(recipe)  # what it refuses, it refuses now
+        if recipe.hide and self.protocol.kind != "fine-tune":
+            raise InputError(
+                f"hide: {recipe.hide} with protocol {self.protocol.kind!r}; accepted: 'fine-tune'"
+            )
         if not recipe.evaluate_on and recipe.iterate == "last":
             self._score_first(recipe)
         started = time.monotonic()
@@ -341,10 +345,11 @@ class Bench:
 
     def _protocol(self, recipe: Recipe, synthetic: Synthetic | None) -> tuple[Protocol, int]:
         """How a set is evaluated, and the number of images whose steps are matched, 0 = its own."""
+        tuning = self.protocol.kind == "fine-tune"
         if recipe.method == "whole, trained out":
-            batch = recipe.batch or self.protocol.batch
-            return replace(self.protocol, epochs=recipe.epochs - 1, batch=batch), 0
-        if self.protocol.kind == "fine-tune":
+            epochs = recipe.epochs if tuning else recipe.epochs - 1
+            return replace(self.protocol, epochs=epochs, batch=recipe.batch or self.protocol.batch), 0
+        if tuning:
             return self.protocol, len(self.data.train) if self.protocol.equal == "steps" else 0
         steps_of = recipe.ipc * len(self.data.train.classes)
         if recipe.method not in TRAJECTORIES:

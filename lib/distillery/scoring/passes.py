@@ -164,7 +164,7 @@ class Scores:
         tuning, stream = self._tuning(), generator(seed, "tuning scores")
         return training.dynamics(
             self.network, self.images, self.trials, tuning.epochs, stream, batch=tuning.batch, collect=COLLECTED,
-            start=self._encoder().start(stream, self.trials), optimizer=tuning.optimizer(len(self.images))[0],
+            start=self._encoder().to(self.images.device).start(stream, self.trials), optimizer=tuning.optimizer(len(self.images))[0],
             augmentation=tuning.augmentation, snapshots=(self.early,), checkpoints=True,
         )  # fmt: skip
 
