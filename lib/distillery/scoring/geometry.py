@@ -120,7 +120,7 @@ def contextual_diversity(probabilities: Tensor, targets: Tensor | None, n: int) 
     raises         InputError as `herding`, and where rows are not distributions
     Source: Agarwal 2020. Starts like `k_center`. Slow reference: `k_center_plain` with `symmetric_kl_plain`.
     """
-    check_features(probabilities, name="probabilities")
+    check_features(probabilities, None if targets is None else len(targets), "probabilities")
     wrong = (probabilities.double().sum(1) - 1).abs() > 1e-3  # (N,)
     wrong |= (probabilities < 0).any(1)
     if wrong.any():
@@ -193,6 +193,7 @@ def prototype_distance(features: Tensor, targets: Tensor | None, centre: str = "
     Source: Xia, ICLR 2023.
     """
     check_choice("centre", centre, CENTRES)
+    check_features(features)
     distance = torch.empty(len(features), dtype=torch.float64)
     for members, rows in _groups(features, targets):
         middle = rows.mean(0) if centre == "mean" else torch.from_numpy(np.median(rows.numpy(), axis=0))
@@ -244,7 +245,7 @@ def d2(
     rank = torch.empty(total)
     for i in range(total):
         best = int(x.argmax())
-        x[near[best]] -= setback[best] * x[best]
+        x.index_add_(0, near[best], setback[best], alpha=-float(x[best]))
         x[best] = -torch.inf
         rank[best] = i
     return rank
@@ -253,11 +254,11 @@ def d2(
 def _nearest(features: Tensor, targets: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest others (N, k) of each sample in its class and their distances, of which BLOCK x N are held at once.
 
-    Where a class has fewer others, distinct samples at distance infinity fill up.
+    Where a class has fewer others, any samples at distance infinity fill up.
     """
     total = len(features)
     k = max(1, min(k, total - 1))
-    near = torch.arange(k).repeat(total, 1)  # (N, k)
+    near = torch.zeros(total, k, dtype=torch.long)
     distance = torch.full((total, k), torch.inf, dtype=torch.float64)
     for members, rows in _groups(features, targets):
         size = min(k, len(members) - 1)

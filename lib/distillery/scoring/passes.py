@@ -12,6 +12,7 @@ High = hard in every one; greedy methods give their rank, low = taken first.
 import time
 from pathlib import Path
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from distillery import store
@@ -88,8 +89,8 @@ class Scores:
             return geometry.herding(rows, targets, n)
         if name == "k-center":
             return geometry.k_center(rows, targets, n)
-        if name == "D2":
-            return geometry.d2(rows, found["losses"].mean(0), targets=targets)
+        if name == "D2":  # of unit length: its kernel exp(-d) knows no scale
+            return geometry.d2(F.normalize(rows), found["losses"].mean(0), targets=targets)
         return found["losses"].mean(0)
 
     def spec(self, name: str) -> dict | list[int]:
