@@ -90,7 +90,8 @@ def test_one_pass_yields_every_score(passed, monkeypatch):
     monkeypatch.setattr(scores, "train", None)
     p = scores.predictions(got.network, got.params, images)
     for score in (
-        *(f(got) for f in (scores.mean_loss, scores.forgetting, scores.el2n, scores.aum, scores.cumulative_loss)),
+        *(f(got) for f in (scores.mean_loss, scores.forgetting, scores.aum, scores.cumulative_loss)),
+        scores.el2n(p, images.targets),
         *(f(p) for f in (scores.least_confidence, scores.entropy, scores.margin)),
         scores.grand(got.network, got.stats.snapshots[1], images),
     ):  # fmt: skip
@@ -100,8 +101,10 @@ def test_one_pass_yields_every_score(passed, monkeypatch):
 
 def test_a_mislabelled_image_is_the_hardest(passed):
     images, got = passed
-    for score in (scores.mean_loss, scores.el2n, scores.aum, scores.cumulative_loss, scores.forgetting):
+    for score in (scores.mean_loss, scores.aum, scores.cumulative_loss, scores.forgetting):
         assert int(score(got).argmax()) == 3, score.__name__
+    early = scores.predictions(got.network, got.stats.snapshots[8], images)
+    assert int(scores.el2n(early, images.targets).argmax()) == 3
     grand = scores.grand(got.network, got.stats.snapshots[8], images)
     assert int(grand.argmax()) == 3
 
@@ -173,16 +176,10 @@ def test_forgetting_equals_its_definition(shape):
 
 
 def test_el2n_by_hand(refused):
-    """Probabilities (.5, .25, .25) with label 0: sqrt(.25 + 2/16)."""
-    visit = COLLECTORS["error_norm"](torch.tensor([[[2.0, 1, 1]]]).log(), torch.tensor([[0]]), None)
-    assert visit.item() == pytest.approx(math.sqrt(0.375))
-    got = made(error_norm=[[[float(10 * e + t)] for t in (1, 3)] for e in range(12)])  # (12, 2, 1)
-    assert [scores.el2n(got, e).item() for e in (1, 2, 12)] == [2, 12, 112]
-    assert scores.el2n(got).item() == 92  # the tenth epoch
-    assert scores.el2n(made(error_norm=[[[1.0]], [[2.0]]])).item() == 2  # the last of two
-    for epoch in (0, 13, -1, 2.0):
-        with refused("epoch", epoch):
-            scores.el2n(got, epoch)
+    """Probabilities (.5, .25, .25) with label 0: sqrt(.25 + 2 / 16); with label 1: sqrt(.25 + .5625 + .0625)."""
+    p = torch.tensor([[[0.5, 0.25, 0.25]] * 2, [[1.0, 0, 0]] * 2])  # (2, 2, 3)
+    wanted = [0.375**0.5 / 2, (0.875**0.5 + 2**0.5) / 2]
+    assert scores.el2n(p, torch.tensor([0, 1])).tolist() == pytest.approx(wanted)
 
 
 def test_aum_by_hand():
@@ -199,16 +196,15 @@ def test_cumulative_loss_by_hand():
 
 
 def test_what_the_pass_lacks_is_named(refused):
-    empty, averaged = made(loss=[[[1.0]]]), made(True, correct=[[[0.5]]], error_norm=[[[0.5]]])
-    lacking = {"forgetting": "correct", "el2n": "error_norm", "aum": "margin"}
+    empty, averaged = made(loss=[[[1.0]]]), made(True, correct=[[[0.5]]])
+    lacking = {"forgetting": "correct", "aum": "margin"}
     for name, collector in lacking.items():
         with refused(name, "'loss'", f"collect=('{collector}',)"):
             getattr(scores, name)(empty)
     with refused("mean_loss", "nothing", "collect=('loss',)"):
         scores.mean_loss(made())
-    for name in ("forgetting", "el2n"):
-        with refused(name, "collect_mean=False"):
-            getattr(scores, name)(averaged)
+    with refused("forgetting", "collect_mean=False"):
+        scores.forgetting(averaged)
     with refused("cumulative_loss", None, "checkpoints=True"):
         scores.cumulative_loss(empty)
 

@@ -164,3 +164,7 @@ def test_fine_tuning_without_an_encoder(tiny, refused):
         FineTuning(equal="minutes")
     with refused("epochs", 0):
         FineTuning(epochs=0)
+    with refused("kind"):
+        FineTuning(kind="scratch")
+    with refused("kind"):
+        evaluation.Protocol(kind="fine-tune")

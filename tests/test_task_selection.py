@@ -51,7 +51,7 @@ def test_classes_are_taken_and_relabelled(splits, refused):
     first = int(torch.nonzero(everything.train.targets == 7)[0, 0])
     at = int((two.train.pixels == everything.train.pixels[first]).flatten(1).all(1).nonzero()[0, 0])
     assert int(two.train.targets[at]) == 0
-    for spec in ("5-", "a", "3", "8-12", "1,1", "4-2"):
+    for spec in ("5-", "a", "3", "8-12", "1,1", "4-2", "1,3-2"):
         with refused(spec):
             data.take_classes(everything, spec)
 
@@ -90,10 +90,13 @@ def test_scores_of_a_fine_tuning_are_those_of_training_dynamics(splits, encoder,
         encoder.network, splits.train, 1, 3, stream, batch=20, start=encoder.start(stream, 1), checkpoints=True,
         optimizer=TUNING.optimizer(len(splits.train))[0], collect=passes.COLLECTED, snapshots=(1,),
     )  # fmt: skip
-    assert torch.equal(found.of("forgetting", 0), dynamics.forgetting(passed))
+    events, drawn = dynamics.forgetting(passed), found.of("forgetting", 0)
+    assert torch.equal(drawn.floor(), events) and len(drawn.unique()) == len(drawn)  # ties are drawn
     assert torch.equal(found.of("cumulative loss", 0), dynamics.cumulative_loss(passed))
     early = passed.stats.snapshots[1]
     gradients = dynamics.grand(encoder.network, early, splits.train)
+    p = dynamics.predictions(encoder.network, early, splits.train)
+    assert torch.allclose(found.of("EL2N", 0), dynamics.el2n(p, splits.train.targets))
     assert torch.allclose(found.of("GraNd", 0), gradients)  # stored weights come back in another order
 
 
@@ -139,7 +142,7 @@ def test_draws_differ_and_the_first_is_what_it_was(splits, encoder, tmp_path):
 
 
 def test_hiding_takes_fewer_steps(splits, encoder, tmp_path):
-    easy = replace(TUNING, epochs=6, lr=0.05)
+    easy = replace(TUNING, epochs=8, lr=0.05)
     one = bench(splits, encoder, tmp_path, easy)
     all_, hidden = one.run(whole()), one.run(whole(hide=0.4))
     assert hidden["hidden"][0] == 0 and sum(hidden["hidden"]) > 0
@@ -164,8 +167,37 @@ def test_recipes_that_make_no_sense(refused):
         whole(keep=0.3, rule="lowest", draw=1)
     with refused("hide", "DM"):
         Recipe("DM", 1, 0, hide=0.3)
+    for share in (-0.1, 1.0):
+        with refused("hide", share):
+            whole(hide=share)
+    with refused("gamma", 0.0):
+        whole(keep=5, rule="flexrand", score="complexity")
     with refused("score", "difficulty"):
         whole(keep=0.3, score="difficulty")
+
+
+def test_all_images_with_the_steps_of_a_part(splits, encoder, tmp_path):
+    result = bench(splits, encoder, tmp_path).run(Recipe("whole", 4, 0))
+    assert result["steps"] == 3 * -(-4 * 5 // 20)
+
+
+def test_what_a_set_took_to_make_stands_in_its_result(splits, encoder, tmp_path, refused):
+    one = bench(splits, encoder, tmp_path)
+    result = one.run(Recipe("DM", 1, 0, steps=3, batch=8))
+    assert result["steps"] == 3 and "validation" in result
+    with refused("evaluate_on", "MLP"):
+        one.run(Recipe("DM", 1, 0, steps=3, batch=8, evaluate_on="MLP"))
+
+
+def test_other_masks_are_kept_too(splits, encoder, tmp_path):
+    one = bench(splits, encoder, tmp_path)
+    path = {"steps": 3, "how": "random"}
+    losses = one.passes.along(path, 1)
+    wanted = complexity.prototype_path(
+        encoder.network, encoder.params, splits.train, 3, how="random", generator=generator(1, "masks")
+    ).losses
+    assert torch.equal(losses, wanted) and not torch.equal(losses, one.passes.along(path, 2))
+    assert torch.equal(bench(splits, encoder, tmp_path).passes.along(path, 1), losses)
 
 
 def test_benches_that_make_no_sense(splits, encoder, tmp_path, refused):
@@ -180,9 +212,11 @@ def test_benches_that_make_no_sense(splits, encoder, tmp_path, refused):
             plain.run(whole(keep=0.5, score=name))
     with refused("hide", "scratch"):
         plain.run(whole(hide=0.3))
-    for changed in (replace(TUNING, networks=2), replace(TUNING, equal="steps")):
+    for changed in ({"networks": 2, "epochs": 4}, {"equal": "steps", "epochs": 4}, {"epochs": 6}):
         with refused("hiding"):
-            bench(splits, encoder, tmp_path, changed).run(whole(hide=0.3, keep=0.5, rule="random"))
+            bench(splits, encoder, tmp_path, replace(TUNING, **changed)).run(
+                whole(hide=0.3, keep=0.5, rule="random")
+            )
     assert set(FREE) & set(TUNED) == set()
 
 

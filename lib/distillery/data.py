@@ -401,10 +401,11 @@ def take_classes(splits: Splits, spec: str) -> Splits:
         return splits
     names, chosen = splits.train.classes, []
     for part in spec.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or not (last or first).isdigit():
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        if not first.isdigit() or not last.isdigit() or int(last) < int(first):
             raise InputError(f"classes: {spec!r}; accepted: numbers and ranges such as '0-4' or '1,3,7-9'")
-        chosen += range(int(first), int(last or first) + 1)
+        chosen += range(int(first), int(last) + 1)
     if len(set(chosen)) != len(chosen) or len(chosen) < 2 or max(chosen) >= len(names):
         raise InputError(
             f"classes: {spec!r} of {len(names)}; accepted: at least two different ones from 0 to {len(names) - 1}"

@@ -50,6 +50,10 @@ class Protocol:
         check_positive_int("networks", self.networks)
         check_positive_int("batch", self.batch)
         check_choice("kind", self.kind, KINDS)
+        if (self.kind == "fine-tune") != isinstance(self, FineTuning):
+            raise InputError(
+                f"kind: {self.kind!r} of {type(self).__name__}; accepted: 'fine-tune' of FineTuning alone"
+            )
         if not isinstance(self.epochs, int) or self.epochs < 0:
             raise InputError(f"epochs: {self.epochs!r} is not accepted; accepted: a whole number, 0 or more")
 
@@ -105,8 +109,8 @@ class FineTuning(Protocol):
 
     @property
     def milestones(self) -> tuple[int, ...]:
-        """Epochs, from 0, at which the rate falls where an epoch has no fixed number of steps."""
-        return tuple(sorted({self.epochs // 2, 3 * self.epochs // 4} - {0}))
+        """Epochs, from 0, at which the rate falls, where they are whole."""
+        return self.epochs // 2, 3 * self.epochs // 4
 
     def optimizer(self, n: int) -> tuple[SGD, int]:
         steps, half = self.steps(n)
@@ -167,10 +171,11 @@ def fit(
     optimizer, steps = protocol.optimizer(steps_of or len(source))
     length = {"steps": steps}
     if hiding:
-        if steps_of not in (0, len(source)) or protocol.networks != 1:
+        if steps_of not in (0, len(source)) or protocol.networks != 1 or protocol.epochs % 4:
             raise InputError(
-                f"hiding: with the steps of {steps_of or len(source)} images and {protocol.networks} networks; "
-                "accepted: equal epochs, one network"
+                f"hiding: with the steps of {steps_of or len(source)} images, {protocol.networks} networks and "
+                f"{protocol.epochs} epochs; accepted: equal epochs, one network, and a multiple of 4 epochs, so that the "
+                "rate falls where it falls without hiding"
             )
         optimizer = replace(optimizer, drops=())
 

@@ -80,14 +80,13 @@ def planned(notebook: str | Path, given: dict) -> tuple[dict, dict]:
     """(given values, all values) with which a notebook starts, checked; paths are those of the caller's folder."""
     types, defaults = declared(notebook)
     given = dict(given)
-    for path in (
-        "data_root",
-        "results_dir",
-        "encoder_root",
-        "instructions",
-    ):  # the kernel runs in the notebook's folder
+    # the kernel runs in the notebook's folder; what may be a name as well is a path where it is there
+    for path, sure in (("data_root", True), ("results_dir", True), ("encoder_root", True), ("instructions", True),
+                       ("encoder", False), ("language_model", False)):  # fmt: skip
         if isinstance(given.get(path), str) and given[path]:
-            given[path] = str(Path(given[path]).expanduser().resolve())
+            found = Path(given[path]).expanduser().resolve()
+            if sure or found.exists():
+                given[path] = str(found)
     given = check(types, given)
     return given, check(types, defaults | given)
 

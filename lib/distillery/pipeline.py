@@ -100,6 +100,7 @@ class Bench:
         self.encoder = encoder
         self.score_lengths = {"loss": (score_trials, score_epochs), "converged loss": converged}
         tuning = protocol if isinstance(protocol, FineTuning) else FineTuning() if encoder else None
+        tuning = replace(tuning, networks=1, equal="epochs") if tuning else None
         self.passes = Scores(
             data, self.fast, runs, self.score_lengths, encoder, tuning, score_path, score_tunings
         )
@@ -260,8 +261,7 @@ class Bench:
             return torch.arange(len(targets))
         scores = None if recipe.rule == "random" else self.passes.of(recipe.score, recipe.seed)
         stream = generator(recipe.seed, "prune", *([recipe.draw] if recipe.draw else []))
-        gamma = recipe.gamma or 0.5
-        return prune(scores, recipe.keep, targets, recipe.rule, stream, gamma=gamma).sort().values
+        return prune(scores, recipe.keep, targets, recipe.rule, stream, gamma=recipe.gamma).sort().values
 
     def choose(self, how: str, ipc: int, seed: int, kept: Tensor) -> Tensor:
         """Indices of ipc images of each class, chosen among `kept` by one of SELECTIONS (or 'real' = random)."""
@@ -287,6 +287,10 @@ class Bench:
     def _measured(self, recipe: Recipe, key: str) -> dict:
         if recipe.method in (*PRESETS, *HOSTS):
             self._objective(recipe)  # what it refuses, it refuses now
+        if recipe.evaluate_on and self.protocol.kind == "fine-tune":
+            raise InputError(
+                f"evaluate_on: {recipe.evaluate_on!r} with protocol 'fine-tune', whose encoder is of one network; accepted: ''"
+            )
         if recipe.hide and self.protocol.kind != "fine-tune":
             raise InputError(
                 f"hide: {recipe.hide} with protocol {self.protocol.kind!r}; accepted: 'fine-tune'"
@@ -310,7 +314,7 @@ class Bench:
         stream = generator(recipe.seed, "evaluation")
         if protocol.kind == "fine-tune":
             accuracies, tuned = self._fine_tuned(recipe, source, protocol, stream, steps_of)
-            details |= tuned
+            details = tuned | details  # what it took to make a set stands before
         else:
             accuracies = evaluate(network, source, protocol, self.data.test, stream, steps_of=steps_of)
         result = {
@@ -349,9 +353,11 @@ class Bench:
         if recipe.method == "whole, trained out":
             epochs = recipe.epochs if tuning else recipe.epochs - 1
             return replace(self.protocol, epochs=epochs, batch=recipe.batch or self.protocol.batch), 0
-        if tuning:
-            return self.protocol, len(self.data.train) if self.protocol.equal == "steps" else 0
         steps_of = recipe.ipc * len(self.data.train.classes)
+        if tuning:
+            matched = recipe.method in WHOLE and recipe.ipc > 1
+            own = len(self.data.train) if self.protocol.equal == "steps" else 0
+            return self.protocol, steps_of if matched else own
         if recipe.method not in TRAJECTORIES:
             return self.protocol, steps_of
         settings = self._settings().settings(recipe.method, recipe.ipc)

@@ -42,7 +42,7 @@ BASELINES: dict[str, tuple[str, str]] = {
     "margin": ("margin", "highest"), "cumulative loss": ("cumulative loss", "highest"),
     "contextual diversity": ("contextual diversity", "lowest"), "herding": ("herding", "lowest"),
     "k-center": ("k-center", "lowest"), "D2": ("D2", "lowest"), "Moderate": ("prototype distance", "middle"),
-    "CCS": ("complexity", "coverage"),
+    "CCS strata": ("complexity", "coverage"),
 }  # fmt: skip
 SAMPLERS = {"uniform": Uniform, "treatment effect": TreatmentEffect}
 
@@ -52,7 +52,7 @@ class Recipe:
     """What to make.
 
     method      a distillation method in PRESETS, HOSTS or TRAJECTORIES, a selection in SELECTIONS, or one of WHOLE
-    ipc         images per class; for 'whole' the set whose number of training steps is matched
+    ipc         images per class; for 'whole' the set whose number of training steps is matched (under fine-tuning, 1 = none)
     keep, rule  prune the real data first: keep this part of each class, a fraction in (0, 1] or a number of images above
                 1, by a rule of `selection.py`
     score       what `rule` goes by, one of `scoring.passes`: mean training 'loss' early in training, 'complexity', ..
@@ -139,7 +139,7 @@ class Recipe:
 
     def _check_draw(self) -> None:
         if self.rule == "flexrand":
-            check_gamma(self.gamma, self.keep if self.keep <= 1 else 0)
+            check_gamma(self.gamma, self.keep if self.keep <= 1 else 1e-6)
         elif self.gamma:
             raise InputError(
                 f"gamma: {self.gamma} with rule {self.rule!r}; accepted: 0, or the rule 'flexrand'"
@@ -148,6 +148,8 @@ class Recipe:
             raise InputError(
                 f"draw: {self.draw} with rule {self.rule!r}; accepted: 0, or a rule of {', '.join(DRAWN)}"
             )
+        if not 0 <= self.hide < 1:
+            raise InputError(f"hide: {self.hide} is not accepted; accepted: a share in [0, 1)")
         if self.hide and self.method != WHOLE[0]:
             raise InputError(f"hide: {self.hide} with {self.method!r}; accepted: 0, or {WHOLE[0]!r}")
 

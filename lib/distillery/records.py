@@ -315,7 +315,7 @@ def public(parameters: dict) -> dict:
     """Parameters without the paths of one machine."""
     shown = {name: value for name, value in parameters.items() if name != "results_dir"}
     for name in ("data_root", "encoder_root", "encoder", "instructions", "language_model"):
-        if shown.get(name):
+        if shown.get(name) and Path(shown[name]).is_absolute():
             shown[name] = Path(shown[name]).name
     return shown
 

@@ -206,6 +206,7 @@ def _coverage(scores: Tensor, n: int, generator: Generator) -> Tensor:
 
     Source: CCS, without its cut-off of the hardest samples, whose size is tuned for each data set there.
     """
+    scores = scores.double()
     low, high = scores.min(), scores.max()
     width = ((high - low) / STRATA).clamp_min(torch.finfo(scores.dtype).tiny)
     stratum = ((scores - low) / width).long().clamp(0, STRATA - 1)

@@ -80,6 +80,8 @@ def masked(
 ) -> Iterator[dict[str, Tensor]]:
     """For each share the weights with that share set to zero, one masked copy in all, overwritten by the next share.
 
+    Beside it stands the place of every weight in the order, four bytes each.
+
     The weights themselves are never touched: pass what is yielded to `torch.func.functional_call`, or to `network.apply`
     beside the other tensors. Masks are nested where shares grow. round(share * n) of n weights are zero; equal magnitudes
     go in the order of the weights. Source: DLC. Slow reference: `masked_plain`.
@@ -110,8 +112,9 @@ def _masked(weights, shares, how, scope, generator) -> Iterator[dict[str, Tensor
             order = torch.randperm(n, generator=generator)
         else:
             order = torch.cat([weights[name].detach().abs().flatten() for name in names]).argsort(stable=True)
-        rank = torch.empty(n, dtype=torch.int32, device=order.device)
-        rank[order] = torch.arange(n, dtype=torch.int32, device=order.device)
+        kind = torch.int32 if n < 2**31 else torch.int64
+        rank = torch.empty(n, dtype=kind, device=order.device)
+        rank[order] = torch.arange(n, dtype=kind, device=order.device)
         parts = rank.split([weights[name].numel() for name in names])
         ranks |= {name: part.view_as(weights[name]) for name, part in zip(names, parts, strict=True)}
     sizes = {name: sum(weights[one].numel() for one in names) for names in groups for name in names}
@@ -183,6 +186,10 @@ def prototype_losses(
     if features.shape[1] != centres.shape[1]:
         raise InputError(
             f"features: width {features.shape[1]}; accepted: {centres.shape[1]}, that of the prototypes"
+        )
+    if int(targets.min()) < 0 or int(targets.max()) >= len(centres):
+        raise InputError(
+            f"targets: {int(targets.min())} to {int(targets.max())}; accepted: 0 to {len(centres) - 1}, the prototypes"
         )
     if not temperature > 0:
         raise InputError(f"temperature: {temperature} is not accepted; accepted: a number above 0")

@@ -31,8 +31,6 @@ from distillery.networks import Params, trainable
 from distillery.optimizers import SGD
 from distillery.training import Stats, cross_entropy, train
 
-EARLY = 10  # the epoch of `el2n` where the pass is longer
-
 
 @dataclass(frozen=True)
 class Dynamics:
@@ -153,24 +151,6 @@ def forgetting(pass_: Dynamics) -> Tensor:
     return events.where(right.any(0), len(right)).float().mean(0).cpu()
 
 
-def el2n(pass_: Dynamics, epoch: int | None = None) -> Tensor:
-    """Norm of softmax minus one-hot label in one early epoch, mean over trials, (N,). Source: Paul et al. 2021.
-
-    The networks are those of the visits, each before the step that uses the sample.
-
-    epoch   counted from 1; None = the tenth, or the last of a shorter pass. The first sees networks that know nothing
-    raises  InputError if the pass did not collect 'error_norm' in every epoch, or has no such epoch
-    """
-    norms = _collected(pass_, "el2n", "error_norm", every_epoch=True)  # (E, T, N)
-    epoch = min(EARLY, len(norms)) if epoch is None else epoch
-    check_positive_int("epoch", epoch)
-    if epoch > len(norms):
-        raise InputError(
-            f"epoch: {epoch} is not accepted; accepted: 1 to {len(norms)}, the epochs of the pass"
-        )
-    return norms[epoch - 1].nanmean(0).cpu()
-
-
 def aum(pass_: Dynamics) -> Tensor:
     """The negative area under the margin: largest other logit minus true logit, mean over epochs and trials, (N,).
 
@@ -202,6 +182,15 @@ def cumulative_loss(pass_: Dynamics) -> Tensor:
 def predictions(network, params: Params, images: ImageSet) -> Tensor:
     """Class probabilities of T networks in evaluation mode: (T, N, classes), what the next three scores take."""
     return _logits(network, params, images).softmax(-1)
+
+
+def el2n(p: Tensor, targets: Tensor) -> Tensor:
+    """Norm of softmax minus one-hot label at early weights, mean over trials: (N,), high = hard. Source: Paul et al. 2021.
+
+    p        (T, N, classes) of `predictions` at weights of an early epoch; about ten trials there
+    targets  (N,)
+    """
+    return (_checked(p) - F.one_hot(targets.to(p.device), p.shape[-1])).norm(dim=-1).mean(0).cpu()
 
 
 def least_confidence(p: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ High = hard in every one; greedy methods give their rank, low = taken first.
 import time
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,7 +33,8 @@ TUNED = (
     "contextual diversity",
 )  # fmt: skip
 NAMES = (*SCRATCH, *FREE, *TUNED)
-COLLECTED = ("loss", "margin", "error_norm", "correct")
+COLLECTED = ("loss", "margin", "correct")
+REVISED = {"EL2N": 2, "forgetting": 2}  # versions of scores that changed by themselves
 
 
 class Scores:
@@ -62,13 +64,20 @@ class Scores:
         self.transform = store.tensor_digest(data.train.transform.tensors())[:16]
         self.costs: dict[tuple[str, int], dict] = {}  # of each pass: seconds, samples
         self._read: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self._known: dict[tuple[str, int], Tensor] = {}
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_read": {}, "costs": {}}
+        return self.__dict__ | {"_read": {}, "_known": {}, "costs": {}}
 
     def of(self, name: str, seed: int) -> Tensor:
         """The scores (N,) of one name. Raises InputError on an unknown one, and without the encoder it needs."""
         check_choice("score", name, NAMES)
+        key = name, 0 if name in FREE else seed
+        if key not in self._known:
+            self._known[key] = self._score(name, seed)
+        return self._known[key]
+
+    def _score(self, name: str, seed: int) -> Tensor:
         if name in SCRATCH:
             return self.scratch(seed, name)["loss"]
         targets, n = self.images.targets.cpu(), len(self.images)
@@ -76,22 +85,28 @@ class Scores:
             return self._gradients(seed)
         if name in TUNED:
             found = self.tuned(seed)
+            if name == "EL2N":
+                p = training.predictions(self.network, self._early_weights(seed), self.images)
+                return training.el2n(p, targets)
+            if name == "forgetting":  # most samples tie at no event: they go in a drawn order
+                ties = torch.rand(n, generator=generator(seed, "forgetting ties"))
+                return found[name] + ties / (2 * self.trials)
             if name == "contextual diversity":
                 return geometry.contextual_diversity(found["probabilities"], targets, n)
             return found[name]
         found = self.free()
-        rows = found["features"]
+        rows, whole = found["features"], found["losses"].mean(0)
         if name == "prototype loss":
             return found["losses"][0]
         if name == "prototype distance":
-            return geometry.prototype_distance(rows, targets)
+            return geometry.prototype_distance(rows, targets).float()
         if name == "herding":
             return geometry.herding(rows, targets, n)
         if name == "k-center":
             return geometry.k_center(rows, targets, n)
         if name == "D2":  # of unit length: its kernel exp(-d) knows no scale
-            return geometry.d2(F.normalize(rows), found["losses"].mean(0), targets=targets)
-        return found["losses"].mean(0)
+            return geometry.d2(F.normalize(rows), whole, targets=targets)
+        return whole
 
     def spec(self, name: str) -> dict | list[int]:
         """What identifies a score, besides images, network and preprocessing."""
@@ -100,7 +115,7 @@ class Scores:
         if name in FREE:
             return {"encoder": self._encoder().digest, "path": self.path, "version": VERSION}
         found = {"encoder": self._encoder().digest, "tuning": self._tuning().spec(), "trials": self.trials}
-        return found | {"version": VERSION}
+        return found | {"version": VERSION} | ({"revised": REVISED[name]} if name in REVISED else {})
 
     def scratch(self, seed: int, name: str = "loss") -> dict[str, Tensor]:
         """'loss' (N,) mean training loss and 'features' (N, F), from one ensemble pass."""
@@ -118,20 +133,30 @@ class Scores:
 
     def free(self) -> dict[str, Tensor]:
         """'losses' (T, N) along the masks and 'features' (N, F) of the encoder, which no seed changes."""
-        inputs = self.spec("complexity") | {"network": self.network.spec(), "transform": self.transform}
+        return self._along(self.path, 0, ("encoder", 0))
+
+    def along(self, path: dict, seed: int = 0) -> Tensor:
+        """Losses (T, N) along other masks, by the options of `complexity.prototype_path`; the seed is that of random masks."""
+        return self._along(path, seed, (f"masks {store.canonical(path)}", seed))["losses"]
+
+    def _along(self, path: dict, seed: int, key: tuple[str, int]) -> dict[str, Tensor]:
+        inputs = {"encoder": self._encoder().digest, "path": path, "version": VERSION}
+        inputs |= {"network": self.network.spec(), "transform": self.transform} | (
+            {"seed": seed} if seed else {}
+        )
 
         def make() -> tuple[dict, int]:
             params = self._encoder().to(self.images.device).params
-            path = self.path
-            if path.get("how") == "random":
-                path = path | {"generator": generator(0, "masks")}
-            found = complexity.prototype_path(self.network, params, self.images, **path)
-            return {"losses": found.losses, "features": found.features}, len(found.losses) * len(self.images)
+            random = path.get("how") == "random"
+            drawn = {"generator": generator(seed, "masks")} if random else {}
+            found = complexity.prototype_path(self.network, params, self.images, **path, **drawn)
+            tensors = {"losses": found.losses} | ({"features": found.features} if path == self.path else {})
+            return tensors, len(found.losses) * len(self.images)
 
-        return self._stored("encoder-scores", inputs, make, ("encoder", 0))
+        return self._stored("encoder-scores", inputs, make, key)
 
     def tuned(self, seed: int) -> dict[str, Tensor]:
-        """All of TUNED but GraNd, (N,) each, 'probabilities' (N, C) of the last weights, and the early weights 'early.*'."""
+        """All of TUNED but EL2N and GraNd, (N,) each, 'probabilities' (N, C) of the last weights, and the early weights 'early.*'."""
         inputs = self.spec("forgetting") | {
             "network": self.network.spec(),
             "transform": self.transform,
@@ -144,7 +169,6 @@ class Scores:
             tensors = {
                 "cumulative loss": training.cumulative_loss(passed),
                 "forgetting": training.forgetting(passed),
-                "EL2N": training.el2n(passed, self.early),
                 "AUM": training.aum(passed),
                 "least confidence": training.least_confidence(p),
                 "entropy": training.entropy(p),
@@ -170,9 +194,7 @@ class Scores:
         )  # fmt: skip
 
     def _gradients(self, seed: int) -> Tensor:
-        found = self.tuned(seed)
-        params = {k.removeprefix("early."): v for k, v in found.items() if k.startswith("early.")}
-        params = {name: value.to(self.images.device) for name, value in params.items()}
+        params = self._early_weights(seed)
         inputs = self.spec("GraNd") | {
             "network": self.network.spec(),
             "transform": self.transform,
@@ -184,6 +206,10 @@ class Scores:
             return {"GraNd": training.grand(network, params, self.images)}, self.trials * len(self.images)
 
         return self._stored("gradient-scores", inputs, make, ("GraNd", seed))["GraNd"]
+
+    def _early_weights(self, seed: int) -> dict[str, Tensor]:
+        found, device = self.tuned(seed), self.images.device
+        return {k.removeprefix("early."): v.to(device) for k, v in found.items() if k.startswith("early.")}
 
     def _encoder(self) -> Encoder:
         if self.encoder is None:
