@@ -157,7 +157,7 @@ class Scores:
 
     def tuned(self, seed: int) -> dict[str, Tensor]:
         """All of TUNED but EL2N and GraNd, (N,) each, 'probabilities' (N, C) of the last weights, and the early weights 'early.*'."""
-        inputs = self.spec("forgetting") | {
+        inputs = self.spec("AUM") | {
             "network": self.network.spec(),
             "transform": self.transform,
             "seed": seed,
