@@ -105,6 +105,12 @@ def test_claims():
 def test_public_parameters_name_no_place():
     shown = records.public({"data_root": "/home/me/pets", "results_dir": "/tmp/x", "seed": 1})
     assert shown == {"data_root": "pets", "seed": 1}
+    given = {
+        "encoder": "torchvision:resnet18",
+        "encoder_root": "/data/cars",
+        "language_model": "some-group/some-model",
+    }
+    assert records.public(given) == given | {"encoder_root": "cars"}
 
 
 def test_record_key_follows_what_decides_the_numbers():

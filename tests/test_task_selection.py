@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+import nbformat
 import pytest
 import torch
 
-from distillery import data, encoders, records, store
+from distillery import data, encoders, parameters, records, store
 from distillery.encoders import Encoder
 from distillery.evaluation import FineTuning, Protocol
 from distillery.networks import ConvNet
@@ -234,3 +235,18 @@ def test_the_best_of_several_results(refused):
     assert records.best_of([a, b], "accuracies") == [b[0], a[1], None]
     with refused("luck"):
         records.best_of([a, b], "luck")
+
+
+def test_paths_of_a_command_are_those_of_its_folder(tiny_notebook, tmp_path, monkeypatch):
+    """'encoder' may be a name as well: it is a path where a file is there."""
+    path = tiny_notebook("")
+    cell = nbformat.read(path, as_version=4)
+    cell.cells[0].source += '\nencoder: str = "pretrain"  # encoder\nencoder_root: str = ""  # its data'
+    nbformat.write(cell, path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pth").touch()
+    given, _ = parameters.planned(path, {"encoder": "weights.pth", "encoder_root": "cars"})
+    assert given == {"encoder": str(tmp_path / "weights.pth"), "encoder_root": str(tmp_path / "cars")}
+    assert parameters.planned(path, {"encoder": "torchvision:vit_b_16"})[0] == {
+        "encoder": "torchvision:vit_b_16"
+    }
