@@ -1,7 +1,6 @@
 """Small inputs shared by the tests: class folders on disk, a tiny image set, the digits."""
 
 from contextlib import contextmanager
-from dataclasses import replace
 
 import nbformat
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 
 from distillery import data, engine
 from distillery.checks import InputError
-from distillery.seeds import generator
+from made_up import blobs
 
 torch.set_num_threads(1)  # tensors are tiny: more threads only wait for each other where cores are shared
 
@@ -92,16 +91,6 @@ def tiny_notebook(tmp_path, monkeypatch):
         return path
 
     return write
-
-
-def blobs(per_class=8, classes=3, shape=(1, 8, 8), seed=0):
-    """Noisy images around one pattern a class: easy to learn, all different."""
-    stream = generator(seed, "test images")
-    patterns = torch.rand(classes, 1, *shape, generator=stream)
-    noise = torch.rand(classes, per_class, *shape, generator=stream)
-    pixels = (0.6 * patterns + 0.4 * noise).flatten(0, 1)
-    images = data.ImageSet.of(pixels, torch.arange(classes).repeat_interleave(per_class))
-    return replace(images, transform=data.fit_standardize(images))
 
 
 @pytest.fixture

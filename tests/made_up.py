@@ -1,8 +1,22 @@
-"""An objective and two samplers that the package does not know: what a plug point must carry."""
+"""What the tests make up: easy images; an objective and two samplers that the package does not know."""
+
+from dataclasses import replace
 
 import torch
 
+from distillery import data
 from distillery.sampling import Batch, Uniform
+from distillery.seeds import generator
+
+
+def blobs(per_class=8, classes=3, shape=(1, 8, 8), seed=0):
+    """Noisy images around one pattern a class: easy to learn, all different."""
+    stream = generator(seed, "test images")
+    patterns = torch.rand(classes, 1, *shape, generator=stream)
+    noise = torch.rand(classes, per_class, *shape, generator=stream)
+    pixels = (0.6 * patterns + 0.4 * noise).flatten(0, 1)
+    images = data.ImageSet.of(pixels, torch.arange(classes).repeat_interleave(per_class))
+    return replace(images, transform=data.fit_standardize(images))
 
 
 class PixelsAndLabels:

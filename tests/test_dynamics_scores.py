@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import blobs
 from distillery import architectures
 from distillery.networks import ConvNet
 from distillery.optimizers import SGD
@@ -15,6 +14,7 @@ from distillery.scoring import dynamics as scores
 from distillery.scoring.dynamics import Dynamics, dynamics
 from distillery.seeds import generator
 from distillery.training import COLLECTORS, Stats, train
+from made_up import blobs
 
 VISITS = ("loss", "correct", "error_norm", "margin", "confidence")
 STILL = SGD(0.0, momentum=0.0, weight_decay=0.0)
