@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
 from distillery import instructions, selection
@@ -43,6 +44,7 @@ def test_files_are_read_back(tmp_path):
         (GOOD | {"output": "  "}, ("output",)),
         (GOOD | {"output": 3}, ("output", "3")),
         (GOOD | {"input": ["1"]}, ("input",)),
+        (GOOD | {"input": 0}, ("input", "0")),
         ("Add.", ("str",)),
     ],
 )
@@ -66,6 +68,17 @@ def test_faulty_files(tmp_path, refused):
     for name in ("none.json", "none.jsonl"):
         with refused(name):
             load(tmp_path / name)
+
+
+def test_lines_end_where_json_lines_do(tmp_path, refused):
+    """Texts may hold other separators of lines: U+2028 is common in text from the web."""
+    entry = Instruction("Add\u2028up.", "1\u0085 2", "3")
+    line = json.dumps(entry._asdict(), ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_bytes(f"{line}\r\n{line}\n".encode())
+    assert load(tmp_path / "a.jsonl") == [entry, entry]
+    (tmp_path / "a.jsonl").write_text(f"{line}\n{{}}", encoding="utf-8")
+    with refused("line 2", "instruction"):
+        load(tmp_path / "a.jsonl")
 
 
 def test_prompts_are_those_of_alpaca():
@@ -192,6 +205,8 @@ def test_fine_tuning_learns_in_a_copy_and_repeats(trained, refused):
     assert torch.equal(response_losses(model, encoded[150:]), before)
     with refused("chosen"):
         finetune(model, encoded, [], 1, generator(0, "x"))
+    with refused("batch", 0):
+        finetune(model, encoded, [0], 1, generator(0, "x"), batch=0)
 
 
 def test_models_are_kept_as_others_keep_them(trained, tmp_path, refused):
@@ -203,6 +218,51 @@ def test_models_are_kept_as_others_keep_them(trained, tmp_path, refused):
     assert its("Add.")["input_ids"] == tokenizer("Add.")["input_ids"]
     with refused("nowhere"):
         load_model(str(tmp_path / "nowhere"))
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """A small model as files."""
+    for one in trained[:2]:
+        one.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_code_of_others_is_not_run(folder, monkeypatch, refused):
+    """Not even if whoever sits at the terminal would agree."""
+    config = json.loads((folder / "config.json").read_text())
+    parts = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "theirs", "auto_map": parts}))
+    (folder / "theirs.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with refused("model"):
+        load_model(str(folder))
+    assert not (folder / "ran").exists()
+
+
+def test_broken_models_are_refused(folder, refused):
+    file = folder / "model.safetensors"
+    content, tensors = file.read_bytes(), load_file(file)
+    lacking = min(name for name in tensors if "q_proj" in name)
+    save_file({k: v for k, v in tensors.items() if k != lacking}, file, metadata={"format": "pt"})
+    with refused("1 tensors", lacking):
+        load_model(str(folder))
+    file.write_bytes(content[: len(content) // 2])
+    with refused(folder):
+        load_model(str(folder))
+    file.write_bytes(content)
+    load_model(str(folder))
+    (folder / "tokenizer.json").write_text("{}")
+    with refused(folder):
+        load_model(str(folder))
+
+
+def test_weights_that_are_pickled_are_refused(folder, refused):
+    file = folder / "model.safetensors"
+    torch.save(load_file(file), folder / "pytorch_model.bin")
+    file.unlink()
+    with refused(folder, "safetensors"):
+        load_model(str(folder))
 
 
 def test_nothing_global_is_drawn():

@@ -53,7 +53,7 @@ def load(path: str | Path) -> list[Instruction]:
     path = Path(path)
     if path.suffix == ".jsonl":
         try:
-            lines = path.read_text().splitlines()
+            lines = path.read_text().split("\n")  # splitlines also splits at U+2028, which a text may hold
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {path}: {error}; accepted: lines of JSON") from error
         found = [_line(path, i, line) for i, line in enumerate(lines, 1) if line.strip()]
@@ -82,7 +82,7 @@ def _entry(where: str, one) -> Instruction:
         if not isinstance(one.get(name), str) or not one[name].strip():
             fault = "is missing" if name not in one else f"is {one[name]!r}"
             raise InputError(f"{where}: {name!r} {fault}; accepted: a text that is not empty")
-    more = one.get("input") or ""
+    more = "" if one.get("input") is None else one["input"]
     if not isinstance(more, str):
         raise InputError(f"{where}: 'input' is {more!r}; accepted: a text, or none")
     return Instruction(one["instruction"], more, one["output"])
@@ -214,6 +214,7 @@ def finetune(
     raises     InputError if nothing is chosen
     """
     check_positive_int("steps", steps)
+    check_positive_int("batch", batch)
     chosen = torch.as_tensor(list(chosen))
     if not len(chosen):
         raise InputError("chosen: no instruction to train on; accepted: at least one")
@@ -236,17 +237,27 @@ def finetune(
 def load_model(name: str):
     """(model, tokenizer) of a local folder or a hub name: weights in safetensors alone, no code of others is run.
 
-    raises  InputError where transformers is not installed, or the model is not there or cannot be fetched
+    raises  InputError where transformers is not installed, or the model is not there, broken, lacks weights or cannot be
+            fetched
     """
     transformers = _transformers()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
+        # where trust_remote_code is not given, transformers asks on the terminal whether to run the code of others
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # files that are broken raise whatever their reader does
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"language model: {name!r}: {reason}; accepted: a folder or hub name of a causal model with safetensors"
         ) from error
+    lacking = sorted(found["missing_keys"])
+    if lacking:  # transformers draws them at random and goes on
+        raise InputError(
+            f"language model: {name!r}: {len(lacking)} tensors are missing, the first {lacking[0]!r}; "
+            "accepted: all weights of a causal model"
+        )
     return model.eval(), tokenizer
 
 
