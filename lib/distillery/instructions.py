@@ -208,7 +208,7 @@ def finetune(
     lr: float = 1e-3,
     batch: int = 16,
 ) -> nn.Module:
-    """A copy of the model, all weights trained on the response tokens of chosen entries by AdamW; the rate falls linearly.
+    """A copy of the model in float32, all weights trained on the response tokens of chosen entries by AdamW; the rate falls linearly.
 
     chosen     indices into `encoded`, shuffled by the generator, again whenever all have been seen
     raises     InputError if nothing is chosen
@@ -218,7 +218,7 @@ def finetune(
     chosen = torch.as_tensor(list(chosen))
     if not len(chosen):
         raise InputError("chosen: no instruction to train on; accepted: at least one")
-    tuned = copy.deepcopy(model).train()
+    tuned = copy.deepcopy(model).float().train()  # in bfloat16 most small steps would be rounded away
     optimizer = torch.optim.AdamW(tuned.parameters(), lr, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / steps, steps)
     order: list[int] = []
