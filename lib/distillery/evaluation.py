@@ -211,8 +211,11 @@ def accuracy(network, params: Params, images: ImageSet, batch: int = 500) -> Ten
     return right.cpu().double() / len(images)
 
 
-def embed(network, params: Params, images: ImageSet, batch: int = 500) -> Tensor:
-    """Embeddings of all images under K networks in evaluation mode: (K, N, F)."""
+def embed(network, params: Params, images: ImageSet, batch: int = 128) -> Tensor:
+    """Embeddings of all images under K networks in evaluation mode: (K, N, F).
+
+    batch   images at once; 128 of 32 x 32 at width 32 fit a CPU's cache, and take a half to a fifth of the time of 500
+    """
     with torch.no_grad():
         parts = torch.arange(len(images), device=images.device).split(batch)
         return torch.cat([network.embed(params, images.batch(i), train=False) for i in parts], dim=1)

@@ -261,7 +261,7 @@ def prototype_path(
     temperature: float = 1.0,
     normalized: bool = False,
     leave_one_out: bool = False,
-    batch: int = 500,
+    batch: int = 128,
 ) -> Path:
     """Losses of all images along the masks of one pre-trained encoder: `steps` forward passes of the pool, on the CPU.
 
