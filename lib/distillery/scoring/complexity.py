@@ -204,7 +204,8 @@ def prototype_losses(
         if normalized:
             z, mu = F.normalize(z), F.normalize(mu)
             others = None if others is None else F.normalize(others)
-        squared = torch.cdist(z, mu, compute_mode="donot_use_mm_for_euclid_dist").square()  # (B, C)
+        # by a product: in float64 what cancels is far below the distances
+        squared = torch.cdist(z, mu, compute_mode="use_mm_for_euclid_dist").square()  # (B, C)
         if others is not None:
             squared = squared.scatter(1, y[:, None], (z - others).square().sum(1, keepdim=True))
         logits = 1 / squared.clamp_min(NEAREST).sqrt() / temperature
