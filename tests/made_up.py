@@ -64,6 +64,7 @@ class Dropping(Uniform):
 
     def refresh(self, step, objective, state, synthetic):
         self.state["refreshed"] = torch.tensor(step + 1)
+        return 0
 
 
 class Weighted(Uniform):
@@ -81,6 +82,7 @@ class Weighted(Uniform):
         signal = synthetic.tensors["images"].mean() + torch.arange(len(self.state["weights"]))
         self.state["weights"] = 0.9 * self.state["weights"] + 0.5 * (1 + signal.sin())
         self.state["refreshed"] = torch.tensor(step + 1)
+        return 0
 
 
 class Counting:

@@ -232,6 +232,7 @@ def test_schedules(tiny, schedule):
     factors = {
         "constant": [1, 1, 1, 1],
         "linear": [1, 0.75, 0.5, 0.25],
+        "cosine to a tenth": [0.55 + 0.45 * math.cos(math.pi * i / 4) for i in range(4)],
         "cosine": [0.5 + 0.5 * math.cos(math.pi * i / 4) for i in range(4)],
     }[schedule]
     done = go(start(tiny), Constant(), tiny, {"images": Optimizer(0.1, schedule=schedule)}, steps=4)

@@ -1,4 +1,4 @@
-"""Published settings and numbers of IDM and IDC: complete, of the kinds the code expects, and what is built of them."""
+"""Published settings and numbers of IDM, IDC and the kernel methods: complete, of the kinds the code expects, and what is built of them."""
 
 import pytest
 import torch
@@ -36,7 +36,8 @@ def test_settings_are_complete_and_make_an_objective(method, dataset, ipc):
     assert settings["formation"] in FORMATIONS and settings["initialize"] == "real"
     assert settings["normalization"] in NORMALIZATIONS and settings["lr"] > 0
     assert settings.get("metric", "mse") in METRICS
-    assert settings["augmented"] or parse(settings["augmentation"])
+    kernel = settings["objective"] == "kernel"
+    assert kernel or settings["augmented"] or parse(settings["augmentation"])
     transform = Standardize(torch.tensor([0.5]), torch.tensor([0.2]))
     made = build(settings, network(), DSA, transform=transform)
     assert made.name == method and made.batch == settings["batch"]
@@ -53,6 +54,11 @@ def test_settings_are_complete_and_make_an_objective(method, dataset, ipc):
         (("IDC", "mnist", 10), {"lr": 1e-4, "metric": "l1", "augmentation": "color+crop", "cutmix": 0.0}),
         (("IDC-I", "mnist", 10), {"augmentation": "color+crop+cutout", "cutmix": 0.5, "formation": "identity"}),
         (("IDC-I", "fashion-mnist", 50), {"lr": 3.83e-4, "metric": "l1"}),
+        (("KIP", "cifar10", 10), {"lr": 0.04, "batch": 500, "rho": 1e-6, "layers": 1, "labels": False, "optimizer": "adam"}),
+        (("FRePo", "cifar10", 10), {"lr": 3e-4, "batch": 1024, "rho": 1e-6, "pool": 10, "age": 100, "flip": True, "labels": True}),
+        (("FRePo", "cifar100", 10), {"flip": False, "optimizer": "lamb", "iterations": 500000, "width": 128}),
+        (("RFAD", "cifar10", 1), {"lr": 1e-3, "lr_scale": 1e-2, "batch": 5120, "rho": 5e-3, "networks": 8, "judged": 16, "width": 256}),
+        (("RFAD", "mnist", 1), {"normalization": "published", "optimizer": "adabelief", "platt": True}),
         (("IDC-I", "cifar100", 20), {"lr": 1e-2, "normalization": "published:cifar10", "cutmix": 0.5}),
     ],
     ids=str,
@@ -81,7 +87,7 @@ def test_rates_and_steps():
     assert steps(preset("IDC", "cifar10", 10)) == 200_000
 
 
-@pytest.mark.parametrize("method", presets())
+@pytest.mark.parametrize("method", [method for method in presets() if method not in hosts.KERNELS])
 def test_a_few_steps_of_a_preset(tiny, method):
     settings = preset(method, "cifar10", 1)
     copies = FORMATIONS[settings["formation"]]

@@ -12,6 +12,7 @@ class Fixed:
 
     state: dict = {}
     needs = ()
+    relative = True
     batches = {
         0: Batch(torch.tensor([0, 1, 2]), torch.tensor([1.0, 0.0, 3.0])),
         1: Batch(torch.tensor([9]), torch.tensor([5.0])),

@@ -64,7 +64,7 @@ def test_the_path_of_the_bench_is_that_of_the_encoder(splits, encoder, tmp_path)
 
 
 def test_every_score_has_a_name_and_is_made_once(splits, encoder, tmp_path, monkeypatch):
-    """Six passes at most: two from scratch, the encoder's, one fine-tuning, its early gradients."""
+    """Seven passes: two from scratch, the encoder's, one fine-tuning, its early gradients, one ridge, clusters."""
     made, real = [], Scores._make
     monkeypatch.setattr(
         Scores, "_make", lambda self, path, *a: made.append(path.name) or real(self, path, *a)
@@ -74,14 +74,14 @@ def test_every_score_has_a_name_and_is_made_once(splits, encoder, tmp_path, monk
     for name in NAMES:
         scores = one.passes.of(name, 0)
         assert scores.shape == (n,) and scores.isfinite().all() and scores.device.type == "cpu", name
-    assert len(made) == 5
+    assert len(made) == 7
     again = bench(splits, encoder, tmp_path, score_trials=1, score_epochs=1, converged=(1, 2))
-    assert torch.equal(again.passes.of("AUM", 0), one.passes.of("AUM", 0)) and len(made) == 5
+    assert torch.equal(again.passes.of("AUM", 0), one.passes.of("AUM", 0)) and len(made) == 7
     assert set(again.scoring) == {("tuning", 0)} and again.scoring["tuning", 0]["samples"] == 7 * n
     one.passes.of("complexity", 1)
-    assert len(made) == 5  # no seed changes it
+    assert len(made) == 7  # no seed changes it
     one.passes.of("entropy", 1)
-    assert len(made) == 6
+    assert len(made) == 8
 
 
 def test_scores_of_a_fine_tuning_are_those_of_training_dynamics(splits, encoder, tmp_path):

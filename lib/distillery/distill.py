@@ -24,15 +24,20 @@ from distillery.synthetic import Synthetic
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "constant": lambda step, steps: 1.0,
     "cosine": lambda step, steps: 0.5 * (1 + math.cos(math.pi * step / steps)),
+    "cosine to a tenth": lambda step, steps: 0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)),
     "linear": lambda step, steps: 1 - step / steps,
 }
 CHECK_EVERY = 100  # steps between looks for NaN; each look waits for the device
-_OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+KINDS = ("sgd", "adam", "lamb", "adabelief")
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """How one learned tensor is updated: torch's SGD or Adam under a schedule (steps done, steps in all) -> factor."""
+    """How one learned tensor is updated, under a schedule (steps done, steps in all) -> factor.
+
+    kind  torch's 'sgd' or 'adam', or timm's 'lamb' (trust ratio always on, no clipping, no decay: as in optax) or 'adabelief'
+          (not rectified, as the default of torch_optimizer, with which RFAD was published)
+    """
 
     lr: float
     momentum: float = 0.0
@@ -40,19 +45,26 @@ class Optimizer:
     schedule: str = "constant"
 
     def __post_init__(self):
-        check_choice("optimizer", self.kind, _OPTIMIZERS)
+        check_choice("optimizer", self.kind, KINDS)
         check_choice("schedule", self.schedule, SCHEDULES)
 
     def build(self, tensor: Tensor) -> torch.optim.Optimizer:
-        options = {"momentum": self.momentum} if self.kind == "sgd" else {}
-        return _OPTIMIZERS[self.kind]([tensor], lr=self.lr, **options)
+        if self.kind == "sgd":
+            return torch.optim.SGD([tensor], lr=self.lr, momentum=self.momentum)
+        if self.kind == "adam":
+            return torch.optim.Adam([tensor], lr=self.lr)
+        from timm.optim import AdaBelief, Lamb  # seconds to import
+
+        if self.kind == "adabelief":
+            return AdaBelief([tensor], lr=self.lr, rectify=False)
+        return Lamb([tensor], lr=self.lr, weight_decay=0.0, max_grad_norm=None, always_adapt=True)
 
 
 @dataclass
 class Distilled:
     """last: the set after the final step; best: by validation, None without it; ema: the moving average, None without it.
 
-    log      name -> (steps,) float32, NaN where a step did not report the name
+    log      name -> (steps,) float32, NaN where a step did not report the name; 'validation' where a score was asked for
     cost     seconds, samples (real images touched), steps, skipped updates; over all restarts
     best_step, best_score  when and how good `best` was on validation data
     """
@@ -155,13 +167,13 @@ def distill(
     while now.step < steps:
         # copies: an objective may keep them in its state, and the optimizers update in place
         current = synthetic.replace(**{name: value.detach().clone() for name, value in learned.items()})
-        sampler.refresh(now.step, objective, now.state, current)
+        now.samples += sampler.refresh(now.step, objective, now.state, current)
         draw = RealBatches(real, sampler, keyed_generator(root, "real", now.step))
         grads, now.state, entry = objective.step(
             current, now.state, draw, keyed_generator(root, "objective", now.step)
         )
         now.samples += draw.samples
-        if sampler.needs:
+        if sampler.needs and draw.effective is not None:
             entry = entry | {"effective_batch": draw.effective}
         now.log.append(
             {name: torch.as_tensor(value, dtype=torch.float32).detach() for name, value in entry.items()}
@@ -216,6 +228,7 @@ def _update(now, learned, built, optimizers, grads, steps, ema, bounds) -> None:
 def _validate(now: _Progress, synthetic: Synthetic, validate) -> None:
     current = {name: value.detach().clone() for name, value in now.tensors.items()}
     score = float(validate(synthetic.replace(**current), now.step))
+    now.log[-1]["validation"] = torch.tensor(score)
     if now.best_score is None or score > now.best_score:
         now.best, now.best_step, now.best_score = current, now.step, score
 
@@ -251,9 +264,12 @@ def _save(path: Path, card: dict, now: _Progress, built: dict, sampler: Sampler)
     for group, members in groups.items():
         tensors |= {f"{group}.{name}": value for name, value in members.items()}
     for name, optimizer in built.items():
-        for key, value in optimizer.state.get(now.tensors[name], {}).items():
+        state = optimizer.state.get(now.tensors[name], {}) | {
+            key: value for key, value in optimizer.param_groups[0].items() if key == "step"
+        }  # LAMB counts its steps beside its state
+        for key, value in state.items():
             if value is not None:
-                tensors[f"optimizer.{name}.{key}"] = value
+                tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
     counters = {
         key: getattr(now, key) for key in ("step", "best_step", "best_score", "samples", "skipped", "seconds")
     }
@@ -272,14 +288,18 @@ def _resume(path: Path, card: dict, now: _Progress, built: dict, sampler: Sample
     }
     for name, value in tensors.items():
         group, rest = name.split(".", 1)
-        # torch keeps the step counter of Adam on the CPU
-        groups[group][rest] = value if group == "optimizer" and value.ndim == 0 else value.to(device)
+        # step counters stay on the CPU
+        counter = group == "optimizer" and rest.endswith(".step")
+        groups[group][rest] = value if counter else value.to(device)
     with torch.no_grad():
         for name, value in groups["tensors"].items():
             now.tensors[name].copy_(value)
     for name, value in groups["optimizer"].items():
         tensor, key = name.rsplit(".", 1)
-        built[tensor].state[now.tensors[tensor]][key] = value
+        if card["optimizers"][tensor]["kind"] == "lamb" and key == "step":
+            built[tensor].param_groups[0][key] = value
+        else:  # AdaBelief counts in Python
+            built[tensor].state[now.tensors[tensor]][key] = value if value.is_floating_point() else int(value)
     now.state, now.ema, now.best = groups["state"], groups["ema"], groups["best"]
     sampler.state.update(groups["sampler"])
     for key, value in saved["counters"].items():

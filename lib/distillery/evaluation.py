@@ -20,9 +20,10 @@ from distillery.encoders import Encoder
 from distillery.networks import Params
 from distillery.optimizers import SGD, Nesterov
 from distillery.seeds import split
-from distillery.training import Plan, Stats, cross_entropy, squared_error, train
+from distillery.training import Plan, Stats, cross_entropy, half_squared_error, squared_error, train
 
 KINDS = ("scratch", "probe", "fine-tune")
+LOSSES = {"cross-entropy": cross_entropy, "squared error": half_squared_error}
 EQUAL = ("epochs", "steps")
 
 
@@ -35,6 +36,8 @@ class Protocol:
     augmentation  DSA families during training, '' for none
     kind          'scratch': train a classifier on the set; 'probe': train on its targets, then fit a linear classifier
                   on frozen embeddings of labelled real images; 'fine-tune': see `FineTuning`
+    loss          'cross-entropy', or 'squared error' to centred one-hot labels, or to real-valued ones as they are, which
+                  kernel methods learn
     """
 
     networks: int = 5
@@ -45,11 +48,15 @@ class Protocol:
     batch: int = 256
     augmentation: str = ""
     kind: str = "scratch"
+    loss: str = "cross-entropy"
 
     def __post_init__(self):
         check_positive_int("networks", self.networks)
         check_positive_int("batch", self.batch)
         check_choice("kind", self.kind, KINDS)
+        check_choice("loss", self.loss, LOSSES)
+        if self.loss != "cross-entropy" and self.kind != "scratch":
+            raise InputError(f"loss: {self.loss!r} with kind {self.kind!r}; accepted: 'cross-entropy'")
         if (self.kind == "fine-tune") != isinstance(self, FineTuning):
             raise InputError(
                 f"kind: {self.kind!r} of {type(self).__name__}; accepted: 'fine-tune' of FineTuning alone"
@@ -74,7 +81,9 @@ class Protocol:
         return replace(self, lr=rate, batch=batch or self.batch)
 
     def spec(self) -> dict:
-        return asdict(self)
+        """What identifies it in the id of a run; the loss where it is not the first one: ids from before hold."""
+        found = asdict(self)
+        return found if found.pop("loss") == "cross-entropy" else found | {"loss": self.loss}
 
 
 @dataclass(frozen=True)
@@ -165,6 +174,10 @@ def fit(
     """
     if protocol.kind == "fine-tune" and encoder is None:
         raise InputError("encoder: None; accepted: an encoder to fine-tune")
+    if protocol.kind == "scratch" and protocol.loss == "cross-entropy" and not distributions(source.targets):
+        raise InputError(
+            "loss: 'cross-entropy' with labels that are no distributions; accepted: 'squared error', for learned real-valued labels"
+        )
     init_stream, train_stream = split(generator, 2)
     start = encoder.start if protocol.kind == "fine-tune" else network.init
     params = {name: value.to(device) for name, value in start(init_stream, protocol.networks).items()}
@@ -191,7 +204,7 @@ def fit(
         network,
         params,
         source,
-        squared_error if protocol.kind == "probe" else cross_entropy,
+        squared_error if protocol.kind == "probe" else LOSSES[protocol.loss],
         optimizer,
         generator=train_stream,
         batch=protocol.batch,
@@ -199,6 +212,13 @@ def fit(
         chunk=chunk,
         **length,
     )
+
+
+def distributions(targets: Tensor) -> bool:
+    """Whether labels (N,) or (N, classes) are classes or none below 0 with sum 1, up to rounding."""
+    if not targets.is_floating_point():
+        return True
+    return bool((targets > -1e-6).all() and (targets.sum(-1) - 1).abs().max() < 1e-3)
 
 
 def accuracy(network, params: Params, images: ImageSet, batch: int = 500) -> Tensor:

@@ -16,7 +16,8 @@ COLORS = {
     "MTT": "#4e79a7", "FTD": "#f28e2b", "FTD + EMA": "#ffbe7d", "DATM": "#59a14f", "TESLA": "#76b7b2",
     "lowest loss": "#4e79a7", "middle": "#59a14f", "highest loss": "#e15759",
     "FlexRand": "#4e79a7", "FlexRand, 1/2": "#76b7b2", "hardest": "#e15759", "easiest": "#59a14f", "forgetting": "#b07aa1",
-    "EL2N": "#9c755f", "entropy": "#ff9da7", "k-center": "#f28e2b", "Moderate": "#edc948", "CCS strata": "#a0cbe8",
+    "ridge sensitivity": "#4e79a7", "leverage": "#76b7b2", "k-means sensitivity": "#59a14f", "k-means++": "#9c755f",
+    "KIP": "#4e79a7", "RFAD": "#f28e2b", "FRePo": "#59a14f", "EL2N": "#9c755f", "entropy": "#ff9da7", "k-center": "#f28e2b", "Moderate": "#edc948", "CCS strata": "#a0cbe8",
 }  # fmt: skip
 
 

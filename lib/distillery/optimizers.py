@@ -1,8 +1,9 @@
-"""How the weights of K stacked networks are updated, beside the one loop of `training`: SGD, Nesterov and GSAM.
+"""How the weights of K stacked networks are updated, beside the one loop of `training`: SGD, Nesterov, Adam and GSAM.
 
 Slow reference of GSAM, one plain PyTorch module: `gsam_plain`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -76,6 +77,39 @@ class Nesterov(SGD):
             state = [grad.clone() for grad in grads]
         ahead = torch._foreach_add(grads, state, alpha=self.momentum)
         torch._foreach_add_(params, ahead, alpha=-self.rate(step) * scale)
+        return state
+
+
+@dataclass(frozen=True)
+class Adam(SGD):
+    """Adam as `torch.optim.Adam`, which is the slow reference; `momentum` is the decay of the mean gradient.
+
+    decay    of the mean square of the gradient
+    epsilon  beside its root
+    The state holds all means, then all mean squares; `step` counts from 0 where they are [].
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    decay: float = 0.999
+    epsilon: float = 1e-8
+
+    @torch.no_grad()
+    def update(
+        self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float
+    ) -> list[Tensor]:
+        if self.weight_decay:
+            grads = torch._foreach_add(grads, params, alpha=self.weight_decay)
+        state = state or [torch.zeros_like(grad) for grad in [*grads, *grads]]
+        means, squares = state[: len(grads)], state[len(grads) :]
+        torch._foreach_lerp_(means, grads, 1 - self.momentum)
+        torch._foreach_mul_(squares, self.decay)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - self.decay)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, math.sqrt(1 - self.decay ** (step + 1)))
+        torch._foreach_add_(roots, self.epsilon)
+        size = self.rate(step) * scale / (1 - self.momentum ** (step + 1))
+        torch._foreach_addcdiv_(params, means, roots, -size)
         return state
 
 

@@ -20,6 +20,7 @@ COUNTS = (
     "n_seeds", "n_seeds_large", "n_seeds_rest", "n_seeds_cross", "networks", "width", "batch", "evaluation_batch",
     "epochs_whole", "score_trials", "score_epochs",
     "rounds", "at_once", "batches", "masks", "agreement_masks", "gammas", "draws", "encoder_epochs", "encoder_batch",
+    "n_seeds_one", "toy_points", "trials", "spectrum_points", "validations",
     "tuning_epochs", "tuning_batch", "score_tunings",
 )  # fmt: skip
 SCALES = ("smoke", "small", "paper")

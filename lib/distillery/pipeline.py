@@ -25,9 +25,11 @@ from distillery.matching import hosts, trajectory
 from distillery.matching.effects import check_uncoupled
 from distillery.recipes import (
     HOSTS,
+    KERNELS,
     OBJECTIVES,
     PRESETS,
     SELECTIONS,
+    SENSITIVE,
     TRAJECTORIES,
     WHOLE,
     Hosts,
@@ -36,10 +38,10 @@ from distillery.recipes import (
     expert_epochs,
     published_steps,
 )
-from distillery.sampling import TreatmentEffect, Uniform
+from distillery.sampling import Importance, TreatmentEffect, Uniform
 from distillery.scoring.geometry import herding, kmeans_nearest
 from distillery.scoring.passes import Scores
-from distillery.seeds import generator
+from distillery.seeds import generator, split
 from distillery.selection import check_left, prune, select
 from distillery.synthetic import FORMATIONS, Synthetic, gaussian_noise, pack
 
@@ -74,6 +76,7 @@ class Bench:
         encoder: Encoder | None = None,
         score_path: dict | None = None,
         score_tunings: int = 1,
+        importance: dict | None = None,
     ):
         """What all runs share.
 
@@ -83,10 +86,11 @@ class Bench:
         precision, compiled  how passes run that are differentiated at most once and match no weights (`Fast`): evaluation,
                              scores, real images; synthetic images stay float32 (with TensorFloat-32 products under 'tf32')
         trajectory           settings of MTT, FTD, TESLA and DATM, None = they are refused
-        hosts                settings of IDM and IDC, None = the published ones for CIFAR-10
+        hosts                settings of IDM, IDC, KIP, FRePo and RFAD, None = the published ones for CIFAR-10
         engine               what chunks of experts are mapped over, where no recipes are
         encoder              where a protocol that fine-tunes starts, and what some scores look through, None = they are refused
         score_path, score_tunings  masks of the learning complexity; fine-tunings behind the scores that take one
+        importance           in which space sensitivities are measured, see `scoring.passes.Scores`
         """
         if encoder and encoder.network.spec() != network.spec():
             raise InputError(
@@ -102,7 +106,7 @@ class Bench:
         tuning = protocol if isinstance(protocol, FineTuning) else FineTuning() if encoder else None
         tuning = replace(tuning, networks=1, equal="epochs") if tuning else None
         self.passes = Scores(
-            data, self.fast, runs, self.score_lengths, encoder, tuning, score_path, score_tunings
+            data, self.fast, runs, self.score_lengths, encoder, tuning, score_path, score_tunings, importance
         )
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
         self.trajectory, self.hosts, self.engine = trajectory, hosts or Hosts(), engine
@@ -129,7 +133,9 @@ class Bench:
         """The stored result of a recipe, computed now if need be; None if the budget is spent.
 
         result  accuracies (one per network), steps, seconds and seconds_evaluation, samples (real images touched),
-                loss (about 100 values), stored_numbers, and `artifact`, the id under which the set is kept
+                loss (about 100 values), stored_numbers, and `artifact`, the id under which the set is kept. Of KERNELS also the
+                test accuracies of the kernel regression on the set, `regression`, and on its first images, `at_start`, and
+                `curve`, [step, accuracy on validation images]
         """
         result = self._stored("bench", self._inputs(recipe), lambda key: self._compute(recipe, key))
         if result and result["artifact"]:  # only now: a kill before loses a minute, not the distillation
@@ -142,6 +148,8 @@ class Bench:
         scored = recipe.initialize in ("herding", "k-means") or recipe.method in SELECTIONS
         if recipe.keep != 1 or scored:
             inputs["scoring"] = self.passes.spec(recipe.score)
+        if (how := recipe.initialize or recipe.method) in SENSITIVE:
+            inputs["importance"] = self.passes.spec(how)
         if recipe.method in TRAJECTORIES:
             inputs["trajectory"] = self._settings().spec(recipe.method, recipe.ipc)
         if recipe.method in HOSTS:
@@ -268,6 +276,12 @@ class Bench:
         targets = self.data.train.targets.cpu()[kept]
         if how in ("random", "real"):
             chosen = select(None, ipc, targets, "random", generator(seed, "random subset"))
+        elif how == "k-means++":
+            rank = self.passes.seeded(seed, ipc, kept)
+            chosen = select(rank, ipc, targets, "lowest")
+        elif how in SENSITIVE:
+            scores = self.passes.of(how, seed, ipc)[kept]
+            chosen = select(scores, ipc, targets, "proportional", generator(seed, how))
         elif how in ("herding", "k-means"):
             rows = self.scores(seed)["features"][kept]
             rank = (
@@ -286,7 +300,9 @@ class Bench:
 
     def _measured(self, recipe: Recipe, key: str) -> dict:
         if recipe.method in (*PRESETS, *HOSTS):
-            self._objective(recipe)  # what it refuses, it refuses now
+            objective = self._objective(recipe)[0]  # what it refuses, it refuses now
+            if recipe.method in KERNELS:
+                self._check_kernel(recipe, objective)
         if recipe.evaluate_on and self.protocol.kind == "fine-tune":
             raise InputError(
                 f"evaluate_on: {recipe.evaluate_on!r} with protocol 'fine-tune', whose encoder is of one network; accepted: ''"
@@ -309,7 +325,7 @@ class Bench:
         elif recipe.method not in WHOLE:
             synthetic, details = self._make(recipe, key)
         source = synthetic.source() if synthetic else train.subset(self.kept(recipe))
-        making = time.monotonic() - started
+        making = time.monotonic() - started - details.get("seconds_regression", 0)
         protocol, steps_of = self._protocol(recipe, synthetic)
         stream = generator(recipe.seed, "evaluation")
         if protocol.kind == "fine-tune":
@@ -322,6 +338,17 @@ class Bench:
             "seconds": time.monotonic() - started, "seconds_evaluation": time.monotonic() - started - making,
         }  # fmt: skip
         return result | details
+
+    def _check_kernel(self, recipe: Recipe, objective) -> None:
+        """Refuse a kernel method whose set could not be evaluated, before it is made."""
+        if "targets" in objective.learned and self.protocol.loss == "cross-entropy":
+            raise InputError(
+                f"loss: 'cross-entropy' with {recipe.method!r}, which learns real-valued labels; accepted: 'squared error'"
+            )
+        if recipe.iterate == "best" and not self.hosts.validations:
+            raise InputError(
+                "iterate: 'best' with 0 validations; accepted: 'last', or hosts that are validated"
+            )
 
     def _fine_tuned(self, recipe: Recipe, source, protocol: Protocol, stream, steps_of: int):
         """Test accuracies of the encoder fine-tuned on a source, and what else its result says."""
@@ -344,8 +371,11 @@ class Bench:
     def _score_first(self, recipe: Recipe) -> None:
         """Make the scores of a recipe, which serve many recipes, before its clock starts: their cost is in `scoring`."""
         self.kept(recipe)
-        if (recipe.initialize or recipe.method) in ("herding", "k-means", "lowest loss", "highest loss"):
+        how = recipe.initialize or recipe.method
+        if how in ("herding", "k-means", "lowest loss", "highest loss"):
             self.scores(recipe.seed)
+        elif how in SENSITIVE and how != "k-means++":
+            self.passes.of(how, recipe.seed, recipe.ipc * FORMATIONS[self._formation(recipe)[0]])
 
     def _protocol(self, recipe: Recipe, synthetic: Synthetic | None) -> tuple[Protocol, int]:
         """How a set is evaluated, and the number of images whose steps are matched, 0 = its own."""
@@ -418,12 +448,20 @@ class Bench:
             else:
                 start, log = self._start(recipe, kept), {}
                 done = self._distill(recipe, start, kept, key)
+                if recipe.method in KERNELS:
+                    log |= self._regressed(recipe, {"at_start": start, "regression": done.last})
             synthetic = done.last
             log |= {
                 "steps": done.cost["steps"],
                 "samples": done.cost["samples"],
                 "loss": thin(done.log["loss"]),
             }
+            if recipe.method in KERNELS and "validation" in done.log:
+                log["curve"] = [
+                    [step + 1, float(score)]
+                    for step, score in enumerate(done.log["validation"])
+                    if score == score
+                ]
             if "effective_batch" in done.log:
                 log["effective_batch"] = float(done.log["effective_batch"].mean())
             for iterate, other in (("ema", done.ema), ("best", done.best)):
@@ -431,6 +469,17 @@ class Bench:
                     self._save(_file_of(key, iterate), other)
         self._save(key, synthetic, {} if start is None else {"start": start.tensors["images"]})
         return synthetic, {"artifact": key, "stored_numbers": synthetic.stored_numbers(), **log}
+
+    def _regressed(self, recipe: Recipe, sets: dict[str, Synthetic]) -> dict:
+        """Test accuracies of kernel regressions on sets, as many as the protocol has networks where a kernel is of networks."""
+        began, objective = time.monotonic(), self._objective(recipe)[0]
+        draws = 1 if recipe.method == "KIP" else self.protocol.networks
+        found = {}
+        for name, made in sets.items():
+            streams = split(generator(recipe.seed, "regression"), draws)
+            made = objective.prepare(made)
+            found[name] = [objective.accuracy(made, self.data.test, stream) for stream in streams]
+        return found | {"seconds_regression": time.monotonic() - began}
 
     def _save(self, name: str, synthetic: Synthetic, extra: dict[str, Tensor] | None = None) -> None:
         card = {"classes": list(synthetic.classes), "formation": synthetic.formation}
@@ -474,21 +523,26 @@ class Bench:
         return preset | {"lr": preset.get("lr_large", preset["lr"]) if recipe.ipc >= 100 else preset["lr"]}
 
     def _objective(self, recipe: Recipe):
-        """(objective, optimizer of the pixels, number of steps) of a method with real batches."""
+        """(objective, optimizers by learned tensor, number of steps) of a method with real batches."""
         settings = self._loop(recipe)
         settings |= {"lr": recipe.lr or settings["lr"], "batch": recipe.batch or settings["batch"]}
-        twice = settings["objective"] in (
-            "gradient",
-            "multiformation",
-        )  # differentiated twice: never compiled
-        network = self.network if twice else Fast(self.network, compiled=self.fast.compiled)
+        # gradients are differentiated twice, which no compiled function may be; kernel methods bring networks of their own
+        once = settings["objective"] in ("distribution", "queue")
+        network = Fast(self.network, compiled=self.fast.compiled) if once else self.network
         if recipe.effect and recipe.method == "DM":
             check_uncoupled(network.init(generator(0, "names"), 1))
         if recipe.method in HOSTS:
             transform = self.data.train.transform
             objective = hosts.build(settings, network, self.augmentation, self.fast, transform)
-            rate = hosts.rate(settings, len(self.data.train.classes))
-            return objective, Optimizer(rate), recipe.steps or hosts.steps(settings)
+            steps = recipe.steps or hosts.steps(settings)
+            if recipe.method not in KERNELS:
+                rate = hosts.rate(settings, len(self.data.train.classes))
+                return objective, {"images": Optimizer(rate)}, steps
+            rates = {name: settings["lr"] for name in objective.learned}
+            if "log_scale" in rates:
+                rates["log_scale"] = settings["lr_scale"]
+            how = {"kind": settings["optimizer"], "schedule": settings["schedule"]}
+            return objective, {name: Optimizer(lr, **how) for name, lr in rates.items()}, steps
         objective = OBJECTIVES[settings["objective"]](
             network,
             batch=settings["batch"],
@@ -496,16 +550,29 @@ class Bench:
             real_network=self.fast,
         )
         steps = recipe.steps or published_steps(recipe.method, recipe.ipc)
-        return objective, Optimizer(settings["lr"], settings["momentum"]), steps
+        return objective, {"images": Optimizer(settings["lr"], settings["momentum"])}, steps
 
     def _distill(self, recipe: Recipe, start: Synthetic, kept: Tensor, key: str) -> Distilled:
         real = self.data.train.subset(kept)
         sampler = Uniform(real.targets)
         if recipe.effect:
             sampler = TreatmentEffect(real.targets, recipe.effect, recipe.effect_every, recipe.effect_tails)
-        objective, pixels, steps = self._objective(recipe)
+        if recipe.importance:
+            sampler = Importance(
+                real, recipe.importance, recipe.importance_every, recipe.reweight,
+                generator=generator(recipe.seed, "importance"),
+            )  # fmt: skip
+        objective, optimizers, steps = self._objective(recipe)
+        times = self.hosts.validations if recipe.method in KERNELS else 0
+
+        def judged(made: Synthetic, step: int) -> float:
+            return objective.accuracy(made, self.data.validation, generator(recipe.seed, "validation"))
+
+        if recipe.method in KERNELS:
+            start = objective.prepare(start)
         return distill(
-            start, objective, real, sampler, {"images": pixels}, steps, generator(recipe.seed, "distill"),
+            start, objective, real, sampler, optimizers, steps, generator(recipe.seed, "distill"),
+            validate=judged if times else None, validate_every=-(-steps // times) if times else 0,
             checkpoint=self.runs.artifact(key, ".checkpoint.safetensors"), checkpoint_seconds=self.checkpoint_seconds,
             identity=key, progress=self.progress,
         )  # fmt: skip

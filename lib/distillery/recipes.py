@@ -10,13 +10,13 @@ import torch
 import yaml
 
 from distillery import architectures
-from distillery.checks import InputError, check_choice, check_keep, check_positive_int
+from distillery.checks import InputError, check_choice, check_fraction, check_keep, check_positive_int
 from distillery.experts import Training
 from distillery.matching import hosts, trajectory
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching, loops
 from distillery.optimizers import GSAM, SGD
-from distillery.sampling import TreatmentEffect, Uniform
+from distillery.sampling import Importance, TreatmentEffect, Uniform
 from distillery.scoring import passes
 from distillery.selection import DRAWN, RULES, check_gamma
 from distillery.synthetic import FORMATIONS
@@ -28,11 +28,13 @@ PRESETS, PUBLISHED = (
     for name in ("presets.yaml", "published.yaml")
 )
 OBJECTIVES = {"gradient": GradientMatching, "distribution": DistributionMatching}
-SELECTIONS = ("random", "random, packed", "herding", "k-means", "lowest loss", "highest loss")
+SENSITIVE = passes.SENSITIVE  # drawn by importance
+SELECTIONS = ("random", "random, packed", "herding", "k-means", "lowest loss", "highest loss", *SENSITIVE)
 WHOLE = ("whole", "whole, trained out")
-INITIALIZATIONS = ("real", "noise", "herding", "k-means")
+INITIALIZATIONS = ("real", "noise", "herding", "k-means", *SENSITIVE)
 TRAJECTORIES = tuple(trajectory.presets())  # MTT, FTD, TESLA, DATM
-HOSTS = tuple(hosts.presets())  # IDM, IDC, IDC-I: their settings differ by data set
+HOSTS = tuple(hosts.presets())  # IDM, IDC, IDC-I, KIP, FRePo, RFAD: their settings differ by data set
+KERNELS = hosts.KERNELS  # those that fit a kernel ridge regression
 ITERATES = ("last", "ema", "best")
 SCORES = passes.NAMES
 # score and rule of published ways to keep a part; 'Moderate' and 'CCS' by a score that takes no training
@@ -44,7 +46,7 @@ BASELINES: dict[str, tuple[str, str]] = {
     "k-center": ("k-center", "lowest"), "D2": ("D2", "lowest"), "Moderate": ("prototype distance", "middle"),
     "CCS strata": ("complexity", "coverage"),
 }  # fmt: skip
-SAMPLERS = {"uniform": Uniform, "treatment effect": TreatmentEffect}
+SAMPLERS = {"uniform": Uniform, "treatment effect": TreatmentEffect, "importance": Importance}
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,14 @@ class Recipe:
     steps       pixel updates, 0 = as published
     initialize  where a distilled set starts: '' = as published, or one of INITIALIZATIONS; for TRAJECTORIES also
                 'correct', real images that an expert classifies right
-    batch       real images a class and step, 0 = as published; for 'whole, trained out' images a step
+    importance  draw this share of the real images in every step by their loss (`Importance`), 0 = none
+    importance_every, reweight  steps between two looks at the losses; whether weights undo the preference
+    batch       real images a class and step, 0 = as published; for 'whole, trained out', FRePo and RFAD images a step
     lr          rate of the pixels, 0 = as published
     epochs      for 'whole, trained out': epochs on all images
     evaluate_on another architecture to evaluate the finished set with, '' = the bench's own network
     iterate     which set of a finished trajectory method is evaluated: 'last', 'ema', the moving average of its images,
-                or 'best', by accuracy on validation images
+                or 'best', by accuracy on validation images; of KERNELS 'last' or 'best'
     """
 
     method: str
@@ -91,6 +95,9 @@ class Recipe:
     gamma: float = 0.0
     draw: int = 0
     hide: float = 0.0
+    importance: float = 0.0
+    importance_every: int = 100
+    reweight: bool = False
 
     def __post_init__(self):
         check_choice("method", self.method, [*WHOLE, *SELECTIONS, *PRESETS, *HOSTS, *TRAJECTORIES])
@@ -109,6 +116,7 @@ class Recipe:
             self._check_effect()
         elif (self.effect_every, self.effect_tails) != (1, "both"):
             raise InputError("effect_every, effect_tails: set with effect 0; accepted: 1 and 'both'")
+        self._check_importance()
         for name in ("seed", "steps", "batch", "lr", "epochs", "draw"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)} is not accepted; accepted: 0 or more")
@@ -134,8 +142,10 @@ class Recipe:
                 f"batch: {self.batch} with {self.method!r}, which has no real batch: experts have seen the real images; "
                 "accepted: 0"
             )
-        if self.iterate != "last" and self.method not in TRAJECTORIES:
-            raise InputError(f"iterate: {self.iterate!r} with {self.method!r}; accepted: 'last'")
+        iterates = (
+            ITERATES if self.method in TRAJECTORIES else ("last", "best")[: 1 + (self.method in KERNELS)]
+        )
+        check_choice(f"iterate of {self.method}", self.iterate, iterates)
 
     def _check_draw(self) -> None:
         if self.rule == "flexrand":
@@ -153,17 +163,43 @@ class Recipe:
         if self.hide and self.method != WHOLE[0]:
             raise InputError(f"hide: {self.hide} with {self.method!r}; accepted: 0, or {WHOLE[0]!r}")
 
-    def _check_effect(self) -> None:
+    def _check_batches(self, name: str) -> None:
+        """Refuse a sampler for what has no real batch."""
         if self.method not in (*PRESETS, *HOSTS):
             reason = "experts have seen the real images" if self.method in TRAJECTORIES else "it has no loop"
             raise InputError(
-                f"effect: {self.effect} with {self.method!r}, which has no real batch: {reason}; accepted: 0"
+                f"{name}: {getattr(self, name)} with {self.method!r}, which has no real batch: {reason}; accepted: 0"
+            )
+
+    def _check_importance(self) -> None:
+        if not self.importance:
+            if (self.importance_every, self.reweight) != (100, False):
+                raise InputError(
+                    "importance_every, reweight: set with importance 0; accepted: 100 and False, or importance"
+                )
+            return
+        self._check_batches("importance")
+        check_fraction("importance", self.importance)
+        check_positive_int("importance_every", self.importance_every)
+        if self.effect:
+            raise InputError(
+                f"importance: {self.importance} with effect {self.effect}; accepted: one sampler of real batches, the other 0"
+            )
+
+    def _check_effect(self) -> None:
+        self._check_batches("effect")
+        if self.method in KERNELS:
+            raise InputError(
+                f"effect: {self.effect} with {self.method!r}, whose real images enter by no mean of a statistic; accepted: 0"
             )
         TreatmentEffect(torch.zeros(1, dtype=torch.int64), self.effect, self.effect_every, self.effect_tails)
 
     def spec(self) -> dict:
         """What identifies the recipe in the id of a run; later fields only where they are set: ids from before hold."""
-        later = ("iterate", "score", "effect", "effect_every", "effect_tails", "gamma", "draw", "hide")
+        later = (
+            "iterate", "score", "effect", "effect_every", "effect_tails", "gamma", "draw", "hide", "importance",
+            "importance_every", "reweight",
+        )  # fmt: skip
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         default = {f.name: f.default for f in fields(self) if f.name in later}
         found = {name: value for name, value in found.items() if name not in later or value != default[name]}
@@ -172,15 +208,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Hosts:
-    """Settings of IDM and IDC: the published ones of a data set, with changes.
+    """Settings of IDM, IDC and the kernel methods: the published ones of a data set, with changes.
 
-    dataset  whose published settings, a data set of `hosts.yaml`
-    changes  settings by their names there; a method takes those that it has
-    raises   InputError on a setting that no method has
+    dataset      whose published settings, a data set of `hosts.yaml`
+    changes      settings by their names there; a method takes those that it has
+    validations  how often a kernel method is judged on validation images on its way, 0 = never; the best one is kept
+    raises       InputError on a setting that no method has
     """
 
     dataset: str = "cifar10"
     changes: dict = field(default_factory=dict)
+    validations: int = 0
 
     def __post_init__(self):
         known = {
@@ -193,7 +231,10 @@ class Hosts:
             check_choice(
                 "host setting",
                 name,
-                sorted(known - {"source", "objective", "ipc", "lr_ipc", "normalization", "depth", "side"}),
+                sorted(
+                    known
+                    - {"source", "objective", "kernel", "ipc", "lr_ipc", "normalization", "depth", "side"}
+                ),
             )
 
     def settings(self, method: str, ipc: int) -> dict:
@@ -204,7 +245,9 @@ class Hosts:
     def spec(self, method: str, ipc: int) -> dict:
         """What identifies a run, besides its recipe and bench."""
         silent = ("source", "normalization", "depth", "side")
-        return {name: v for name, v in self.settings(method, ipc).items() if name not in silent}
+        found = {name: v for name, v in self.settings(method, ipc).items() if name not in silent}
+        judged = self.validations and method in KERNELS
+        return found | ({"validations": self.validations} if judged else {})
 
 
 @dataclass(frozen=True)
@@ -304,12 +347,16 @@ def compatibility() -> str:
         )
     for name, table in hosts.presets().items():
         common = table["common"]
-        objective = hosts.OBJECTIVES[common["objective"]]
+        objective = hosts.OBJECTIVES[hosts.objective_of(common)]
         starts = ", ".join(f"**{i}**" if i == common["initialize"] else i for i in INITIALIZATIONS)
-        kind = {"queue": "distribution", "multiformation": "gradient"}[common["objective"]]
+        kind = {
+            "queue": "distribution matching",
+            "multiformation": "gradient matching",
+            "kernel": "kernel regression",
+        }[common["objective"]]
         packed = ", four images in each stored one" if FORMATIONS[common["formation"]] > 1 else ""
         lines.append(
-            f"| {name} | {kind} matching{packed} | {starts} | {_samplers(objective)} | {', '.join(RULES)} | {', '.join(objective.learns)} |"
+            f"| {name} | {kind}{packed} | {starts} | {_samplers(objective)} | {', '.join(RULES)} | {', '.join(objective.learns)} |"
         )
     for name, table in trajectory.presets().items():
         chosen = table["common"]["initialize"]

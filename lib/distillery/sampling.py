@@ -10,9 +10,12 @@ from statistics import NormalDist
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
+from distillery.seeds import generator as keyed_generator
+from distillery.seeds import split
 
 
 class Batch(NamedTuple):
@@ -27,22 +30,25 @@ class Sampler(Protocol):
 
     state    what it has learned on the way; travels with checkpoints
     needs    what it asks of an objective, by name; () of any
-    refresh  called before each step, so that a sampler can follow the synthetic set
+    relative whether weights are divided by their sum; False: by their number, which keeps importance weights unbiased
+    refresh  called before each step, so that a sampler can follow the synthetic set; returns the real images it touched
     weigh    called with the batches of all classes and what computes their effects on the synthetic set
     """
 
     state: dict[str, Tensor]
     needs: tuple[str, ...]
+    relative: bool
 
     def draw(self, label: int | None, n: int, generator: Generator) -> Batch: ...
     def weigh(self, labels: Tensor, indices: Tensor, weights: Tensor, effects) -> Tensor: ...
-    def refresh(self, step: int, objective, state: dict, synthetic) -> None: ...
+    def refresh(self, step: int, objective, state: dict, synthetic) -> int: ...
 
 
 class Uniform:
     """Uniform without replacement, from one class or from all: the default of every published method."""
 
     needs: tuple[str, ...] = ()
+    relative = True
 
     def __init__(self, targets: Tensor | None, n: int | None = None):
         """targets: labels (N,), or None for a set of n images without classes."""
@@ -64,8 +70,9 @@ class Uniform:
         """Weights as they are."""
         return weights
 
-    def refresh(self, step: int, objective, state: dict, synthetic) -> None:
+    def refresh(self, step: int, objective, state: dict, synthetic) -> int:
         """Nothing to follow."""
+        return 0
 
 
 TAILS = ("both", "low", "high")
@@ -116,9 +123,10 @@ class TreatmentEffect(Uniform):
             "dropped": torch.zeros(len(targets), dtype=torch.bool, device=device),
         }
 
-    def refresh(self, step: int, objective, state: dict, synthetic) -> None:
+    def refresh(self, step: int, objective, state: dict, synthetic) -> int:
         """Know whether this step looks at the effects."""
         self.due = step % self.every == 0
+        return 0
 
     def weigh(
         self, labels: Tensor, indices: Tensor, weights: Tensor, effects: Callable[[], Tensor]
@@ -155,6 +163,83 @@ class TreatmentEffect(Uniform):
 _TINY = 1e-30  # in place of a sum of zero
 
 
+class Importance(Uniform):
+    r"""Draws with replacement by the present loss of each real image (the relative cross-entropy), mixed with uniform ones.
+
+    $$q_i = (1 - \eta)\, \ell_i / \textstyle\sum_j \ell_j + \eta / n$$
+
+    over a class, or over all images where a step draws from all. Every `every` steps losses are looked at under what the
+    objective predicts, on at most `looked` images, and averaged with the old ones; images not yet seen count as the mean.
+    Weights 1 / (n q_i), at most 1 / eta, make every mean over a batch an unbiased estimate of the plain mean (at eta = 0 but for
+    images without any loss, which are never drawn). Without them
+    hard images count more: another objective.
+    Source: our construction after the abstract of arXiv 2307.08086, which names the loss and the draws; mixture, period, subset,
+    average and draws with replacement are our choices.
+    """
+
+    needs = ("predict",)
+    relative = False
+
+    def __init__(self, images, share: float = 0.5, every: int = 100, reweight: bool = False, *, generator: Generator,
+                 looked: int = 10_000, memory: float = 0.5):  # fmt: skip
+        """What to draw from.
+
+        images    the real ImageSet that batches come from
+        share     1 - eta, the part of a batch that goes by the loss, in (0, 1]; 1 has weights without a bound
+        every     steps between two looks
+        reweight  whether weights undo the preference
+        generator of the looks; one draw is taken from it
+        memory    of the old losses
+        raises    InputError on a share outside of (0, 1], and periods or numbers that are not positive integers
+        """
+        super().__init__(images.targets)
+        check_fraction("share", share)
+        check_positive_int("every", every)
+        check_positive_int("looked", looked)
+        self.images, self.share, self.every, self.reweight = images, share, every, reweight
+        self.looked, self.memory = looked, memory
+        self.root = int(torch.randint(2**62, (), generator=generator))
+        self.state = {"loss": torch.full((self.n,), math.nan)}
+        self._chances: dict[int | None, tuple[Tensor, Tensor]] = {}
+
+    def chances(self, label: int | None) -> tuple[Tensor, Tensor]:
+        """Images of a class, or all, and the chance q of each, (n,) float64 both on the CPU."""
+        if label not in self._chances:
+            members = torch.arange(self.n) if label is None else self.members[int(label)]
+            loss = self.state["loss"].cpu()[members].double()
+            loss = torch.where(loss.isnan(), loss.nanmean().nan_to_num(1.0), loss)
+            flat = torch.full_like(loss, 1 / len(loss))
+            total = loss.sum()
+            own = loss / total if total > 0 else flat  # nothing is wrong any more: all are alike
+            self._chances[label] = members, self.share * own + (1 - self.share) * flat
+        return self._chances[label]
+
+    def draw(self, label: int | None, n: int, generator: Generator) -> Batch:
+        """n images of class `label`, or of all if None, some of them twice."""
+        members, chance = self.chances(label)
+        drawn = torch.multinomial(chance, n, replacement=True, generator=generator)
+        weights = 1 / (len(members) * chance[drawn]) if self.reweight else torch.ones(n)
+        return Batch(members[drawn], weights.float())
+
+    @torch.no_grad()
+    def refresh(self, step: int, objective, state: dict, synthetic) -> int:
+        """Look at the losses where it is time. Returns the images looked at."""
+        if step % self.every:
+            return 0
+        self._chances = {}
+        pick, predict = split(keyed_generator(self.root, "look", step), 2)
+        looked = torch.randperm(self.n, generator=pick)[: self.looked].sort().values
+        with torch.enable_grad():
+            logits = objective.predict(synthetic, state, self.images.subset(looked), predict)
+        targets = self.images.targets[looked.to(self.images.targets.device)]
+        new = F.cross_entropy(logits.float(), targets, reduction="none").cpu()
+        loss = self.state["loss"].cpu().clone()
+        old = loss[looked]
+        loss[looked] = torch.where(old.isnan(), new, self.memory * old + (1 - self.memory) * new)
+        self.state["loss"] = loss
+        return len(looked)
+
+
 class RealBatches:
     """The `draw` an objective is handed: a sampler joined to its images and the step's generator."""
 
@@ -165,13 +250,17 @@ class RealBatches:
         self.effective: Tensor | None = None  # images of weight above zero, mean over classes
 
     def __call__(self, label: int | None, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One class, or all classes if None: images (n', C, H, W), targets (n', ...), weights (n',) that sum to one."""
+        """One class, or all classes if None: images (n', C, H, W), targets (n', ...), weights (n',) that sum to one.
+
+        Weights of a sampler that is not relative sum to one in expectation alone.
+        """
         indices, weights = self.sampler.draw(label, n, self.generator)
         _check_not_empty([indices])
         self.samples += len(indices)
         device = self.real.targets.device
         indices, weights = (value.to(device, non_blocking=True) for value in (indices, weights))
-        return self.real.batch(indices), self.real.targets[indices], weights / weights.sum()
+        whole = weights.sum() if self.sampler.relative else len(weights)
+        return self.real.batch(indices), self.real.targets[indices], weights / whole
 
     def classes(
         self, labels: Tensor, n: int, effects: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -190,7 +279,8 @@ class RealBatches:
         self.samples += sum(len(batch.indices) for batch in batches)
         device = self.real.targets.device
         indices, weights = (value.to(device, non_blocking=True) for value in (indices, weights))
-        real, weights = self.real.batch(indices), weights / weights.sum(1, keepdim=True)
+        whole = weights.sum(1, keepdim=True) if self.sampler.relative else widest
+        real, weights = self.real.batch(indices), weights / whole
         weights = self.sampler.weigh(labels, indices, weights, lambda: effects(real, weights))
         self.effective = (weights > 0).sum(1).float().mean()
         return real, weights

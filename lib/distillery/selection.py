@@ -10,8 +10,9 @@ lowest keeps the first chosen. Selection is per class unless there are no classe
 | random | | |
 | flexrand | half of the budget at random from the easy part gamma of a class, half from the rest | DLC, arXiv 2402.05356 |
 | coverage | as many from each of 50 strata of equal width in score | CCS, Zheng, ICLR 2023 |
+| proportional | distinct samples, one after another with chances in proportion to the score | Gumbel top-k, Kool, ICML 2019 |
 
-Slow references: `flexrand_plain`, `coverage_plain`.
+Slow references: `flexrand_plain`, `coverage_plain`, `proportional_plain`.
 """
 
 import math
@@ -21,8 +22,8 @@ from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_choice, check_finite, check_keep, check_positive_int
 
-RULES = ("lowest", "highest", "middle", "random", "flexrand", "coverage")
-DRAWN = ("random", "flexrand", "coverage")  # rules that draw
+RULES = ("lowest", "highest", "middle", "random", "flexrand", "coverage", "proportional")
+DRAWN = ("random", "flexrand", "coverage", "proportional")  # rules that draw
 STRATA = 50  # of 'coverage'
 
 
@@ -39,10 +40,12 @@ def select(
     scores     (N,) float; may be None for 'random' with targets
     n          samples to keep (per class)
     rule       'lowest' (easiest), 'highest' (hardest), 'middle' (equally many dropped at both ends of the order, the odd
-               one at the hard end), 'random', 'flexrand' or 'coverage' (which need a generator); ties go to the smaller index
+               one at the hard end), 'random', 'flexrand', 'coverage' or 'proportional' (which need a generator); ties go to
+               the smaller index
     gamma      of 'flexrand': the share of a class that is its easy part
     raises     InputError on unknown rules, scores that are not finite or not one a sample, a class with fewer than n
-               samples, or a gamma with which half of the budget does not fit into a part
+               samples, a gamma with which half of the budget does not fit into a part, or scores for 'proportional' that
+               are negative or of which fewer than n in a class are above 0
     """
     check_positive_int("n", n)
     total = len(targets if targets is not None else scores)
@@ -161,6 +164,8 @@ def _pick(scores: Tensor | None, size: int, n: int, rule: str, generator, gamma:
         return torch.randperm(size, generator=generator)[:n]
     if rule == "coverage":
         return _coverage(scores, n, generator)
+    if rule == "proportional":
+        return _proportional(scores, n, generator)
     order = scores.argsort(stable=True, descending=rule == "highest")
     if rule == "flexrand":
         easy, hard = flexrand_budgets(size, n, gamma)
@@ -198,6 +203,32 @@ def flexrand_plain(scores: list[float], n: int, gamma: float, generator: Generat
     for hat, names in (("easy", easy), ("hard", hard)):
         shuffled = [names[i] for i in torch.randperm(len(names), generator=generator)]
         drawn |= set(shuffled[: wanted[hat]])
+    return drawn
+
+
+def _proportional(scores: Tensor, n: int, generator: Generator) -> Tensor:
+    """The n largest of log score + Gumbel noise: what drawing one after another without putting back would give."""
+    if (scores < 0).any() or int((scores > 0).sum()) < n:
+        raise InputError(
+            f"scores: {int((scores > 0).sum())} of {len(scores)} above 0, {int((scores < 0).sum())} below, total "
+            f"{float(scores.sum()):g}; accepted: none below 0, and at least {n} above 0 to draw {n} in proportion"
+        )
+    uniform = torch.rand(len(scores), generator=generator, dtype=torch.float64)
+    keys = scores.double().log() - (-uniform.clamp_min(torch.finfo(torch.float64).tiny).log()).log()
+    return keys.argsort(descending=True, stable=True)[:n]
+
+
+def proportional_plain(scores: list[float], n: int, generator: Generator) -> list[int]:
+    """Names out of a hat in which each is as often as its score says; what is drawn stays out."""
+    left, drawn = dict(enumerate(scores)), []
+    while len(drawn) < n:
+        at, names = float(torch.rand((), generator=generator)) * sum(left.values()), iter(left.items())
+        i, score = next(names)
+        while at >= score:
+            at -= score
+            i, score = next(names)
+        drawn.append(i)
+        del left[i]
     return drawn
 
 

@@ -39,6 +39,13 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).square().mean(-1)
 
 
+def half_squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """Half the squared distance, summed over D, to real-valued labels (K, B, D), or to centred one-hot ones (K, B): (K, B)."""
+    if not target.is_floating_point():
+        target = one_hot(target, output.shape[-1]) - 1 / output.shape[-1]
+    return 0.5 * (output - target).square().sum(-1)
+
+
 def one_hot(target: Tensor, classes: int) -> Tensor:
     """Labels (...) int64 as soft ones (..., classes); it does not look at the values, and so never waits."""
     return (target[..., None] == torch.arange(classes, device=target.device)).float()

@@ -41,13 +41,13 @@ def photographs():
 
 @pytest.fixture
 def measure(benchmark):
-    """measure(work, path, function, least=, needs=, rounds=): time `function`, keep the least of the rounds.
+    """measure(work, path, function, least=, needs=, rounds=, warmup=): time `function`, keep the least of the rounds.
 
     least  how many times faster than plain the fast path must be
     needs  CPU flags of which one must be there for the gate to hold
     """
 
-    def run(work, path, function, least=None, needs=(), rounds=3, per=1):
+    def run(work, path, function, least=None, needs=(), rounds=3, per=1, warmup=1):
         benchmark.group = work
         benchmark.extra_info |= {"work": work, "path": path, "per": per, "device": DEVICE.type}
         if least is not None:
@@ -58,6 +58,6 @@ def measure(benchmark):
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
 
-        benchmark.pedantic(waited, rounds=rounds, warmup_rounds=1)
+        benchmark.pedantic(waited, rounds=rounds, warmup_rounds=warmup)
 
     return run

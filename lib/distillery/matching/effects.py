@@ -21,12 +21,14 @@ from torch import Generator, Tensor
 
 from distillery.augment import augment
 from distillery.checks import InputError
-from distillery.fast import tensor_cores
+from distillery.fast import images_at_once, tensor_cores
 from distillery.matching import Moment
 from distillery.networks import Params, trainable
+from distillery.seeds import split
 from distillery.synthetic import Synthetic, form
-from distillery.training import networks_at_once
+from distillery.training import networks_at_once, train
 
+LOOK_STEPS = 100  # of SGD (.01, momentum .9) behind `predict`
 ROWS = 32  # leave-one-out rows at once: each holds a gradient on all weights
 
 
@@ -38,9 +40,22 @@ def rows_at_once(rows: int, m: int, shape: tuple[int, ...], device: torch.device
 class Separable:
     """An objective whose loss of a class sees its real images by the mean of a statistic.
 
+    It has a `network` and the same as it runs on real images, `real_network`.
     What it offers: `loss(moment, real, weights, images, classes)`, `statistic(moment, images, c)` -> (n, D) and
     `distance(moment, images, means, c)` -> (rows,) for augmented images, where the mean of a class is one of `means`.
     """
+
+    def predict(self, synthetic: Synthetic, state: dict, images, generator: Generator) -> Tensor:
+        """Logits of an ImageSet (N, classes) under a fresh network trained on the present set for LOOK_STEPS steps."""
+        weights_stream, order = split(generator, 2)
+        params = {name: v.to(synthetic.device) for name, v in self.network.init(weights_stream, 1).items()}
+        params, _ = train(self.network, params, synthetic.source(), generator=order, steps=LOOK_STEPS)
+        size = images_at_once(self.network, images.shape, images.device)
+        parts = torch.arange(len(images), device=images.device).split(size)
+        with torch.no_grad():
+            return torch.cat(
+                [self.real_network.apply(params, images.batch(i), False).logits[0] for i in parts]
+            )
 
     def see(self, moment: Moment, images: Tensor, c: int) -> Tensor:
         """Images (rows, m, C, H, W) of class c as the network meets them: an affine function of them."""

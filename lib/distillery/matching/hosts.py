@@ -1,4 +1,4 @@
-"""IDM and IDC by their published settings: `hosts.yaml`, where they are explained, and the objectives made of them."""
+"""IDM, IDC, KIP, FRePo and RFAD by their published settings: `hosts.yaml`, where they are explained, and the objectives made of them."""
 
 from functools import cache
 from importlib import resources
@@ -10,9 +10,22 @@ from distillery.data import Standardize
 from distillery.matching import effective_rate
 from distillery.matching.idc import MultiFormation
 from distillery.matching.idm import QueueMatching
+from distillery.matching.kernel import (
+    FeatureRegression,
+    KernelInducingPoints,
+    KernelRegression,
+    RandomFeatures,
+)
 
-OBJECTIVES = {"queue": QueueMatching, "multiformation": MultiFormation}
+OBJECTIVES = {
+    "queue": QueueMatching, "multiformation": MultiFormation,
+    "KIP": KernelInducingPoints, "FRePo": FeatureRegression, "RFAD": RandomFeatures,
+}  # fmt: skip
+KERNELS = ("KIP", "FRePo", "RFAD")
 OPTIONS = {
+    "KIP": ("rho", "labels", "layers"),
+    "FRePo": ("rho", "labels", "width", "pool", "age", "flip"),
+    "RFAD": ("rho", "labels", "width", "networks", "judged", "platt"),
     "queue": ("ce_weight", "interval", "capacity", "trained", "train_steps", "train_batch"),
     "multiformation": ("formation", "metric", "inner", "n_data", "train_batch", "cutmix"),
 }
@@ -50,6 +63,11 @@ def steps(settings: dict) -> int:
     return settings["iterations"] * settings.get("inner", 1)
 
 
+def objective_of(settings: dict) -> str:
+    """The name of the objective, one of OBJECTIVES."""
+    return settings.get("kernel", settings["objective"])
+
+
 def build(
     settings: dict,
     network,
@@ -57,15 +75,18 @@ def build(
     real_network=None,
     transform: Standardize | None = None,
     **options,
-) -> QueueMatching | MultiFormation:
+) -> QueueMatching | MultiFormation | KernelRegression:
     """The objective of a preset.
 
     augmentation  DSA families of methods whose preset names none (IDM)
     transform     how the images are standardized, for methods whose rates are those of pixels (IDC)
     options       of the objective, before those of the preset
     """
-    objective = settings["objective"]
+    objective = objective_of(settings)
     chosen = {name: settings[name] for name in OPTIONS[objective]}
+    if objective in KERNELS:
+        given = {"batch": settings["batch"], "real_network": real_network}
+        return OBJECTIVES[objective](network, **given | chosen | options)
     if objective == "multiformation":
         chosen["transform"] = transform
     augmentation = augmentation if settings["augmented"] else settings["augmentation"]

@@ -5,6 +5,7 @@
 | scratch | loss, converged loss; features of a trained network | an ensemble of networks trained from nothing |
 | encoder | complexity and the geometry of features | a pre-trained encoder: one forward pass a mask, no training |
 | tuning | what fine-tuning tells of a sample | an encoder and one fine-tuning on all images |
+| importance | sensitivities of `sensitivity.py`, of a kernel ridge regression or of k-means | one kernel, or distances |
 
 High = hard in every one; greedy methods give their rank, low = taken first.
 """
@@ -16,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery import store
+from distillery import kernels, store
 from distillery.checks import InputError, check_choice
 from distillery.data import Splits
 from distillery.encoders import Encoder
 from distillery.evaluation import FineTuning
-from distillery.scoring import complexity, geometry
+from distillery.networks import ConvNet
+from distillery.scoring import complexity, geometry, sensitivity
 from distillery.scoring import dynamics as training
 from distillery.seeds import generator
 
@@ -32,7 +34,12 @@ TUNED = (
     "cumulative loss", "forgetting", "EL2N", "GraNd", "AUM", "least confidence", "entropy", "margin",
     "contextual diversity",
 )  # fmt: skip
-NAMES = (*SCRATCH, *FREE, *TUNED)
+SENSITIVE = ("ridge sensitivity", "leverage", "k-means sensitivity", "k-means++")
+NAMES = (*SCRATCH, *FREE, *TUNED, *SENSITIVE[:-1])
+SPACES = ("ntk", "random features", "pixels")
+IMPORTANCE = {
+    "ridge": "random features", "k-means": "pixels", "rho": 5e-3, "width": 32, "networks": 8, "factor": "bounded"
+}  # fmt: skip
 COLLECTED = ("loss", "margin", "correct")
 REVISED = {"EL2N": 2, "forgetting": 2}  # versions of scores that changed by themselves
 
@@ -50,6 +57,7 @@ class Scores:
         tuning: FineTuning | None = None,
         path: dict | None = None,
         trials: int = 1,
+        importance: dict | None = None,
     ):
         """What the passes need.
 
@@ -57,10 +65,17 @@ class Scores:
         lengths  (networks, epochs) of each of SCRATCH
         encoder, tuning, trials  of the scores in FREE and TUNED: networks that are fine-tuned
         path     options of `complexity.prototype_path`
+        importance  of SENSITIVE: 'ridge' and 'k-means', the space each is of, one of SPACES; 'rho', the ridge over the mean
+                 diagonal of the kernel; 'width' and 'networks' of random features; 'factor' of the k-means bound
         """
         self.images, self.network, self.runs, self.lengths = data.train, network, runs, lengths
         self.digest, self.encoder, self.tuning, self.trials = data.digest, encoder, tuning, trials
         self.path = {"steps": 5} | (path or {})
+        self.importance = IMPORTANCE | (importance or {})
+        for name in self.importance:
+            check_choice("importance", name, IMPORTANCE)
+        for name in ("ridge", "k-means"):
+            check_choice(f"space of {name}", self.importance[name], SPACES[name == "k-means" :])
         self.transform = store.tensor_digest(data.train.transform.tensors())[:16]
         self.costs: dict[tuple[str, int], dict] = {}  # of each pass: seconds, samples
         self._read: dict[tuple[str, int], dict[str, Tensor]] = {}
@@ -69,15 +84,23 @@ class Scores:
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_read": {}, "_known": {}, "costs": {}}
 
-    def of(self, name: str, seed: int) -> Tensor:
-        """The scores (N,) of one name. Raises InputError on an unknown one, and without the encoder it needs."""
+    def of(self, name: str, seed: int, k: int = 1) -> Tensor:
+        """The scores (N,) of one name. Raises InputError on an unknown one, and without the encoder it needs.
+
+        k  clusters of a class behind 'k-means sensitivity'
+        """
         check_choice("score", name, NAMES)
-        key = name, 0 if name in FREE else seed
+        key = name, 0 if name in (*FREE, *SENSITIVE[:2]) else seed, k
         if key not in self._known:
-            self._known[key] = self._score(name, seed)
+            self._known[key] = self._score(name, seed, k)
         return self._known[key]
 
-    def _score(self, name: str, seed: int) -> Tensor:
+    def _score(self, name: str, seed: int, k: int) -> Tensor:
+        if name in SENSITIVE[:2]:
+            found = self.ridge()
+            return found["tau"] + 1 / len(found["tau"]) if name == SENSITIVE[0] else found["leverage"]
+        if name in SENSITIVE:
+            return self._clusters(seed, k)
         if name in SCRATCH:
             return self.scratch(seed, name)["loss"]
         targets, n = self.images.targets.cpu(), len(self.images)
@@ -112,10 +135,85 @@ class Scores:
         """What identifies a score, besides images, network and preprocessing."""
         if name in SCRATCH:
             return list(self.lengths[name])
+        if name in SENSITIVE:
+            return self._space("ridge" if name in SENSITIVE[:2] else "k-means")
         if name in FREE:
             return {"encoder": self._encoder().digest, "path": self.path, "version": VERSION}
         found = {"encoder": self._encoder().digest, "tuning": self._tuning().spec(), "trials": self.trials}
         return found | {"version": VERSION} | ({"revised": REVISED[name]} if name in REVISED else {})
+
+    def _space(self, which: str) -> dict:
+        """What identifies sensitivities of one kind."""
+        one = self.importance
+        found = {"space": one[which], "version": VERSION}
+        found |= {"rho": one["rho"]} if which == "ridge" else {"factor": one["factor"]}
+        drawn = one[which] == "random features"
+        return found | ({"width": one["width"], "networks": one["networks"]} if drawn else {})
+
+    def rows(self, which: str) -> Tensor:
+        """The images as 'ridge' or 'k-means' see them, (N, D) on their device: pixels, or features of random networks."""
+        n, one = len(self.images), self.importance
+        parts = torch.arange(n, device=self.images.device).split(1000)
+        if one[which] != "random features":
+            return torch.cat([self.images.batch(part).flatten(1) for part in parts])
+        network = ConvNet(self.images.shape, len(self.images.classes), one["width"], normalization="none")
+        params = kernels.gaussian(network, generator(0, "sensitivity"), one["networks"], self.images.device)
+        with torch.no_grad():
+            parts = [
+                kernels.embeddings(network, params, self.images.batch(some))
+                for part in parts
+                for some in part.split(128)
+            ]
+        return torch.cat(parts) / parts[0].shape[1] ** 0.5
+
+    def ridge(self) -> dict[str, Tensor]:
+        """'tau', 'leverage' (N,) of the ridge regression on the labels, 'dimension' () and 'penalty' ()."""
+        inputs = self._space("ridge") | {"transform": self.transform}
+
+        def make() -> tuple[dict, int]:
+            n = len(self.images)
+            labels = sensitivity.centred(self.images.targets, len(self.images.classes))
+            rows, rho = self.rows("ridge"), self.importance["rho"]
+            if self.importance["ridge"] == "ntk":
+                sensitivity.check_points(n)
+                matrix = kernels.ntk(rows.double())
+                penalty = sensitivity.penalty_of(float(matrix.trace()), n, rho)
+                found = sensitivity.ridge_kernel(matrix, labels, penalty)
+            else:
+                penalty = sensitivity.penalty_of(float(rows.double().square().sum()), n, rho)
+                found = sensitivity.ridge_features(rows, labels, penalty)
+            values = {"tau": found.tau, "leverage": found.leverage}
+            values |= {"dimension": torch.tensor(found.effective_dimension), "penalty": torch.tensor(penalty)}
+            return {name: value.cpu().float() for name, value in values.items()}, n
+
+        return self._stored("ridge-scores", inputs, make, ("ridge", 0))
+
+    def _clusters(self, seed: int, k: int) -> Tensor:
+        """K-means sensitivities (N,) within each class."""
+        name = SENSITIVE[2]
+        inputs = self._space("k-means") | {"transform": self.transform, "name": name, "seed": seed, "k": k}
+
+        def make() -> tuple[dict, int]:
+            rows, targets = self.rows("k-means"), self.images.targets.cpu()
+            found = torch.empty(len(rows))
+            for label in targets.unique():
+                members = torch.nonzero(targets == label)[:, 0]
+                own, stream = rows[members.to(rows.device)], generator(seed, name, int(label))
+                scores = sensitivity.kmeans(own, k, stream, self.importance["factor"]).scores
+                found[members] = scores.cpu().float()
+            return {"scores": found}, len(rows)
+
+        return self._stored("cluster-scores", inputs, make, (f"{name} {k}", seed))["scores"]
+
+    def seeded(self, seed: int, k: int, kept: Tensor) -> Tensor:
+        """Rank (len(kept),) in which D^2 seeding takes k of the kept images of each class, the rest last."""
+        rows, targets = self.rows("k-means"), self.images.targets.cpu()[kept]
+        rank = torch.full((len(kept),), float(len(kept)))
+        for label in targets.unique():
+            members = torch.nonzero(targets == label)[:, 0]
+            own, stream = rows[kept[members].to(rows.device)], generator(seed, SENSITIVE[3], int(label))
+            rank[members[sensitivity.seeding(own, k, stream).cpu()]] = torch.arange(float(k))
+        return rank
 
     def scratch(self, seed: int, name: str = "loss") -> dict[str, Tensor]:
         """'loss' (N,) mean training loss and 'features' (N, F), from one ensemble pass."""

@@ -1,0 +1,190 @@
+"""Real batches by loss: chances, unbiased weights, what is looked at, and for whom it is refused."""
+
+import math
+
+import pytest
+import torch
+
+from distillery import store
+from distillery.data import load
+from distillery.distill import Optimizer, distill
+from distillery.evaluation import Protocol
+from distillery.matching import trajectory
+from distillery.matching.distribution import DistributionMatching
+from distillery.matching.gradient import GradientMatching
+from distillery.matching.idc import MultiFormation
+from distillery.matching.idm import QueueMatching
+from distillery.networks import ConvNet
+from distillery.pipeline import Bench
+from distillery.recipes import Recipe
+from distillery.sampling import Importance, RealBatches
+from distillery.seeds import generator
+from distillery.synthetic import Synthetic
+
+
+class Known:
+    """An objective that predicts logits with given losses, and counts how often it is asked."""
+
+    def __init__(self, losses):
+        self.losses, self.asked = losses, []
+
+    def predict(self, synthetic, state, images, generator):
+        """Cross-entropy -log p of the true class for p = exp(-loss), of three classes."""
+        self.asked.append(len(images))
+        p = torch.exp(-self.losses[: len(images)])
+        logits = ((1 - p) / 2).log()[:, None].expand(-1, 3).clone()
+        logits[torch.arange(len(images)), images.targets] = p.log()
+        return logits
+
+
+def looked(tiny, losses, **options):
+    sampler = Importance(tiny, generator=generator(0, "look"), **options)
+    sampler.refresh(0, Known(losses), {}, None)
+    return sampler
+
+
+@pytest.fixture
+def losses(tiny):
+    return 0.05 + torch.rand(len(tiny), generator=generator(0, "losses"))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("label", [None, 1])
+def test_chances_are_the_mixture_by_hand(share, label, tiny, losses):
+    members, chance = looked(tiny, losses, share=share).chances(label)
+    own = losses if label is None else losses[tiny.targets == label]
+    wanted = share * own / own.sum() + (1 - share) / len(own)
+    torch.testing.assert_close(chance, wanted.double(), rtol=1e-5, atol=1e-8)
+    assert chance.sum().item() == pytest.approx(1) and len(members) == len(own)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_weights_are_bounded_and_unbiased_by_enumeration(share, tiny, losses):
+    """Sum over all draws of chance x weight x value is the plain mean, and no weight exceeds 1 / eta."""
+    sampler = looked(tiny, losses, share=share, reweight=True)
+    members, chance = sampler.chances(None)
+    values = torch.randn(len(tiny), generator=generator(0, "values"), dtype=torch.float64)
+    batch = sampler.draw(None, 4000, generator(0, "draw"))
+    where = {int(i): float(w) for i, w in zip(batch.indices, batch.weights)}
+    assert max(where.values()) <= 1 / (1 - share) + 1e-5
+    expected = sum(float(chance[i]) * where[i] * float(values[i]) for i in where)
+    assert len(where) == len(tiny)
+    assert expected == pytest.approx(float(values.mean()), abs=1e-6)
+
+
+def test_the_loss_itself_is_estimated_without_noise(tiny, losses):
+    """Where all of the batch goes by the loss, (1 / B) sum of loss / (n q) is the mean loss, whatever is drawn."""
+    sampler = looked(tiny, losses, share=1.0, reweight=True)
+    real = RealBatches(tiny, sampler, generator(0, "draw"))
+    _, _, weights = real(None, 5)
+    again, _ = sampler.draw(None, 5, generator(0, "draw"))
+    assert float((weights * losses[again]).sum()) == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+def test_without_weights_hard_images_count_more(tiny, losses):
+    sampler = looked(tiny, losses, share=1.0)
+    drawn, weights = sampler.draw(None, 20_000, generator(0, "draw"))
+    assert (weights == 1).all()
+    wanted = float(losses.square().sum() / losses.sum())  # the expected loss of a batch, above the mean
+    assert float(losses[drawn].mean()) == pytest.approx(wanted, rel=0.02) and wanted > float(losses.mean())
+
+
+def test_batches_of_classes_are_unbiased_too(tiny, losses):
+    sampler = looked(tiny, losses, share=0.5, reweight=True)
+    labels = torch.arange(3)
+    total = torch.zeros(3, *tiny.shape)
+    n = 600
+    for i in range(n):
+        images, weights = RealBatches(tiny, sampler, generator(0, "draw", i)).classes(labels, 4)
+        total += (images * weights[:, :, None, None, None]).sum(1) / n
+    wanted = torch.stack([tiny.batch(tiny.of_class(c)).mean(0) for c in range(3)])
+    assert (total - wanted).abs().max() < 0.2
+
+
+def test_looks_come_at_their_period_and_are_averaged(tiny, losses):
+    sampler = Importance(tiny, 0.5, every=3, generator=generator(0, "look"))
+    known = Known(losses)
+    assert [sampler.refresh(step, known, {}, None) for step in range(7)] == [24, 0, 0, 24, 0, 0, 24]
+    known.losses = torch.full_like(losses, 1.0)
+    sampler.refresh(9, known, {}, None)
+    torch.testing.assert_close(sampler.state["loss"], 0.5 * losses + 0.5, rtol=1e-4, atol=1e-5)
+
+
+def test_a_part_is_looked_at_and_the_rest_counts_as_its_mean(tiny):
+    sampler = Importance(tiny, 1.0, generator=generator(0, "look"), looked=10)
+    assert sampler.refresh(0, Known(torch.full((24,), 2.0)), {}, None) == 10
+    assert int(sampler.state["loss"].isnan().sum()) == 14
+    _, chance = sampler.chances(None)
+    torch.testing.assert_close(chance, torch.full((24,), 1 / 24, dtype=torch.float64))
+
+
+def test_losses_of_zero_are_uniform(tiny):
+    _, chance = looked(tiny, torch.zeros(24), share=1.0).chances(2)
+    torch.testing.assert_close(chance, torch.full((8,), 1 / 8, dtype=torch.float64))
+
+
+OBJECTIVES = {
+    "DM": lambda net: DistributionMatching(net, 6),
+    "DC": lambda net: GradientMatching(net, updates=2, inner_epochs=1, batch=6),
+    "IDM": lambda net: QueueMatching(net, 6, train_steps=1, train_batch=6, capacity=3),
+    "IDC": lambda net: MultiFormation(net, 6, formation="identity", inner=2, n_data=12, train_batch=6),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("reweight", [False, True])
+def test_goes_with_every_objective_that_has_a_real_batch(name, reweight, tiny):
+    objective = OBJECTIVES[name](ConvNet(tiny.shape, 3, width=4))
+    chosen = torch.cat([torch.nonzero(tiny.targets == c)[:1, 0] for c in range(3)])
+    start = Synthetic({"images": tiny.batch(chosen), "targets": tiny.targets[chosen]}, tiny.classes)
+    sampler = Importance(tiny, 0.5, every=2, reweight=reweight, generator=generator(0, "look"))
+    done = distill(start, objective, tiny, sampler, {"images": Optimizer(0.1)}, 4, generator(0, "go"))
+    assert bool(done.last.tensors["images"].isfinite().all())
+    assert not bool(sampler.state["loss"].isnan().any())
+    batches = done.cost["samples"] - 2 * len(tiny)
+    assert batches >= 4 * 3 * 6  # what was drawn, and two looks
+
+
+def test_a_trained_predictor_knows_what_it_was_trained_on(tiny):
+    """Trained on all images of the set, its losses fall below those of a network that has seen nothing."""
+    net = ConvNet(tiny.shape, 3, width=8)
+    made = Synthetic({"images": tiny.batch(torch.arange(24)), "targets": tiny.targets}, tiny.classes)
+    logits = DistributionMatching(net, 6).predict(made, {}, tiny, generator(0, "look"))
+    loss = torch.nn.functional.cross_entropy(logits, tiny.targets)
+    assert logits.shape == (24, 3) and float(loss) < 0.5 * math.log(3)
+
+
+@pytest.mark.parametrize("bad", [{"share": 0.0}, {"share": 1.5}, {"every": 0}, {"looked": 0}])
+def test_bad_options_are_refused(bad, tiny, refused):
+    with refused(*map(str, bad)):
+        Importance(tiny, **{"share": 0.5} | bad, generator=generator(0, "x"))
+
+
+def test_refused_where_there_is_no_real_batch_or_another_sampler(refused):
+    for method in (*trajectory.presets(), "random", "whole"):
+        with refused("importance", method):
+            Recipe(method, 1, 0, importance=0.5)
+    with refused("effect", "importance"):
+        Recipe("DM", 1, 0, importance=0.5, effect=0.2)
+    with refused("importance"):
+        Recipe("DM", 1, 0, reweight=True)
+    with refused("effect", "KIP"):
+        Recipe("KIP", 1, 0, effect=0.2)
+
+
+def test_recipes_from_before_keep_their_identity():
+    assert not {"importance", "importance_every", "reweight"} & set(Recipe("DM", 1, 0).spec())
+    assert Recipe("DM", 1, 0, importance=0.5).spec()["importance"] == 0.5
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return load("digits", per_class=20)
+
+
+def test_a_bench_runs_it_and_the_cost_of_looks_is_counted(splits, tmp_path):
+    bench = Bench(splits, ConvNet(splits.train.shape, 10, width=4), Protocol(1, 1), store.Runs(tmp_path))
+    plain = bench.run(Recipe("DM", 1, 0, steps=4, batch=8))
+    by_loss = bench.run(Recipe("DM", 1, 0, steps=4, batch=8, importance=0.5, importance_every=2))
+    assert by_loss["samples"] == plain["samples"] + 2 * len(splits.train)
+    assert not torch.equal(*(bench.synthetic(one).tensors["images"] for one in (plain, by_loss)))
