@@ -53,5 +53,6 @@ reference: env
 		cp $$results/smoke/00_quickstart/digits/headline.png docs/quickstart.png && \
 		cp $$results/smoke/01_bilp/digits/headline.png docs/bilp.png && \
 		cp $$results/smoke/02_dlc/digits/headline.png docs/dlc.png && \
-		cp $$results/smoke/03_ftd/digits/headline.png docs/ftd.png ; rm -rf "$$results"
+		cp $$results/smoke/03_ftd/digits/headline.png docs/ftd.png && \
+		cp $$results/smoke/05_provable/digits/headline.png docs/provable.png ; rm -rf "$$results"
 	$(BIN)/nbstripout --keep-count --keep-id --extra-keys "metadata.language_info.version" notebooks/*.ipynb
