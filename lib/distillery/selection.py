@@ -208,7 +208,7 @@ def flexrand_plain(scores: list[float], n: int, gamma: float, generator: Generat
 
 def _proportional(scores: Tensor, n: int, generator: Generator) -> Tensor:
     """The n largest of log score + Gumbel noise: what drawing one after another without putting back would give."""
-    if (scores < 0).any() or int((scores > 0).sum()) < n:
+    if (scores < 0).any() or int((scores > 0).sum()) < n < len(scores):  # all are taken whatever their scores
         raise InputError(
             f"scores: {int((scores > 0).sum())} of {len(scores)} above 0, {int((scores < 0).sum())} below, total "
             f"{float(scores.sum()):g}; accepted: none below 0, and at least {n} above 0 to draw {n} in proportion"
