@@ -17,7 +17,7 @@ from distillery.matching.idm import QueueMatching
 from distillery.networks import ConvNet
 from distillery.pipeline import Bench
 from distillery.recipes import Recipe
-from distillery.sampling import Importance, RealBatches
+from distillery.sampling import Batch, Importance, RealBatches
 from distillery.seeds import generator
 from distillery.synthetic import Synthetic
 
@@ -43,6 +43,12 @@ def looked(tiny, losses, **options):
     return sampler
 
 
+def many(sampler, n):
+    """At least n draws from all images, in batches of as many as there are."""
+    batches = [sampler.draw(None, 24, generator(0, "draw", i)) for i in range(-(-n // 24))]
+    return Batch(*(torch.cat(parts) for parts in zip(*batches)))
+
+
 @pytest.fixture
 def losses(tiny):
     return 0.05 + torch.rand(len(tiny), generator=generator(0, "losses"))
@@ -64,7 +70,7 @@ def test_weights_are_bounded_and_unbiased_by_enumeration(share, tiny, losses):
     sampler = looked(tiny, losses, share=share, reweight=True)
     members, chance = sampler.chances(None)
     values = torch.randn(len(tiny), generator=generator(0, "values"), dtype=torch.float64)
-    batch = sampler.draw(None, 4000, generator(0, "draw"))
+    batch = many(sampler, 4000)
     where = {int(i): float(w) for i, w in zip(batch.indices, batch.weights)}
     assert max(where.values()) <= 1 / (1 - share) + 1e-5
     expected = sum(float(chance[i]) * where[i] * float(values[i]) for i in where)
@@ -83,7 +89,7 @@ def test_the_loss_itself_is_estimated_without_noise(tiny, losses):
 
 def test_without_weights_hard_images_count_more(tiny, losses):
     sampler = looked(tiny, losses, share=1.0)
-    drawn, weights = sampler.draw(None, 20_000, generator(0, "draw"))
+    drawn, weights = many(sampler, 20_000)
     assert (weights == 1).all()
     wanted = float(losses.square().sum() / losses.sum())  # the expected loss of a batch, above the mean
     assert float(losses[drawn].mean()) == pytest.approx(wanted, rel=0.02) and wanted > float(losses.mean())
@@ -99,6 +105,11 @@ def test_batches_of_classes_are_unbiased_too(tiny, losses):
         total += (images * weights[:, :, None, None, None]).sum(1) / n
     wanted = torch.stack([tiny.batch(tiny.of_class(c)).mean(0) for c in range(3)])
     assert (total - wanted).abs().max() < 0.2
+
+
+def test_a_batch_is_no_larger_than_a_uniform_one(tiny, losses):
+    sampler = looked(tiny, losses, share=0.5)
+    assert [len(sampler.draw(label, 99, generator(0, "draw")).indices) for label in (None, 1)] == [24, 8]
 
 
 def test_looks_come_at_their_period_and_are_averaged(tiny, losses):

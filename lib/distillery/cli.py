@@ -69,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     judge.add_argument("--max-side", type=int, default=0)
     judge.add_argument("--no-flip", action="store_true", help="a mirrored image is another class (digits)")
     judge.add_argument("--no-augmentation", action="store_true", help="train without DSA augmentation")
+    judge.add_argument(
+        "--loss", default="cross-entropy", help="cross-entropy, or 'squared error' for real-valued labels"
+    )
     judge.add_argument("--width", type=int, default=128, help="channels of the ConvNet")
     judge.add_argument("--networks", type=int, default=5)
     judge.add_argument("--epochs", type=int, default=1000)
@@ -261,7 +264,7 @@ def _evaluate(arguments) -> int:
 
     checks.check_positive_int("seeds", arguments.seeds)
     families = "" if arguments.no_augmentation else DSA_NO_FLIP if arguments.no_flip else DSA
-    protocol = Protocol(arguments.networks, arguments.epochs, augmentation=families)
+    protocol = Protocol(arguments.networks, arguments.epochs, augmentation=families, loss=arguments.loss)
     device = parameters.device(arguments.device)
     splits = data.load(
         arguments.dataset, arguments.data_root, seed=arguments.seed, max_side=arguments.max_side,
@@ -274,7 +277,7 @@ def _evaluate(arguments) -> int:
         f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers"
     )
     print(
-        f"{network.name}, E {protocol.epochs}, augmentation {protocol.augmentation or 'none'}, final weights\n"
+        f"{network.name}, E {protocol.epochs}, {protocol.loss}, augmentation {protocol.augmentation or 'none'}, final weights\n"
     )
     for row in rows:
         print(f"  {row['method']:<8} {records.percent(row['measured'])}")

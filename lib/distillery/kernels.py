@@ -1,5 +1,7 @@
 r"""Kernels and the ridge regression on them: the infinitely wide network in closed form, and features of random networks.
 
+Sources: the neural tangent kernel of KIP (arXiv 2011.00050), the random features of RFAD (2210.12067), Platt's scale of its loss; the
+ridge regression with a ridge for each point is ours, by the primal problem with weights.
 Slow references: `ntk_plain`, `kernel_ridge_plain`.
 """
 

@@ -171,8 +171,7 @@ class Importance(Uniform):
     over a class, or over all images where a step draws from all. Every `every` steps losses are looked at under what the
     objective predicts, on at most `looked` images, and averaged with the old ones; images not yet seen count as the mean.
     Weights 1 / (n q_i), at most 1 / eta, make every mean over a batch an unbiased estimate of the plain mean (at eta = 0 but for
-    images without any loss, which are never drawn). Without them
-    hard images count more: another objective.
+    images without any loss, which are never drawn). Without them hard images count more: another objective.
     Source: our construction after the abstract of arXiv 2307.08086, which names the loss and the draws; mixture, period, subset,
     average and draws with replacement are our choices.
     """
@@ -189,6 +188,7 @@ class Importance(Uniform):
         every     steps between two looks
         reweight  whether weights undo the preference
         generator of the looks; one draw is taken from it
+        looked    images of a look, at most
         memory    of the old losses
         raises    InputError on a share outside of (0, 1], and periods or numbers that are not positive integers
         """
@@ -215,8 +215,9 @@ class Importance(Uniform):
         return self._chances[label]
 
     def draw(self, label: int | None, n: int, generator: Generator) -> Batch:
-        """n images of class `label`, or of all if None, some of them twice."""
+        """n images of class `label`, or of all if None, some of them twice; as many as there are, where those are fewer."""
         members, chance = self.chances(label)
+        n = min(n, len(members))  # uniform batches are no larger either
         drawn = torch.multinomial(chance, n, replacement=True, generator=generator)
         weights = 1 / (len(members) * chance[drawn]) if self.reweight else torch.ones(n)
         return Batch(members[drawn], weights.float())
