@@ -146,6 +146,7 @@ def train(
     collect_mean: bool = False,
     snapshots: Iterable[int] = (),
     chunk: int = 0,
+    whole_batches: bool = False,
     after_epoch: Callable[[int, Params, list[Tensor]], None] | None = None,
     done: tuple[int, list[Tensor]] = (0, []),
 ) -> tuple[Params, Stats]:
@@ -162,10 +163,11 @@ def train(
     collect_mean  keep the mean over epochs of what is collected, in the memory of a few epochs, instead of every epoch
     snapshots     epochs after which weights are kept, 0 = before training
     chunk         networks stacked at once, 0 = by `networks_at_once`; with a plan or `after_epoch` all, since they see all
+    whole_batches leave out the last batch of an epoch where it is smaller: losses that couple samples need their number
     after_epoch   called with the epochs done, the weights and the momentum: what `done` needs to go on from there
     done          (epochs, momentum) behind `params` where training goes on; `epochs` counts them, their draws are passed
     returns       trained params and Stats
-    raises        InputError on an empty source, unknown collector, both or neither of epochs and steps, or collectors of hard labels
+    raises        InputError on an empty source, one smaller than a whole batch, unknown collector, both or neither of epochs and steps, or collectors of hard labels
                   with cutmix
     """
     if (epochs > 0) == (steps > 0):
@@ -173,6 +175,11 @@ def train(
     check_positive_int("batch", batch)
     if len(source) == 0:
         raise InputError("source: no images to train on; accepted: at least one")
+    if whole_batches and (plan or len(source) < batch):
+        raise InputError(
+            f"whole_batches: batches of {batch}, {len(source)} images{' under a plan' if plan else ''}; "
+            "accepted: no plan, and at least as many images as a batch"
+        )
     for name in collect:
         check_choice("collect", name, COLLECTORS)
     if collect and getattr(source.targets, "ndim", 1) != 1:
@@ -207,6 +214,7 @@ def train(
             batch,
             augmentation,
             cutmix,
+            whole_batches,
         )
         stack.go_on(*done)
         history = {name: _History(collect_mean) for name in collect}
@@ -237,10 +245,12 @@ class _History:
 class _Stack:
     """One chunk of networks in training."""
 
-    def __init__(self, network, params, source, loss, optimizer, streams, batch, augmentation, cutmix):
+    def __init__(
+        self, network, params, source, loss, optimizer, streams, batch, augmentation, cutmix, whole=False
+    ):
         self.network, self.source, self.loss, self.optimizer = network, source, loss, optimizer
         self.streams, self.batch, self.augmentation = streams, batch, augmentation
-        self.cutmix = cutmix
+        self.cutmix, self.whole = cutmix, whole
         self.params = {name: value.detach().clone() for name, value in params.items()}
         self.names = list(trainable(self.params))
         for name in self.names:
@@ -257,7 +267,11 @@ class _Stack:
         self.epoch, self.momentum = epochs, list(momentum)
         for _ in range(epochs):
             self._draw_epoch(Plan(torch.arange(len(self.source))))
-        self.stats.steps = epochs * math.ceil(len(self.source) / self.batch)
+        self.stats.steps = epochs * self._batches(len(self.source))
+
+    def _batches(self, m: int) -> int:
+        """Steps that an epoch over m images takes."""
+        return m // self.batch if self.whole else math.ceil(m / self.batch)
 
     def run(self, epochs, steps, plan, history, snapshots, after_epoch):
         stats, everything = self.stats, Plan(torch.arange(len(self.source)))
@@ -282,10 +296,10 @@ class _Stack:
 
     def _epoch(self, chosen: Plan, last_step: int | None, record: dict[str, Tensor]) -> None:
         order, weights, draws, boxes = self._draw_epoch(chosen)
-        for i, at in enumerate(range(0, order.shape[1], self.batch)):
+        for i in range(self._batches(order.shape[1])):
             if self.stats.steps == last_step:
                 return
-            here = slice(at, at + self.batch)
+            here = slice(i * self.batch, (i + 1) * self.batch)
             indices = order[:, here]  # (K, B)
             images = self.source.batch(indices)  # (K, B, C, H, W)
             if draws is not None:
@@ -304,7 +318,7 @@ class _Stack:
         """Every network's data order (K, M), weights in that order, augmentation draws (K, steps) x (B), boxes of CutMix."""
         per_network = chosen.indices.cpu().expand(len(self.streams), -1)  # (K, M)
         m = per_network.shape[1]
-        steps = math.ceil(m / self.batch)
+        steps = self._batches(m)
         shuffles, draws, boxes = [], [], []
         for stream in self.streams:
             shuffles.append(torch.randperm(m, generator=stream))
