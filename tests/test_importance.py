@@ -9,14 +9,13 @@ from distillery import store
 from distillery.data import load
 from distillery.distill import Optimizer, distill
 from distillery.evaluation import Protocol
-from distillery.matching import trajectory
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
 from distillery.matching.idc import MultiFormation
 from distillery.matching.idm import QueueMatching
 from distillery.networks import ConvNet
 from distillery.pipeline import Bench
-from distillery.recipes import Recipe
+from distillery.recipes import TRAJECTORIES, Recipe
 from distillery.sampling import Batch, Importance, RealBatches
 from distillery.seeds import generator
 from distillery.synthetic import Synthetic
@@ -172,7 +171,7 @@ def test_bad_options_are_refused(bad, tiny, refused):
 
 
 def test_refused_where_there_is_no_real_batch_or_another_sampler(refused):
-    for method in (*trajectory.presets(), "random", "whole"):
+    for method in (*TRAJECTORIES, "random", "whole"):
         with refused("importance", method):
             Recipe(method, 1, 0, importance=0.5)
     with refused("effect", "importance"):

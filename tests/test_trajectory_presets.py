@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
+from distillery.experts import Training
 from distillery.matching.trajectory import GRADIENTS, Starts, build, preset, presets, starts
 from distillery.optimizers import GSAM, SGD
-from distillery.recipes import PUBLISHED, published
+from distillery.recipes import PUBLISHED, TRAJECTORIES, Trajectory, expert_epochs, published
+from distillery.training import cross_entropy, squared_error
 
 CELLS = [
     (method, dataset, ipc)
@@ -20,9 +22,9 @@ RATES = ("lr_images", "lr_step_size", "step_size")
 
 
 def test_every_row_of_the_sheet_is_there():
-    """Section 3: 9 rows of MTT and 8 of FTD, each with a subset row for two ipc; 3 of TESLA; 12 of DATM."""
+    """Section 3: 9 rows of MTT and 8 of FTD, each with a subset row for two ipc; 3 of TESLA; 12 of DATM; 6 of MKDT."""
     counts = {method: sum(cell[0] == method for cell in CELLS) for method in presets()}
-    assert counts == {"MTT": 11, "FTD": 10, "TESLA": 3, "DATM": 12}
+    assert counts == {"MTT": 11, "FTD": 10, "TESLA": 3, "DATM": 12, "MKDT": 6}
 
 
 @pytest.mark.parametrize("method, dataset, ipc", CELLS)
@@ -32,11 +34,12 @@ def test_settings_are_complete_and_of_the_right_kind(method, dataset, ipc):
     for name in ("steps", "span", "last", "iterations", "experts", "epochs", "expert_batch"):
         assert isinstance(row[name], int) and row[name] > 0, name
     assert isinstance(row["batch"], int) and row["batch"] >= 0
-    for name in RATES + (("lr_labels", "momentum_labels") if row["labels"] else ()):
+    for name in (*RATES, *(n for n in row if n.startswith(("momentum", "lr_", "expert_")))):
         assert isinstance(row[name], int | float) and row[name] > 0, name
     assert isinstance(starts(row), Starts) and row["last"] - 1 + row["span"] <= row["epochs"]
     assert row["gradient"] in GRADIENTS and row["zca"] in (True, False, None)
     options = {name: row[name] for name in ("rho", "alpha")} if row["optimizer"] == "GSAM" else {}
+    assert ("lr_labels" in row) == row["labels"]
     assert {"SGD": SGD, "GSAM": GSAM}[row["optimizer"]](row["expert_lr"], 0.0, 0.0, **options)
     assert (row["ema"] > 0) == (method == "FTD") and (row["threshold"] > 0) == (method == "DATM")
 
@@ -54,6 +57,13 @@ def test_settings_are_complete_and_of_the_right_kind(method, dataset, ipc):
         (("DATM", "cifar10", 1), {"threshold": 1.1, "batch": 10, "lr_labels": 5, "begin": 0}),
         (("DATM", "tiny-imagenet", 1), {"begin": 15, "growth": 2000, "threshold": 1.0, "lr_step_size": 1e-4}),
         (("DATM", "cifar100", 50), {"initialize": "real", "first": 20, "last": 70}),
+        (("MKDT", "cifar10", 100), {"steps": 40, "span": 2, "last": 5, "lr_images": 1000, "batch": 256}),
+        (("MKDT", "cifar100", 10), {"steps": 40, "last": 2, "lr_images": 1000, "step_size": 0.1}),
+        (("MKDT", "cifar100", 25), {"last": 5, "lr_images": 10000, "targets": False, "lr_step_size": 1e-4}),
+        (
+            ("MKDT", "tiny-imagenet", 25),
+            {"steps": 10, "last": 2, "lr_images": 100000, "depth": 4, "side": 64},
+        ),
     ],
 )
 def test_some_cells_by_hand(cell, expected):
@@ -81,6 +91,30 @@ def test_a_preset_becomes_an_objective():
     made = build("TESLA", None, Moving(), preset("TESLA", "cifar10", 1) | {"steps": 3})
     assert made.gradient == "frozen" and made.learns == ("images", "step_size") and made.threshold == math.inf
     assert made.steps == 3
+
+
+def test_the_preset_of_mkdt_matches_regressions():
+    """Fixed targets, as in the paper, unless it is told to learn them; settings of the others have no loss by name."""
+    found = preset("MKDT", "cifar100", 10)
+    made = build("MKDT", None, Moving(), found)
+    assert made.loss is squared_error and made.learns == ("images", "step_size") and made.augmentation == ""
+    assert (made.steps, made.span, made.batch, made.starts) == (40, 2, 256, Starts(0, 2))
+    learning = build("MKDT", None, Moving(), found | {"targets": True})
+    assert learning.learns == ("images", "step_size", "targets")
+    others = [cell for cell in CELLS if cell[0] != "MKDT"]
+    assert all(not {"loss", "targets", "expert_momentum"} & set(preset(*cell)) for cell in others)
+    assert all(build(*cell[:1], None, Moving(), preset(*cell)).loss is cross_entropy for cell in others)
+
+
+def test_students_are_trained_as_published_and_no_longer_than_they_are_read():
+    for dataset, ipc, last in (("cifar10", 100, 6), ("cifar100", 10, 3), ("tiny-imagenet", 25, 3)):
+        how = Trajectory(dataset, seed=7)
+        settings = how.settings("MKDT", ipc)
+        assert expert_epochs(settings) == last
+        assert how.training(settings, "") == Training(
+            100, SGD(0.1, 0.9, 1e-4), 256, "", 7, loss="squared error"
+        )
+    assert "MKDT" not in TRAJECTORIES
 
 
 def test_unpublished_cells_are_refused(refused):

@@ -4,7 +4,8 @@ An artifact is a folder `experts-<id>` for a chunk of experts trained together, 
 who trained (network, optimizer, batch, augmentation, seed, which experts), on what (data digest, preprocessing), and not
 how long: more epochs go on from the last file, and a kill or a full disk loses at most the epoch under way.
 
-Sources: buffers of MTT (arXiv 2203.11932), flat experts of FTD (2211.11004), first images and labels of DATM (2310.05773).
+Sources: buffers of MTT (arXiv 2203.11932), flat experts of FTD (2211.11004), first images and labels of DATM (2310.05773),
+students of MKDT (2410.02116), which regress a teacher's embeddings (`students.py`).
 """
 
 import json
@@ -18,12 +19,13 @@ from torch import Generator, Tensor
 
 from distillery import engine, store
 from distillery.augment import DSA
-from distillery.checks import InputError, Stopped, check_positive_int
+from distillery.checks import InputError, Stopped, check_choice, check_positive_int
 from distillery.fast import tensor_cores
 from distillery.networks import Params
 from distillery.optimizers import SGD
 from distillery.seeds import generator, split
-from distillery.training import networks_at_once, train
+from distillery.selfsup import check_targets
+from distillery.training import LOSSES, networks_at_once, train
 
 VERSION = 1  # of everything that decides an expert's weights; raise it when a change makes stored ones stale
 MAP_LIMIT = 2**30  # numbers in the widest feature map of the experts that train together on a GPU
@@ -36,6 +38,7 @@ class Training:
     experts       how many; expert i does not depend on their number, except through rounding in its chunk
     chunk         experts trained together and stored in one artifact, 0 = by shapes
     augmentation  DSA families
+    loss          'cross-entropy' with labels, or 'squared error' with real-valued targets, as wide as the network's output
     """
 
     experts: int = 100
@@ -44,10 +47,17 @@ class Training:
     augmentation: str = DSA
     seed: int = 0
     chunk: int = 0
+    loss: str = "cross-entropy"
 
     def __post_init__(self):
         check_positive_int("experts", self.experts)
         check_positive_int("batch", self.batch)
+        check_choice("loss", self.loss, LOSSES)
+
+    def spec(self) -> dict:
+        """What identifies it in the id of a bank; the loss where it is not the first one: ids from before hold."""
+        found = asdict(self)
+        return found if found.pop("loss") == "cross-entropy" else found | {"loss": self.loss}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +101,15 @@ def make(
 ) -> list[Path]:
     """Train and store what is missing of `training.experts` experts up to epoch `epochs`; the artifacts.
 
-    source   an ImageSet: real images, on the device to train on
+    source   an ImageSet: real images, on the device to train on; or `students.Regression`, images with real-valued targets
     epochs   trajectory matching reads start epochs plus its span: last start + span (max start - 1 + M)
     where    the engine that chunks of experts are mapped over; each has the caller's threads, and a GPU for images on one
     account  whom `spent` tells the time of the epochs trained now
     log      told the cost before anything is trained
-    raises   InputError if the disk refuses; epochs stored before are kept
+    raises   InputError if the disk refuses; epochs stored before are kept. And on targets that are not those of the loss
     """
     check_positive_int("epochs", epochs)
+    _check_source(network, source, training)
     if log and missing(folder, network, source, training, epochs):
         log(describe(cost(folder, network, source, training, epochs)))
     firsts = range(0, training.experts, _chunk(network, source, training))
@@ -138,7 +149,7 @@ def _make(folder: Path, network, source, training: Training, epochs: int, first:
         stream = generator(training.seed, "expert training")
         split(stream, first)  # those of the experts before
         train(
-            network, params, source, optimizer=training.optimizer, generator=stream, epochs=epochs,
+            network, params, source, LOSSES[training.loss], training.optimizer, generator=stream, epochs=epochs,
             batch=training.batch, augmentation=training.augmentation, done=(max(stored - 1, 0), momentum), after_epoch=keep,
         )  # fmt: skip
     return path
@@ -234,12 +245,20 @@ def _seconds_a_step(network, params: Params, source, training: Training) -> floa
     for steps in (1, 1, 3):
         began = time.monotonic()
         trained, _ = train(
-            network, params, source, optimizer=training.optimizer, generator=generator(0, "cost"), steps=steps,
+            network, params, source, LOSSES[training.loss], training.optimizer, generator=generator(0, "cost"), steps=steps,
             batch=training.batch, augmentation=training.augmentation, chunk=k,
         )  # fmt: skip
         float(next(iter(trained.values())).flatten()[0])  # waits for the device
         times.append(time.monotonic() - began)
     return max(times[2] - times[1], times[2] / 10) / 2
+
+
+def _check_source(network, source, training: Training) -> None:
+    """Refuse targets that the loss would take for something else."""
+    if training.loss == "squared error":
+        check_targets(source.targets, source, network.classes)
+    elif source.targets.is_floating_point():
+        raise InputError(f"loss: {training.loss!r} with real-valued targets; accepted: 'squared error'")
 
 
 def _chunk(network, source, training: Training) -> int:
@@ -263,6 +282,8 @@ def _card(network, source, training: Training, first: int) -> dict:
         "seed": training.seed,
         "experts": [first, count],
     }
+    if training.loss != "cross-entropy":  # not named in cards from before
+        inputs["loss"] = training.loss
     card = {"producer": "experts", "version": VERSION, "inputs": inputs, "data set": source.digest}
     return json.loads(store.canonical(card))
 

@@ -5,7 +5,7 @@ A `Recipe` says what to make; `Bench.run` makes it once, evaluates it under the 
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -419,7 +419,7 @@ class Bench:
         source = self.data.train if recipe.keep == 1 else self.data.train.subset(self.kept(recipe))
         folder = self.runs.folder / "artifacts" / "experts"
         asked = folder, self.network, source, training, epochs
-        identity = {"training": asdict(training), "epochs": epochs, "network": self.network.spec()}
+        identity = {"training": training.spec(), "epochs": epochs, "network": self.network.spec()}
         identity |= {"kind": settings["optimizer"], "transform": self.context["transform"]}
         key = store.identity("bank", experts.VERSION, identity, source.digest)
         path = folder / f"{key}.json"

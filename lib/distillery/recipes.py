@@ -32,7 +32,8 @@ SENSITIVE = passes.SENSITIVE  # drawn by importance
 SELECTIONS = ("random", "random, packed", "herding", "k-means", "lowest loss", "highest loss", *SENSITIVE)
 WHOLE = ("whole", "whole, trained out")
 INITIALIZATIONS = ("real", "noise", "herding", "k-means", *SENSITIVE)
-TRAJECTORIES = tuple(trajectory.presets())  # MTT, FTD, TESLA, DATM
+# MTT, FTD, TESLA, DATM; MKDT matches regressions, which no recipe makes
+TRAJECTORIES = tuple(name for name, table in trajectory.presets().items() if "loss" not in table["common"])
 HOSTS = tuple(hosts.presets())  # IDM, IDC, IDC-I, KIP, FRePo, RFAD: their settings differ by data set
 KERNELS = hosts.KERNELS  # those that fit a kernel ridge regression
 ITERATES = ("last", "ema", "best")
@@ -302,12 +303,16 @@ class Trajectory:
     def training(self, settings: dict, augmentation: str) -> Training:
         """How the experts of these settings are trained."""
         kind, lr = settings["optimizer"], settings["expert_lr"]
+        momentum, decay = (settings.get(name, 0.0) for name in ("expert_momentum", "expert_weight_decay"))
         optimizer = (
             GSAM(lr, 0.0, 0.0, rho=settings["rho"], alpha=settings["alpha"])
             if kind == "GSAM"
-            else SGD(lr, 0.0, 0.0)
+            else SGD(lr, momentum, decay)
         )
-        return Training(settings["experts"], optimizer, settings["expert_batch"], augmentation, self.seed)
+        loss = settings.get("loss", "cross-entropy")
+        return Training(
+            settings["experts"], optimizer, settings["expert_batch"], augmentation, self.seed, loss=loss
+        )
 
 
 def expert_epochs(settings: dict) -> int:
@@ -358,10 +363,11 @@ def compatibility() -> str:
         lines.append(
             f"| {name} | {kind}{packed} | {starts} | {_samplers(objective)} | {', '.join(RULES)} | {', '.join(objective.learns)} |"
         )
-    for name, table in trajectory.presets().items():
-        chosen = table["common"]["initialize"]
+    for name in TRAJECTORIES:
+        common = trajectory.presets()[name]["common"]
+        chosen = common["initialize"]
         starts = ", ".join(f"**{i}**" if i == chosen else i for i in (*INITIALIZATIONS, "correct"))
-        learns = ", ".join(trajectory.learned(table["common"]["labels"]))
+        learns = ", ".join(trajectory.learned(common["labels"]))
         lines.append(
             f"| {name} | trajectory matching | {starts} | refused: it has no real batch | {', '.join(RULES)} | {learns} |"
         )

@@ -514,6 +514,8 @@ def check_targets(found: Tensor, images, width: int = 0) -> Tensor:
         raise InputError(
             f"targets: {tuple(found.shape)} for {len(images)} images; accepted: ({len(images)}, {width or 'D'})"
         )
+    if not found.is_floating_point():
+        raise InputError(f"targets: {found.dtype}; accepted: real numbers")
     check_finite("targets", found)
     return found
 

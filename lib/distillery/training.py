@@ -39,6 +39,10 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).square().mean(-1)
 
 
+# of experts, and of the students matched to them; the evaluation of kernel methods has another squared error
+LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "squared error": squared_error}
+
+
 def half_squared_error(output: Tensor, target: Tensor) -> Tensor:
     """Half the squared distance, summed over D, to real-valued labels (K, B, D), or to centred one-hot ones (K, B): (K, B)."""
     if not target.is_floating_point():

@@ -1,4 +1,4 @@
-r"""Trajectory matching: MTT (arXiv 2203.11932), TESLA (2211.10586), FTD (2211.11004) and DATM (2310.05773).
+r"""Trajectory matching: MTT (arXiv 2203.11932), TESLA (2211.10586), FTD (2211.11004), DATM (2310.05773), MKDT (2410.02116).
 
 A student starts at an expert's weights $\theta_0 = \tau_t$, takes N steps of rate $\eta$ on augmented batches $x_n$ of the
 synthetic set, and shall end near the weights the expert had M epochs later:
@@ -12,7 +12,7 @@ $$s = \langle\lambda, \nabla_\theta l(\theta_n; x_n)\rangle, \qquad \tfrac{dL}{d
 \tfrac{dL}{d\eta} \mathrel{-}= s, \qquad \lambda \leftarrow \lambda - \eta\,\partial_{\theta_n} s$$
 
 x stands for every learned tensor (pixels, label logits, targets). TESLA as published is the same sweep with lambda frozen
-at its first value: exact for N = 1 alone. Slow reference, plain autograd through all steps: `sweep_plain`.
+at its first value: exact for N = 1 alone. MKDT's students regress real-valued targets: l is their squared error. Slow reference, plain autograd through all steps: `sweep_plain`.
 """
 
 import math
@@ -30,8 +30,9 @@ from distillery.augment import Draw, augment, draw
 from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.networks import Params, trainable
 from distillery.seeds import split
+from distillery.selfsup import check_targets
 from distillery.synthetic import Synthetic
-from distillery.training import cross_entropy
+from distillery.training import LOSSES, cross_entropy, squared_error
 
 # (weights, learned tensors, what was drawn for this step) -> (): the loss of one student step, twice differentiable
 StepLoss = Callable[[Params, dict[str, Tensor], Any], Tensor]
@@ -189,7 +190,7 @@ GRADIENTS: dict[str, Callable] = {
 
 
 class TrajectoryMatching:
-    """The objective of MTT, TESLA, FTD and DATM; they differ in their experts and options.
+    """The objective of MTT, TESLA, FTD, DATM and MKDT; they differ in their experts and options.
 
     network       architecture of the experts
     experts       `len()`, `.epochs`, `.at(expert, epoch)` -> weights with leading axis 1 (see `experts.Experts`)
@@ -201,9 +202,11 @@ class TrajectoryMatching:
     augmentation  DSA families, drawn anew in every student step
     loss          (output (1, B, D), targets (1, B[, D])) -> (1, B), or (1,) where samples are coupled
     labels        whether 'label_logits' are learned beside pixels and step size
+    targets       whether real-valued 'targets' are (MKDT's public code; in its paper they stay as they are)
     threshold     updates with a loss above it are skipped (DATM); costs a wait for the device in every step
     gradient      'exact', 'frozen' (TESLA as published) or 'unrolled' (the twin)
-    raises        InputError if a start epoch plus `span` lies beyond the stored ones, or an expert does not move
+    raises        InputError if a start epoch plus `span` lies beyond the stored ones, an expert does not move, or labels
+                  and targets are both learned
     """
 
     learns = ("images", "step_size")
@@ -225,6 +228,7 @@ class TrajectoryMatching:
         augmentation: str = "",
         loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
         labels: bool = False,
+        targets: bool = False,
         threshold: float = math.inf,
         gradient: str = "exact",
         name: str = "MTT",
@@ -245,7 +249,7 @@ class TrajectoryMatching:
         self.network, self.experts, self.steps, self.span, self.starts = network, experts, steps, span, starts
         self.batch, self.oversize, self.augmentation, self.loss = batch, oversize, augmentation, loss
         self.threshold, self.gradient, self.name = threshold, gradient, name
-        self.learns = learned(labels)
+        self.learns = learned(labels, targets)
         self._check_experts_move()
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
@@ -255,6 +259,8 @@ class TrajectoryMatching:
             raise InputError(
                 f"synthetic set: no tensor {lacking[0]!r}; accepted: a set with {', '.join(self.learns)}"
             )
+        if self.loss is squared_error or "targets" in self.learns:
+            check_targets(synthetic.tensors["targets"], synthetic, self.network.classes)
         self._batch(synthetic)
         order = torch.randperm(len(self.experts), generator=generator)
         return {"order": order, "used": torch.tensor(0), "step": torch.tensor(0)}
@@ -340,9 +346,12 @@ class TrajectoryMatching:
                     )
 
 
-def learned(labels: bool) -> tuple[str, ...]:
-    """The tensors that trajectory matching learns, with label logits or without."""
-    return (*TrajectoryMatching.learns, "label_logits") if labels else TrajectoryMatching.learns
+def learned(labels: bool, targets: bool = False) -> tuple[str, ...]:
+    """The tensors that trajectory matching learns, with label logits or real-valued targets, or without."""
+    if labels and targets:
+        raise InputError("labels, targets: both learned; accepted: at most one of them")
+    more = ("label_logits",) * labels + ("targets",) * targets
+    return (*TrajectoryMatching.learns, *more)
 
 
 @cache
@@ -371,7 +380,9 @@ def build(name: str, network, experts, settings: dict, **options) -> TrajectoryM
     published = {
         "batch": settings["batch"],
         "oversize": "all",  # "all" of the set is written as a larger number in DATM's configurations
+        "loss": LOSSES[settings.get("loss", "cross-entropy")],
         "labels": settings["labels"],
+        "targets": settings.get("targets", False),
         "threshold": settings["threshold"] or math.inf,
         "gradient": settings["gradient"],
     }
