@@ -339,9 +339,9 @@ def test_a_distillation_comes_nearer_and_learns_what_it_shall(tiny, tmp_path, le
     rates = {"images": Optimizer(10.0, 0.5), "step_size": Optimizer(1e-4, 0.5)}
     rates |= {"targets": Optimizer(1.0, 0.5)} if learn else {}
     done = distill(start, matching, tiny, Uniform(tiny.targets), rates, 40, generator(0, "distill"))
-    loss = done.log["loss"]
-    assert loss[-8:].mean() < 0.95 * loss[:8].mean()
-    assert set(done.log["start"].tolist()) == {0, 1}
+    for epoch in (0, 1):  # later starts have larger losses: compared apart
+        loss = done.log["loss"][done.log["start"] == epoch]
+        assert len(loss) > 10 and loss[-5:].mean() < 0.97 * loss[:5].mean(), epoch
     assert torch.equal(done.last.tensors["targets"], start.tensors["targets"]) != learn
     assert not torch.equal(done.last.tensors["images"], start.tensors["images"])
     assert math.isfinite(done.last.tensors["step_size"]) and done.last.tensors["step_size"] != 0.1

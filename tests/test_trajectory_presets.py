@@ -39,7 +39,7 @@ def test_settings_are_complete_and_of_the_right_kind(method, dataset, ipc):
     assert isinstance(starts(row), Starts) and row["last"] - 1 + row["span"] <= row["epochs"]
     assert row["gradient"] in GRADIENTS and row["zca"] in (True, False, None)
     options = {name: row[name] for name in ("rho", "alpha")} if row["optimizer"] == "GSAM" else {}
-    assert ("lr_labels" in row) == row["labels"]
+    assert all((name in row) == row["labels"] for name in ("lr_labels", "momentum_labels"))
     assert {"SGD": SGD, "GSAM": GSAM}[row["optimizer"]](row["expert_lr"], 0.0, 0.0, **options)
     assert (row["ema"] > 0) == (method == "FTD") and (row["threshold"] > 0) == (method == "DATM")
 
