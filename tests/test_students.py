@@ -168,6 +168,15 @@ def test_a_mean_over_students_by_hand():
     assert high_loss(net, Experts(weights), source, 1).tolist() == [1]
 
 
+def test_many_equal_losses_come_by_index():
+    net = ModuleNetwork(lambda: nn.Sequential(nn.Flatten(), nn.Linear(1, 1)))
+    zero = Experts({"1.weight": torch.zeros(1, 2, 1, 1), "1.bias": torch.zeros(1, 2, 1)})
+    images = ImageSet.of(torch.zeros(5000, 1, 1, 1), torch.zeros(5000, dtype=torch.int64))
+    source = Regression(images, torch.arange(5000)[:, None] % 2 + 1.0, images.digest)
+    expected = [*range(1, 5000, 2), *range(0, 5000, 2)]
+    assert high_loss(net, zero, source, 5000).tolist() == expected
+
+
 def test_impossible_subsets_are_refused(tiny, tmp_path, refused):
     source = regression(tiny)
     students = made(tmp_path, source, 1)
