@@ -699,7 +699,7 @@ def toy_gradients(n: int, d: int, sigma: float, stream: Generator) -> tuple[Tens
     r"""Gradients at W = I of n random batches of two in Theorem 4.1: supervised and contrastive, (n, d, d) float64 each.
 
     $x = e_y + \epsilon$, $y$ one of two classes, $\epsilon \sim N(0, \sigma^2 I)$;
-    $G_{SL} = \sum_i (x_i - e_{y_i})\,x_i^T$ and $G_{SSL} = -4M + 4M^2$ with $M = rac12 \sum_i x_i x_i^T$.
+    $G_{SL} = \sum_i (x_i - e_{y_i})\,x_i^T$ and $G_{SSL} = -4M + 4M^2$ with $M = \frac12 \sum_i x_i x_i^T$.
     """
     if d < 2:
         raise InputError(f"d: {d} is not accepted; accepted: 2 or more, one for each class")
