@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distillery import architectures, engine, experts, store
 from distillery.augment import DSA
-from distillery.checks import InputError, Stopped
+from distillery.checks import InputError
 from distillery.data import Rows, Splits
 from distillery.distill import Distilled, Optimizer, distill
 from distillery.encoders import Encoder
@@ -46,10 +46,6 @@ from distillery.selection import check_left, prune, select
 from distillery.synthetic import FORMATIONS, Synthetic, gaussian_noise, pack
 
 VERSION = 1  # of everything that decides a run's result; raise it when a change makes stored runs stale
-
-
-class Unfinished(Exception):
-    """A run that another one stands on has not run within the budget, or its set was not kept on this machine."""
 
 
 class Bench:
@@ -137,7 +133,9 @@ class Bench:
                 test accuracies of the kernel regression on the set, `regression`, and on its first images, `at_start`, and
                 `curve`, [step, accuracy on validation images]
         """
-        result = self._stored("bench", self._inputs(recipe), lambda key: self._compute(recipe, key))
+        result = self.runs.attempt(
+            "bench", VERSION, self._inputs(recipe), self.data.digest, lambda key: self._compute(recipe, key)
+        )
         if result and result["artifact"]:  # only now: a kill before loses a minute, not the distillation
             self.runs.artifact(result["artifact"], ".checkpoint.safetensors").unlink(missing_ok=True)
         return result
@@ -155,16 +153,6 @@ class Bench:
         if recipe.method in HOSTS:
             inputs["host"] = self.hosts.spec(recipe.method, recipe.ipc)
         return inputs
-
-    def _stored(self, producer: str, inputs: dict, compute) -> dict | None:
-        """`Runs.get`, where a run that cannot be finished is listed as missing, with the reason, and stops no other."""
-        try:
-            return self.runs.get(producer, VERSION, inputs, self.data.digest, compute)
-        except Unfinished:
-            self.runs.missing.append(inputs)
-        except Stopped as error:
-            self.runs.missing.append(inputs | {"stopped": str(error).split(";")[0]})
-        return None
 
     def search(self, recipe: Recipe, networks: Sequence) -> dict | None:
         """Architecture search on the set of a recipe: each network of a grid trained on it from scratch, and tested.
@@ -192,7 +180,7 @@ class Bench:
             ]
             return {"accuracies": accuracies, "seconds": time.monotonic() - began, "samples": 0, "steps": 0}
 
-        return self._stored("search", inputs, compute)
+        return self.runs.attempt("search", VERSION, inputs, self.data.digest, compute)
 
     def run_all(self, recipes: list[Recipe], where: str = "local", gpus: float = 1.0) -> list[dict | None]:
         """The results of several recipes, in order, mapped over an engine.
@@ -434,7 +422,7 @@ class Bench:
         result = self.run(recipe)
         made = self.synthetic(result, iterate) if result else None
         if made is None:
-            raise Unfinished
+            raise store.Unfinished
         return made
 
     def _make(self, recipe: Recipe, key: str) -> tuple[Synthetic, dict]:
@@ -454,7 +442,7 @@ class Bench:
             log |= {
                 "steps": done.cost["steps"],
                 "samples": done.cost["samples"],
-                "loss": thin(done.log["loss"]),
+                "loss": store.thin(done.log["loss"]),
             }
             if recipe.method in KERNELS and "validation" in done.log:
                 log["curve"] = [
@@ -647,10 +635,3 @@ class Bench:
 def _file_of(artifact: str, iterate: str) -> str:
     """The name under which one iterate of a run is kept."""
     return artifact if iterate == "last" else f"{artifact}-{iterate}"
-
-
-def thin(log: Tensor, n: int = 100) -> list[float]:
-    """At most n evenly spaced values of a log, rounded to 6 significant digits, NaN left out."""
-    values = log[~log.isnan()]
-    chosen = values[torch.linspace(0, len(values) - 1, min(n, len(values))).long()] if len(values) else values
-    return [float(f"{value:.6g}") for value in chosen.tolist()]

@@ -15,7 +15,7 @@ from distillery.experts import Training
 from distillery.matching import hosts, trajectory
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching, loops
-from distillery.optimizers import GSAM, SGD
+from distillery.optimizers import GSAM, SGD, Adam
 from distillery.sampling import Importance, TreatmentEffect, Uniform
 from distillery.scoring import passes
 from distillery.selection import DRAWN, RULES, check_gamma
@@ -32,7 +32,7 @@ SENSITIVE = passes.SENSITIVE  # drawn by importance
 SELECTIONS = ("random", "random, packed", "herding", "k-means", "lowest loss", "highest loss", *SENSITIVE)
 WHOLE = ("whole", "whole, trained out")
 INITIALIZATIONS = ("real", "noise", "herding", "k-means", *SENSITIVE)
-# MTT, FTD, TESLA, DATM; MKDT matches regressions, which no recipe makes
+# MTT, FTD, TESLA, DATM; MKDT and MTT-SSL use no labels: `pretraining.py`
 TRAJECTORIES = tuple(name for name, table in trajectory.presets().items() if "loss" not in table["common"])
 HOSTS = tuple(hosts.presets())  # IDM, IDC, IDC-I, KIP, FRePo, RFAD: their settings differ by data set
 KERNELS = hosts.KERNELS  # those that fit a kernel ridge regression
@@ -304,11 +304,10 @@ class Trajectory:
         """How the experts of these settings are trained."""
         kind, lr = settings["optimizer"], settings["expert_lr"]
         momentum, decay = (settings.get(name, 0.0) for name in ("expert_momentum", "expert_weight_decay"))
-        optimizer = (
-            GSAM(lr, 0.0, 0.0, rho=settings["rho"], alpha=settings["alpha"])
-            if kind == "GSAM"
-            else SGD(lr, momentum, decay)
-        )
+        if kind == "GSAM":
+            optimizer = GSAM(lr, momentum, decay, rho=settings["rho"], alpha=settings["alpha"])
+        else:
+            optimizer = Adam(lr, weight_decay=decay) if kind == "Adam" else SGD(lr, momentum, decay)
         loss = settings.get("loss", "cross-entropy")
         return Training(
             settings["experts"], optimizer, settings["expert_batch"], augmentation, self.seed, loss=loss

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from distillery.checks import InputError
+from distillery.checks import InputError, Stopped
 
 BEAT, SILENCE = 10.0, 120.0  # seconds: the owner of a lock touches it; it is taken for dead
 _META = "distillery"  # the one metadata key: a JSON object with "digest" and "card"
@@ -342,6 +342,10 @@ def _alive(pid) -> bool:
     return True
 
 
+class Unfinished(Exception):
+    """A run that another one stands on has not run within the budget, or its set was not kept on this machine."""
+
+
 class Runs:
     """The finished runs of one notebook: `<folder>/runs/<id>.json`, tensors beside them in `<folder>/artifacts/`.
 
@@ -404,6 +408,18 @@ class Runs:
         self.computed += 1
         return result
 
+    def attempt(
+        self, producer: str, version: int, inputs: dict, data_digest: str, compute: Callable[[str], dict]
+    ):
+        """`get`, where a run that cannot be finished is listed as missing, with the reason, and stops no other."""
+        try:
+            return self.get(producer, version, inputs, data_digest, compute)
+        except Unfinished:
+            self.missing.append(inputs)
+        except Stopped as error:
+            self.missing.append(inputs | {"stopped": str(error).split(";")[0]})
+        return None
+
     def _read(self, path: Path, key: str) -> dict:
         run = read_json(path)
         if (
@@ -419,3 +435,10 @@ class Runs:
 
 def _digest(result) -> str:
     return hashlib.sha256(canonical(result).encode()).hexdigest()
+
+
+def thin(log: Tensor, n: int = 100) -> list[float]:
+    """At most n evenly spaced values of a log, rounded to 6 significant digits, NaN left out."""
+    values = log[~log.isnan()]
+    chosen = values[torch.linspace(0, len(values) - 1, min(n, len(values))).long()] if len(values) else values
+    return [float(f"{value:.6g}") for value in chosen.tolist()]
