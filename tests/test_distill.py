@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distillery.distill import SCHEDULES, Distilled, Optimizer, distill
-from distillery.evaluation import Protocol, evaluate
+from distillery.evaluation import Probing, Protocol, evaluate
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
 from distillery.networks import ConvNet
@@ -174,9 +174,9 @@ def test_real_valued_targets_without_classes(tiny):
     mean = teacher.apply(weights, tiny.batch(torch.arange(24))).logits[0].mean(0)
     assert torch.allclose(done.last.tensors["targets"], mean.expand(6, 5), atol=0.2)
     assert done.log == {} and done.last.classes is None
-    probe = Protocol(networks=2, epochs=20, kind="probe")
+    probe = Probing(networks=2, epochs=20, labels=(1.0,))
     accuracies = evaluate(network(5), done.last.source(), probe, tiny, generator(0, "e"), labelled=tiny)
-    assert accuracies.shape == (2,) and (accuracies > 0.8).all()
+    assert accuracies.shape == (2, 1) and (accuracies > 0.8).all()
 
 
 def test_a_decoder_in_the_loop(tiny):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distillery import evaluation
-from distillery.evaluation import Protocol, accuracy, embed, evaluate, linear_probe
+from distillery.evaluation import FineTuning, Probing, Protocol, accuracy, embed, evaluate, linear_probe
 from distillery.networks import ConvNet
 from distillery.optimizers import SGD
 from distillery.seeds import generator, split
@@ -91,6 +91,8 @@ def test_linear_probe_separates_what_is_separable(tiny):
         ({"epochs": 1.5}, 1.5),
         ({"epochs": -1}, -1),
         ({"kind": "knn"}, "knn"),
+        ({"kind": "probe"}, "Probing"),
+        ({"kind": "fine-tune"}, "FineTuning"),
     ],
 )
 def test_refused_protocols(options, word, refused):
@@ -100,4 +102,18 @@ def test_refused_protocols(options, word, refused):
 
 def test_a_probe_needs_labelled_images(tiny, refused):
     with refused("labelled"):
-        evaluate(network(), tiny, Protocol(kind="probe"), tiny, generator(0, "e"))
+        evaluate(network(), tiny, Probing(), tiny, generator(0, "e"))
+
+
+def test_what_identifies_a_protocol_stays():
+    """As in the ids of stored runs."""
+    scratch = {
+        "networks": 5, "epochs": 1000, "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0005, "batch": 256,
+        "augmentation": "", "kind": "scratch",
+    }  # fmt: skip
+    assert Protocol().spec() == scratch
+    assert Protocol(loss="squared error").spec() == scratch | {"loss": "squared error"}
+    assert FineTuning().spec() == {
+        "networks": 1, "epochs": 50, "lr": 0.001, "momentum": 0.9, "weight_decay": 1e-05, "batch": 128,
+        "augmentation": "", "kind": "fine-tune", "equal": "epochs",
+    }  # fmt: skip
