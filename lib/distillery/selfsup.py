@@ -13,6 +13,7 @@ running over both views of all images. Slow references: `barlow_twins_plain`, `s
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -336,10 +337,12 @@ class Teacher(Encoder):
     """An encoder trained by `train_teacher`.
 
     losses  (epochs,) mean loss of the batches of each epoch
+    seconds of training, over all restarts
     """
 
     recipe: Recipe = Recipe()
     losses: Tensor | None = None
+    seconds: float = 0.0
 
 
 def train_teacher(
@@ -373,19 +376,22 @@ def train_teacher(
     projected = Projected(network, projector(recipe.loss, _features(network, images.shape), recipe.width))
     with store.lock(path.with_suffix(".lock"), wait=True):
         if path.exists():
-            params, momentum, losses, epoch = _read(path, card, images.device)
+            params, momentum, losses, seconds = _read(path, card, images.device)
         else:
-            params, momentum, losses, epoch = _start(projected, recipe, images.device), [], [], 0
-        if epoch < recipe.epochs:
-            params = _go_on(projected, params, momentum, losses, epoch, images, recipe, path, card, log)
+            params, momentum, losses, seconds = _start(projected, recipe, images.device), [], [], 0.0
+        if len(losses) < recipe.epochs:
+            params, seconds = _go_on(
+                projected, params, momentum, losses, seconds, images, recipe, path, card, log
+            )
     weights = _under("encoder", params)
     plain = network.network if isinstance(network, Fast) else network
-    return Teacher(plain, weights, f"teacher by {recipe.loss}", recipe, torch.tensor(losses))
+    return Teacher(plain, weights, f"teacher by {recipe.loss}", recipe, torch.tensor(losses), seconds)
 
 
-def _go_on(projected, params, momentum, losses, epoch, images, recipe, path, card, log) -> Params:
-    """Train from `epoch` on; `losses` grows by one number an epoch."""
+def _go_on(projected, params, momentum, losses, seconds, images, recipe, path, card, log):
+    """Train to the end: the weights and the seconds in all; `losses` grows by one number an epoch."""
     under_way: list[Tensor] = []
+    began, epoch = time.monotonic() - seconds, len(losses)
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         value = recipe.objective(output, target)
@@ -402,7 +408,7 @@ def _go_on(projected, params, momentum, losses, epoch, images, recipe, path, car
                 "accepted: finite ones, by a lower rate or a longer warm-up"
             )
         losses.append(mean)
-        _write(path, card, weights, momentum, losses)
+        _write(path, card | {"seconds": time.monotonic() - began}, weights, momentum, losses)
         if log:
             log(f"teacher, epoch {epoch} of {recipe.epochs}: mean loss {mean:.4g}")
 
@@ -412,7 +418,7 @@ def _go_on(projected, params, momentum, losses, epoch, images, recipe, path, car
         generator=generator(recipe.seed, "teacher training"), epochs=recipe.epochs, batch=recipe.batch, whole_batches=True,
         done=(epoch, momentum), after_epoch=keep,
     )  # fmt: skip
-    return params
+    return params, time.monotonic() - began
 
 
 def _start(projected: Projected, recipe: Recipe, device) -> Params:
@@ -465,14 +471,13 @@ def _write(path: Path, card: dict, params: Params, momentum: list[Tensor], losse
     store.save_tensors(path, tensors, card | {"names": list(params)})
 
 
-def _read(path: Path, card: dict, device) -> tuple[Params, list[Tensor], list[float], int]:
+def _read(path: Path, card: dict, device) -> tuple[Params, list[Tensor], list[float], float]:
     tensors, found = store.load_tensors(path)
     if {key: found.get(key) for key in card} != card:
         raise InputError(f"{path} is of another teacher; accepted: the checkpoint as saved, or none")
     params = {name: tensors[f"weights.{name}"].to(device) for name in found["names"]}
     momentum = [tensors[name].to(device) for name in sorted(tensors) if name.startswith("momentum.")]
-    losses = tensors["losses"].tolist()
-    return params, momentum, losses, len(losses)
+    return params, momentum, tensors["losses"].tolist(), found["seconds"]
 
 
 # Targets and quality
