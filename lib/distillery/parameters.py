@@ -22,6 +22,8 @@ COUNTS = (
     "rounds", "at_once", "batches", "masks", "agreement_masks", "gammas", "draws", "encoder_epochs", "encoder_batch",
     "n_seeds_one", "toy_points", "trials", "spectrum_points", "validations",
     "tuning_epochs", "tuning_batch", "score_tunings",
+    "teacher_epochs", "teacher_batch", "projector", "neighbours", "partitions", "variance_images", "copies", "variance_epochs",
+    "pretraining_epochs", "pretraining_batch",
 )  # fmt: skip
 SCALES = ("smoke", "small", "paper")
 TYPES = {
@@ -82,9 +84,11 @@ def planned(notebook: str | Path, given: dict) -> tuple[dict, dict]:
     types, defaults = declared(notebook)
     given = dict(given)
     # the kernel runs in the notebook's folder; what may be a name as well is a path where it is there
-    for path, sure in (("data_root", True), ("results_dir", True), ("encoder_root", True), ("instructions", True),
+    for path, sure in (("data_root", True), ("other_roots", True), ("teacher", False), ("results_dir", True), ("encoder_root", True), ("instructions", True),
                        ("encoder", False), ("language_model", False)):  # fmt: skip
-        if isinstance(given.get(path), str) and given[path]:
+        if isinstance(given.get(path), list):
+            given[path] = [str(Path(one).expanduser().resolve()) if one else one for one in given[path]]
+        elif isinstance(given.get(path), str) and given[path]:
             found = Path(given[path]).expanduser().resolve()
             if sure or found.exists():
                 given[path] = str(found)

@@ -122,12 +122,14 @@ class Pretraining:
 class Settings:
     """How sets are distilled: the published settings of a data set, with changes.
 
-    matching    of MKDT and MTT-SSL, `recipes.Trajectory`
+    matching    of MKDT, `recipes.Trajectory`
+    contrast    of MTT-SSL, the same
     prior       changes of KRR-ST's settings by their names in `representation.yaml`
     views       of SimCLR: in experts, student steps, and pre-training without a teacher
     """
 
     matching: Trajectory = Trajectory()
+    contrast: Trajectory = Trajectory()
     prior: dict = field(default_factory=dict)
     views: Views = Views()
 
@@ -259,9 +261,12 @@ class PretrainingBench:
 
     # Students
 
+    def _matching(self, kind: str) -> Trajectory:
+        return self.settings.contrast if kind == "MTT-SSL" else self.settings.matching
+
     def _settings_of(self, kind: str, m: int) -> dict:
         """The published settings of the nearer of the two published sizes, with changes."""
-        method, matching = kind.split(",")[0], self.settings.matching
+        method, matching = kind.split(",")[0], self._matching(kind)
         sizes = sorted(size for size in trajectory.presets()[method][matching.dataset])
         found = matching.settings(method, sizes[0] if m <= 0.035 * len(self.real) else sizes[-1])
         return found | ({"optimizer": "GSAM"} if kind.endswith(", flat") else {})
@@ -285,11 +290,11 @@ class PretrainingBench:
 
     def _made_students(self, kind: str, real: Regression) -> tuple:
         """Train what is missing of a kind of students; what names them for `experts.load`."""
-        cells = trajectory.presets()[kind.split(",")[0]][self.settings.matching.dataset]
+        cells = trajectory.presets()[kind.split(",")[0]][self._matching(kind).dataset]
         sizes = [round(size * len(self.real) * share) for size, share in zip(sorted(cells), (0, 1))]
         settings = [self._settings_of(kind, size) for size in sizes]
         epochs = max(expert_epochs(one) for one in settings)  # one bank serves both published sizes
-        training = self.settings.matching.training(settings[0], "")
+        training = self._matching(kind).training(settings[0], "")
         if kind == "MTT-SSL":
             training = replace(training, views=self.settings.views)
         folder = self.runs.folder / "artifacts" / "experts"
@@ -309,11 +314,10 @@ class PretrainingBench:
     def _how(self, recipe: Pretraining) -> dict:
         """What identifies a set besides its recipe."""
         found = {}
-        matching = self.settings.matching
         for kind in [*self._students(recipe), *(["MKDT"] if recipe.keep < 1 else [])]:
             settings = self._settings_of(kind, recipe.images)
             found[kind] = {n: v for n, v in settings.items() if n not in ("source", "zca")} | {
-                "seed": matching.seed
+                "seed": self._matching(kind).seed
             }
         if recipe.method == "KRR-ST":
             found["KRR-ST"] = {n: v for n, v in self._prior().items() if n != "source"}

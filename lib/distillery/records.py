@@ -195,6 +195,7 @@ def claim(
     against: str = "",
     note: str = "",
     margin: float = 0.0,
+    untestable: str = "",
 ) -> dict:
     """One claim with its verdict.
 
@@ -203,12 +204,15 @@ def claim(
     against         what the baseline is, in words
     margin          the claim is 'no worse than the baseline by more than this'
     note            what else a reader must know of the comparison, added to `why`
+    untestable      why nothing was run, where a condition fixed beforehand is not met; '' = it is
     """
     row = measured(ours)
     gap = difference(ours, baseline) if against else None
     if against and gap is None:
         row = None  # its comparison has not run
     verdict_, why = verdict(row, gap, published, comparable, margin)
+    if untestable:
+        verdict_, why = "not testable at this scale", untestable
     why = f"{why}; {note}" if note and verdict_ != "not run" else why
     return {
         "id": id, "statement": statement, "source": source, "published": published, "measured": row,
@@ -314,9 +318,11 @@ def notebook_digest(name: str) -> str | None:
 def public(parameters: dict) -> dict:
     """Parameters without the paths of one machine."""
     shown = {name: value for name, value in parameters.items() if name != "results_dir"}
-    for name in ("data_root", "encoder_root", "encoder", "instructions", "language_model"):
+    for name in ("data_root", "encoder_root", "encoder", "teacher", "instructions", "language_model"):
         if shown.get(name) and Path(shown[name]).is_absolute():
             shown[name] = Path(shown[name]).name
+    if "other_roots" in shown:
+        shown["other_roots"] = [Path(one).name for one in shown["other_roots"]]
     return shown
 
 
