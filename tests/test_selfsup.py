@@ -1,4 +1,4 @@
-"""Self-supervised teachers: views, losses, resumable training, targets, quality, and the variance of gradients."""
+"""Self-supervised teachers: views, losses, resumable training, targets and quality."""
 
 import math
 import signal
@@ -24,7 +24,6 @@ from distillery.seeds import generator
 from distillery.selfsup import (
     SIMCLR,
     Cosine,
-    Pairs,
     Projected,
     Quality,
     Recipe,
@@ -36,7 +35,7 @@ from distillery.selfsup import (
     simclr,
     simclr_plain,
 )
-from distillery.training import TensorSource, squared_error, train
+from distillery.training import squared_error, train
 from made_up import blobs
 
 QUICK = Recipe(epochs=4, batch=8, warmup=1, width=6, views=Views(flip=0.0))
@@ -117,6 +116,13 @@ def test_two_views_differ_and_repeat():
     out = two_views(x, Views(), generator(0, "two"))
     assert out.shape == (2, 6, 3, 8, 8) and not torch.allclose(out[:, :3], out[:, 3:])
     assert torch.equal(out, two_views(x, Views(), generator(0, "two")))
+
+
+def test_views_of_a_step_do_not_depend_on_those_before(tiny):
+    at = torch.arange(8)[None]
+    source = TwoViews(tiny, Views(), 0)
+    both = source.batch(at), source.batch(at)
+    assert not torch.equal(*both) and torch.equal(TwoViews(tiny, Views(), 0, step=1).batch(at), both[1])
 
 
 @pytest.mark.parametrize(
@@ -492,139 +498,3 @@ def test_a_teacher_of_digits_passes_the_gate(digits, tmp_path):
     assert selfsup.gate(found, base, 0.03) >= 0.03
     with pytest.raises(Stopped, match="accuracy"):
         selfsup.gate(base, found)
-
-
-# Variance of gradients
-
-
-def student(normalization="instance"):
-    network = ConvNet((1, 8, 8), 5, width=4, normalization=normalization)
-    return network, {name: value.double() for name, value in network.init(generator(0, "student"), 1).items()}
-
-
-def pairs():
-    return Pairs(normal(12, 1, 8, 8), normal(12, 1, 8, 8, seed=1), torch.zeros(12))
-
-
-CONTRASTIVE = {
-    "simclr": lambda output, target: simclr(*output.chunk(2, 1)),
-    "barlow-twins": lambda output, target: barlow_twins(*output.chunk(2, 1)),
-}
-
-
-def test_sums_over_samples_have_no_variance_over_partitions():
-    """Proposition D.1: knowledge distillation, float64; BatchNorm breaks it."""
-    source = TensorSource(normal(12, 1, 8, 8), normal(12, 5, seed=2))
-    for normalization in ("instance", "batch"):
-        found = selfsup.partition_variance(
-            *student(normalization), source, squared_error, 4, generator(0, "p")
-        )
-        ratio = found.variance / found.squared_mean
-        assert ratio < 1e-28 if normalization == "instance" else ratio > 1e-4
-
-
-@pytest.mark.parametrize("loss", CONTRASTIVE)
-def test_contrastive_losses_have_variance_over_partitions(loss):
-    found = selfsup.partition_variance(*student(), pairs(), CONTRASTIVE[loss], 4, generator(0, "p"))
-    assert found.variance > 1e-4 * found.squared_mean
-    whole = selfsup.partition_variance(*student(), pairs(), CONTRASTIVE[loss], 12, generator(0, "p"), 3)
-    assert whole.variance < 1e-24 * whole.squared_mean  # one batch holds all
-
-
-def test_the_gradient_of_an_epoch_is_the_sum_over_its_batches():
-    network, params = student()
-    source = TensorSource(normal(6, 1, 8, 8), normal(6, 5, seed=2))
-    found = selfsup.epoch_gradient(
-        network, params, source, squared_error, [torch.tensor([3, 1, 0]), torch.tensor([2, 5, 4])]
-    )
-    weights = {name: value.clone().requires_grad_() for name, value in params.items()}
-    loss = (network.apply(weights, source.images[None]).logits[0] - source.targets).square().mean(1).sum()
-    wanted = torch.autograd.grad(loss, list(weights.values()))
-    assert torch.allclose(found, torch.cat([grad.flatten() for grad in wanted]), rtol=1e-10, atol=1e-12)
-
-
-def test_gradients_refuse(refused):
-    network, params = student()
-    source = TensorSource(normal(6, 1, 8, 8), normal(6, 5, seed=2))
-    for part in ([torch.arange(5)], [torch.tensor([0, 1, 2]), torch.tensor([2, 3, 4])]):
-        with refused("partition", 6):
-            selfsup.epoch_gradient(network, params, source, squared_error, part)
-    with refused(2, "networks"):
-        twice = {name: value.expand(2, *value.shape[1:]) for name, value in params.items()}
-        selfsup.epoch_gradient(network, twice, source, squared_error, [torch.arange(6)])
-    source.targets[0] = math.nan
-    with refused("gradient", "NaN"):
-        selfsup.epoch_gradient(network, params, source, squared_error, [torch.arange(6)])
-    with refused("gradients", 1):
-        selfsup.variance(torch.zeros(1, 3))
-
-
-def test_pairs_are_one_draw_of_the_views(small):
-    found = Pairs.of(small, Views(), 3)
-    at = torch.tensor([[4, 0]])
-    assert len(found) == 24 and found.shape == (1, 8, 8) and found.batch(at).shape == (1, 4, 1, 8, 8)
-    fresh = TwoViews(small, Views(), 3).batch(torch.arange(24)[None])
-    assert torch.equal(found.batch(at)[0], fresh[0, [4, 0, 28, 24]])
-
-
-def test_views_of_a_step_do_not_depend_on_those_before(small):
-    at = torch.arange(8)[None]
-    source = TwoViews(small, Views(), 0)
-    both = source.batch(at), source.batch(at)
-    assert not torch.equal(*both) and torch.equal(TwoViews(small, Views(), 0, step=1).batch(at), both[1])
-
-
-def test_toy_gradients_are_those_of_the_losses():
-    """Autograd at W = I: half squared error, and the spectral contrastive loss of a batch of two without augmentation."""
-    d = 3
-    stream = generator(0, "toy")
-    supervised, contrastive = selfsup.toy_gradients(4, d, 0.3, stream)
-    stream = generator(0, "toy")
-    labels = torch.randint(2, (4, 2), generator=stream)
-    x = F.one_hot(labels, d) + 0.3 * torch.randn(4, 2, d, generator=stream, dtype=F64)
-    for i in range(4):
-        weight = torch.eye(d, dtype=F64, requires_grad=True)
-        out = x[i] @ weight.T
-        loss = 0.5 * (out - F.one_hot(labels[i], d)).square().sum()
-        assert torch.allclose(torch.autograd.grad(loss, weight, retain_graph=True)[0], supervised[i])
-        spectral = -2 * out.square().sum(1).mean() + (out @ out.T).square().mean()
-        assert torch.allclose(torch.autograd.grad(spectral, weight)[0], contrastive[i])
-
-
-def test_the_theorem_without_noise():
-    """Batches of one class have gradient 0, those of two -I: variance 1/2, here by counting."""
-    supervised, contrastive = selfsup.toy_gradients(40000, 5, 0.0, generator(0, "toy"))
-    assert selfsup.variance(supervised) == (0, 0)
-    assert selfsup.variance(contrastive).variance == pytest.approx(0.5, abs=0.01)
-    assert set(contrastive.diagonal(dim1=1, dim2=2).sum(1).tolist()) == {0, -2}
-
-
-# (d, sigma): variance of the supervised and of the contrastive gradient, Monte Carlo
-THEOREM = {
-    (2, 0.1): (0.04, 0.70), (2, 0.3): (0.46, 7.0), (2, 0.5): (1.8, 65), (2, 1.0): (15.7, 3.2e3),
-    (10, 0.1): (0.22, 0.90), (10, 0.3): (3.6, 21), (10, 0.5): (19, 525), (10, 1.0): (237, 7.8e4),
-    (20, 0.1): (0.48, 1.2), (20, 0.3): (10.4, 82), (20, 0.5): (63, 3.2e3), (20, 1.0): (877, 6.7e5),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("d, sigma", THEOREM)
-def test_the_theorem_in_numbers(d, sigma):
-    """The supervised variance is the smaller one; its closed form and its mean, 2 sigma^2 I; the tails are heavy."""
-    n = 60000 // d
-    supervised, contrastive = selfsup.toy_gradients(n, d, sigma, generator(1, "toy"))
-    ours, theirs = selfsup.variance(supervised), selfsup.variance(contrastive)
-    closed = selfsup.toy_supervised_variance(d, sigma)
-    assert ours.variance == pytest.approx(closed, rel=0.05)
-    assert ours.squared_mean == pytest.approx(4 * d * sigma**4 + closed / n, rel=0.15)
-    assert closed == pytest.approx(THEOREM[d, sigma][0], rel=0.05)
-    assert theirs.variance == pytest.approx(THEOREM[d, sigma][1], rel=0.1)
-    assert ours.variance < theirs.variance
-
-
-def test_the_theorem_is_one_of_scale():
-    """Relative to the mean gradient, the supervised variance is the larger one at small noise."""
-    supervised, contrastive = map(
-        selfsup.variance, selfsup.toy_gradients(20000, 10, 0.1, generator(2, "toy"))
-    )
-    assert supervised.variance / supervised.squared_mean == pytest.approx(54, rel=0.1)
-    assert contrastive.variance / contrastive.squared_mean == pytest.approx(3.4, rel=0.1)

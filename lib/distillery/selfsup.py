@@ -1,8 +1,8 @@
-r"""Self-supervised teachers: two losses, their training, the targets they give, their quality, and the variance of gradients.
+r"""Self-supervised teachers: two losses, their training, the targets they give, and their quality.
 
 Sources: MKDT (arXiv 2410.02116) takes the embeddings of a teacher trained without labels as regression targets. The teacher
 is a ResNet-18 trained by Barlow Twins (2103.03230) or SimCLR (2002.05709); optimizer, rates, projector and views are those
-of Mixed Barlow Twins (2312.02151) for CIFAR, without its mixed term. Proposition D.1 and Theorem 4.1 are MKDT's.
+of Mixed Barlow Twins (2312.02151) for CIFAR, without its mixed term.
 
 $$L_{BT} = \sum_i (1 - F_{ii})^2 + \lambda \sum_i \sum_{j \ne i} F_{ij}^2, \qquad
 L_{SimCLR} = -\frac{1}{2B} \sum_a \log \frac{e^{s(a, a^+) / \tau}}{\sum_{c \ne a} e^{s(a, c) / \tau}}$$
@@ -33,7 +33,7 @@ from distillery.fast import Fast, images_at_once, tensor_cores
 from distillery.networks import ModuleNetwork, Output, Params, trainable
 from distillery.optimizers import Adam
 from distillery.seeds import generator
-from distillery.training import Loss, train
+from distillery.training import train
 
 VERSION = 1  # of everything that decides a teacher's weights; raise it when a change makes stored ones stale
 LOSSES = ("barlow-twins", "simclr")
@@ -215,37 +215,6 @@ class TwoViews:
         self.step += 1
         views = two_views(self.pixels.batch(indices), self.views, stream)
         return self.images.transform(views) if self.images.transform else views
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Images with two views of each that stay the same: a source for `epoch_gradient`, where only the partition varies.
-
-    first, second  (N, C, H, W)
-    targets        (N, ...), passed on
-    """
-
-    first: Tensor
-    second: Tensor
-    targets: Tensor
-
-    @staticmethod
-    def of(images: ImageSet, views: Views, seed: int) -> "Pairs":
-        """One draw of `TwoViews` for all images."""
-        everything = torch.arange(len(images), device=images.device)
-        found = TwoViews(images, views, seed).batch(everything[None])[0]
-        return Pairs(*found.chunk(2), images.targets)
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.first.shape[1:])
-
-    def batch(self, indices: Tensor) -> Tensor:
-        """Both views of the images at `indices` (K, B): (K, 2B, C, H, W)."""
-        return torch.cat([self.first[indices], self.second[indices]], 1)
 
 
 # Training
@@ -631,90 +600,3 @@ def gate(teacher: Quality, random: Quality, margin: float = 0.05) -> float:
                 f"teacher: {name} accuracy {ours:.3f}, a random encoder's {theirs:.3f}; accepted: {margin:g} above it or more"
             )
     return min(teacher.knn - random.knn, teacher.probe - random.probe)
-
-
-# Variance of gradients
-
-
-def partitions(n: int, batch: int, count: int, stream: Generator) -> list[list[Tensor]]:
-    """`count` random partitions of n samples into batches of `batch`, the last one maybe smaller."""
-    check_positive_int("batch", batch)
-    return [list(torch.randperm(n, generator=stream).split(batch)) for _ in range(count)]
-
-
-def epoch_gradient(network, params: Params, images, loss: Loss, partition: list[Tensor]) -> Tensor:
-    """Sum of the gradients of all batches of one epoch at the same weights: (P,), all trained weights in a row.
-
-    This is one update of synchronous data-parallel SGD (Proposition D.1). For a loss that is a sum over samples it is the
-    same for every partition; for one that couples the samples of a batch, by itself or by BatchNorm, it is not.
-
-    params     of one network, leading axis 1
-    images     a source: `.batch(indices)`, `.targets`; `Pairs` for losses of two views
-    loss       (K, B, D), targets -> (K, B), which is summed, or (K,)
-    partition  batches of indices that together hold every sample once
-    raises     InputError on more than one network, indices that are no partition, or a gradient that is not finite
-    """
-    if (k := len(next(iter(params.values())))) != 1:
-        raise InputError(f"params: {k} networks; accepted: one")
-    if not torch.equal(torch.cat(partition).sort().values.cpu(), torch.arange(len(images))):
-        raise InputError(
-            f"partition: {sum(map(len, partition))} indices of {len(images)} samples; accepted: every sample once"
-        )
-    learned = {name: value.detach().requires_grad_() for name, value in trainable(params).items()}
-    device = next(iter(params.values())).device
-    total = None
-    for indices in partition:
-        at = indices[None].to(device)  # (1, B)
-        output = network.apply(params | learned, images.batch(at), train=True).logits
-        value = loss(output, images.targets[at]).sum()
-        grads = torch.autograd.grad(value, list(learned.values()))
-        flat = torch.cat([grad.flatten() for grad in grads])
-        total = flat if total is None else total + flat
-    check_finite("gradient", total)
-    return total
-
-
-class Variance(NamedTuple):
-    """Of random vectors g: total variance E|g - Eg|^2, and |Eg|^2, both in squared units of g."""
-
-    variance: float
-    squared_mean: float
-
-
-def variance(gradients: Tensor) -> Variance:
-    """Of gradients (R, ...), R of them: unbiased variance, and the squared length of their mean."""
-    if len(gradients) < 2:
-        raise InputError(f"gradients: {len(gradients)} of them; accepted: 2 or more")
-    flat = gradients.flatten(1).double()  # (R, P)
-    return Variance(float(flat.var(0).sum()), float(flat.mean(0).square().sum()))
-
-
-def partition_variance(
-    network, params: Params, images, loss: Loss, batch: int, stream: Generator, repeats: int = 10
-) -> Variance:
-    """`variance` of `epoch_gradient` over random partitions into batches of `batch`: Proposition D.1.
-
-    Zero, up to rounding in float64, for a loss that is a sum over samples.
-    """
-    parts = partitions(len(images), batch, repeats, stream)
-    return variance(torch.stack([epoch_gradient(network, params, images, loss, part) for part in parts]))
-
-
-def toy_gradients(n: int, d: int, sigma: float, stream: Generator) -> tuple[Tensor, Tensor]:
-    r"""Gradients at W = I of n random batches of two in Theorem 4.1: supervised and contrastive, (n, d, d) float64 each.
-
-    $x = e_y + \epsilon$, $y$ one of two classes, $\epsilon \sim N(0, \sigma^2 I)$;
-    $G_{SL} = \sum_i (x_i - e_{y_i})\,x_i^T$ and $G_{SSL} = -4M + 4M^2$ with $M = \frac12 \sum_i x_i x_i^T$.
-    """
-    if d < 2:
-        raise InputError(f"d: {d} is not accepted; accepted: 2 or more, one for each class")
-    labels = torch.randint(2, (n, 2), generator=stream)
-    noise = sigma * torch.randn(n, 2, d, generator=stream, dtype=torch.float64)
-    x = F.one_hot(labels, d) + noise  # (n, 2, d)
-    square = x.mT @ (x @ x.mT) @ x / 4  # (n, d, d), M^2 through the two samples
-    return noise.mT @ x, 4 * square - 2 * x.mT @ x
-
-
-def toy_supervised_variance(d: int, sigma: float) -> float:
-    r"""Var(G_SL) of Theorem 4.1 in closed form, $2d\sigma^2 + 2d(d+1)\sigma^4$."""
-    return 2 * d * sigma**2 + 2 * d * (d + 1) * sigma**4
