@@ -62,7 +62,8 @@ class Pretraining:
     steps       updates of a distilled set, 0 = as published
     learned     whether MKDT learns the targets too, as its public code does; in the paper they stay the teacher's
     flat        whether MKDT's students descend to flat minima (GSAM, as FTD's experts)
-    matched     train encoders as many steps as all real images would take, instead of the passes of the protocol
+    matched     train encoders as many steps as all real images would take (without a teacher: over as many images), instead of
+                the passes of the protocol
     lr          rate of pre-training, 0 = the learned step size of a matched set, else the protocol's
     encoder     another architecture to pre-train, one of the pool; '' = the students' own
     raises      InputError on values that a method does not take
@@ -475,15 +476,15 @@ class PretrainingBench:
                 batch=protocol.batch, generator=stream, k=k,
             )  # fmt: skip
         elif recipe.method == SUPERVISED_BY_ITSELF:
-            params = self._by_itself(network, source, recipe, steps)
+            params, steps = self._by_itself(network, source, recipe)
         else:
             params, _ = fit(network, source, protocol, stream, steps_of=steps_of, device=self.real.device)
         return network, params, steps
 
-    def _by_itself(self, network: Fast, source: Regression, recipe: Pretraining, steps: int) -> dict:
-        """Encoders trained on images by SimCLR as its teachers are, the last batch of an epoch left out."""
-        batch = min(selfsup.SIMCLR.batch, len(source))
-        epochs = max(1, steps // (len(source) // batch))
+    def _by_itself(self, network: Fast, source: Regression, recipe: Pretraining) -> tuple[dict, int]:
+        """Encoders trained on images by SimCLR as its teachers are, over as many images as the others see; steps of each."""
+        passes = self.protocol.epochs * (len(self.real) / len(source) if recipe.matched else 1)
+        epochs, batch = max(1, round(passes)), min(selfsup.SIMCLR.batch, len(source))
         folder, found = self.runs.folder / "artifacts" / "self-supervised", []
         for i in range(self.protocol.networks):
             how = replace(
@@ -491,7 +492,8 @@ class PretrainingBench:
                 views=self.settings.views, seed=recipe.seed * self.protocol.networks + i,
             )  # fmt: skip
             found.append(selfsup.train_teacher(folder, network, source.images, how).params)
-        return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+        params = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+        return params, epochs * (len(source) // batch)
 
 
 def read(results: list[dict | None], task: str, fraction: float) -> list[dict | None]:
