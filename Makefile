@@ -54,5 +54,6 @@ reference: env
 		cp $$results/smoke/01_bilp/digits/headline.png docs/bilp.png && \
 		cp $$results/smoke/02_dlc/digits/headline.png docs/dlc.png && \
 		cp $$results/smoke/03_ftd/digits/headline.png docs/ftd.png && \
+		cp $$results/smoke/04_mkdt/digits/headline.png docs/mkdt.png && \
 		cp $$results/smoke/05_provable/digits/headline.png docs/provable.png ; rm -rf "$$results"
 	$(BIN)/nbstripout --keep-count --keep-id --extra-keys "metadata.language_info.version" notebooks/*.ipynb

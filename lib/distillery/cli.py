@@ -226,7 +226,7 @@ def _summary(record: dict, name: str) -> None:
 
 
 def _report(arguments) -> int:
-    from distillery import parameters, recipes, records
+    from distillery import parameters, pretraining, recipes, records
 
     found = records.find(parameters.results_root(arguments.results))
     if arguments.scale:
@@ -236,7 +236,7 @@ def _report(arguments) -> int:
     tables = {
         "claims": records.table(found),
         "rows": records.rows_by_record(found),
-        "compatibility": recipes.compatibility(),
+        "compatibility": f"{recipes.compatibility()}\n\n{pretraining.compatibility()}",
     }
     if not arguments.write:
         print(tables["claims"])

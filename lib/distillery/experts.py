@@ -18,13 +18,13 @@ import torch
 from torch import Generator, Tensor
 
 from distillery import engine, store
-from distillery.augment import DSA
+from distillery.augment import DSA, Views
 from distillery.checks import InputError, Stopped, check_choice, check_positive_int
 from distillery.fast import tensor_cores
 from distillery.networks import Params
 from distillery.optimizers import SGD
 from distillery.seeds import generator, split
-from distillery.selfsup import check_targets
+from distillery.selfsup import TwoViews, check_targets, two_views_apart
 from distillery.training import LOSSES, networks_at_once, train
 
 VERSION = 1  # of everything that decides an expert's weights; raise it when a change makes stored ones stale
@@ -38,7 +38,9 @@ class Training:
     experts       how many; expert i does not depend on their number, except through rounding in its chunk
     chunk         experts trained together and stored in one artifact, 0 = by shapes
     augmentation  DSA families
-    loss          'cross-entropy' with labels, or 'squared error' with real-valued targets, as wide as the network's output
+    loss          'cross-entropy' with labels, 'squared error' with real-valued targets, as wide as the network's output, or
+                  'simclr' with neither: two views of each image, and the network's output is what they are compared by
+    views         of 'simclr'; batches that are not full are left out
     """
 
     experts: int = 100
@@ -48,16 +50,38 @@ class Training:
     seed: int = 0
     chunk: int = 0
     loss: str = "cross-entropy"
+    views: Views | None = None
 
     def __post_init__(self):
         check_positive_int("experts", self.experts)
         check_positive_int("batch", self.batch)
-        check_choice("loss", self.loss, LOSSES)
+        check_choice("loss", self.loss, (*LOSSES, "simclr"))
+        if (self.loss == "simclr") != (self.views is not None) or (self.views and self.augmentation):
+            raise InputError(
+                f"views: {self.views} with loss {self.loss!r}, augmentation {self.augmentation!r}; accepted: views with "
+                "'simclr' alone, and no other augmentation beside them"
+            )
 
     def spec(self) -> dict:
         """What identifies it in the id of a bank; the loss where it is not the first one: ids from before hold."""
         found = asdict(self)
-        return found if found.pop("loss") == "cross-entropy" else found | {"loss": self.loss}
+        views, loss = found.pop("views"), found.pop("loss")
+        more = {"loss": loss} if loss != "cross-entropy" else {}
+        return found | more | ({"views": views} if views else {})
+
+    def train(self, network, params: Params, source, first: int, epoch: int, **options) -> Params:
+        """`training.train` of experts `first`, .. on a source from an epoch on: their weights."""
+        loss = LOSSES.get(self.loss, two_views_apart)
+        if self.views:
+            numbers = range(first, first + len(next(iter(params.values()))))
+            images = getattr(source, "images", source)  # of a `Regression`
+            step = epoch * (len(source) // self.batch)
+            source = TwoViews(images, self.views, self.seed, step, numbers)
+            options["chunk"] = len(numbers)
+        return train(
+            network, params, source, loss, self.optimizer, batch=self.batch, augmentation=self.augmentation,
+            whole_batches=bool(self.views), **options,
+        )[0]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,9 +172,9 @@ def _make(folder: Path, network, source, training: Training, epochs: int, first:
             _write(path, 0, params, momentum, card)
         stream = generator(training.seed, "expert training")
         split(stream, first)  # those of the experts before
-        train(
-            network, params, source, LOSSES[training.loss], training.optimizer, generator=stream, epochs=epochs,
-            batch=training.batch, augmentation=training.augmentation, done=(max(stored - 1, 0), momentum), after_epoch=keep,
+        epoch = max(stored - 1, 0)
+        training.train(
+            network, params, source, first, epoch, generator=stream, epochs=epochs, done=(epoch, momentum), after_epoch=keep
         )  # fmt: skip
     return path
 
@@ -180,7 +204,7 @@ def cost(folder: str | Path, network, source, training: Training, epochs: int) -
 
     Epochs that are stored already cost nothing. Chunks count one after another, as on one machine.
     """
-    per_epoch = -(-len(source) // training.batch)
+    per_epoch = len(source) // training.batch if training.views else -(-len(source) // training.batch)
     sizes, epochs_left = _left(folder, network, source, training, epochs)
     stream = generator(training.seed, "cost")
     params = network.init(stream, max(sizes))
@@ -244,10 +268,8 @@ def _seconds_a_step(network, params: Params, source, training: Training) -> floa
     k, times = len(next(iter(params.values()))), []
     for steps in (1, 1, 3):
         began = time.monotonic()
-        trained, _ = train(
-            network, params, source, LOSSES[training.loss], training.optimizer, generator=generator(0, "cost"), steps=steps,
-            batch=training.batch, augmentation=training.augmentation, chunk=k,
-        )  # fmt: skip
+        options = {"generator": generator(0, "cost"), "steps": steps, "chunk": k}
+        trained = training.train(network, params, source, 0, 0, **options)
         float(next(iter(trained.values())).flatten()[0])  # waits for the device
         times.append(time.monotonic() - began)
     return max(times[2] - times[1], times[2] / 10) / 2
@@ -257,6 +279,11 @@ def _check_source(network, source, training: Training) -> None:
     """Refuse targets that the loss would take for something else."""
     if training.loss == "squared error":
         check_targets(source.targets, source, network.classes)
+    elif training.views:
+        if not 2 <= training.batch <= len(source):
+            raise InputError(
+                f"batch: {training.batch} of {len(source)} images; accepted: 2 or more, which are compared, and at most all"
+            )
     elif source.targets.is_floating_point():
         raise InputError(f"loss: {training.loss!r} with real-valued targets; accepted: 'squared error'")
 
@@ -284,6 +311,8 @@ def _card(network, source, training: Training, first: int) -> dict:
     }
     if training.loss != "cross-entropy":  # not named in cards from before
         inputs["loss"] = training.loss
+    if training.views:
+        inputs["views"] = asdict(training.views)
     card = {"producer": "experts", "version": VERSION, "inputs": inputs, "data set": source.digest}
     return json.loads(store.canonical(card))
 

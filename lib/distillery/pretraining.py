@@ -24,7 +24,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from distillery import architectures, contrastive, engine, experts, selfsup, store
+from distillery import architectures, engine, experts, selfsup, store
 from distillery.augment import Views
 from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
 from distillery.data import Splits
@@ -36,17 +36,19 @@ from distillery.matching import representation, trajectory
 from distillery.recipes import Trajectory, expert_epochs
 from distillery.sampling import Uniform
 from distillery.scoring.geometry import kmeans_nearest
-from distillery.seeds import generator
+from distillery.seeds import generator, split
 from distillery.selection import prune, select
 from distillery.store import thin
 from distillery.students import Regression, high_loss, losses
 from distillery.synthetic import Synthetic
+from distillery.training import train
 
 VERSION = 1  # of everything that decides a run's result; raise it when a change makes stored runs stale
 NONE, FULL, SUPERVISED_BY_ITSELF = "none", "full", "random, self-supervised"
 SELECTIONS = ("random", "k-means", "high loss")  # of real images, without classes
 MATCHED = ("MKDT", "MTT-SSL")
-DISTILLED = (*MATCHED, "KRR-ST")
+STARTS = {"MKDT": "high loss", "MTT-SSL": "random", "KRR-ST": "random"}  # as published
+DISTILLED = tuple(STARTS)
 PRUNED = ("lowest", "highest", "middle", "random")  # rules of selection.py that need no more than a loss
 METHODS = (NONE, *SELECTIONS, SUPERVISED_BY_ITSELF, *DISTILLED, FULL)
 
@@ -286,7 +288,7 @@ class PretrainingBench:
         if recipe.method in SELECTIONS:
             return recipe.method
         if recipe.method in DISTILLED:
-            return recipe.initialize or ("high loss" if recipe.method == "MKDT" else "random")
+            return recipe.initialize or STARTS[recipe.method]
         return "random" if recipe.method == SUPERVISED_BY_ITSELF else ""
 
     def _made_students(self, kind: str, real: Regression) -> tuple:
@@ -295,9 +297,8 @@ class PretrainingBench:
         sizes = [round(size * len(self.real) * share) for size, share in zip(sorted(cells), (0, 1))]
         settings = [self._settings_of(kind, size) for size in sizes]
         epochs = max(expert_epochs(one) for one in settings)  # one bank serves both published sizes
-        training = self._matching(kind).training(settings[0], "")
-        if kind == "MTT-SSL":
-            training = replace(training, views=self.settings.views)
+        views = self.settings.views if kind == "MTT-SSL" else None
+        training = self._matching(kind).training(settings[0], "", views)
         folder = self.runs.folder / "artifacts" / "experts"
         asked = folder, self.network, real, training, epochs
         identity = {"training": training.spec(), "epochs": epochs, "network": self.network.spec()}
@@ -471,15 +472,23 @@ class PretrainingBench:
         steps_of = len(self.real) if recipe.matched else 0
         steps = protocol.optimizer(steps_of or len(source))[1]
         if recipe.method == "MTT-SSL":
-            params = contrastive.pretrain(
-                network, source.images, self.real.transform, self.settings.views, lr=protocol.lr, steps=steps,
-                batch=protocol.batch, generator=stream, k=k,
-            )  # fmt: skip
+            params = self._contrasted(network, source, protocol, stream, steps, recipe.seed)
         elif recipe.method == SUPERVISED_BY_ITSELF:
             params, steps = self._by_itself(network, source, recipe)
         else:
             params, _ = fit(network, source, protocol, stream, steps_of=steps_of, device=self.real.device)
         return network, params, steps
+
+    def _contrasted(self, network, source, protocol: Probing, stream, steps: int, seed: int) -> dict:
+        """Encoders trained on made images by SimCLR under the protocol's optimizer, their output taken for the projection."""
+        device, k = self.real.device, protocol.networks
+        start, order = split(stream, 2)
+        params = {name: value.to(device) for name, value in network.init(start, k).items()}
+        views = selfsup.TwoViews(Pixels.of(source.images, self.real.transform), self.settings.views, seed)
+        return train(
+            network, params, views, selfsup.two_views_apart, protocol.optimizer(len(source))[0], generator=order,
+            steps=steps, batch=min(protocol.batch, len(source)), whole_batches=True, chunk=k,
+        )[0]  # fmt: skip
 
     def _by_itself(self, network: Fast, source: Regression, recipe: Pretraining) -> tuple[dict, int]:
         """Encoders trained on images by SimCLR as its teachers are, over as many images as the others see; steps of each."""
@@ -496,6 +505,52 @@ class PretrainingBench:
         return params, epochs * (len(source) // batch)
 
 
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """Made images behind what `selfsup.TwoViews` asks of an ImageSet.
+
+    pixels     (M, C, H, W) float, in [0, 1] but for what distillation moved out of it
+    transform  what standardizes them
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    transform: object = None
+
+    @staticmethod
+    def of(images: Tensor, transform) -> "Pixels":
+        """From standardized images."""
+        pixels = transform.inverse(images) if transform else images
+        return Pixels(pixels, torch.zeros(len(images), dtype=torch.int64, device=images.device), transform)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.pixels.shape[1:])
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.pixels[indices]
+
+
 def read(results: list[dict | None], task: str, fraction: float) -> list[dict | None]:
     """Results as `records.row` takes them: the accuracies of one task at one fraction of labels."""
     return [one and one | {"accuracies": one["accuracies"][task][f"{fraction:g}"]} for one in results]
+
+
+def compatibility() -> str:
+    """What combines with what where no labels are used, as a Markdown table."""
+    lines = [
+        "| method, without labels | objective | initialize | prune first | learns |",
+        "|---|---|---|---|---|",
+    ]
+    objectives = {
+        "MKDT": ("trajectories of students, or of flat students", "images, step_size, or targets too"),
+        "KRR-ST": ("kernel regression", "images, targets"),
+        "MTT-SSL": ("trajectories of SimCLR", "images, step_size"),
+    }
+    for name, (objective, learns) in objectives.items():
+        starts = ", ".join(f"**{one}**" if one == STARTS[name] else one for one in SELECTIONS)
+        lines.append(f"| {name} | {objective} | {starts} | {', '.join(PRUNED)} | {learns} |")
+    return "\n".join(lines)

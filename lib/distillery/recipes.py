@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from distillery import architectures
+from distillery.augment import Views
 from distillery.checks import InputError, check_choice, check_fraction, check_keep, check_positive_int
 from distillery.experts import Training
 from distillery.matching import hosts, trajectory
@@ -300,8 +301,8 @@ class Trajectory:
             "validation": [self.validations, self.networks, self.epochs] if self.validations else None,
         }
 
-    def training(self, settings: dict, augmentation: str) -> Training:
-        """How the experts of these settings are trained."""
+    def training(self, settings: dict, augmentation: str, views: Views | None = None) -> Training:
+        """How the experts of these settings are trained; views are for a loss that compares them."""
         kind, lr = settings["optimizer"], settings["expert_lr"]
         momentum, decay = (settings.get(name, 0.0) for name in ("expert_momentum", "expert_weight_decay"))
         if kind == "GSAM":
@@ -310,7 +311,13 @@ class Trajectory:
             optimizer = Adam(lr, weight_decay=decay) if kind == "Adam" else SGD(lr, momentum, decay)
         loss = settings.get("loss", "cross-entropy")
         return Training(
-            settings["experts"], optimizer, settings["expert_batch"], augmentation, self.seed, loss=loss
+            settings["experts"],
+            optimizer,
+            settings["expert_batch"],
+            augmentation,
+            self.seed,
+            loss=loss,
+            views=views,
         )
 
 

@@ -14,7 +14,7 @@ running over both views of all images. Slow references: `barlow_twins_plain`, `s
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -92,6 +92,11 @@ def simclr(z_a: Tensor, z_b: Tensor, temperature: float = 0.5) -> Tensor:
     itself = torch.eye(n, dtype=torch.bool, device=z.device)
     positive = cosine.roll(n // 2, -1).diagonal(dim1=-2, dim2=-1)  # (..., 2B)
     return (cosine.masked_fill(itself, -math.inf).logsumexp(-1) - positive).mean(-1)
+
+
+def two_views_apart(output: Tensor, target: Tensor) -> Tensor:
+    """`simclr` for outputs (K, 2B, D), all first views before all second ones: (K,), a loss of `training`."""
+    return simclr(*output.chunk(2, 1))
 
 
 def simclr_plain(z_a: Tensor, z_b: Tensor, temperature: float = 0.5) -> Tensor:
@@ -199,11 +204,16 @@ class TwoViews:
 
     The views of a training step come from a generator of their own, keyed by the number of the step, so that training goes
     on anywhere with the views it would have met. Each `batch` is one step.
+
+    numbers  of the K networks that train together, where each shall meet the views that it would meet alone; None = one draw
+             for all
     """
 
-    def __init__(self, images: ImageSet, views: Views, seed: int, step: int = 0):
+    def __init__(
+        self, images: ImageSet, views: Views, seed: int, step: int = 0, numbers: Sequence[int] | None = None
+    ):
         self.images, self.pixels = images, replace(images, transform=None)
-        self.views, self.seed, self.step = views, seed, step
+        self.views, self.seed, self.step, self.numbers = views, seed, step, numbers
         self.shape, self.targets = images.shape, images.targets
 
     def __len__(self) -> int:
@@ -211,9 +221,13 @@ class TwoViews:
 
     def batch(self, indices: Tensor) -> Tensor:
         """Images at `indices` (K, B), standardized after the augmentation: (K, 2B, C, H, W)."""
-        stream = generator(self.seed, "views", self.step)
+        pixels, step = self.pixels.batch(indices), self.step
         self.step += 1
-        views = two_views(self.pixels.batch(indices), self.views, stream)
+        if self.numbers is None:
+            views = two_views(pixels, self.views, generator(self.seed, "views", step))
+        else:
+            streams = [generator(self.seed, "views", step, number) for number in self.numbers]
+            views = torch.cat([two_views(pixels[i : i + 1], self.views, s) for i, s in enumerate(streams)])
         return self.images.transform(views) if self.images.transform else views
 
 

@@ -109,11 +109,16 @@ class KernelRegression:
         outputs = self._outputs(made, params, [real])
         loss = self.error(outputs, targets, weights, made)
         grads = torch.autograd.grad(loss, list(leaves.values()))
-        log = {
-            "loss": loss.detach(),
-            "accuracy": ((outputs.detach().argmax(1) == targets) * weights).sum() / weights.sum(),
-        }
+        log = {"loss": loss.detach()} | self.report(outputs.detach(), targets, weights)
         return dict(zip(leaves, grads, strict=True)), self.after(synthetic, state, seen, after), log
+
+    def report(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """What a step's log says beside the loss."""
+        return {"accuracy": ((outputs.argmax(1) == targets) * weights).sum() / weights.sum()}
+
+    def ridge(self, k_ss: Tensor) -> Tensor:
+        """lambda, ()."""
+        return self.rho * k_ss.trace() / len(k_ss)
 
     def _draw(self, draw_real) -> tuple[Tensor, Tensor, Tensor]:
         """Real images (n, ...), labels (n,) and weights (n,)."""
@@ -161,7 +166,7 @@ class KernelRegression:
         )
         support = self.features(params, images, False)
         k_ss = self.kernel(support)
-        dual = regress(k_ss, labels, self.rho * k_ss.trace() / len(k_ss))
+        dual = regress(k_ss, labels, self.ridge(k_ss))
         outputs = []
         for real in batches:
             with torch.no_grad():

@@ -26,11 +26,11 @@ import torch
 import yaml
 from torch import Generator, Tensor
 
-from distillery.augment import Draw, augment, draw
+from distillery.augment import Draw, ViewDraw, Views, augment, draw, draw_views, view
 from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.networks import Params, trainable
 from distillery.seeds import split
-from distillery.selfsup import check_targets
+from distillery.selfsup import check_targets, two_views_apart
 from distillery.synthetic import Synthetic
 from distillery.training import LOSSES, cross_entropy, squared_error
 
@@ -200,6 +200,9 @@ class TrajectoryMatching:
     batch         synthetic images a student step, 0 = all; stored ones where one stored image is several
     oversize      a batch larger than the set: 'refuse', or 'all' of the set (DATM)
     augmentation  DSA families, drawn anew in every student step
+    views         in their place two random views of each image (`augment.Views`), for a loss that compares them; their pixels
+                  are clamped to [0, 1] where colors are jittered, and pass no gradient there
+    transform     the standardization of the images, which views undo and apply again; None = there is none
     loss          (output (1, B, D), targets (1, B[, D])) -> (1, B), or (1,) where samples are coupled
     labels        whether 'label_logits' are learned beside pixels and step size
     targets       whether real-valued 'targets' are (MKDT's public code; in its paper they stay as they are)
@@ -226,6 +229,8 @@ class TrajectoryMatching:
         batch: int = 0,
         oversize: str = "refuse",
         augmentation: str = "",
+        views: Views | None = None,
+        transform=None,
         loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
         labels: bool = False,
         targets: bool = False,
@@ -248,6 +253,9 @@ class TrajectoryMatching:
             )
         self.network, self.experts, self.steps, self.span, self.starts = network, experts, steps, span, starts
         self.batch, self.oversize, self.augmentation, self.loss = batch, oversize, augmentation, loss
+        self.views, self.transform = views, transform
+        if views and augmentation:
+            raise InputError(f"augmentation: {augmentation!r} beside views; accepted: one of them")
         self.threshold, self.gradient, self.name = threshold, gradient, name
         self.learns = learned(labels, targets)
         self._check_experts_move()
@@ -291,35 +299,52 @@ class TrajectoryMatching:
     def step_loss(self, synthetic: Synthetic, buffers: Params) -> StepLoss:
         """The loss of one student step on the batch that `draws` chose."""
 
-        def loss(params: Params, tensors: dict[str, Tensor], drawn: tuple[Tensor, Draw | None]) -> Tensor:
-            indices, augmentation = drawn
+        def loss(
+            params: Params, tensors: dict[str, Tensor], drawn: tuple[Tensor, Draw | ViewDraw | None]
+        ) -> Tensor:
+            indices, drawn = drawn
             images, targets = synthetic.replace(**tensors).decode(indices)
-            images = augment(images[None], augmentation)  # (1, B, C, H, W)
+            # (1, B, C, H, W), or (1, 2B, C, H, W)
+            images = self._viewed(images, drawn)[None] if self.views else augment(images[None], drawn)
             output = self.network.apply(buffers | params, images, train=True)
             return self.loss(output.logits, targets[None]).mean()  # (1, B) or (1,) -> ()
 
         return loss
 
+    def _viewed(self, images: Tensor, drawn: ViewDraw) -> Tensor:
+        """Two views of each standardized image (B, C, H, W), all first ones before all second ones: (2B, C, H, W)."""
+        pixels = self.transform.inverse(images) if self.transform else images
+        seen = view(torch.cat([pixels, pixels]), drawn)
+        return self.transform(seen) if self.transform else seen
+
     def draws(
         self, synthetic: Synthetic, order_stream: Generator, augment_stream: Generator
-    ) -> list[tuple[Tensor, Draw | None]]:
-        """For each student step the stored images of its batch (b,) and its augmentation.
+    ) -> list[tuple[Tensor, Draw | ViewDraw | None]]:
+        """For each student step the stored images of its batch (b,) and its augmentation, or its views.
 
-        Batches are chunks of a random permutation of the set; when it is used up, another is drawn.
+        Batches are chunks of a random permutation of the set; when it is used up, another is drawn. Where samples are compared,
+        a last chunk that is smaller is left out.
         """
         n, batch = len(synthetic), self._batch(synthetic)
         chunks: list[Tensor] = []
         while len(chunks) < self.steps:
-            chunks += torch.randperm(n, generator=order_stream).split(batch)
+            found = torch.randperm(n, generator=order_stream).split(batch)
+            chunks += found[: n // batch] if self.views else found
         chunks = chunks[: self.steps]
         factor = len(
             synthetic.decode(torch.tensor([0], device=synthetic.device))[0]
         )  # images of a stored one
+        sizes = [len(chunk) for chunk in chunks]
+        indices = torch.cat(chunks).to(synthetic.device).split(sizes)
+        if self.views:
+            shape = tuple(synthetic.tensors["images"].shape[1:])
+            return [
+                (here, draw_views(self.views, shape, 2 * factor * len(here), augment_stream))
+                for here in indices
+            ]
         drawn = draw(self.augmentation, self.steps, factor * batch, augment_stream)
         if drawn is not None:  # all at once onto the device
             drawn = Draw(drawn.families, drawn.uniforms.to(synthetic.device))
-        sizes = [len(chunk) for chunk in chunks]
-        indices = torch.cat(chunks).to(synthetic.device).split(sizes)
         return [
             (here, drawn and Draw(drawn.families[i : i + 1], drawn.uniforms[i : i + 1, : factor * len(here)]))
             for i, here in enumerate(indices)
@@ -380,7 +405,7 @@ def build(name: str, network, experts, settings: dict, **options) -> TrajectoryM
     published = {
         "batch": settings["batch"],
         "oversize": "all",  # "all" of the set is written as a larger number in DATM's configurations
-        "loss": LOSSES[settings.get("loss", "cross-entropy")],
+        "loss": LOSSES.get(settings.get("loss", "cross-entropy"), two_views_apart),
         "labels": settings["labels"],
         "targets": settings.get("targets", False),
         "threshold": settings["threshold"] or math.inf,
