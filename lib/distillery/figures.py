@@ -17,6 +17,7 @@ COLORS = {
     "lowest loss": "#4e79a7", "middle": "#59a14f", "highest loss": "#e15759",
     "FlexRand": "#4e79a7", "FlexRand, 1/2": "#76b7b2", "hardest": "#e15759", "easiest": "#59a14f", "forgetting": "#b07aa1",
     "ridge sensitivity": "#4e79a7", "leverage": "#76b7b2", "k-means sensitivity": "#59a14f", "k-means++": "#9c755f",
+    "none": "#cccccc", "full": "#555555", "high loss": "#e15759", "KRR-ST": "#b07aa1", "MKDT": "#4e79a7", "MTT-SSL": "#f28e2b",
     "KIP": "#4e79a7", "RFAD": "#f28e2b", "FRePo": "#59a14f", "EL2N": "#9c755f", "entropy": "#ff9da7", "k-center": "#f28e2b", "Moderate": "#edc948", "CCS strata": "#a0cbe8",
 }  # fmt: skip
 

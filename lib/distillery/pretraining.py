@@ -494,14 +494,11 @@ class PretrainingBench:
         """Encoders trained on images by SimCLR as its teachers are, over as many images as the others see; steps of each."""
         passes = self.protocol.epochs * (len(self.real) / len(source) if recipe.matched else 1)
         epochs, batch = max(1, round(passes)), min(selfsup.SIMCLR.batch, len(source))
-        folder, found = self.runs.folder / "artifacts" / "self-supervised", []
-        for i in range(self.protocol.networks):
-            how = replace(
-                selfsup.SIMCLR, epochs=epochs, batch=batch, warmup=min(selfsup.SIMCLR.warmup, epochs - 1),
-                views=self.settings.views, seed=recipe.seed * self.protocol.networks + i,
-            )  # fmt: skip
-            found.append(selfsup.train_teacher(folder, network, source.images, how).params)
-        params = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+        how = replace(
+            selfsup.SIMCLR, epochs=epochs, batch=batch, warmup=min(selfsup.SIMCLR.warmup, epochs - 1),
+            views=self.settings.views, seed=recipe.seed,
+        )  # fmt: skip
+        params = selfsup.pretrain(network, source.images, how, self.protocol.networks)
         return params, epochs * (len(source) // batch)
 
 

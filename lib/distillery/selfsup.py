@@ -173,7 +173,7 @@ class Projected:
         return _prefixed("encoder", encoder) | _prefixed("projector", self.head.init(generator, k))
 
     def apply(self, params: Params, images: Tensor, train: bool = True) -> Output:
-        encoder, head = self._classified(_under("encoder", params)), _under("projector", params)
+        encoder, head = self.classified(_under("encoder", params)), _under("projector", params)
         logits, embeddings, buffers = [], [], {}
         for view in images.chunk(2, -4):
             inner = self.encoder.apply(encoder, view, train)
@@ -184,7 +184,7 @@ class Projected:
             embeddings.append(inner.embedding)
         return Output(torch.cat(logits, 1), torch.cat(embeddings, 1), buffers)
 
-    def _classified(self, encoder: Params) -> Params:
+    def classified(self, encoder: Params) -> Params:
         """With a classifier of zeros, which the encoder's `apply` asks for."""
         like = next(iter(encoder.values()))
         return encoder | {n: like.new_zeros(len(like), *shape) for n, shape in self.classifier.items()}
@@ -404,8 +404,24 @@ def _go_on(projected, params, momentum, losses, seconds, images, recipe, path, c
     return params, time.monotonic() - began
 
 
-def _start(projected: Projected, recipe: Recipe, device) -> Params:
-    return {n: v.to(device) for n, v in projected.init(generator(recipe.seed, "teacher"), 1).items()}
+def _start(projected: Projected, recipe: Recipe, device, k: int = 1) -> Params:
+    return {n: v.to(device) for n, v in projected.init(generator(recipe.seed, "teacher"), k).items()}
+
+
+def pretrain(network, images: ImageSet, recipe: Recipe, k: int = 1) -> Params:
+    """What `train_teacher` does for k encoders at once, and without a file: their weights with classifiers of zero, leading axis k.
+
+    raises  InputError on an encoder without `embed`, and fewer images than a batch
+    """
+    check_encoder(network)
+    projected = Projected(network, projector(recipe.loss, _features(network, images.shape), recipe.width))
+    source = TwoViews(images, recipe.views, recipe.seed)
+    params, _ = train(
+        projected, _start(projected, recipe, images.device, k), source, recipe.objective, recipe.optimizer(len(images)),
+        generator=generator(recipe.seed, "teacher training"), epochs=recipe.epochs, batch=recipe.batch, whole_batches=True,
+        chunk=k,
+    )  # fmt: skip
+    return projected.classified(_under("encoder", params))
 
 
 def untrained(network, images: ImageSet, recipe: Recipe) -> Encoder:
