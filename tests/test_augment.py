@@ -211,7 +211,7 @@ def test_labels_are_mixed_by_pixel_share():
 
 @pytest.mark.parametrize("side, area", [(32, 0.299), (28, 0.296), (224, 0.318)])
 def test_mean_mixed_area(side, area):
-    """Simulated values of the sheet."""
+    """Simulated values."""
     _, kept = draw_boxes(1.0, 100_000, side, side, generator(0, "area"))
     assert float(1 - kept.mean()) == pytest.approx(area, abs=0.003)
     _, kept = draw_boxes(0.5, 100_000, side, side, generator(0, "area"))

@@ -180,7 +180,7 @@ def test_momentum_goes_on_as_in_one_training(tiny):
 
 
 def test_published_steps_a_training():
-    """Whole batches: 2000 images are 32 steps, 500 are 8 (sheet 7.3)."""
+    """Whole batches: 2000 images are 32 steps, 500 are 8."""
     assert MultiFormation(network()).train_steps == 32
     assert MultiFormation(network(), n_data=500).train_steps == 8
     assert MultiFormation(network()).optimizer == SGD(0.01, 0.9, 5e-4)

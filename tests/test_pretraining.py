@@ -10,7 +10,16 @@ from distillery.data import Splits
 from distillery.evaluation import Probing, embed, probe
 from distillery.matching.trajectory import TrajectoryMatching
 from distillery.networks import ConvNet
-from distillery.pretraining import DISTILLED, METHODS, Pretraining, PretrainingBench, Settings, read
+from distillery.pretraining import (
+    DISTILLED,
+    METHODS,
+    Pretraining,
+    PretrainingBench,
+    Settings,
+    compatibility,
+    published,
+    read,
+)
 from distillery.recipes import Trajectory
 from distillery.seeds import generator
 from distillery.students import Regression, high_loss
@@ -188,6 +197,25 @@ def test_read_takes_one_task_and_fraction(results):
         read([found["none"], None], "own", 0.5)[0]["accuracies"] == found["none"]["accuracies"]["own"]["0.5"]
     )
     assert read([None], "own", 0.5) == [None]
+
+
+def test_published_numbers_by_hand():
+    assert published("cifar10", "2%", "1%", "cifar10", "MKDT") == {
+        "mean": pytest.approx(0.4436),
+        "std": pytest.approx(0.0161),
+    }
+    assert published("cifar10", "5%", "5%", "cifar10", "random")["mean"] == pytest.approx(0.4813)
+    assert published("cifar100", "5%", "5%", "cifar100", "full") == published(
+        "cifar100", "2%", "5%", "cifar100", "full"
+    )
+    assert (
+        published("cifar10", "3%", "1%", "cifar10", "MKDT") is None
+        and published("folder", "2%", "1%", "x", "MKDT") is None
+    )
+
+
+def test_the_table_of_what_combines_names_every_method():
+    assert all(f"| {name} |" in compatibility() for name in DISTILLED)
 
 
 def test_bad_recipes_are_refused(refused):

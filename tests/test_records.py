@@ -99,7 +99,11 @@ def test_claims():
     assert unpaired["verdict"] == "not run" and unpaired["measured"] is None
     value = claim("d", "DM reaches 61", "paper", ours, published={"mean": 0.61, "std": 0.0}, comparable=True)
     assert value["verdict"] == "reproduced" and value["difference"] is None
-    store.canonical([won, lost, unpaired, value])  # a record holds nothing that JSON does not
+    closed = claim(
+        "e", "DM beats random", "paper", ours, baseline, against="random", untestable="the gate is closed"
+    )
+    assert (closed["verdict"], closed["why"]) == ("not testable at this scale", "the gate is closed")
+    store.canonical([won, lost, unpaired, value, closed])  # a record holds nothing that JSON does not
 
 
 def test_public_parameters_name_no_place():
@@ -111,6 +115,7 @@ def test_public_parameters_name_no_place():
         "language_model": "some-group/some-model",
     }
     assert records.public(given) == given | {"encoder_root": "cars"}
+    assert records.public({"other_roots": ["/data/cars", ""]}) == {"other_roots": ["cars", ""]}
 
 
 def test_record_key_follows_what_decides_the_numbers():

@@ -242,11 +242,16 @@ def test_paths_of_a_command_are_those_of_its_folder(tiny_notebook, tmp_path, mon
     path = tiny_notebook("")
     cell = nbformat.read(path, as_version=4)
     cell.cells[0].source += '\nencoder: str = "pretrain"  # encoder\nencoder_root: str = ""  # its data'
+    cell.cells[0].source += '\nother_roots: list[str] = [""]  # more'
     nbformat.write(cell, path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.pth").touch()
     given, _ = parameters.planned(path, {"encoder": "weights.pth", "encoder_root": "cars"})
     assert given == {"encoder": str(tmp_path / "weights.pth"), "encoder_root": str(tmp_path / "cars")}
+    assert parameters.planned(path, {"other_roots": ["cars", ""]})[0] == {
+        "other_roots": [str(tmp_path / "cars"), ""]
+    }
+    assert parameters.planned(path, {"other_roots": "cars"})[0] == {"other_roots": [str(tmp_path / "cars")]}
     assert parameters.planned(path, {"encoder": "torchvision:vit_b_16"})[0] == {
         "encoder": "torchvision:vit_b_16"
     }

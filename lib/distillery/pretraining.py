@@ -19,9 +19,11 @@ teacher -> targets -> students -> select or initialize -> distill -> pre-train f
 
 import time
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
+from importlib import resources
 
 import torch
+import yaml
 from torch import Tensor
 
 from distillery import architectures, engine, experts, selfsup, store
@@ -534,6 +536,21 @@ class Pixels:
 def read(results: list[dict | None], task: str, fraction: float) -> list[dict | None]:
     """Results as `records.row` takes them: the accuracies of one task at one fraction of labels."""
     return [one and one | {"accuracies": one["accuracies"][task][f"{fraction:g}"]} for one in results]
+
+
+@cache
+def _published() -> dict:
+    return yaml.safe_load(resources.files("distillery.matching").joinpath("pretraining.yaml").read_text())
+
+
+def published(dataset: str, part: str, labels: str, task: str, method: str) -> dict | None:
+    """{'mean', 'std'} as fractions from `matching/pretraining.yaml`, None where no number is known.
+
+    part, labels  of the unlabelled images and of the labels, as '2%'; of 'none' and 'full' the part does not matter
+    """
+    table = _published().get(dataset, {}).get("2%" if method in (NONE, FULL) else part, {})
+    found = table.get(labels, {}).get(task, {}).get(method)
+    return {"mean": found[0] / 100, "std": found[1] / 100} if found else None
 
 
 def compatibility() -> str:
