@@ -232,6 +232,7 @@ def test_schedules(tiny, schedule):
     factors = {
         "constant": [1, 1, 1, 1],
         "linear": [1, 0.75, 0.5, 0.25],
+        "linear to a thousandth": [1, 1 - 0.999 / 4, 1 - 0.999 / 2, 1 - 0.999 * 3 / 4],
         "cosine to a tenth": [0.55 + 0.45 * math.cos(math.pi * i / 4) for i in range(4)],
         "cosine": [0.5 + 0.5 * math.cos(math.pi * i / 4) for i in range(4)],
     }[schedule]

@@ -29,14 +29,14 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "linear to a thousandth": lambda step, steps: 1 - 0.999 * step / steps,
 }
 CHECK_EVERY = 100  # steps between looks for NaN; each look waits for the device
-KINDS = ("sgd", "adam", "adamw", "lamb", "adabelief")
+KINDS = ("sgd", "adam", "lamb", "adabelief")
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """How one learned tensor is updated, under a schedule (steps done, steps in all) -> factor.
 
-    kind  torch's 'sgd', 'adam' or 'adamw' (its decay the default, .01), or timm's 'lamb' (trust ratio always on, no clipping, no decay: as in optax) or 'adabelief'
+    kind  torch's 'sgd' or 'adam', or timm's 'lamb' (trust ratio always on, no clipping, no decay: as in optax) or 'adabelief'
           (not rectified, as the default of torch_optimizer, with which RFAD was published)
     """
 
@@ -54,8 +54,6 @@ class Optimizer:
             return torch.optim.SGD([tensor], lr=self.lr, momentum=self.momentum)
         if self.kind == "adam":
             return torch.optim.Adam([tensor], lr=self.lr)
-        if self.kind == "adamw":
-            return torch.optim.AdamW([tensor], lr=self.lr)
         from timm.optim import AdaBelief, Lamb  # seconds to import
 
         if self.kind == "adabelief":

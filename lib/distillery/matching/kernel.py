@@ -112,14 +112,6 @@ class KernelRegression:
         log = {"loss": loss.detach()} | self.report(outputs.detach(), targets, weights)
         return dict(zip(leaves, grads, strict=True)), self.after(synthetic, state, seen, after), log
 
-    def report(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """What a step's log says beside the loss."""
-        return {"accuracy": ((outputs.argmax(1) == targets) * weights).sum() / weights.sum()}
-
-    def ridge(self, k_ss: Tensor) -> Tensor:
-        """lambda, ()."""
-        return self.rho * k_ss.trace() / len(k_ss)
-
     def _draw(self, draw_real) -> tuple[Tensor, Tensor, Tensor]:
         """Real images (n, ...), labels (n,) and weights (n,)."""
         if not self.balanced:
@@ -154,6 +146,14 @@ class KernelRegression:
     def error(self, outputs: Tensor, targets: Tensor, weights: Tensor, made: Synthetic) -> Tensor:
         """The loss of a step, ()."""
         raise NotImplementedError
+
+    def report(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """What a step logs beside its loss."""
+        return {"accuracy": ((outputs.argmax(1) == targets) * weights).sum() / weights.sum()}
+
+    def ridge(self, k_ss: Tensor) -> Tensor:
+        """Lambda, ()."""
+        return self.rho * k_ss.trace() / len(k_ss)
 
     def doubled(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Support images and labels as the regression sees them."""
@@ -267,7 +267,42 @@ class RandomFeatures(KernelRegression):
         return 0.5 * (weights * (outputs - centred(targets, self.classes)).square().mean(1)).sum()
 
 
-class FeatureRegression(KernelRegression):
+class PooledRegression(KernelRegression):
+    """What objectives share whose kernel is of features of a network from a pool, which is trained on the set along the way.
+
+    A subclass sets `own`, the network, and `pool`, how many there are; its state is flat, 'net.NAME' (P, ...) and more.
+    """
+
+    own: ModuleNetwork
+    pool: int
+
+    def _picked(self, generator: Generator) -> int:
+        """Which network of the pool a step sees, from a copy of its generator."""
+        return int(torch.randint(self.pool, (), generator=generator.clone_state()))
+
+    def moment(self, synthetic, state, generator: Generator) -> Params:
+        i = self._picked(generator)
+        return {name: value[i : i + 1] for name, value in under(state, "net.").items()}
+
+    def after(self, synthetic, state, seen: Generator, generator: Generator) -> dict[str, Tensor]:
+        """The network that was seen takes a step on the synthetic images, or is drawn anew where it is old."""
+        i = self._picked(seen)
+        state = {name: value.clone() for name, value in state.items()}
+        one = {name: value[i : i + 1] for name, value in state.items()}
+        for name, value in self.aged(synthetic, one, generator).items():
+            state[name][i] = value[0]
+        return state
+
+    def aged(self, synthetic, one: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
+        """The state of one network after a step that saw it, leading axis 1."""
+        raise NotImplementedError
+
+    def features(self, params: Params, images: Tensor, real: bool) -> Tensor:
+        network = Fast(self.own, self.precision) if real and self.precision != "float32" else self.own
+        return network.embed(params, images, train=False)[0].double()
+
+
+class FeatureRegression(PooledRegression):
     """FRePo. The pool's networks are of `frepo_network`, judged by their features in evaluation mode.
 
     width    channels of the first block, twice as many in each next one (published: 128)
@@ -304,24 +339,9 @@ class FeatureRegression(KernelRegression):
             state |= {f"first.{name}": torch.zeros_like(value), f"second.{name}": torch.zeros_like(value)}
         return state | {"steps": torch.zeros(k, dtype=torch.int64), "age": torch.zeros(k, dtype=torch.int64)}
 
-    def _picked(self, generator: Generator) -> int:
-        """Which network of the pool a step sees, from a copy of its generator."""
-        return int(torch.randint(self.pool, (), generator=generator.clone_state()))
-
-    def moment(self, synthetic, state, generator: Generator) -> Params:
-        i = self._picked(generator)
-        return {name: value[i : i + 1] for name, value in under(state, "net.").items()}
-
-    def after(self, synthetic, state, seen: Generator, generator: Generator) -> dict[str, Tensor]:
-        """The network that was seen takes a step on the synthetic images, or is drawn anew where it is old."""
-        i = self._picked(seen)
-        state = {name: value.clone() for name, value in state.items()}
-        new = self._train(synthetic, {name: value[i : i + 1] for name, value in state.items()}, generator)
-        if int(new["age"]) > self.age:
-            new = self._drawn(synthetic.device, generator, 1)
-        for name, value in new.items():
-            state[name][i] = value[0]
-        return state
+    def aged(self, synthetic, one: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
+        new = self._train(synthetic, one, generator)
+        return new if int(new["age"]) <= self.age else self._drawn(synthetic.device, generator, 1)
 
     def _train(self, synthetic: Synthetic, one: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
         params = under(one, "net.")
@@ -357,10 +377,6 @@ class FeatureRegression(KernelRegression):
             steps=self.age,
             batch=500,
         )[0]
-
-    def features(self, params: Params, images: Tensor, real: bool) -> Tensor:
-        network = Fast(self.own, self.precision) if real else self.own
-        return network.embed(params, images, train=False)[0].double()
 
     def doubled(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if not self.flip:

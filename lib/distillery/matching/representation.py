@@ -1,159 +1,209 @@
-r"""KRR-ST: a set for self-supervised pre-training by kernel ridge regression of a teacher's embeddings (arXiv 2310.06511).
+r"""KRR-ST (arXiv 2310.06511): a kernel ridge regression on the synthetic set predicts a self-supervised teacher's targets of real images.
 
-With made images $X_s$ and made targets $Y_s$, features $F$ of a network that is trained on them along the way, a 1 appended, and a
-batch of real images $x_b$ with the teacher's embeddings $g(x_b)$,
+With features $F$ of a network from a pool, in evaluation mode and with a 1 appended, of synthetic images $X_s$ and real ones
+$X_b$, the learned targets $Y_s$ and the teacher's $g(x_b)$, what is descended in $X_s$ and $Y_s$ is
 
-$$L = \frac{1}{|b|\,D}\,\lVert K_{bs}\,(K_{ss} + \lambda I)^{-1}\,Y_s - g(x_b) \rVert^2, \qquad K_{bs} = F_b F_s^T, \quad
-\lambda = 10^{-6}\,\mathrm{tr}(K_{ss}),$$
+$$\mathrm{MSE}\left(K_{bs} (K_{ss} + \lambda I)^{-1} Y_s,\; g(x_b)\right), \qquad K_{bs} = F_b F_s^T, \quad K_{ss} = F_s F_s^T, \quad
+\lambda = 10^{-6}\,\mathrm{tr}(K_{ss})$$
 
-is descended in $X_s$ and $Y_s$; $\lambda$ passes no gradient. Slow reference: `krrst_loss_plain`.
+with a $\lambda$ that is no part of the gradient. A network of the pool that a step has seen takes a step of its own on
+$\mathrm{MSE}(f(X_s), Y_s)$ over the whole set: no augmentation, so that neither loss is random but for the real batch.
+Slow reference: `krrst_loss_plain`.
 
-Our choices: real images are not augmented, so that the teacher embeds each once (the public code crops and mirrors them, and asks the
-teacher in every step); images live standardized as everywhere here; a network's age before the first step is a counter, drawn at
-random, and its weights are fresh; its blocks are those of `kernel.frepo_network`.
+Real images come as a `students.Regression`, the synthetic set has targets (M, D), and `sampling.Uniform(None, N)` draws the batches.
+Published settings: `representation.yaml`.
+
+Our choices: real batches are not augmented and the teacher's targets made once (the public code crops and flips each batch and
+asks the teacher again). Synthetic images are standardized as the real ones are (there they are pixels in [0, 1] that meet
+networks as they are, at the same rates). A network trains on the set before its update (there: after it), and is of age 0 when it
+is drawn anew (there its age stays at the limit, so that it is drawn anew in each later use: in the end no network is trained).
+Solves are in float64.
 """
 
-from collections.abc import Callable
+import math
 from functools import cache
 from importlib import resources
 
 import torch
 import yaml
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from distillery import selfsup
 from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.kernels import kernel_ridge_plain
 from distillery.matching import under
-from distillery.matching.kernel import KernelRegression, frepo_network
-from distillery.networks import Params, trainable
+from distillery.matching.kernel import PooledRegression
+from distillery.networks import ModuleNetwork, Params, depth_for, trainable
 from distillery.optimizers import SGD
-from distillery.selfsup import check_targets
+from distillery.seeds import split
 from distillery.synthetic import Synthetic
 from distillery.training import squared_error
 
 
-class SelfSupervisedRegression(KernelRegression):
-    """The objective of KRR-ST. Targets are real-valued, so that `accuracy` and `predict` of its base mean nothing here.
+class SelfSupervisedRegression(PooledRegression):
+    """KRR-ST. The pool's networks are of `krrst_network`, with as many outputs as the network of the bench: the width D of the targets.
 
-    network     says of what shape the images are, and how wide the targets (its `classes`)
-    batch       real images a step
-    width       channels of the first block of the networks trained along, twice as many in each next one
-    pool, age   how many of them; steps after which one is drawn anew
-    network_lr  of their training: SGD on all of the set, momentum .9, weight decay 1e-3, one step whenever they are used
-    raises      InputError on numbers that are not positive, and a set whose targets are not as wide as the network's output
+    width    channels of the first block, twice as many in each next one (published: 128 at 32 x 32, 64 at 64 x 64)
+    pool     networks (10). A network of age a has taken a steps; the first ages are uniform from 1 to `age` - 1, and `start`
+             trains that long
+    age      at which a network that was seen is drawn anew (1000)
+    lr       of their training on the synthetic set, SGD with momentum .9 and weight decay 1e-3 (.1)
+    rho      lambda over the trace of K_SS, not over its mean diagonal
+    Others as `KernelRegression`; batch is of all classes (published: 1,024). Outputs of the regression are (N, D); there are no
+    labels, and so neither `predict` nor `accuracy`.
+    raises   InputError on targets, synthetic or real, that are not real numbers (n, D)
     """
 
     name, learns = "KRR-ST", ("images", "targets")
 
-    def __init__(
-        self,
-        network,
-        batch: int = 1024,
-        *,
-        width: int = 128,
-        pool: int = 10,
-        age: int = 1000,
-        network_lr: float = 0.1,
-    ):
-        super().__init__(network, batch, labels=True)
+    def __init__(self, network, batch: int = 1024, real_network=None, *, rho: float = 1e-6, width: int = 128,
+                 pool: int = 10, age: int = 1000, lr: float = 0.1):  # fmt: skip
+        super().__init__(network, batch, real_network, rho=rho, labels=True)
         for name, value in (("width", width), ("pool", pool), ("age", age)):
             check_positive_int(name, value)
-        if not network_lr > 0:
-            raise InputError(f"network_lr: {network_lr} is not accepted; accepted: a number above 0")
-        self.pool, self.age, self.sgd = pool, age, SGD(network_lr, 0.9, 1e-3)
-        self.own = frepo_network(network.shape, network.classes, width)
+        self.pool, self.age, self.sgd = pool, age, SGD(lr, 0.9, 1e-3)
+        self.own = krrst_network(network.shape, self.classes, width)
+
+    def prepare(self, synthetic: Synthetic) -> Synthetic:
+        """The set as it is. Raises InputError unless its targets are (M, D)."""
+        selfsup.check_targets(synthetic.tensors["targets"], synthetic, self.classes)
+        return synthetic
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
-        """State: the pool 'net.NAME' (P, ...), its momentum 'momentum.NAME' (P, ...), and 'age' (P,)."""
-        check_targets(synthetic.tensors["targets"], synthetic, self.classes)
-        drawn = self._drawn(synthetic.device, generator, self.pool)
-        return drawn | {"age": torch.randint(1, max(2, self.age), (self.pool,), generator=generator)}
+        """State: the pool 'net.NAME' (P, ...), its momentum 'velocity.NAME', and 'age' (P,)."""
+        ages, *nets = split(generator, 1 + self.pool)
+        ages = torch.randint(1, max(2, self.age), (self.pool,), generator=ages)
+        synthetic = self.prepare(synthetic)
+        pool = [self._trained(synthetic, int(age), net) for age, net in zip(ages, nets, strict=True)]
+        return {name: torch.cat([one[name] for one in pool]) for name in pool[0]}
 
-    def _drawn(self, device: torch.device, generator: Generator, k: int) -> dict[str, Tensor]:
-        nets = {name: value.to(device) for name, value in self.own.init(generator, k).items()}
-        state = {f"net.{name}": value for name, value in nets.items()}
-        state |= {f"momentum.{name}": torch.zeros_like(value) for name, value in trainable(nets).items()}
-        return state | {"age": torch.zeros(k, dtype=torch.int64)}
+    def _drawn(self, device: torch.device, generator: Generator) -> dict[str, Tensor]:
+        """The state of one network of age 0."""
+        net = {name: value.to(device, non_blocking=True) for name, value in self.own.init(generator).items()}
+        state = {f"net.{name}": value for name, value in net.items()}
+        state |= {f"velocity.{name}": torch.zeros_like(value) for name, value in trainable(net).items()}
+        return state | {"age": torch.zeros(1, dtype=torch.int64)}
 
-    def _picked(self, generator: Generator) -> int:
-        """Which network of the pool a step sees, from a copy of its generator."""
-        return int(torch.randint(self.pool, (), generator=generator.clone_state()))
-
-    def moment(self, synthetic: Synthetic, state: dict[str, Tensor], generator: Generator) -> Params:
-        i = self._picked(generator)
-        return {name: value[i : i + 1] for name, value in under(state, "net.").items()}
-
-    def after(
-        self, synthetic: Synthetic, state: dict[str, Tensor], seen: Generator, generator: Generator
-    ) -> dict[str, Tensor]:
-        """The network that was seen takes a step on the set, or is drawn anew where it is old."""
-        i = self._picked(seen)
-        new = self._train(synthetic, {name: value[i : i + 1] for name, value in state.items()})
-        if int(new["age"]) >= self.age:
-            new = self._drawn(synthetic.device, generator, 1)
-        state = {name: value.clone() for name, value in state.items()}
-        for name, value in new.items():
-            state[name][i] = value[0]
-        return state
+    def _trained(self, synthetic: Synthetic, steps: int, generator: Generator) -> dict[str, Tensor]:
+        """The state of one network after some steps on a set."""
+        one = self._drawn(synthetic.device, generator)
+        for _ in range(steps):
+            one = self._train(synthetic, one)
+        return one
 
     def _train(self, synthetic: Synthetic, one: dict[str, Tensor]) -> dict[str, Tensor]:
-        params = under(one, "net.")
-        learned = {name: value.detach().clone().requires_grad_() for name, value in trainable(params).items()}
-        source = synthetic.source()
-        output = self.own.apply(params | learned, source.images[None], train=True)
+        params, source = under(one, "net."), synthetic.source()
+        learned = {name: value.clone().requires_grad_() for name, value in trainable(params).items()}
+        output = self.own.apply(params | learned, source.images, train=True)
         loss = squared_error(output.logits, source.targets[None]).mean()
-        grads = list(torch.autograd.grad(loss, list(learned.values())))
+        grads = torch.autograd.grad(loss, list(learned.values()))
         weights = [value.detach() for value in learned.values()]
-        moments = [one[f"momentum.{name}"].clone() for name in learned]
-        moments = self.sgd.update(weights, grads, moments, 0, 1.0)
+        velocity = [one[f"velocity.{name}"].clone() for name in learned]
+        velocity = self.sgd.update(weights, list(grads), velocity, 0, 1.0)
         new = {f"net.{name}": value for name, value in zip(learned, weights, strict=True)}
         new |= {f"net.{name}": value.detach() for name, value in output.buffers.items()}
-        new |= {f"momentum.{name}": value for name, value in zip(learned, moments, strict=True)}
+        new |= {f"velocity.{name}": value for name, value in zip(learned, velocity, strict=True)}
         return one | new | {"age": one["age"] + 1}
 
+    def aged(self, synthetic, one: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
+        if int(one["age"]) >= self.age:
+            return self._drawn(synthetic.device, generator)
+        return self._train(synthetic, one)
+
+    def fresh(self, synthetic: Synthetic, generator: Generator) -> Params:
+        """A network trained on the set as long as the pool's oldest."""
+        return under(self._trained(synthetic, self.age, generator), "net.")
+
     def features(self, params: Params, images: Tensor, real: bool) -> Tensor:
-        found = self.own.embed(params, images, train=False)[0].double()
-        return torch.cat([found, torch.ones_like(found[:, :1])], 1)
+        """Those of the pool's network and a 1, (n, F + 1) float64."""
+        found = super().features(params, images, real)
+        return torch.cat([found, found.new_ones(len(found), 1)], 1)
 
     def ridge(self, k_ss: Tensor) -> Tensor:
-        return (self.rho * k_ss.trace()).detach()
+        """Lambda, (), without gradient."""
+        return self.rho * k_ss.detach().trace()
 
     def error(self, outputs: Tensor, targets: Tensor, weights: Tensor, made: Synthetic) -> Tensor:
+        """Mean squared error over images and outputs. Slow reference: `krrst_loss_plain`."""
+        if targets.shape != outputs.shape or not targets.is_floating_point():
+            raise InputError(
+                f"real targets: {tuple(targets.shape)} {targets.dtype}; accepted: real numbers {tuple(outputs.shape)}"
+            )
         return (weights * (outputs - targets).square().mean(1)).sum()
 
     def report(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """Nothing: there are no labels."""
         return {}
 
+    def predict(self, synthetic: Synthetic, state: dict[str, Tensor], images, generator: Generator) -> Tensor:
+        """Refused: what is regressed is no label."""
+        raise InputError(f"predict: labels with {self.name}; accepted: `outputs`, which has no labels")
 
-def krrst_loss_plain(
-    features: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor, real: Tensor, embeddings: Tensor
-) -> Tensor:
-    """The loss of one step, ().
+    def accuracy(self, synthetic: Synthetic, images, generator: Generator) -> float:
+        """Refused, as `predict`."""
+        raise InputError(f"accuracy: labels with {self.name}; accepted: `outputs`, which has no labels")
 
-    features    (n, C, H, W) -> (n, F): last activations of one network in evaluation mode
-    images      (m, C, H, W) float64: made images;   targets     (m, D) float64
-    real        (n, C, H, W) float64: real images;   embeddings  (n, D) float64, the teacher's
+
+def krrst_network(shape: tuple[int, int, int], outputs: int, width: int) -> ModuleNetwork:
+    """KRR-ST's network: blocks of convolution, BatchNorm, ReLU and pooling, twice as wide each, then a linear layer.
+
+    Published are 3 blocks at 32 x 32 and 4 at 64 x 64; images of other sizes get `networks.depth_for`, which is ours.
     """
-    f_s = torch.cat([features(images), torch.ones(len(images), 1, dtype=images.dtype)], 1)
-    f_b = torch.cat([features(real), torch.ones(len(real), 1, dtype=real.dtype)], 1)
-    kernel_ss, kernel_bs = f_s @ f_s.T, f_b @ f_s.T  # (m, m), (n, m)
-    predictions = kernel_ridge_plain(kernel_ss, targets, kernel_bs, 1e-6 * torch.trace(kernel_ss).detach())
-    return ((predictions - embeddings) ** 2).mean()
+    depth = depth_for(shape)
+
+    def build() -> nn.Module:
+        layers, channels = [], shape[0]
+        for i in range(depth):
+            wide = width * 2**i
+            layers += [nn.Conv2d(channels, wide, 3, padding=1), nn.BatchNorm2d(wide), nn.ReLU()]
+            layers.append(nn.AvgPool2d(2))
+            channels = wide
+        pixels = math.prod(side // 2**depth for side in shape[1:])
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * pixels, outputs))
+
+    network = ModuleNetwork(build, f"KRR-ST network width {width}")
+    network.channels = width
+    return network
 
 
 @cache
 def presets() -> dict[str, dict]:
-    """Data set -> settings, as in `representation.yaml`, where they are explained."""
+    """'common' and data set -> settings, as in `representation.yaml`, where they are explained."""
     return yaml.safe_load(resources.files("distillery.matching").joinpath("representation.yaml").read_text())
 
 
 def preset(dataset: str) -> dict:
-    """The settings of a data set, with `source`. Raises InputError where there are none."""
-    check_choice("KRR-ST data set", dataset, presets())
-    return dict(presets()[dataset])
+    """The published settings on a data set, with `source`. Raises InputError where nothing is published."""
+    check_choice("KRR-ST data set", dataset, [name for name in presets() if name != "common"])
+    return presets()["common"] | presets()[dataset]
 
 
-def build(network, settings: dict) -> SelfSupervisedRegression:
-    """The objective of a preset."""
-    options = {name: settings[name] for name in ("batch", "width", "pool", "age", "network_lr")}
-    return SelfSupervisedRegression(network, **options)
+def build(settings: dict, network, **options) -> SelfSupervisedRegression:
+    """The objective of a preset; `options` of `SelfSupervisedRegression` go before it."""
+    published = {name: settings[name] for name in ("batch", "rho", "width", "pool", "age")}
+    return SelfSupervisedRegression(network, **published | {"lr": settings["network_lr"]} | options)
+
+
+def krrst_loss_plain(
+    features, images: Tensor, targets: Tensor, real: Tensor, real_targets: Tensor, weights: Tensor, rho: float = 1e-6
+) -> Tensor:  # fmt: skip
+    """KRR-ST: weighted mean over real images of the mean over outputs of the squared error.
+
+    Source: 2310.06511 and its released code. K(x, x') = f(x).f(x') + 1; ridge 1e-6 tr(K_SS), which is a constant.
+
+    features      (n, c, h, w) -> (n, F): flattened last activations of one network, in eval mode
+    images        (m, c, h, w) float64: synthetic images;   targets (m, D) float64
+    real          (n, c, h, w) float64: real images;   real_targets (n, D) float64, of the teacher
+    weights       (n,) float64 that sum to one; published: 1 / n
+    returns       () float64
+    """
+    f_s = torch.cat([features(images), torch.ones(len(images), 1, dtype=images.dtype)], 1)  # (m, F + 1)
+    f_b = torch.cat([features(real), torch.ones(len(real), 1, dtype=real.dtype)], 1)  # (n, F + 1)
+    k_bs = f_b @ f_s.T  # (n, m)
+    k_ss = f_s @ f_s.T  # (m, m)
+    penalty = rho * torch.trace(k_ss.detach())
+    predictions = kernel_ridge_plain(k_ss, targets, k_bs, penalty)  # (n, D)
+    loss = torch.zeros_like(penalty)
+    for weight, prediction, truth in zip(weights, predictions, real_targets, strict=True):
+        loss = loss + weight * (prediction - truth).square().mean()
+    return loss
