@@ -143,6 +143,18 @@ def test_encoders_share_a_set(results):
         assert one["artifact"] == found["MKDT"]["artifact"] and one["loss"] == found["MKDT"]["loss"]
 
 
+def test_a_shared_set_is_billed_once(results):
+    bench, found = results
+    again = bench.run(recipe("MKDT", lr=0.01))
+    first, second, other = bench.billed([found["MKDT"], again, found["random"]])
+    made = store.read_json(bench.runs.path(again["artifact"]))["result"]
+    assert first["seconds"] == found["MKDT"]["seconds"] and other["seconds"] == found["random"]["seconds"]
+    assert (
+        second["seconds"] == pytest.approx(again["seconds"] - made["seconds"])
+        and 0 <= second["seconds"] < made["seconds"] + again["seconds"]
+    )
+
+
 def test_pruned_images_are_those_of_lowest_student_loss(results):
     bench, _ = results
     kept = bench.pruned(recipe("MKDT", keep=0.5))

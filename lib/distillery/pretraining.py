@@ -235,6 +235,19 @@ class PretrainingBench:
         start = tensors.pop("start")
         return Synthetic(tensors, None, card={"start": start}).to(self.real.device)
 
+    def billed(self, results: list[dict]) -> list[dict]:
+        """'seconds' and 'samples' of results, a set that several of them share counted once."""
+        bills, seen = [], set()
+        for one in results:
+            seconds, samples = one["seconds"], one["samples"]
+            if one["artifact"] in seen:
+                made = store.read_json(self.runs.path(one["artifact"]))["result"]
+                seconds, samples = seconds - made["seconds"], samples - made["samples"]
+            elif one["artifact"]:
+                seen.add(one["artifact"])
+            bills.append({"seconds": seconds, "samples": samples})
+        return bills
+
     def students(self, kind: str = "MKDT", real: Regression | None = None) -> Experts:
         """The students of 'MKDT', of 'MKDT, flat', or the experts of 'MTT-SSL', on all real images or some: trained once, stored."""
         real = real or self.real
