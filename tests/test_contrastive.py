@@ -64,8 +64,14 @@ def test_experts_read_no_labels_and_learn(tmp_path):
 
 
 def test_cost_counts_whole_batches(tiny, tmp_path):
-    """24 images in batches of 10 are two steps an epoch."""
-    assert ex.cost(tmp_path, network(), tiny, replace(ADAM, chunk=2), 3)["steps"] == 6
+    """24 images in batches of 10 are two steps an epoch, and 20 images."""
+    training = replace(ADAM, chunk=2)
+    cost = ex.cost(tmp_path, network(), tiny, training, 3)
+    assert cost["steps"] == 6
+    ex.make(tmp_path, network(), tiny, training, 3, account="us")
+    assert ex.spent(tmp_path, network(), tiny, training, 3, "us")["samples"] == 3 * 2 * 20
+    stored = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert 0.5 < cost["bytes"] / stored < 2
 
 
 def problem(images, steps=2, dtype=F64, seed=0, shape=(1, 8, 8)):
@@ -153,5 +159,12 @@ def test_refusals(tiny, tmp_path, refused):
         TrajectoryMatching(
             network(), bank, 2, 1, Starts(0, 1), augmentation="flip", views=VIEWS, loss=two_views_apart
         )
+    for options in (
+        {"views": VIEWS},
+        {"loss": two_views_apart},
+        {"views": VIEWS, "loss": two_views_apart, "targets": True},
+    ):
+        with refused("views"):
+            TrajectoryMatching(network(), bank, 2, 1, Starts(0, 1), **options)
     with refused("no such experts", "views differs"):
         ex.load(tmp_path / "a", network(), tiny, replace(ADAM, views=Views()), 1)

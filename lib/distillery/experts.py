@@ -22,7 +22,7 @@ from distillery.augment import DSA, Views
 from distillery.checks import InputError, Stopped, check_choice, check_positive_int
 from distillery.fast import tensor_cores
 from distillery.networks import Params
-from distillery.optimizers import SGD
+from distillery.optimizers import SGD, Adam
 from distillery.seeds import generator, split
 from distillery.selfsup import TwoViews, check_targets, two_views_apart
 from distillery.training import LOSSES, networks_at_once, train
@@ -204,12 +204,13 @@ def cost(folder: str | Path, network, source, training: Training, epochs: int) -
 
     Epochs that are stored already cost nothing. Chunks count one after another, as on one machine.
     """
-    per_epoch = len(source) // training.batch if training.views else -(-len(source) // training.batch)
+    per_epoch = -(-_seen(source, training) // training.batch)
     sizes, epochs_left = _left(folder, network, source, training, epochs)
     stream = generator(training.seed, "cost")
     params = network.init(stream, max(sizes))
     numbers = sum(value[0].numel() * value.element_size() for value in params.values())
-    numbers *= 2 if training.optimizer.momentum else 1
+    if training.optimizer.momentum:  # stored beside the weights; Adam has two of it
+        numbers *= 3 if isinstance(training.optimizer, Adam) else 2
     total = sum(left * size for left, size in zip(epochs_left, sizes))
     steps = sum(min(left, epochs) for left in epochs_left) * per_epoch
     seconds = steps * _seconds_a_step(network, params, source, training) if steps else 0.0
@@ -231,7 +232,7 @@ def spent(
             _, found = store.map_tensors(_file(path, epoch))
             if found.get("account") == account:
                 seconds += found["seconds"]
-                samples += card["inputs"]["experts"][1] * len(source)
+                samples += card["inputs"]["experts"][1] * _seen(source, training)
     return {"seconds": seconds, "samples": samples}
 
 
@@ -273,6 +274,12 @@ def _seconds_a_step(network, params: Params, source, training: Training) -> floa
         float(next(iter(trained.values())).flatten()[0])  # waits for the device
         times.append(time.monotonic() - began)
     return max(times[2] - times[1], times[2] / 10) / 2
+
+
+def _seen(source, training: Training) -> int:
+    """Images of an epoch."""
+    n = len(source)
+    return n // training.batch * training.batch if training.views else n
 
 
 def _check_source(network, source, training: Training) -> None:

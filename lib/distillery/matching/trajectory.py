@@ -254,8 +254,15 @@ class TrajectoryMatching:
         self.network, self.experts, self.steps, self.span, self.starts = network, experts, steps, span, starts
         self.batch, self.oversize, self.augmentation, self.loss = batch, oversize, augmentation, loss
         self.views, self.transform = views, transform
-        if views and augmentation:
-            raise InputError(f"augmentation: {augmentation!r} beside views; accepted: one of them")
+        if views and (augmentation or labels or targets):
+            raise InputError(
+                f"augmentation {augmentation!r}, labels {labels}, targets {targets} beside views; accepted: '' and False, "
+                "a loss of two views reads none"
+            )
+        if (loss is two_views_apart) != (views is not None):
+            raise InputError(
+                f"views: {views} with this loss; accepted: views with a loss of two views, else None"
+            )
         self.threshold, self.gradient, self.name = threshold, gradient, name
         self.learns = learned(labels, targets)
         self._check_experts_move()
