@@ -248,6 +248,13 @@ def test_bad_recipes_are_refused(refused):
             Pretraining(**{"method": "MKDT", "images": 5, "seed": 0} | change)
 
 
+def test_settings_that_krrst_has_not_are_refused(tmp_path, refused):
+    with refused("widht", "width"):
+        made(tmp_path, settings=Settings(Trajectory(changes=CHANGES), prior={"widht": 4})).run(
+            recipe("KRR-ST")
+        )
+
+
 def test_targets_and_tasks_that_do_not_fit_are_refused(tmp_path, refused):
     bench = made(tmp_path)
     options = PROTOCOL, bench.tasks, bench.runs
@@ -260,7 +267,7 @@ def test_targets_and_tasks_that_do_not_fit_are_refused(tmp_path, refused):
         bench.run(Pretraining("random", 100, 0))
 
 
-def test_more_images_than_batch_leave_embeddings_of_batchnorm_encoders_alone(results):
+def test_features_of_a_batchnorm_encoder_do_not_depend_on_neighbours(results):
     """Encoders with BatchNorm are probed in evaluation mode: an image's features do not depend on its neighbours."""
     bench, _ = results
     network, params, _ = bench._pretrained(recipe("random", encoder="ResNet18"), None)

@@ -299,7 +299,8 @@ def _chunk(network, source, training: Training) -> int:
     if training.chunk:
         return min(training.chunk, training.experts)
     images = min(training.batch, len(source))
-    fitting = max(1, MAP_LIMIT // (images * network.channels * source.shape[-2] * source.shape[-1]))
+    seen = 2 * images if training.views else images
+    fitting = max(1, MAP_LIMIT // (seen * network.channels * source.shape[-2] * source.shape[-1]))
     return min(fitting, networks_at_once(training.experts, images, source.shape, source.device))
 
 

@@ -22,7 +22,7 @@ COUNTS = (
     "rounds", "at_once", "batches", "masks", "agreement_masks", "gammas", "draws", "encoder_epochs", "encoder_batch",
     "n_seeds_one", "toy_points", "trials", "spectrum_points", "validations",
     "tuning_epochs", "tuning_batch", "score_tunings",
-    "teacher_epochs", "teacher_batch", "projector", "neighbours", "partitions", "variance_images", "copies", "variance_epochs",
+    "teacher_epochs", "teacher_batch", "projector", "neighbours", "partitions", "variance_images", "copies", "variance_epochs", "variance_seeds",
     "pretraining_epochs", "pretraining_batch",
 )  # fmt: skip
 SCALES = ("smoke", "small", "paper")

@@ -161,7 +161,7 @@ class PretrainingBench:
         network    of students and encoders, its output as wide as the targets
         protocol   how encoders are pre-trained and probed
         tasks      name -> labelled training images, of which few are used, and test images of the same shape
-        precision  in which encoders are pre-trained; students and matching run in float32
+        precision  in which encoders are pre-trained and their features taken; students and matching run in float32
         raises     InputError on targets of another width than the network's output, and tasks of another shape
         """
         selfsup.check_targets(real.targets, real, network.classes)
@@ -200,7 +200,7 @@ class PretrainingBench:
     def run_all(
         self, recipes: list[Pretraining], where: str = "local", gpus: float = 1.0
     ) -> list[dict | None]:
-        """The results of several recipes, in order, mapped over an engine; students and sets that are shared are made first."""
+        """The results of several recipes, in order, mapped over an engine; students are made first."""
         if where == "local":
             return engine.map(self.run, recipes)
         _ = self.context, self.real.digest  # known before the bench is copied to the workers
@@ -282,11 +282,15 @@ class PretrainingBench:
     def _matching(self, kind: str) -> Trajectory:
         return self.settings.contrast if kind == "MTT-SSL" else self.settings.matching
 
-    def _settings_of(self, kind: str, m: int) -> dict:
+    def published_size(self, m: int, kind: str = "MKDT") -> int:
+        """Which of the two published sizes, images over classes, is meant by m images: the nearer one, 2 or 5%."""
+        sizes = sorted(trajectory.presets()[kind.split(",")[0]][self._matching(kind).dataset])
+        return sizes[0] if m <= 0.035 * len(self.real) else sizes[-1]
+
+    def settings_of(self, kind: str, m: int) -> dict:
         """The published settings of the nearer of the two published sizes, with changes."""
         method, matching = kind.split(",")[0], self._matching(kind)
-        sizes = sorted(size for size in trajectory.presets()[method][matching.dataset])
-        found = matching.settings(method, sizes[0] if m <= 0.035 * len(self.real) else sizes[-1])
+        found = matching.settings(method, self.published_size(m, kind))
         return found | ({"optimizer": "GSAM"} if kind.endswith(", flat") else {})
 
     def _students(self, recipe: Pretraining) -> list[str]:
@@ -310,7 +314,7 @@ class PretrainingBench:
         """Train what is missing of a kind of students; what names them for `experts.load`."""
         cells = trajectory.presets()[kind.split(",")[0]][self._matching(kind).dataset]
         sizes = [round(size * len(self.real) * share) for size, share in zip(sorted(cells), (0, 1))]
-        settings = [self._settings_of(kind, size) for size in sizes]
+        settings = [self.settings_of(kind, size) for size in sizes]
         epochs = max(expert_epochs(one) for one in settings)  # one bank serves both published sizes
         views = self.settings.views if kind == "MTT-SSL" else None
         training = self._matching(kind).training(settings[0], "", views)
@@ -332,7 +336,7 @@ class PretrainingBench:
         """What identifies a set besides its recipe."""
         found = {}
         for kind in [*self._students(recipe), *(["MKDT"] if recipe.keep < 1 else [])]:
-            settings = self._settings_of(kind, recipe.images)
+            settings = self.settings_of(kind, recipe.images)
             found[kind] = {n: v for n, v in settings.items() if n not in ("source", "zca")} | {
                 "seed": self._matching(kind).seed
             }
@@ -345,6 +349,8 @@ class PretrainingBench:
         """KRR-ST's settings; it has none for cifar10, where MKDT's authors took those of cifar100."""
         dataset = self.settings.matching.dataset
         found = representation.preset("cifar100" if dataset == "cifar10" else dataset)
+        for name in self.settings.prior:
+            check_choice("KRR-ST setting", name, found)
         return found | self.settings.prior
 
     def _distilled(self, recipe: Pretraining) -> tuple[Synthetic, dict]:
@@ -381,7 +387,7 @@ class PretrainingBench:
             "artifact": key,
             "steps": done.cost["steps"],
             "samples": done.cost["samples"],
-            "seconds": time.monotonic() - began,
+            "seconds": max(time.monotonic() - began, done.cost["seconds"]),  # the latter over all restarts
             "stored_numbers": made.stored_numbers(),
             "moved": float((made.tensors["images"] - first).abs().mean()),
             "loss": thin(done.log["loss"]),
@@ -394,7 +400,7 @@ class PretrainingBench:
         self, recipe: Pretraining, start: Synthetic, kind: str, real: Regression, key: str
     ) -> Distilled:
         """Match the trajectories of students."""
-        settings = self._settings_of(kind, recipe.images) | ({"targets": True} if recipe.learned else {})
+        settings = self.settings_of(kind, recipe.images) | ({"targets": True} if recipe.learned else {})
         start = start.replace(step_size=torch.tensor(float(settings["step_size"]), device=start.device))
         options = {"augmentation": ""}
         if kind == "MTT-SSL":
@@ -417,7 +423,8 @@ class PretrainingBench:
         objective = representation.build(settings, self.network)
         how = Optimizer(settings["lr"], kind=settings["optimizer"], schedule=settings["schedule"])
         how = {"images": how, "targets": how}
-        return self._loop(recipe, start, objective, real, how, settings["iterations"], key)
+        with tensor_cores("float32"):
+            return self._loop(recipe, start, objective, real, how, settings["iterations"], key)
 
     def _loop(
         self,
@@ -511,8 +518,10 @@ class PretrainingBench:
 
     def _by_itself(self, network: Fast, source: Regression, recipe: Pretraining) -> tuple[dict, int]:
         """Encoders trained on images by SimCLR as its teachers are, over as many images as the others see; steps of each."""
-        passes = self.protocol.epochs * (len(self.real) / len(source) if recipe.matched else 1)
-        epochs, batch = max(1, round(passes)), min(selfsup.SIMCLR.batch, len(source))
+        batch = min(selfsup.SIMCLR.batch, len(source))
+        seen = len(source) // batch * batch  # images of a pass
+        passes = self.protocol.epochs * (len(self.real) if recipe.matched else len(source)) / seen
+        epochs = max(1, round(passes))
         how = replace(
             selfsup.SIMCLR, epochs=epochs, batch=batch, warmup=min(selfsup.SIMCLR.warmup, epochs - 1),
             views=self.settings.views, seed=recipe.seed,

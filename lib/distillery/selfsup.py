@@ -302,7 +302,7 @@ class Recipe:
 
     def objective(self, output: Tensor, target: Tensor) -> Tensor:
         """The loss of `training` for outputs (K, 2B, D) of `Projected`: (K,)."""
-        views = output.float().chunk(2, 1)
+        views = (output if output.dtype == torch.float64 else output.float()).chunk(2, 1)
         return (
             barlow_twins(*views, self.lam)
             if self.loss == "barlow-twins"
