@@ -16,9 +16,9 @@ from distillery.networks import ConvNet
 from distillery.seeds import generator
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def all_cores():
-    """The unit tests run on one thread; measurements use the machine."""
+    """The unit tests run on one thread, also those that follow; measurements use the machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     yield
