@@ -17,8 +17,8 @@ import torch
 import torch._dynamo
 
 from distillery import store
-from distillery.augment import DSA
 from distillery.data import ImageSet, fit_standardize
+from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
 from distillery.experts import Experts
 from distillery.matching.distribution import DistributionMatching
@@ -27,7 +27,7 @@ from distillery.matching.trajectory import Starts, TrajectoryMatching
 from distillery.networks import ConvNet
 from distillery.sampling import Uniform
 from distillery.seeds import generator
-from distillery.synthetic import Synthetic
+from distillery.training.dsa import DSA
 from made_up import PixelsAndLabels, Weighted
 
 STEPS = 16
@@ -45,9 +45,7 @@ OBJECTIVES = {
 def experts(network) -> Experts:
     """Three paths of three snapshots that lead somewhere."""
     first, way = (network.init(generator(seed, "experts"), 3) for seed in (0, 1))
-    return Experts(
-        {name: torch.stack([v, v + 0.1 * way[name], v + 0.3 * way[name]], 1) for name, v in first.items()}
-    )
+    return Experts({name: torch.stack([v, v + 0.1 * way[name], v + 0.3 * way[name]], 1) for name, v in first.items()})
 
 
 def run(name: str, folder: Path) -> None:
@@ -69,10 +67,20 @@ def run(name: str, folder: Path) -> None:
         optimizers["scale"] = Optimizer(0.05, kind="adam", schedule="linear")
         sampler = Weighted(targets)
     done = distill(
-        synthetic, OBJECTIVES[name](ConvNet((1, 8, 8), 3, width=4, depth=1)), images, sampler, optimizers, STEPS,
-        generator(0, "distill"), ema=0.9, checkpoint=folder / "run.safetensors", checkpoint_seconds=0, identity=name,
-        validate=lambda s, step: -float(s.tensors["images"].square().mean()), validate_every=5,
-    )  # fmt: skip
+        synthetic,
+        OBJECTIVES[name](ConvNet((1, 8, 8), 3, width=4, depth=1)),
+        images,
+        sampler,
+        optimizers,
+        STEPS,
+        generator(0, "distill"),
+        ema=0.9,
+        checkpoint=folder / "run.safetensors",
+        checkpoint_seconds=0,
+        identity=name,
+        validate=lambda s, step: -float(s.tensors["images"].square().mean()),
+        validate_every=5,
+    )
     groups = {"last": done.last.tensors, "ema": done.ema.tensors, "best": done.best.tensors, "log": done.log}
     numbers = {f"{group}.{key}": value for group, members in groups.items() for key, value in members.items()}
     counts = {key: done.cost[key] for key in ("steps", "samples", "skipped")} | {"best": done.best_step}

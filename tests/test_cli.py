@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distillery import cli, parameters, records
+from distillery import cli, report
 from distillery.checks import InputError
+from distillery.notebook import parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 BODY = """
@@ -43,17 +44,10 @@ def tiny(tiny_notebook):
 def run(*words):
     """Run the command as a user does: its own process, so a traceback would be seen."""
     done = subprocess.run(
-        [sys.executable, "-m", "distillery", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT / "lib",
+        [sys.executable, "-m", "distillery", *map(str, words)], capture_output=True, text=True, cwd=ROOT / "lib"
     )
     assert "Traceback" not in done.stderr, done.stderr
-    return (
-        done.returncode,
-        done.stdout,
-        [line for line in done.stderr.splitlines() if line.startswith("error: ")],
-    )
+    return (done.returncode, done.stdout, [line for line in done.stderr.splitlines() if line.startswith("error: ")])
 
 
 @pytest.mark.parametrize(
@@ -108,10 +102,20 @@ def test_report_without_records(tmp_path, capsys):
 
 
 def test_report_writes_between_markers(tiny, tmp_path):
-    row = records.claim("c", "it holds", "nobody", None, None, against="random")
+    row = report.claim("c", "it holds", "nobody", None, None, against="random")
     folder = tmp_path / "results" / "small" / "tiny" / "x"
-    records.write(folder / "record.json", notebook="tiny", key="k", scale="small", parameters={}, claims=[row], rows=[], costs={},
-                  data={"label": "x"}, missing=[])  # fmt: skip
+    report.write(
+        folder / "record.json",
+        notebook="tiny",
+        key="k",
+        scale="small",
+        parameters={},
+        claims=[row],
+        rows=[],
+        costs={},
+        data={"label": "x"},
+        missing=[],
+    )
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- claims: generated -->\nstale\n<!-- claims: end -->\nafter\n")
     assert cli.main(["report", "--write", str(page)]) == 0
@@ -125,7 +129,19 @@ def test_report_writes_between_markers(tiny, tmp_path):
     )
 
 
-@pytest.mark.parametrize("text, value", [("1", 1), ("1,10", [1, 10]), ("[1, 2]", [1, 2]), ("1e-3", 0.001), ("True", True), ("true", True), ("a b", "a b"), ("007x", "007x")])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("1", 1),
+        ("1,10", [1, 10]),
+        ("[1, 2]", [1, 2]),
+        ("1e-3", 0.001),
+        ("True", True),
+        ("true", True),
+        ("a b", "a b"),
+        ("007x", "007x"),
+    ],
+)
 def test_parse(text, value):
     assert cli.parse(text) == value and type(cli.parse(text)) is type(value)
 
@@ -146,9 +162,7 @@ def class_folders(root, mode, size, seed=0):
         (root / f"class {label}").mkdir(parents=True)
         for i in range(14):
             wave = 127 + 90 * np.sin(np.arange(width) * (label + 1) * 6.28 / width + rng.uniform(0, 1))
-            pixels = np.broadcast_to(wave, (height, width))[..., None] + rng.normal(
-                0, 20, (height, width, len(mode))
-            )
+            pixels = np.broadcast_to(wave, (height, width))[..., None] + rng.normal(0, 20, (height, width, len(mode)))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8).squeeze(), mode=None).save(
                 root / f"class {label}" / f"{i}.png"
             )
@@ -169,12 +183,22 @@ def test_quickstart_on_folders_nobody_tuned_for(tmp_path, mode, size):
         "width": 8,
     }
     words = [word for name, value in short.items() for word in ("-p", name, value)]
-    code, out, errors = run("run", "00_quickstart", "-p", "dataset", "folder", "-p", "data_root", tmp_path / "images",
-                            "-p", "results_dir", tmp_path / "results", *words)  # fmt: skip
-    assert code == 0, (out, errors)
-    record = json.loads(
-        (tmp_path / "results" / "smoke" / "00_quickstart" / "images" / "record.json").read_text()
+    code, out, errors = run(
+        "run",
+        "00_quickstart",
+        "-p",
+        "dataset",
+        "folder",
+        "-p",
+        "data_root",
+        tmp_path / "images",
+        "-p",
+        "results_dir",
+        tmp_path / "results",
+        *words,
     )
+    assert code == 0, (out, errors)
+    record = json.loads((tmp_path / "results" / "smoke" / "00_quickstart" / "images" / "record.json").read_text())
     assert record["data"]["train"] > 0 and not record["missing"]
     assert str(tmp_path) not in json.dumps(record)
     if max(size) > 16:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from distillery.data.synthetic import Synthetic
 from distillery.distill import SCHEDULES, Distilled, Optimizer, distill
 from distillery.evaluation import Probing, Protocol, evaluate
 from distillery.matching.distribution import DistributionMatching
@@ -16,7 +17,6 @@ from distillery.matching.gradient import GradientMatching
 from distillery.networks import ConvNet
 from distillery.sampling import Uniform
 from distillery.seeds import generator
-from distillery.synthetic import Synthetic
 from made_up import Dropping, PixelsAndLabels, Weighted
 
 
@@ -100,9 +100,17 @@ def test_a_made_up_objective_runs(tiny):
 def test_it_resumes_with_the_same_bits(tiny, tmp_path, stop):
     def run(objective, **options):
         return go(
-            soft_start(tiny), objective, tiny, TWO, 9, Weighted(tiny.targets), ema=0.9,
-            validate=lambda s, step: -float(s.tensors["images"].square().mean()), validate_every=2, **options,
-        )  # fmt: skip
+            soft_start(tiny),
+            objective,
+            tiny,
+            TWO,
+            9,
+            Weighted(tiny.targets),
+            ema=0.9,
+            validate=lambda s, step: -float(s.tensors["images"].square().mean()),
+            validate_every=2,
+            **options,
+        )
 
     whole = run(PixelsAndLabels(network()))
     disk = {"checkpoint": tmp_path / "c.safetensors", "checkpoint_seconds": 0}
@@ -121,9 +129,7 @@ def test_it_resumes_with_the_same_bits(tiny, tmp_path, stop):
 
 def test_it_evaluates(tiny):
     done = go(soft_start(tiny), PixelsAndLabels(network()), tiny, TWO, steps=3)
-    accuracies = evaluate(
-        network(), done.last.source(), Protocol(networks=2, epochs=30), tiny, generator(0, "e")
-    )
+    accuracies = evaluate(network(), done.last.source(), Protocol(networks=2, epochs=30), tiny, generator(0, "e"))
     assert accuracies.shape == (2,) and (accuracies > 0.5).all()  # chance is a third
 
 
@@ -259,9 +265,7 @@ def test_best_by_validation_beside_the_last(tiny):
         seen.append((step, round(moved, 4)))
         return -abs(moved - 0.35)
 
-    done = go(
-        start(tiny), Constant(), tiny, {"images": Optimizer(0.1)}, 7, validate=validate, validate_every=2
-    )
+    done = go(start(tiny), Constant(), tiny, {"images": Optimizer(0.1)}, 7, validate=validate, validate_every=2)
     assert seen == [(2, 0.2), (4, 0.4), (6, 0.6), (7, 0.7)]
     assert done.best_step == 4 and done.best_score == pytest.approx(-0.05, abs=1e-4)
     assert torch.allclose(begin - done.best.tensors["images"], torch.tensor(0.4), atol=1e-5)
@@ -278,8 +282,7 @@ def test_the_given_set_is_not_modified(tiny):
 
 def test_the_seed_decides(tiny):
     first, again, other = (
-        go(start(tiny), DistributionMatching(network()), tiny, seed=seed).last.tensors["images"]
-        for seed in (0, 0, 1)
+        go(start(tiny), DistributionMatching(network()), tiny, seed=seed).last.tensors["images"] for seed in (0, 0, 1)
     )
     assert torch.equal(first, again) and not torch.allclose(first, other, atol=1e-4)
 
@@ -370,9 +373,7 @@ def test_the_checkpoint_of_another_run_is_refused(tiny, tmp_path, change, refuse
 
     def run(options):
         options = dict(options)
-        return go(
-            start(tiny), options.pop("objective"), tiny, checkpoint=path, checkpoint_seconds=0, **options
-        )
+        return go(start(tiny), options.pop("objective"), tiny, checkpoint=path, checkpoint_seconds=0, **options)
 
     with pytest.raises(Stop):
         run(same | {"objective": stopping(Constant(), 3)})
@@ -391,9 +392,8 @@ def killed(tmp_path_factory):
     """What `killing.py` reports: every objective distilled unbroken, and killed with SIGKILL over and over."""
     script = Path(__file__).with_name("killing.py")
     done = subprocess.run(
-        [sys.executable, script, tmp_path_factory.mktemp("killed")],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [sys.executable, script, tmp_path_factory.mktemp("killed")], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

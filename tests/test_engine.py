@@ -9,13 +9,15 @@ import time
 import pytest
 import torch
 
-from distillery import engine, parameters, store
-from distillery.augment import DSA_NO_FLIP
+from distillery import engine, store
 from distillery.checks import InputError
 from distillery.evaluation import Protocol
 from distillery.networks import ConvNet
+from distillery.notebook import parameters
 from distillery.pipeline import Bench
 from distillery.recipes import Recipe
+from distillery.runs import Runs
+from distillery.training.dsa import DSA_NO_FLIP
 
 RECIPES = [
     Recipe("DM", 1, 0, keep=0.5, steps=2, batch=8),
@@ -34,7 +36,7 @@ def splits():
 
 def bench(splits, folder, **options):
     network, protocol = ConvNet(splits.train.shape, 10, width=8), Protocol(2, 4)
-    runs = store.Runs(folder, **options)
+    runs = Runs(folder, **options)
     return Bench(splits, network, protocol, runs, augmentation=DSA_NO_FLIP, score_trials=2, score_epochs=1)
 
 
@@ -141,10 +143,10 @@ def test_a_spent_budget_goes_with_the_bench(ray, splits, tmp_path):
 
 
 def test_a_pickled_deadline_is_wall_clock(tmp_path):
-    runs = store.Runs(tmp_path, budget_minutes=2, clock=lambda: 5.0)
+    runs = Runs(tmp_path, budget_minutes=2, clock=lambda: 5.0)
     copy = pickle.loads(pickle.dumps(runs))
     assert copy.clock is time.time and 119 < copy.deadline - time.time() <= 120 and copy.wait
-    assert pickle.loads(pickle.dumps(store.Runs(tmp_path))).deadline == float("inf")
+    assert pickle.loads(pickle.dumps(Runs(tmp_path))).deadline == float("inf")
 
 
 def test_images_on_disk_are_refused(ray, splits, tmp_path, refused):
@@ -210,7 +212,7 @@ def test_a_worker_killed_within_a_run_leaves_no_lock_behind(ray, tmp_path):
             (tmp_path / f"computed by {i}").touch()
             return {"accuracy": 0.5}
 
-        copy = pickle.loads(pickle.dumps(store.Runs(tmp_path)))
+        copy = pickle.loads(pickle.dumps(Runs(tmp_path)))
         return copy.get("p", 1, {}, "data", compute)
 
     assert engine.map(run, range(3), "ray") == [{"accuracy": 0.5}] * 3

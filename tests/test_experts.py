@@ -9,8 +9,8 @@ from distillery import experts as ex
 from distillery import store
 from distillery.data import fit_standardize
 from distillery.networks import ConvNet
-from distillery.optimizers import GSAM, SGD
 from distillery.seeds import generator
+from distillery.training.optimizers import GSAM, SGD
 
 FLAT = GSAM(0.05, 0.0, 0.0, rho=0.02, alpha=0.3)
 
@@ -29,9 +29,7 @@ def made(folder, images, epochs=3, net=None, **options):
 
 
 def same(first, second, **tolerance):
-    return all(
-        torch.allclose(first.weights[name], second.weights[name], **tolerance) for name in first.weights
-    )
+    return all(torch.allclose(first.weights[name], second.weights[name], **tolerance) for name in first.weights)
 
 
 def files(folder):
@@ -158,7 +156,9 @@ def test_cost_is_known_before(tiny, tmp_path):
     ex.make(tmp_path, network(), tiny, training(chunk=2), 3, log=lines.append)
     (line,) = lines
     assert "3 experts" in line and "18 steps" in line
-    stored = sum(value.numel() * 4 for value in ex.load(tmp_path, network(), tiny, training(chunk=2), 3).weights.values())  # fmt: skip
+    stored = sum(
+        value.numel() * 4 for value in ex.load(tmp_path, network(), tiny, training(chunk=2), 3).weights.values()
+    )
     assert told["bytes"] == stored
     left = ex.cost(tmp_path, network(), tiny, training(chunk=2), 5)
     assert left["steps"] == 2 * 2 * 3 and left["bytes"] == stored // 4 * 2

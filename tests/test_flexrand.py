@@ -53,10 +53,7 @@ def test_flexrand_is_its_plain_twin(n, gamma, seed):
 @pytest.mark.parametrize("keep", [0.1, 0.3, 0.46, 0.9])
 def test_the_ends_of_the_range_take_one_part_whole(keep):
     order = SCORES.argsort()
-    for gamma, part in (
-        (keep / 2, order[: round(keep / 2 * 60)]),
-        (1 - keep / 2, order[round((1 - keep / 2) * 60) :]),
-    ):
+    for gamma, part in ((keep / 2, order[: round(keep / 2 * 60)]), (1 - keep / 2, order[round((1 - keep / 2) * 60) :])):
         kept = prune(SCORES, keep, None, "flexrand", generator(0, "x"), gamma=gamma)
         assert set(part.tolist()) <= set(kept.tolist())
 

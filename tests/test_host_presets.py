@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from distillery.augment import DSA, parse
 from distillery.data import NORMALIZATIONS, Standardize
+from distillery.data.synthetic import FORMATIONS, Synthetic, pack
 from distillery.distill import Optimizer, distill
 from distillery.matching import hosts
 from distillery.matching.hosts import build, preset, presets, rate, steps
@@ -14,7 +14,7 @@ from distillery.networks import ConvNet
 from distillery.recipes import PUBLISHED
 from distillery.sampling import Uniform
 from distillery.seeds import generator
-from distillery.synthetic import FORMATIONS, Synthetic, pack
+from distillery.training.dsa import DSA, parse
 
 CELLS = [
     (method, dataset, ipc)
@@ -54,15 +54,24 @@ def test_settings_are_complete_and_make_an_objective(method, dataset, ipc):
         (("IDC", "mnist", 10), {"lr": 1e-4, "metric": "l1", "augmentation": "color+crop", "cutmix": 0.0}),
         (("IDC-I", "mnist", 10), {"augmentation": "color+crop+cutout", "cutmix": 0.5, "formation": "identity"}),
         (("IDC-I", "fashion-mnist", 50), {"lr": 3.83e-4, "metric": "l1"}),
-        (("KIP", "cifar10", 10), {"lr": 0.04, "batch": 500, "rho": 1e-6, "layers": 1, "labels": False, "optimizer": "adam"}),
-        (("FRePo", "cifar10", 10), {"lr": 3e-4, "batch": 1024, "rho": 1e-6, "pool": 10, "age": 100, "flip": True, "labels": True}),
+        (
+            ("KIP", "cifar10", 10),
+            {"lr": 0.04, "batch": 500, "rho": 1e-6, "layers": 1, "labels": False, "optimizer": "adam"},
+        ),
+        (
+            ("FRePo", "cifar10", 10),
+            {"lr": 3e-4, "batch": 1024, "rho": 1e-6, "pool": 10, "age": 100, "flip": True, "labels": True},
+        ),
         (("FRePo", "cifar100", 10), {"flip": False, "optimizer": "lamb", "iterations": 500000, "width": 128}),
-        (("RFAD", "cifar10", 1), {"lr": 1e-3, "lr_scale": 1e-2, "batch": 5120, "rho": 5e-3, "networks": 8, "judged": 16, "width": 256}),
+        (
+            ("RFAD", "cifar10", 1),
+            {"lr": 1e-3, "lr_scale": 1e-2, "batch": 5120, "rho": 5e-3, "networks": 8, "judged": 16, "width": 256},
+        ),
         (("RFAD", "mnist", 1), {"normalization": "published", "optimizer": "adabelief", "platt": True}),
         (("IDC-I", "cifar100", 20), {"lr": 1e-2, "normalization": "published:cifar10", "cutmix": 0.5}),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_some_cells_by_hand(cell, expected):
     settings = preset(*cell)
     for name, value in expected.items():
@@ -98,7 +107,7 @@ def test_a_few_steps_of_a_preset(tiny, method):
     objective = build(settings, network(), DSA, transform=tiny.transform, **short)
     done = distill(
         start, objective, tiny, Uniform(tiny.targets), {"images": Optimizer(rate(settings, 3))}, 3, generator(0, "x")
-    )  # fmt: skip
+    )
     assert done.last.tensors["images"].isfinite().all()
     assert not torch.equal(done.last.tensors["images"], images)
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from distillery import store
 from distillery.data import load
+from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
 from distillery.evaluation import Protocol
 from distillery.matching.distribution import DistributionMatching
@@ -16,9 +16,9 @@ from distillery.matching.idm import QueueMatching
 from distillery.networks import ConvNet
 from distillery.pipeline import Bench
 from distillery.recipes import TRAJECTORIES, Recipe
+from distillery.runs import Runs
 from distillery.sampling import Batch, Importance, RealBatches
 from distillery.seeds import generator
-from distillery.synthetic import Synthetic
 
 
 class Known:
@@ -193,7 +193,7 @@ def splits():
 
 
 def test_a_bench_runs_it_and_the_cost_of_looks_is_counted(splits, tmp_path):
-    bench = Bench(splits, ConvNet(splits.train.shape, 10, width=4), Protocol(1, 1), store.Runs(tmp_path))
+    bench = Bench(splits, ConvNet(splits.train.shape, 10, width=4), Protocol(1, 1), Runs(tmp_path))
     plain = bench.run(Recipe("DM", 1, 0, steps=4, batch=8))
     by_loss = bench.run(Recipe("DM", 1, 0, steps=4, batch=8, importance=0.5, importance_every=2))
     assert by_loss["samples"] == plain["samples"] + 2 * len(splits.train)

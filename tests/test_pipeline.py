@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from distillery import distill as distilling
-from distillery import experts, store, synthetic
-from distillery.augment import DSA_NO_FLIP
+from distillery import experts, store
 from distillery.checks import InputError
-from distillery.data import load
+from distillery.data import load, synthetic
 from distillery.evaluation import Protocol
 from distillery.networks import ConvNet
 from distillery.pipeline import Bench
@@ -26,7 +25,9 @@ from distillery.recipes import (
     published,
     published_steps,
 )
-from distillery.scoring.passes import Scores
+from distillery.runs import Runs
+from distillery.scores.cached import CachedScores
+from distillery.training.dsa import DSA_NO_FLIP
 
 SHORT = {"steps": 2, "batch": 8}
 
@@ -37,18 +38,28 @@ def splits():
 
 
 TINY = {
-    "experts": 2, "expert_lr": 0.05, "expert_batch": 32, "steps": 3, "span": 1, "last": 2, "lr_images": 50.0, "step_size": 0.05,
-    "epochs": 3, "initialize": "real", "ema": 0.9, "threshold": 0,
-}  # fmt: skip
+    "experts": 2,
+    "expert_lr": 0.05,
+    "expert_batch": 32,
+    "steps": 3,
+    "span": 1,
+    "last": 2,
+    "lr_images": 50.0,
+    "step_size": 0.05,
+    "epochs": 3,
+    "initialize": "real",
+    "ema": 0.9,
+    "threshold": 0,
+}
 
 
 def bench(splits, folder, changes=None, validations=0, **options):
-    runs = store.Runs(folder, **options)
+    runs = Runs(folder, **options)
     network, protocol = ConvNet(splits.train.shape, 10, width=8), Protocol(2, 4)
     settings = Trajectory("cifar10", TINY | (changes or {}), validations=validations)
     return Bench(
         splits, network, protocol, runs, augmentation=DSA_NO_FLIP, score_trials=2, score_epochs=1, trajectory=settings
-    )  # fmt: skip
+    )
 
 
 def trained(monkeypatch):
@@ -65,17 +76,7 @@ def trained(monkeypatch):
 
 @pytest.mark.parametrize(
     "method",
-    [
-        *PRESETS,
-        *HOSTS,
-        *TRAJECTORIES,
-        "random",
-        "random, packed",
-        "herding",
-        "k-means",
-        "highest loss",
-        "whole",
-    ],
+    [*PRESETS, *HOSTS, *TRAJECTORIES, "random", "random, packed", "herding", "k-means", "highest loss", "whole"],
 )
 def test_two_runs_with_one_seed_give_the_same_bits(splits, tmp_path, method):
     short = SHORT if method in (*PRESETS, *HOSTS) else {"steps": 2} if method in TRAJECTORIES else {}
@@ -129,10 +130,7 @@ def test_converged_scores_are_scores_of_their_own(splits, tmp_path):
     assert sorted(here.scoring) == [("converged loss", 0), ("loss", 0)]
     assert here.scoring["converged loss", 0]["samples"] == 4 * here.scoring["loss", 0]["samples"]
     recipe = Recipe("DM", 1, 0, keep=0.2)
-    ids = {
-        store.identity("bench", 1, here._inputs(r), "")
-        for r in (recipe, replace(recipe, score="converged loss"))
-    }
+    ids = {store.identity("bench", 1, here._inputs(r), "") for r in (recipe, replace(recipe, score="converged loss"))}
     assert len(ids) == 2 and "score" not in recipe.spec()
 
 
@@ -165,8 +163,8 @@ def test_changed_settings_of_hosts(splits, tmp_path):
 @pytest.mark.parametrize("recipe", [Recipe("DM", 1, 0, keep=0.5, **SHORT), Recipe("herding", 1, 0)], ids=str)
 def test_scores_are_made_before_the_clock_of_a_run_starts(splits, tmp_path, monkeypatch, recipe):
     """Many runs share them: their cost is `scoring`'s, not that of the run which comes first."""
-    here, order, score, make = bench(splits, tmp_path), [], Scores._make, Bench._make
-    monkeypatch.setattr(Scores, "_make", lambda *args: order.append("scores") or score(*args))
+    here, order, score, make = bench(splits, tmp_path), [], CachedScores._make, Bench._make
+    monkeypatch.setattr(CachedScores, "_make", lambda *args: order.append("scores") or score(*args))
     monkeypatch.setattr(Bench, "_make", lambda *args: order.append("set") or make(*args))
     here.run(recipe)
     assert order == ["scores", "set"] and here.scoring["loss", 0]["seconds"] > 0
@@ -193,9 +191,7 @@ def test_another_architecture_is_tested_on_the_same_set(splits, tmp_path):
     assert here.runs.computed == 2  # the set itself, then its test on the other network
     assert here.run(recipe) and here.runs.computed == 2
     here.runs.artifact(here.run(recipe)["artifact"]).unlink()
-    assert (
-        here.run(Recipe("DM", 1, 0, **SHORT, evaluate_on="MLP")) is None and here.runs.missing
-    )  # nothing to test
+    assert here.run(Recipe("DM", 1, 0, **SHORT, evaluate_on="MLP")) is None and here.runs.missing  # nothing to test
 
 
 def test_a_spent_budget_lists_what_is_missing(splits, tmp_path):
@@ -208,15 +204,33 @@ def test_a_spent_budget_lists_what_is_missing(splits, tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"method": "magic"}, {"ipc": 0}, {"keep": 0.0}, {"rule": "best"}, {"steps": -1}, {"batch": -3}, {"initialize": "zeros"},
-        {"method": "random", "steps": 5}, {"method": "whole", "evaluate_on": "LeNet"}, {"evaluate_on": "ResNet50"},
-        {"method": "whole, trained out"}, {"method": "herding", "initialize": "real"}, {"method": "FTD", "batch": 8},
-        {"initialize": "correct"}, {"iterate": "ema"}, {"method": "FTD", "iterate": "first"}, {"score": "beauty"},
-        {"effect": 1.0}, {"effect": -0.1}, {"effect": 0.2, "effect_every": 0}, {"effect": 0.2, "effect_tails": "left"},
-        {"effect_every": 5}, {"method": "MTT", "effect": 0.2}, {"method": "random", "effect": 0.2},
+        {"method": "magic"},
+        {"ipc": 0},
+        {"keep": 0.0},
+        {"rule": "best"},
+        {"steps": -1},
+        {"batch": -3},
+        {"initialize": "zeros"},
+        {"method": "random", "steps": 5},
+        {"method": "whole", "evaluate_on": "LeNet"},
+        {"evaluate_on": "ResNet50"},
+        {"method": "whole, trained out"},
+        {"method": "herding", "initialize": "real"},
+        {"method": "FTD", "batch": 8},
+        {"initialize": "correct"},
+        {"iterate": "ema"},
+        {"method": "FTD", "iterate": "first"},
+        {"score": "beauty"},
+        {"effect": 1.0},
+        {"effect": -0.1},
+        {"effect": 0.2, "effect_every": 0},
+        {"effect": 0.2, "effect_tails": "left"},
+        {"effect_every": 5},
+        {"method": "MTT", "effect": 0.2},
+        {"method": "random", "effect": 0.2},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_recipes_that_make_no_sense(wrong):
     with pytest.raises(InputError, match="accepted"):
         Recipe(**({"method": "DM", "ipc": 1, "seed": 0} | wrong))
@@ -226,9 +240,7 @@ def test_published_numbers_and_loops():
     assert published("cifar10", "DM", 10) == {"mean": 0.489, "std": 0.006}
     assert published("digits", "DM", 10) is None and published("cifar10", "random", 1) is None
     assert (
-        published_steps("DM", 50) == 20000
-        and published_steps("DSA", 1) == 1000
-        and published_steps("DC", 10) == 10000
+        published_steps("DM", 50) == 20000 and published_steps("DSA", 1) == 1000 and published_steps("DC", 10) == 10000
     )
     for methods in PUBLISHED.values():
         for sizes in methods.values():
@@ -242,7 +254,7 @@ def test_compatibility_names_every_method():
 
 def test_precision_identifies_a_run_and_keeps_the_pairing(splits, tmp_path):
     """Low precision is another run on the same start, and its set is close to the float32 one."""
-    runs = store.Runs(tmp_path)
+    runs = Runs(tmp_path)
     network, protocol = ConvNet(splits.train.shape, 10, width=8), Protocol(2, 4)
     plain, low = (
         Bench(splits, network, protocol, runs, augmentation=DSA_NO_FLIP, precision=precision)
@@ -256,9 +268,7 @@ def test_precision_identifies_a_run_and_keeps_the_pairing(splits, tmp_path):
         moved = [one.tensors["images"] - one.card["start"] for one in made]
         assert not torch.equal(*moved)
         assert torch.nn.functional.cosine_similarity(*(one.flatten() for one in moved), dim=0) > 0.98
-    assert (
-        plain.context == bench(splits, tmp_path).context
-    )  # runs made before the option existed are still found
+    assert plain.context == bench(splits, tmp_path).context  # runs made before the option existed are still found
 
 
 # Trajectory methods
@@ -377,9 +387,7 @@ def test_evaluation_takes_the_learned_rate_and_labels(splits, tmp_path, monkeypa
 def test_a_run_that_stops_is_listed_and_stops_no_other(splits, tmp_path):
     here = bench(splits, tmp_path, {"lr_step_size": 1e6})
     assert here.run(Recipe("MTT", 1, 0, steps=3)) is None
-    assert "numbers at step" in here.runs.missing[0]["stopped"] and str(tmp_path) not in str(
-        here.runs.missing
-    )
+    assert "numbers at step" in here.runs.missing[0]["stopped"] and str(tmp_path) not in str(here.runs.missing)
     assert here.run(Recipe("random", 1, 0))
 
 

@@ -7,6 +7,7 @@ import torch
 
 from distillery import store
 from distillery.data import Splits
+from distillery.encoders.students import RegressionSet, high_loss
 from distillery.evaluation import Probing, embed, probe
 from distillery.matching.trajectory import TrajectoryMatching
 from distillery.networks import ConvNet
@@ -21,15 +22,24 @@ from distillery.pretraining import (
     read,
 )
 from distillery.recipes import Trajectory
+from distillery.runs import Runs
 from distillery.seeds import generator
-from distillery.students import Regression, high_loss
 from made_up import blobs
 
 WIDTH = 6  # of the targets
 CHANGES = {
-    "experts": 2, "expert_lr": 0.05, "expert_batch": 8, "steps": 2, "span": 1, "last": 1, "batch": 4, "lr_images": 10.0,
-    "lr_step_size": 1e-4, "step_size": 0.05, "iterations": 3,
-}  # fmt: skip
+    "experts": 2,
+    "expert_lr": 0.05,
+    "expert_batch": 8,
+    "steps": 2,
+    "span": 1,
+    "last": 1,
+    "batch": 4,
+    "lr_images": 10.0,
+    "lr_step_size": 1e-4,
+    "step_size": 0.05,
+    "iterations": 3,
+}
 PRIOR = {"width": 4, "pool": 2, "age": 4, "batch": 8, "iterations": 3, "lr": 1e-2}
 PROTOCOL = Probing(2, 3, 0.05, batch=4, labels=(0.25, 0.5))
 
@@ -37,7 +47,7 @@ PROTOCOL = Probing(2, 3, 0.05, batch=4, labels=(0.25, 0.5))
 def made(folder, seed=0, protocol=PROTOCOL, budget=0.0, settings=None, precision="float32"):
     images = blobs(per_class=8)
     targets = torch.randn(len(images), WIDTH, generator=generator(seed, "targets"))
-    real = Regression(images, targets, images.digest)
+    real = RegressionSet(images, targets, images.digest)
     tasks = {
         "own": Splits(images, images, blobs(4, seed=0)),
         "other": Splits(blobs(6, 2, seed=3), images, blobs(4, 2, seed=3)),
@@ -48,9 +58,7 @@ def made(folder, seed=0, protocol=PROTOCOL, budget=0.0, settings=None, precision
         PRIOR,
     )
     network = ConvNet(images.shape, WIDTH, width=4, depth=1)
-    return PretrainingBench(
-        real, network, protocol, tasks, store.Runs(folder, budget), settings, precision=precision
-    )
+    return PretrainingBench(real, network, protocol, tasks, Runs(folder, budget), settings, precision=precision)
 
 
 def recipe(method, **more):
@@ -70,10 +78,7 @@ def test_every_method_runs_and_is_read_again(results, method):
     one = found[method]
     for task in ("own", "other"):
         assert list(one["accuracies"][task]) == ["0.25", "0.5"]
-        assert all(
-            len(values) == 2 and all(0 <= v <= 1 for v in values)
-            for values in one["accuracies"][task].values()
-        )
+        assert all(len(values) == 2 and all(0 <= v <= 1 for v in values) for values in one["accuracies"][task].values())
     assert one["probes"]["own"]["labels"] == [6, 12] and one["probes"]["other"]["labels"] == [3, 6]
     computed = bench.runs.computed
     assert bench.run(recipe(method)) == one and bench.runs.computed == computed
@@ -85,9 +90,7 @@ def test_steps_of_pretraining(results):
     _, found = results
     steps = {method: one["pretraining_steps"] for method, one in found.items()}
     assert steps["none"] == 0 and steps["full"] == 3 * 6
-    assert {steps[name] for name in ("random", "k-means", "high loss", "MKDT", "KRR-ST", "MTT-SSL")} == {
-        3 * 2
-    }
+    assert {steps[name] for name in ("random", "k-means", "high loss", "MKDT", "KRR-ST", "MTT-SSL")} == {3 * 2}
     assert steps["random, self-supervised"] == 3
 
 
@@ -102,9 +105,7 @@ def test_a_random_encoder_is_probed_as_it_is(results):
     bench, found = results
     params = bench.network.init(generator(0, "pre-training"), 2)
     task = bench.tasks["own"]
-    accuracies, _ = probe(
-        bench.network, params, task.train, task.test, PROTOCOL, generator(0, "labels", "own")
-    )
+    accuracies, _ = probe(bench.network, params, task.train, task.test, PROTOCOL, generator(0, "labels", "own"))
     assert [accuracies[:, i].tolist() for i in range(2)] == list(found["none"]["accuracies"]["own"].values())
 
 
@@ -114,9 +115,7 @@ def test_targets_of_mkdt_stay_and_images_move(results):
     fixed = bench.synthetic(found["MKDT"])
     assert torch.equal(fixed.card["start"], bench.real.batch(chosen))
     assert torch.equal(fixed.tensors["targets"], bench.real.targets[chosen])
-    assert found["MKDT"]["moved"] == pytest.approx(
-        float((fixed.tensors["images"] - fixed.card["start"]).abs().mean())
-    )
+    assert found["MKDT"]["moved"] == pytest.approx(float((fixed.tensors["images"] - fixed.card["start"]).abs().mean()))
     assert found["MKDT"]["moved"] > 0 and found["MKDT"]["step_size"] != 0.05
     learned = bench.synthetic(bench.run(recipe("MKDT", learned=True)))
     assert not torch.equal(learned.tensors["targets"], fixed.tensors["targets"])
@@ -128,7 +127,7 @@ def test_labels_are_read_by_the_probes_alone(results, tmp_path):
     bench, found = results
     other = made(tmp_path)
     images = replace(other.real.images, targets=torch.zeros_like(other.real.images.targets))
-    other.real = Regression(images, other.real.targets, images.digest)
+    other.real = RegressionSet(images, other.real.targets, images.digest)
     for method in DISTILLED:
         theirs = other.synthetic(other.run(recipe(method)))
         ours = bench.synthetic(found[method])
@@ -205,9 +204,7 @@ def test_a_spent_budget_lists_what_is_missing(tmp_path):
 
 def test_read_takes_one_task_and_fraction(results):
     _, found = results
-    assert (
-        read([found["none"], None], "own", 0.5)[0]["accuracies"] == found["none"]["accuracies"]["own"]["0.5"]
-    )
+    assert read([found["none"], None], "own", 0.5)[0]["accuracies"] == found["none"]["accuracies"]["own"]["0.5"]
     assert read([None], "own", 0.5) == [None]
 
 
@@ -250,9 +247,7 @@ def test_bad_recipes_are_refused(refused):
 
 def test_settings_that_krrst_has_not_are_refused(tmp_path, refused):
     with refused("widht", "width"):
-        made(tmp_path, settings=Settings(Trajectory(changes=CHANGES), prior={"widht": 4})).run(
-            recipe("KRR-ST")
-        )
+        made(tmp_path, settings=Settings(Trajectory(changes=CHANGES), prior={"widht": 4})).run(recipe("KRR-ST"))
 
 
 def test_targets_and_tasks_that_do_not_fit_are_refused(tmp_path, refused):

@@ -46,7 +46,7 @@ def test_uniform_is_given_by_its_generator(tiny):
 
 
 def test_uniform_gives_a_small_class_whole(tiny):
-    assert sorted(Uniform(tiny.targets).draw(2, 256, generator(0, "x")).indices.tolist()) == list(range(16, 24))  # fmt: skip
+    assert sorted(Uniform(tiny.targets).draw(2, 256, generator(0, "x")).indices.tolist()) == list(range(16, 24))
 
 
 @pytest.mark.parametrize("sampler", [lambda t: Uniform(t), lambda t: Uniform(None, 24)])

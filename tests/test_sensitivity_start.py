@@ -6,17 +6,19 @@ from itertools import permutations
 import pytest
 import torch
 
-from distillery import store
 from distillery.data import load
 from distillery.evaluation import Protocol
 from distillery.networks import ConvNet
-from distillery.optimizers import Adam
 from distillery.pipeline import Bench
 from distillery.recipes import SENSITIVE, Hosts, Recipe
-from distillery.scoring import sensitivity
-from distillery.scoring.passes import Scores
+from distillery.runs import Runs
+from distillery.scores import sensitivity
+from distillery.scores.cached import CachedScores
+from distillery.scores.kmeans_sensitivity import kmeans
 from distillery.seeds import generator
 from distillery.selection import proportional_plain, select
+from distillery.training.losses import centred
+from distillery.training.optimizers import Adam
 
 
 def chances(scores, n):
@@ -57,8 +59,9 @@ def test_draws_are_by_class(tiny):
 
 
 @pytest.mark.parametrize(
-    "scores, words", [([0.0] * 4, ("total 0",)), ([1.0, 0.0, 0.0, 2.0], ("2 of 4", "3")), ([1.0, -1.0, 2.0, 3.0], ("1 below",))]
-)  # fmt: skip
+    "scores, words",
+    [([0.0] * 4, ("total 0",)), ([1.0, 0.0, 0.0, 2.0], ("2 of 4", "3")), ([1.0, -1.0, 2.0, 3.0], ("1 below",))],
+)
 def test_too_few_or_negative_scores_are_refused(scores, words, refused):
     with refused(*words):
         select(torch.tensor(scores), 3, None, "proportional", generator(0, "x"))
@@ -71,7 +74,7 @@ def splits():
 
 def scores(splits, folder, **importance):
     network = ConvNet(splits.train.shape, 10, width=4)
-    return Scores(splits, network, store.Runs(folder), {"loss": (1, 1)}, importance=importance)
+    return CachedScores(splits, network, Runs(folder), {"loss": (1, 1)}, importance=importance)
 
 
 @pytest.mark.parametrize("space", ["ntk", "random features", "pixels"])
@@ -80,11 +83,11 @@ def test_ridge_scores_are_those_of_the_module(space, splits, tmp_path):
     rows = found.rows("ridge")
     kernel = rows.double() @ rows.double().T
     if space == "ntk":
-        from distillery.kernels import ntk
+        from distillery.networks.ridge import ntk
 
         kernel = ntk(rows.double())
     penalty = sensitivity.penalty_of(float(kernel.trace()), len(rows))
-    labels = sensitivity.centred(splits.train.targets, 10)
+    labels = centred(splits.train.targets, 10)
     wanted = sensitivity.ridge_kernel(kernel, labels, penalty)
     torch.testing.assert_close(found.of("ridge sensitivity", 0), wanted.scores.float(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.of("leverage", 5), wanted.leverage.float(), rtol=1e-4, atol=1e-6)
@@ -99,9 +102,7 @@ def test_k_means_scores_are_within_each_class(splits, tmp_path):
     for label in range(10):
         members = splits.train.of_class(label)
         assert sorted(rank[members].tolist())[:3] == [0, 1, len(splits.train)]
-        bound = sensitivity.kmeans(
-            splits.train.batch(members).flatten(1), 2, generator(0, "k-means sensitivity", label)
-        )
+        bound = kmeans(splits.train.batch(members).flatten(1), 2, generator(0, "k-means sensitivity", label))
         torch.testing.assert_close(values[members], bound.scores.float())
     assert not torch.equal(values, found.of("k-means sensitivity", 1, 2))
     assert not torch.equal(values, found.of("k-means sensitivity", 0, 3))
@@ -128,9 +129,16 @@ def bench(splits, folder, **options):
     hosts = Hosts("cifar10", changes, validations=options.pop("validations", 0))
     protocol = Protocol(2, 1, loss=options.pop("loss", "squared error"))
     return Bench(
-        splits, ConvNet(splits.train.shape, 10, width=4), protocol, store.Runs(folder), hosts=hosts, score_trials=1,
-        score_epochs=1, importance={"ridge": "ntk"}, **options,
-    )  # fmt: skip
+        splits,
+        ConvNet(splits.train.shape, 10, width=4),
+        protocol,
+        Runs(folder),
+        hosts=hosts,
+        score_trials=1,
+        score_epochs=1,
+        importance={"ridge": "ntk"},
+        **options,
+    )
 
 
 @pytest.mark.parametrize("how", SENSITIVE)
@@ -144,9 +152,7 @@ def test_every_method_starts_from_them(how, method, splits, tmp_path):
     assert len(chosen.unique()) == 10 * copies
     if copies == 1:
         torch.testing.assert_close(start, splits.train.batch(chosen))
-    assert (
-        made.run(Recipe(method, 1, 3, steps=2, batch=8, initialize=how)) == result and made.runs.reused == 1
-    )
+    assert made.run(Recipe(method, 1, 3, steps=2, batch=8, initialize=how)) == result and made.runs.reused == 1
 
 
 @pytest.mark.parametrize("how", SENSITIVE)
@@ -171,9 +177,7 @@ def test_starts_of_a_pruned_set_lie_in_it(how, splits, tmp_path):
     kept = made.kept(Recipe("DM", 3, 0, keep=0.5, rule="random"))
     drawn = torch.cat([made.choose(how, 3, seed, kept) for seed in range(4)])
     assert torch.isin(drawn, kept).all()
-    place = torch.searchsorted(kept, drawn).remainder(
-        len(kept) // 10
-    )  # within the class, which are equal here
+    place = torch.searchsorted(kept, drawn).remainder(len(kept) // 10)  # within the class, which are equal here
     assert (place > len(kept) // 20).float().mean() > 0.3
 
 
@@ -187,7 +191,9 @@ def test_a_kernel_run_says_how_its_regression_did(method, splits, tmp_path):
     assert result["stored_numbers"] == 640 + labels
     best = made.run(Recipe(method, 1, 0, steps=4, batch=8, iterate="best"))
     assert len(best["accuracies"]) == 2
-    assert result["curve"] != bench(splits, tmp_path, validations=0).run(Recipe(method, 1, 0, steps=4, batch=8)).get("curve")  # fmt: skip
+    assert result["curve"] != bench(splits, tmp_path, validations=0).run(Recipe(method, 1, 0, steps=4, batch=8)).get(
+        "curve"
+    )
 
 
 def test_learned_labels_need_a_protocol_that_takes_them(splits, tmp_path, refused):
@@ -204,7 +210,7 @@ def test_test_images_decide_nothing_that_is_learned(splits, tmp_path):
     sets = [
         (one := bench(data, tmp_path / str(i), validations=2)).synthetic(one.run(Recipe("KIP", 1, 0, steps=4, batch=8)))
         for i, data in enumerate((splits, other))
-    ]  # fmt: skip
+    ]
     assert torch.equal(*(made.tensors["images"] for made in sets))
 
 

@@ -14,7 +14,9 @@ import torch
 
 from distillery import store
 from distillery.checks import InputError
-from distillery.store import Runs, identity, load_tensors, lock, save_tensors, tensor_digest, write_bytes
+from distillery.lock import lock
+from distillery.runs import Runs
+from distillery.store import identity, load_tensors, save_tensors, tensor_digest, write_bytes
 
 
 def tensors():
@@ -67,7 +69,7 @@ except InputError as error:
 def test_a_full_disk_gives_one_line_and_keeps_the_old_file(tmp_path):
     """The system refuses to write beyond 4096 bytes, as it refuses on a full disk."""
     path = tmp_path / "set.safetensors"
-    done = subprocess.run([sys.executable, "-c", DISK_FULL, path], capture_output=True, text=True, timeout=100)  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", DISK_FULL, path], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     message = done.stdout.rstrip("\n")
     assert str(path) in message and "accepted" in message and "\n" not in message
@@ -115,9 +117,7 @@ def test_a_changed_card_is_corrupt(tmp_path):
 
 def test_digest_sees_names_types_shapes_and_values():
     x = torch.arange(6.0)
-    variants = [
-        {"x": x}, {"y": x}, {"x": x.double()}, {"x": x.view(2, 3)}, {"x": x + 1e-6}, {"x": x, "y": x},
-    ]  # fmt: skip
+    variants = [{"x": x}, {"y": x}, {"x": x.double()}, {"x": x.view(2, 3)}, {"x": x + 1e-6}, {"x": x, "y": x}]
     assert len({tensor_digest(variant) for variant in variants}) == 6
     assert tensor_digest({"a": x, "b": x + 1}) == tensor_digest({"b": x + 1, "a": x})
     assert tensor_digest({"x": x.view(2, 3).T.contiguous().T}) == tensor_digest({"x": x.view(2, 3)})

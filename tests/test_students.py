@@ -9,18 +9,18 @@ import torch
 from torch import nn
 
 from distillery import experts as ex
-from distillery.data import ImageSet
+from distillery.data import ImageSet, TensorSource
+from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
-from distillery.encoders import Encoder
+from distillery.encoders.students import RegressionSet, high_loss, high_loss_plain, losses
 from distillery.experts import Experts
 from distillery.matching.trajectory import Flat, Starts, TrajectoryMatching, student, sweep, sweep_plain
 from distillery.networks import ConvNet, ModuleNetwork
-from distillery.optimizers import SGD
+from distillery.networks.encoder import Encoder
 from distillery.sampling import Uniform
 from distillery.seeds import generator, split
-from distillery.students import Regression, high_loss, high_loss_plain, losses
-from distillery.synthetic import Synthetic
-from distillery.training import TensorSource, squared_error, train
+from distillery.training import squared_error, train
+from distillery.training.optimizers import SGD
 from made_up import blobs
 
 WIDTH = 5  # of the targets
@@ -37,7 +37,7 @@ def normal(*shape, seed=0, dtype=torch.float32):
 
 
 def regression(images, seed=0, width=WIDTH):
-    return Regression(images, normal(len(images), width, seed=seed), images.digest)
+    return RegressionSet(images, normal(len(images), width, seed=seed), images.digest)
 
 
 def made(folder, source, epochs=2, training=KD, net=None):
@@ -89,22 +89,22 @@ def test_targets_belong_to_their_images(tiny, tmp_path, refused):
     other = blobs(seed=1)
     assert len(other) == len(tiny)
     with refused("made of images", other.digest[:12], tiny.digest[:12]):
-        Regression(tiny, normal(24, WIDTH), other.digest)
+        RegressionSet(tiny, normal(24, WIDTH), other.digest)
     with refused("(23, 5)", "(24, D)"):
-        Regression(tiny, normal(23, WIDTH), tiny.digest)
+        RegressionSet(tiny, normal(23, WIDTH), tiny.digest)
     with refused("NaN"):
-        Regression(tiny, normal(24, WIDTH).log(), tiny.digest)
+        RegressionSet(tiny, normal(24, WIDTH).log(), tiny.digest)
     with refused("int64", "real"):
-        Regression(tiny, torch.zeros(24, WIDTH, dtype=torch.int64), tiny.digest)
+        RegressionSet(tiny, torch.zeros(24, WIDTH, dtype=torch.int64), tiny.digest)
 
     net = network(outputs=3)
     teacher = Encoder(net, {n: v for n, v in net.init(generator(0, "t"), 1).items() if "head" not in n})
     path = tmp_path / "targets.safetensors"
-    source = Regression.of(teacher, tiny, path)
+    source = RegressionSet.of(teacher, tiny, path)
     assert source.targets.shape == (24, net.features)
-    assert torch.equal(Regression.of(teacher, tiny, path).targets, source.targets)
+    assert torch.equal(RegressionSet.of(teacher, tiny, path).targets, source.targets)
     with refused("another data set"):
-        Regression.of(teacher, other, path)
+        RegressionSet.of(teacher, other, path)
 
 
 def test_students_of_other_targets_or_another_loss_are_not_these(tiny, tmp_path, refused):
@@ -159,10 +159,8 @@ def test_a_mean_over_students_by_hand():
     """Outputs are a student's bias: 0 and 2. Targets 0, 3, 1, 3: errors (0 + 4) / 2, (9 + 1) / 2, 1, 5."""
     net = ModuleNetwork(lambda: nn.Sequential(nn.Flatten(), nn.Linear(1, 1)))
     weights = {"1.weight": torch.zeros(2, 2, 1, 1), "1.bias": torch.tensor([[[9.0], [0.0]], [[9.0], [2.0]]])}
-    images = ImageSet.of(
-        torch.rand(4, 1, 1, 1, generator=generator(0, "x")), torch.zeros(4, dtype=torch.int64)
-    )
-    source = Regression(images, torch.tensor([[0.0], [3], [1], [3]]), images.digest)
+    images = ImageSet.of(torch.rand(4, 1, 1, 1, generator=generator(0, "x")), torch.zeros(4, dtype=torch.int64))
+    source = RegressionSet(images, torch.tensor([[0.0], [3], [1], [3]]), images.digest)
     assert losses(net, Experts(weights), source).tolist() == [2, 5, 1, 5]
     assert high_loss(net, Experts(weights), source, 4).tolist() == [1, 3, 0, 2]  # equal ones by index
     assert high_loss(net, Experts(weights), source, 1).tolist() == [1]
@@ -172,7 +170,7 @@ def test_many_equal_losses_come_by_index():
     net = ModuleNetwork(lambda: nn.Sequential(nn.Flatten(), nn.Linear(1, 1)))
     zero = Experts({"1.weight": torch.zeros(1, 2, 1, 1), "1.bias": torch.zeros(1, 2, 1)})
     images = ImageSet.of(torch.zeros(5000, 1, 1, 1), torch.zeros(5000, dtype=torch.int64))
-    source = Regression(images, torch.arange(5000)[:, None] % 2 + 1.0, images.digest)
+    source = RegressionSet(images, torch.arange(5000)[:, None] % 2 + 1.0, images.digest)
     expected = [*range(1, 5000, 2), *range(0, 5000, 2)]
     assert high_loss(net, zero, source, 5000).tolist() == expected
 
@@ -197,12 +195,18 @@ def bank(images, net, epochs=3, k=2):
     params = {name: value.double() for name, value in net.init(generator(0, "students"), k).items()}
     source = TensorSource(images.batch(torch.arange(24)).double(), normal(24, WIDTH, dtype=F64))
     _, stats = train(
-        net, params, source, squared_error, SGD(0.1, 0.9, 1e-4), generator=generator(0, "train"), epochs=epochs,
-        batch=8, snapshots=range(epochs + 1), chunk=k,
-    )  # fmt: skip
-    return Experts(
-        {name: torch.stack([stats.snapshots[e][name] for e in range(epochs + 1)], 1) for name in params}
+        net,
+        params,
+        source,
+        squared_error,
+        SGD(0.1, 0.9, 1e-4),
+        generator=generator(0, "train"),
+        epochs=epochs,
+        batch=8,
+        snapshots=range(epochs + 1),
+        chunk=k,
     )
+    return Experts({name: torch.stack([stats.snapshots[e][name] for e in range(epochs + 1)], 1) for name in params})
 
 
 def problem(images, n=3, *, learn=True, net=None, step_size=0.1):
@@ -236,9 +240,7 @@ def test_gradients_of_the_sweep_are_those_of_the_loop_and_central_differences(ti
     for name, gradient in found.items():
         assert (gradient - expected[name]).norm() < 1e-10 * expected[name].norm(), name
         direction, h = normal(*gradient.shape, seed=2, dtype=F64), 1e-5
-        up, down = (
-            sweep(*given, tensors | {name: tensors[name] + h * s * direction}, draws)[0] for s in (1, -1)
-        )
+        up, down = (sweep(*given, tensors | {name: tensors[name] + h * s * direction}, draws)[0] for s in (1, -1))
         difference = float(up - down) / (2 * h)
         assert float((gradient * direction).sum()) == pytest.approx(difference, rel=1e-6), name
 
@@ -251,9 +253,7 @@ def test_one_step_of_linear_regression_in_closed_form():
     ends = [{"1.weight": v[None, :, :3], "1.bias": v[None, :, 3]} for v in (start, target)]
     students = Experts({name: torch.stack([end[name] for end in ends], 1) for name in ends[0]})
     matching = TrajectoryMatching(net, students, 1, 1, Starts(0, 1), loss=squared_error, targets=True)
-    synthetic = Synthetic(
-        {"images": x.view(4, 3, 1, 1), "targets": z, "step_size": torch.tensor(eta, dtype=F64)}
-    )
+    synthetic = Synthetic({"images": x.view(4, 3, 1, 1), "targets": z, "step_size": torch.tensor(eta, dtype=F64)})
     state = matching.start(synthetic, generator(0, "start"))
     found, _, log = matching.step(synthetic, state, None, generator(0, "step"))
 
@@ -339,12 +339,8 @@ def test_a_distillation_comes_nearer_and_learns_what_it_shall(tiny, tmp_path, le
     source = regression(tiny)
     students = made(tmp_path, source, 3)
     part = source.subset(high_loss(network(), students, source, 8))
-    start = Synthetic(
-        {"images": part.batch(torch.arange(8)), "targets": part.targets, "step_size": torch.tensor(0.1)}
-    )
-    matching = TrajectoryMatching(
-        network(), students, 6, 2, Starts(0, 2), batch=4, loss=squared_error, targets=learn
-    )
+    start = Synthetic({"images": part.batch(torch.arange(8)), "targets": part.targets, "step_size": torch.tensor(0.1)})
+    matching = TrajectoryMatching(network(), students, 6, 2, Starts(0, 2), batch=4, loss=squared_error, targets=learn)
     rates = {"images": Optimizer(10.0, 0.5), "step_size": Optimizer(1e-4, 0.5)}
     rates |= {"targets": Optimizer(1.0, 0.5)} if learn else {}
     done = distill(start, matching, tiny, Uniform(tiny.targets), rates, 40, generator(0, "distill"))

@@ -6,14 +6,17 @@ import nbformat
 import pytest
 import torch
 
-from distillery import data, encoders, parameters, records, store
-from distillery.encoders import Encoder
+from distillery import data, report
+from distillery.encoders import pretrained
 from distillery.evaluation import FineTuning, Protocol
 from distillery.networks import ConvNet
+from distillery.networks.encoder import Encoder
+from distillery.notebook import parameters
 from distillery.pipeline import Bench
 from distillery.recipes import BASELINES, Recipe
-from distillery.scoring import complexity, dynamics, passes
-from distillery.scoring.passes import FREE, NAMES, TUNED, Scores
+from distillery.runs import Runs
+from distillery.scores import cached, complexity, dynamics
+from distillery.scores.cached import FREE, NAMES, TUNED, CachedScores
 from distillery.seeds import generator
 
 TUNING = FineTuning(epochs=3, lr=0.01, batch=20)
@@ -27,12 +30,12 @@ def splits():
 @pytest.fixture(scope="module")
 def encoder(splits):
     other = data.take_classes(data.load("digits", per_class=24), "0-4").train
-    weights = encoders.pretrain(ConvNet(other.shape, 5, width=8), other, 3, generator(0, "e"), batch=16)
+    weights = pretrained.pretrain(ConvNet(other.shape, 5, width=8), other, 3, generator(0, "e"), batch=16)
     return Encoder(ConvNet(splits.train.shape, 5, width=8), weights)
 
 
 def bench(splits, encoder, folder, protocol=TUNING, **options):
-    return Bench(splits, encoder.network, protocol, store.Runs(folder), encoder=encoder, **options)
+    return Bench(splits, encoder.network, protocol, Runs(folder), encoder=encoder, **options)
 
 
 def whole(**changes):
@@ -65,10 +68,8 @@ def test_the_path_of_the_bench_is_that_of_the_encoder(splits, encoder, tmp_path)
 
 def test_every_score_has_a_name_and_is_made_once(splits, encoder, tmp_path, monkeypatch):
     """Seven passes: two from scratch, the encoder's, one fine-tuning, its early gradients, one ridge, clusters."""
-    made, real = [], Scores._make
-    monkeypatch.setattr(
-        Scores, "_make", lambda self, path, *a: made.append(path.name) or real(self, path, *a)
-    )
+    made, real = [], CachedScores._make
+    monkeypatch.setattr(CachedScores, "_make", lambda self, path, *a: made.append(path.name) or real(self, path, *a))
     one = bench(splits, encoder, tmp_path, score_trials=1, score_epochs=1, converged=(1, 2))
     n = len(splits.train)
     for name in NAMES:
@@ -88,9 +89,18 @@ def test_scores_of_a_fine_tuning_are_those_of_training_dynamics(splits, encoder,
     found = bench(splits, encoder, tmp_path).passes
     stream = generator(0, "tuning scores")
     passed = dynamics.dynamics(
-        encoder.network, splits.train, 1, 3, stream, batch=20, start=encoder.start(stream, 1), checkpoints=True,
-        optimizer=TUNING.optimizer(len(splits.train))[0], collect=passes.COLLECTED, snapshots=(1,),
-    )  # fmt: skip
+        encoder.network,
+        splits.train,
+        1,
+        3,
+        stream,
+        batch=20,
+        start=encoder.start(stream, 1),
+        checkpoints=True,
+        optimizer=TUNING.optimizer(len(splits.train))[0],
+        collect=cached.COLLECTED,
+        snapshots=(1,),
+    )
     events, drawn = dynamics.forgetting(passed), found.of("forgetting", 0)
     assert torch.equal(drawn.floor(), events) and len(drawn.unique()) == len(drawn)  # ties are drawn
     assert torch.equal(found.of("cumulative loss", 0), dynamics.cumulative_loss(passed))
@@ -112,19 +122,14 @@ def test_published_ways_to_keep_a_part(splits, encoder, tmp_path_factory, name):
 
 
 def test_a_part_is_fine_tuned_validated_and_stored(splits, encoder, tmp_path):
-    one, recipe = (
-        bench(splits, encoder, tmp_path),
-        whole(keep=0.5, rule="flexrand", score="complexity", gamma=0.4),
-    )
+    one, recipe = (bench(splits, encoder, tmp_path), whole(keep=0.5, rule="flexrand", score="complexity", gamma=0.4))
     result = one.run(recipe)
     n = len(one.kept(recipe))
     assert result["steps"] == 3 * -(-n // 20) and result["samples"] == 3 * n
     assert len(result["accuracies"]) == len(result["validation"]) == 1
     again = bench(splits, encoder, tmp_path)
     assert again.run(recipe) == result and again.runs.reused == 1
-    other = bench(
-        splits, Encoder(encoder.network, {k: v * 1.1 for k, v in encoder.weights.items()}), tmp_path
-    )
+    other = bench(splits, Encoder(encoder.network, {k: v * 1.1 for k, v in encoder.weights.items()}), tmp_path)
     other.run(recipe)
     assert other.runs.computed == 1  # another encoder is another run
 
@@ -202,7 +207,7 @@ def test_other_masks_are_kept_too(splits, encoder, tmp_path):
 
 
 def test_benches_that_make_no_sense(splits, encoder, tmp_path, refused):
-    runs = store.Runs(tmp_path)
+    runs = Runs(tmp_path)
     with refused("encoder"):
         Bench(splits, encoder.network, TUNING, runs)
     with refused("encoder", "width 8"):
@@ -215,9 +220,7 @@ def test_benches_that_make_no_sense(splits, encoder, tmp_path, refused):
         plain.run(whole(hide=0.3))
     for changed in ({"networks": 2, "epochs": 4}, {"equal": "steps", "epochs": 4}, {"epochs": 6}):
         with refused("hiding"):
-            bench(splits, encoder, tmp_path, replace(TUNING, **changed)).run(
-                whole(hide=0.3, keep=0.5, rule="random")
-            )
+            bench(splits, encoder, tmp_path, replace(TUNING, **changed)).run(whole(hide=0.3, keep=0.5, rule="random"))
     assert set(FREE) & set(TUNED) == set()
 
 
@@ -231,10 +234,10 @@ def test_the_best_of_several_results(refused):
         return {"validation": [validation], "accuracies": [test]}
 
     a, b = [result(0.5, 0.9), result(0.6, 0.4), None], [result(0.5, 0.95), result(0.7, 0.3), result(0.9, 0.9)]
-    assert records.best_of([a, b]) == [a[0], b[1], None]
-    assert records.best_of([a, b], "accuracies") == [b[0], a[1], None]
+    assert report.best_of([a, b]) == [a[0], b[1], None]
+    assert report.best_of([a, b], "accuracies") == [b[0], a[1], None]
     with refused("luck"):
-        records.best_of([a, b], "luck")
+        report.best_of([a, b], "luck")
 
 
 def test_paths_of_a_command_are_those_of_its_folder(tiny_notebook, tmp_path, monkeypatch):
@@ -248,10 +251,6 @@ def test_paths_of_a_command_are_those_of_its_folder(tiny_notebook, tmp_path, mon
     (tmp_path / "weights.pth").touch()
     given, _ = parameters.planned(path, {"encoder": "weights.pth", "encoder_root": "cars"})
     assert given == {"encoder": str(tmp_path / "weights.pth"), "encoder_root": str(tmp_path / "cars")}
-    assert parameters.planned(path, {"other_roots": ["cars", ""]})[0] == {
-        "other_roots": [str(tmp_path / "cars"), ""]
-    }
+    assert parameters.planned(path, {"other_roots": ["cars", ""]})[0] == {"other_roots": [str(tmp_path / "cars"), ""]}
     assert parameters.planned(path, {"other_roots": "cars"})[0] == {"other_roots": [str(tmp_path / "cars")]}
-    assert parameters.planned(path, {"encoder": "torchvision:vit_b_16"})[0] == {
-        "encoder": "torchvision:vit_b_16"
-    }
+    assert parameters.planned(path, {"encoder": "torchvision:vit_b_16"})[0] == {"encoder": "torchvision:vit_b_16"}

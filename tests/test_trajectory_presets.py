@@ -7,9 +7,9 @@ import torch
 
 from distillery.experts import Training
 from distillery.matching.trajectory import GRADIENTS, Starts, build, preset, presets, starts
-from distillery.optimizers import GSAM, SGD, Adam
 from distillery.recipes import PUBLISHED, TRAJECTORIES, Trajectory, expert_epochs, published
 from distillery.training import cross_entropy, squared_error
+from distillery.training.optimizers import GSAM, SGD, Adam
 
 CELLS = [
     (method, dataset, ipc)
@@ -48,10 +48,7 @@ def test_settings_are_complete_and_of_the_right_kind(method, dataset, ipc):
     "cell, expected",
     [
         (("MTT", "cifar10", 10), {"steps": 30, "last": 20, "step_size": 0.001, "zca": True, "batch": 0}),
-        (
-            ("FTD", "cifar100", 50),
-            {"steps": 80, "batch": 1000, "alpha": 1.0, "ema": 0.999, "lr_images": 1000},
-        ),
+        (("FTD", "cifar100", 50), {"steps": 80, "batch": 1000, "alpha": 1.0, "ema": 0.999, "lr_images": 1000}),
         (("FTD", "imagenet-subset", 10), {"step_size": 0.001, "batch": 64, "zca": False}),
         (("TESLA", "imagenet-1k", 1), {"experts": 50, "span": 3, "batch": 100, "gradient_scale": 0.5}),
         (("DATM", "cifar10", 1), {"threshold": 1.1, "batch": 10, "lr_labels": 5, "begin": 0}),
@@ -60,10 +57,7 @@ def test_settings_are_complete_and_of_the_right_kind(method, dataset, ipc):
         (("MKDT", "cifar10", 100), {"steps": 40, "span": 2, "last": 5, "lr_images": 1000, "batch": 256}),
         (("MKDT", "cifar100", 10), {"steps": 40, "last": 2, "lr_images": 1000, "step_size": 0.1}),
         (("MKDT", "cifar100", 25), {"last": 5, "lr_images": 10000, "targets": False, "lr_step_size": 1e-4}),
-        (
-            ("MKDT", "tiny-imagenet", 25),
-            {"steps": 10, "last": 2, "lr_images": 100000, "depth": 4, "side": 64},
-        ),
+        (("MKDT", "tiny-imagenet", 25), {"steps": 10, "last": 2, "lr_images": 100000, "depth": 4, "side": 64}),
     ],
 )
 def test_some_cells_by_hand(cell, expected):
@@ -111,9 +105,7 @@ def test_students_are_trained_as_published_and_no_longer_than_they_are_read():
         how = Trajectory(dataset, seed=7)
         settings = how.settings("MKDT", ipc)
         assert expert_epochs(settings) == last
-        assert how.training(settings, "") == Training(
-            100, SGD(0.1, 0.9, 1e-4), 256, "", 7, loss="squared error"
-        )
+        assert how.training(settings, "") == Training(100, SGD(0.1, 0.9, 1e-4), 256, "", 7, loss="squared error")
     assert "MKDT" not in TRAJECTORIES
 
 
@@ -128,17 +120,10 @@ def test_unpublished_cells_are_refused(refused):
 
 def test_published_numbers_are_pairs_in_percent():
     rows = [
-        (s, m, ipc, pair)
-        for s, table in PUBLISHED.items()
-        for m, row in table.items()
-        for ipc, pair in row.items()
+        (s, m, ipc, pair) for s, table in PUBLISHED.items() for m, row in table.items() for ipc, pair in row.items()
     ]
     assert all(len(pair) == 2 and 0 < pair[1] < 5 and 1 < pair[0] < 100 for *_, pair in rows)
     of = [(s, m) for s, m, *_ in rows]
-    assert [sum(m == method for _, m in of if " on " not in _) for method in ("FTD", "DATM", "TESLA")] == [
-        16,
-        9,
-        9,
-    ]
+    assert [sum(m == method for _, m in of if " on " not in _) for method in ("FTD", "DATM", "TESLA")] == [16, 9, 9]
     assert published("cifar10", "FTD", 50) == {"mean": pytest.approx(0.738), "std": pytest.approx(0.002)}
     assert published("tiny-imagenet", "FTD", 50) is None

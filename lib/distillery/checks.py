@@ -8,7 +8,7 @@ class InputError(ValueError):
     """Input the user can mend. The message is one line; the command line prints it alone and exits with 2."""
 
 
-class Stopped(InputError):
+class RunFailed(InputError):
     """A run that cannot go on by what it computed; other runs are not concerned, and what it had is kept."""
 
 
@@ -46,6 +46,4 @@ def check_finite(name: str, tensor) -> None:
     """Raise InputError if a floating tensor holds NaN or infinity, with how many."""
     bad = int((~tensor.isfinite()).sum())
     if bad:
-        raise InputError(
-            f"{name}: {bad} of {tensor.numel()} values are NaN or infinite; accepted: finite numbers"
-        )
+        raise InputError(f"{name}: {bad} of {tensor.numel()} values are NaN or infinite; accepted: finite numbers")

@@ -28,23 +28,17 @@ def main(argv: list[str] | None = None) -> int:
 
     run = commands.add_parser("run", help="execute a notebook with checked parameters")
     run.add_argument("notebook", help="name such as 00_quickstart, or a path")
-    run.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter"
-    )
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter")
     run.add_argument("-f", action="append", default=[], metavar="FILE", help="YAML file of parameters")
     run.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     run.add_argument(
-        "--again",
-        action="store_true",
-        help="execute even if a complete record exists (stored runs are reused)",
+        "--again", action="store_true", help="execute even if a complete record exists (stored runs are reused)"
     )
     run.set_defaults(call=_run)
 
     grid = commands.add_parser("sweep", help="execute notebooks over a grid of parameters")
     grid.add_argument("grid", help="YAML file: notebook, parameters, grid")
-    grid.add_argument(
-        "--engine", default="local", help="local, or ray: cells at once, on one or many machines"
-    )
+    grid.add_argument("--engine", default="local", help="local, or ray: cells at once, on one or many machines")
     grid.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     grid.add_argument("--gpus", type=float, default=0.0, help="GPUs of a cell on Ray, e.g. 0.25")
     grid.set_defaults(call=_sweep)
@@ -58,9 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     report.set_defaults(call=_report)
 
     judge = commands.add_parser("evaluate", help="test accuracy of a finished set, beside random images")
-    judge.add_argument(
-        "file", help="an exported set, or a foreign .pt, .pth or .safetensors file of images and labels"
-    )
+    judge.add_argument("file", help="an exported set, or a foreign .pt, .pth or .safetensors file of images and labels")
     judge.add_argument("--labels", default="", help="file of the labels, where they are apart")
     judge.add_argument("--pixels", default="auto", help="auto, standardized, unit or bytes")
     judge.add_argument("--dataset", required=True, help="digits, folder, cifar10, ...: the data to test on")
@@ -75,9 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     judge.add_argument("--width", type=int, default=128, help="channels of the ConvNet")
     judge.add_argument("--networks", type=int, default=5)
     judge.add_argument("--epochs", type=int, default=1000)
-    judge.add_argument(
-        "--seeds", type=int, default=1, help="evaluations; random images are drawn anew in each"
-    )
+    judge.add_argument("--seeds", type=int, default=1, help="evaluations; random images are drawn anew in each")
     judge.add_argument("--seed", type=int, default=0)
     judge.add_argument("--device", default="auto")
     judge.add_argument("--json", metavar="FILE", help="write the rows to a file")
@@ -102,18 +92,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments) -> int:
-    from distillery import parameters, records
+    from distillery import report
+    from distillery.notebook import parameters
 
     notebook = _find(arguments.notebook)
     given, values = parameters.planned(notebook, _given(arguments))
     name = notebook.stem
     folder = parameters.results_root(values.get("results_dir", "")) / values.get("scale", "smoke") / name
-    key = records.record_key(name, values)
+    key = report.record_key(name, values)
     done = [r for r in _records(folder) if r.get("key") == key and not r.get("missing")]
     if done and not arguments.again:
-        print(
-            f"{name} is done with these parameters, record {done[0]['path']} (--again executes it once more)"
-        )
+        print(f"{name} is done with these parameters, record {done[0]['path']} (--again executes it once more)")
     else:
         code = _execute(notebook, given, folder)
         if code:
@@ -127,7 +116,7 @@ def _run(arguments) -> int:
 
 
 def _sweep(arguments) -> int:
-    from distillery import sweep
+    from distillery.notebook import sweep
 
     folder, cells = sweep.read(arguments.grid, _find)
     minutes = budget(arguments.budget) if arguments.budget else 0.0
@@ -146,9 +135,9 @@ def _sweep(arguments) -> int:
 
 
 def _records(folder: Path) -> list[dict]:
-    from distillery import records
+    from distillery import report
 
-    return [r for r in records.find(folder.parents[1]) if Path(r["path"]).parents[1] == folder]
+    return [r for r in report.find(folder.parents[1]) if Path(r["path"]).parents[1] == folder]
 
 
 def _execute(notebook: Path, given: dict, folder: Path) -> int:
@@ -167,25 +156,23 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"results_dir: cannot make {folder}: {error.strerror}; accepted: a writable folder"
-        ) from error
+        raise InputError(f"results_dir: cannot make {folder}: {error.strerror}; accepted: a writable folder") from error
     executed = folder / f"{notebook.stem}.executed.ipynb"
     temporary = folder / f".{notebook.stem}.{os.getpid()}.ipynb"
     failure = None
     try:
         papermill.execute_notebook(
-            str(notebook), str(temporary), parameters=given, cwd=str(notebook.parent), kernel_name="python3",
-            language="python", progress_bar=True,
-        )  # fmt: skip
+            str(notebook),
+            str(temporary),
+            parameters=given,
+            cwd=str(notebook.parent),
+            kernel_name="python3",
+            language="python",
+            progress_bar=True,
+        )
     except PapermillExecutionError as error:
         failure = error
-    except (
-        PapermillException,
-        RuntimeError,
-        OSError,
-        ValueError,
-    ) as error:  # a kernel that died or never started
+    except (PapermillException, RuntimeError, OSError, ValueError) as error:  # a kernel that died or never started
         reason = (str(error).splitlines() or [""])[0]
         print(f"error: {type(error).__name__}: {reason}; finished runs are kept in {folder}", file=sys.stderr)
         return 1
@@ -226,16 +213,17 @@ def _summary(record: dict, name: str) -> None:
 
 
 def _report(arguments) -> int:
-    from distillery import parameters, pretraining, recipes, records
+    from distillery import pretraining, recipes, report
+    from distillery.notebook import parameters
 
-    found = records.find(parameters.results_root(arguments.results))
+    found = report.find(parameters.results_root(arguments.results))
     if arguments.scale:
         found = [record for record in found if record["scale"] == arguments.scale]
     if not found:
         raise InputError("no record found; accepted: a results folder after `distillery run`")
     tables = {
-        "claims": records.table(found),
-        "rows": records.rows_by_record(found),
+        "claims": report.table(found),
+        "rows": report.rows_by_record(found),
         "compatibility": f"{recipes.compatibility()}\n\n{pretraining.compatibility()}",
     }
     if not arguments.write:
@@ -257,22 +245,29 @@ def _report(arguments) -> int:
 
 
 def _evaluate(arguments) -> int:
-    from distillery import checks, data, foreign, parameters, records, store
-    from distillery.augment import DSA, DSA_NO_FLIP
+    from distillery import checks, data, report, store
+    from distillery.data import external
     from distillery.evaluation import Protocol
     from distillery.networks import ConvNet
+    from distillery.notebook import parameters
+    from distillery.report import compare_with_random
+    from distillery.training.dsa import DSA, DSA_NO_FLIP
 
     checks.check_positive_int("seeds", arguments.seeds)
     families = "" if arguments.no_augmentation else DSA_NO_FLIP if arguments.no_flip else DSA
     protocol = Protocol(arguments.networks, arguments.epochs, augmentation=families, loss=arguments.loss)
     device = parameters.device(arguments.device)
     splits = data.load(
-        arguments.dataset, arguments.data_root, seed=arguments.seed, max_side=arguments.max_side,
-        normalization=arguments.normalization, progress=sys.stderr.isatty(),
-    ).to(device)  # fmt: skip
-    made = foreign.read(arguments.file, arguments.labels, arguments.pixels, splits)
+        arguments.dataset,
+        arguments.data_root,
+        seed=arguments.seed,
+        max_side=arguments.max_side,
+        normalization=arguments.normalization,
+        progress=sys.stderr.isatty(),
+    ).to(device)
+    made = external.read(arguments.file, arguments.labels, arguments.pixels, splits)
     network = ConvNet(splits.train.shape, len(splits.train.classes), arguments.width)
-    rows = foreign.beside_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
+    rows = compare_with_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
     print(
         f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers"
     )
@@ -280,18 +275,16 @@ def _evaluate(arguments) -> int:
         f"{network.name}, E {protocol.epochs}, {protocol.loss}, augmentation {protocol.augmentation or 'none'}, final weights\n"
     )
     for row in rows:
-        print(f"  {row['method']:<8} {records.percent(row['measured'])}")
+        print(f"  {row['method']:<8} {report.percent(row['measured'])}")
     if arguments.json:
-        store.write_json(
-            arguments.json, {"rows": rows, "protocol": protocol.spec(), "network": network.spec()}
-        )
+        store.write_json(arguments.json, {"rows": rows, "protocol": protocol.spec(), "network": network.spec()})
     return 0
 
 
 def _data_check(arguments) -> int:
-    from distillery import sources
+    from distillery.data.check import check
 
-    report = sources.check(arguments.path, progress=sys.stderr.isatty())
+    report = check(arguments.path, progress=sys.stderr.isatty())
     print("\n".join(report.lines))
     return 0 if report.usable else 2
 
@@ -311,9 +304,7 @@ def _given(arguments) -> dict:
         try:
             content = yaml.safe_load(Path(file).read_text())
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"-f {file}: {str(error).splitlines()[0]}; accepted: a YAML file of parameters"
-            ) from error
+            raise InputError(f"-f {file}: {str(error).splitlines()[0]}; accepted: a YAML file of parameters") from error
         if not isinstance(content, dict):
             raise InputError(f"-f {file} holds a {type(content).__name__}; accepted: NAME: VALUE lines")
         values |= content

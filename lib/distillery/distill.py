@@ -16,10 +16,10 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from distillery import store
-from distillery.checks import InputError, Stopped, check_choice, check_positive_int
+from distillery.checks import InputError, RunFailed, check_choice, check_positive_int
+from distillery.data.synthetic import Synthetic
 from distillery.sampling import RealBatches, Sampler
 from distillery.seeds import generator as keyed_generator
-from distillery.synthetic import Synthetic
 
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "constant": lambda step, steps: 1.0,
@@ -125,15 +125,13 @@ def distill(
     validate            (set, step) -> score on validation data, high = good; called every `validate_every` steps
     checkpoint          file to resume from if it exists, written every `checkpoint_seconds`
     identity            whose checkpoint this is; another identity is refused
-    raises              InputError on unknown tensors or a foreign checkpoint; Stopped where a loss leaves the finite
+    raises              InputError on unknown tensors or a foreign checkpoint; RunFailed where a loss leaves the finite
                         numbers, or a tensor in `objective.positive` the positive ones
     """
     check_positive_int("steps", steps)
     unknown = sorted(set(optimizers) - set(synthetic.tensors))
     if unknown:
-        raise InputError(
-            f"optimizers: no tensor {unknown[0]!r} in the set; accepted: {', '.join(synthetic.tensors)}"
-        )
+        raise InputError(f"optimizers: no tensor {unknown[0]!r} in the set; accepted: {', '.join(synthetic.tensors)}")
     for name in sampler.needs:
         if not hasattr(objective, name):
             raise InputError(
@@ -147,13 +145,7 @@ def distill(
         name: [bound.to(synthetic.device, non_blocking=True) for bound in pair]
         for name, pair in getattr(objective, "bounds", {}).items()
     }
-    card = {
-        "identity": identity,
-        "root": root,
-        "steps": steps,
-        "objective": getattr(objective, "name", ""),
-        "ema": ema,
-    }
+    card = {"identity": identity, "root": root, "steps": steps, "objective": getattr(objective, "name", ""), "ema": ema}
     card["optimizers"] = {name: asdict(spec) for name, spec in optimizers.items()}
     path = Path(checkpoint) if checkpoint else None
     if path and path.exists():
@@ -170,15 +162,11 @@ def distill(
         current = synthetic.replace(**{name: value.detach().clone() for name, value in learned.items()})
         now.samples += sampler.refresh(now.step, objective, now.state, current)
         draw = RealBatches(real, sampler, keyed_generator(root, "real", now.step))
-        grads, now.state, entry = objective.step(
-            current, now.state, draw, keyed_generator(root, "objective", now.step)
-        )
+        grads, now.state, entry = objective.step(current, now.state, draw, keyed_generator(root, "objective", now.step))
         now.samples += draw.samples
         if sampler.needs and draw.effective is not None:
             entry = entry | {"effective_batch": draw.effective}
-        now.log.append(
-            {name: torch.as_tensor(value, dtype=torch.float32).detach() for name, value in entry.items()}
-        )
+        now.log.append({name: torch.as_tensor(value, dtype=torch.float32).detach() for name, value in entry.items()})
         if grads is None:
             now.skipped += 1
         else:
@@ -211,13 +199,9 @@ def distill(
 def _update(now, learned, built, optimizers, grads, steps, ema, bounds) -> None:
     missing = sorted(set(grads) - set(built))
     if missing:
-        raise InputError(
-            f"objective: a gradient for {missing[0]!r} without an optimizer; accepted: {', '.join(built)}"
-        )
+        raise InputError(f"objective: a gradient for {missing[0]!r} without an optimizer; accepted: {', '.join(built)}")
     for name, gradient in grads.items():
-        built[name].param_groups[0]["lr"] = optimizers[name].lr * SCHEDULES[optimizers[name].schedule](
-            now.step, steps
-        )
+        built[name].param_groups[0]["lr"] = optimizers[name].lr * SCHEDULES[optimizers[name].schedule](now.step, steps)
         learned[name].grad = gradient
         built[name].step()
         if name in bounds:
@@ -248,20 +232,14 @@ def _check_finite(now: _Progress, path: Path | None, positive: tuple[str, ...]) 
             kept = f"; the last good set is in {path}" if path and path.exists() else ""
             left = "positive" if name in positive else "finite"
             at = f" = {value.item():g}" if value.ndim == 0 else ""
-            raise Stopped(
+            raise RunFailed(
                 f"distillation left the {left} numbers at step {step}, {name}{at}{kept}; accepted: a smaller rate"
             )
 
 
 def _save(path: Path, card: dict, now: _Progress, built: dict, sampler: Sampler) -> None:
     tensors = {f"log.{name}": values for name, values in _stack_log(now.log).items()}
-    groups = {
-        "tensors": now.tensors,
-        "state": now.state,
-        "ema": now.ema,
-        "best": now.best,
-        "sampler": sampler.state,
-    }
+    groups = {"tensors": now.tensors, "state": now.state, "ema": now.ema, "best": now.best, "sampler": sampler.state}
     for group, members in groups.items():
         tensors |= {f"{group}.{name}": value for name, value in members.items()}
     for name, optimizer in built.items():
@@ -271,9 +249,7 @@ def _save(path: Path, card: dict, now: _Progress, built: dict, sampler: Sampler)
         for key, value in state.items():
             if value is not None:
                 tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
-    counters = {
-        key: getattr(now, key) for key in ("step", "best_step", "best_score", "samples", "skipped", "seconds")
-    }
+    counters = {key: getattr(now, key) for key in ("step", "best_step", "best_score", "samples", "skipped", "seconds")}
     store.save_tensors(path, tensors, card | {"counters": counters})
 
 

@@ -116,9 +116,7 @@ def start(**options):
             failure = error
     reason = (str(failure).splitlines() or [type(failure).__name__])[0]
     if address:
-        raise InputError(
-            f"RAY_ADDRESS: {address!r}: {reason}; accepted: a running Ray, or unset"
-        ) from failure
+        raise InputError(f"RAY_ADDRESS: {address!r}: {reason}; accepted: a running Ray, or unset") from failure
     raise RuntimeError(f"Ray did not start in {STARTS} attempts: {reason}") from failure
 
 

@@ -18,14 +18,17 @@ import torch
 from torch import Generator, Tensor
 
 from distillery import engine, store
-from distillery.augment import DSA, Views
-from distillery.checks import InputError, Stopped, check_choice, check_positive_int
-from distillery.fast import tensor_cores
+from distillery.checks import InputError, RunFailed, check_choice, check_positive_int
+from distillery.lock import lock
 from distillery.networks import Params
-from distillery.optimizers import SGD, Adam
+from distillery.networks.precision import float32_matmul, networks_at_once
 from distillery.seeds import generator, split
-from distillery.selfsup import TwoViews, check_targets, two_views_apart
-from distillery.training import LOSSES, networks_at_once, train
+from distillery.training import LOSSES, train
+from distillery.training.contrastive import two_views_apart
+from distillery.training.dsa import DSA
+from distillery.training.losses import check_targets
+from distillery.training.optimizers import SGD, Adam
+from distillery.training.views import TwoViews, Views
 
 VERSION = 1  # of everything that decides an expert's weights; raise it when a change makes stored ones stale
 MAP_LIMIT = 2**30  # numbers in the widest feature map of the experts that train together on a GPU
@@ -79,9 +82,16 @@ class Training:
             source = TwoViews(images, self.views, self.seed, step, numbers)
             options["chunk"] = len(numbers)
         return train(
-            network, params, source, loss, self.optimizer, batch=self.batch, augmentation=self.augmentation,
-            whole_batches=bool(self.views), **options,
-        )[0]  # fmt: skip
+            network,
+            params,
+            source,
+            loss,
+            self.optimizer,
+            batch=self.batch,
+            augmentation=self.augmentation,
+            whole_batches=bool(self.views),
+            **options,
+        )[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +168,7 @@ def _make(folder: Path, network, source, training: Training, epochs: int, first:
         _write(path, epoch, weights, momentum, card | {"account": account, "seconds": now - began})
         began = now
 
-    with store.lock(path.with_suffix(".lock")), tensor_cores("float32"):  # weights that will be matched
+    with lock(path.with_suffix(".lock")), float32_matmul("float32"):  # weights that will be matched
         stored = _stored(path)
         if stored > epochs:
             return path
@@ -174,8 +184,16 @@ def _make(folder: Path, network, source, training: Training, epochs: int, first:
         split(stream, first)  # those of the experts before
         epoch = max(stored - 1, 0)
         training.train(
-            network, params, source, first, epoch, generator=stream, epochs=epochs, done=(epoch, momentum), after_epoch=keep
-        )  # fmt: skip
+            network,
+            params,
+            source,
+            first,
+            epoch,
+            generator=stream,
+            epochs=epochs,
+            done=(epoch, momentum),
+            after_epoch=keep,
+        )
     return path
 
 
@@ -217,9 +235,7 @@ def cost(folder: str | Path, network, source, training: Training, epochs: int) -
     return {"experts": training.experts, "steps": steps, "seconds": seconds, "bytes": total * numbers}
 
 
-def spent(
-    folder: str | Path, network, source, training: Training, epochs: int, account: str
-) -> dict[str, float]:
+def spent(folder: str | Path, network, source, training: Training, epochs: int, account: str) -> dict[str, float]:
     """What the stored epochs took that were trained on an account: 'seconds', 'samples' (real images touched).
 
     Chunks count one after another. Each epoch keeps its own time, so that a kill forgets no more than the one under way.
@@ -353,9 +369,7 @@ def _read(path: Path, epoch: int, card: dict, device) -> tuple[Params, list[Tens
     tensors, found = store.load_tensors(_file(path, epoch))
     different = differences(found, card | {"epoch": epoch})
     if different:
-        raise InputError(
-            f"{_file(path, epoch)} is of other experts, {different[0]}; accepted: those asked for"
-        )
+        raise InputError(f"{_file(path, epoch)} is of other experts, {different[0]}; accepted: those asked for")
     params = {name: tensors[f"weights.{name}"].to(device) for name in found["names"]}
     return params, [tensors[name].to(device) for name in sorted(tensors) if name.startswith("momentum.")]
 
@@ -369,11 +383,7 @@ def differences(found: dict, expected: dict) -> list[str]:
         if key == "inputs" or theirs == value:
             continue
         if isinstance(value, dict) and isinstance(theirs, dict):
-            parts = [
-                f"{part} {theirs.get(part)} instead of {v}"
-                for part, v in value.items()
-                if theirs.get(part) != v
-            ]
+            parts = [f"{part} {theirs.get(part)} instead of {v}" for part, v in value.items() if theirs.get(part) != v]
             lines.append(f"{key} differs: {', '.join(parts) or f'{theirs} instead of {value}'}")
         else:
             lines.append(f"{key} differs: {theirs} instead of {value}")
@@ -383,9 +393,7 @@ def differences(found: dict, expected: dict) -> list[str]:
 def _refuse(folder: Path, path: Path, card: dict, stored: int, epochs: int) -> None:
     """Say why experts cannot be loaded: too short, or which ones there are instead."""
     if stored:
-        raise InputError(
-            f"{path}: epoch {epochs} is not stored; accepted: epochs up to {stored - 1}, or `make` more"
-        )
+        raise InputError(f"{path}: epoch {epochs} is not stored; accepted: epochs up to {stored - 1}, or `make` more")
     others = []
     for other in sorted(folder.glob("experts-*/000.safetensors")):
         _, found = store.map_tensors(other)
@@ -407,7 +415,7 @@ def classified(network, params: Params, source, indices: Tensor, batch: int = 50
 def choose_correct(network, experts: Experts, source, ipc: int, stream: Generator) -> Tensor:
     """Indices (classes * ipc,) of random images that one random expert's last epoch classifies right.
 
-    raises  Stopped if a class has fewer than `ipc` of them
+    raises  RunFailed if a class has fewer than `ipc` of them
     Source: DATM's public code, samples predicted correctly.
     """
     check_positive_int("ipc", ipc)
@@ -419,7 +427,7 @@ def choose_correct(network, experts: Experts, source, ipc: int, stream: Generato
     for label, name in enumerate(source.classes):
         members = torch.nonzero(right & (source.targets.cpu() == label))[:, 0]
         if len(members) < ipc:
-            raise Stopped(
+            raise RunFailed(
                 f"class {name}: an expert classifies {len(members)} images right, fewer than {ipc} a class; "
                 "accepted: a smaller ipc, or experts trained longer"
             )

@@ -100,9 +100,7 @@ class Hiding:
                 recorded every epoch, or `after_epoch` was not called
         """
         if epoch != len(self.hidden):
-            raise InputError(
-                f"epoch: {epoch} after {len(self.hidden)} planned ones; accepted: one training, from 0"
-            )
+            raise InputError(f"epoch: {epoch} after {len(self.hidden)} planned ones; accepted: one training, from 0")
         if len(self._waiting):
             raise InputError(
                 f"after_epoch: {len(self._waiting)} hidden samples are not refreshed; accepted: that of this object"
@@ -136,9 +134,7 @@ class Hiding:
         if len(self._waiting) == 0:
             return
         for indices in self._waiting.split(CHUNK):
-            logits = self.network.apply(
-                weights, self.images.batch(indices), train=False
-            ).logits  # (1, B, classes)
+            logits = self.network.apply(weights, self.images.batch(indices), train=False).logits  # (1, B, classes)
             targets = self.images.targets[indices][None]  # (1, B)
             loss = cross_entropy(logits, targets)  # (1, B)
             for name, last in self._last.items():
@@ -162,11 +158,7 @@ def visible(losses: Tensor, correct: Tensor, confidence: Tensor, fraction: float
 
 
 def plan_plain(
-    losses: Sequence[float],
-    correct: Sequence[float],
-    confidence: Sequence[float],
-    fraction: float,
-    threshold: float,
+    losses: Sequence[float], correct: Sequence[float], confidence: Sequence[float], fraction: float, threshold: float
 ) -> list[int]:
     """The definition of `visible`, one sample at a time."""
     order = sorted(range(len(losses)), key=lambda i: losses[i])

@@ -11,18 +11,20 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from distillery import architectures, engine, experts, store
-from distillery.augment import DSA
+from distillery import engine, experts, store
 from distillery.checks import InputError
-from distillery.data import Rows, Splits
+from distillery.data import LazyImages, Splits
+from distillery.data.synthetic import FORMATIONS, Synthetic, gaussian_noise, pack
 from distillery.distill import Distilled, Optimizer, distill
-from distillery.encoders import Encoder
 from distillery.evaluation import FineTuning, Protocol, accuracy, evaluate, fit
 from distillery.experts import Experts
-from distillery.fast import Fast, tensor_cores
 from distillery.hiding import Hiding
+from distillery.lock import lock
 from distillery.matching import hosts, trajectory
 from distillery.matching.effects import check_uncoupled
+from distillery.networks import pool
+from distillery.networks.encoder import Encoder
+from distillery.networks.precision import MixedPrecision, float32_matmul
 from distillery.recipes import (
     HOSTS,
     KERNELS,
@@ -38,12 +40,13 @@ from distillery.recipes import (
     expert_epochs,
     published_steps,
 )
+from distillery.runs import DependencyMissing, Runs, subsample
 from distillery.sampling import Importance, TreatmentEffect, Uniform
-from distillery.scoring.geometry import herding, kmeans_nearest
-from distillery.scoring.passes import Scores
+from distillery.scores.cached import CachedScores
+from distillery.scores.geometry import herding, kmeans_nearest
 from distillery.seeds import generator, split
-from distillery.selection import check_left, prune, select
-from distillery.synthetic import FORMATIONS, Synthetic, gaussian_noise, pack
+from distillery.selection import check_enough_left, prune, select
+from distillery.training.dsa import DSA
 
 VERSION = 1  # of everything that decides a run's result; raise it when a change makes stored runs stale
 
@@ -56,7 +59,7 @@ class Bench:
         data: Splits,
         network,
         protocol: Protocol,
-        runs: store.Runs,
+        runs: Runs,
         *,
         augmentation: str = DSA,
         score_trials: int = 5,
@@ -79,7 +82,7 @@ class Bench:
         score_trials, score_epochs  networks and epochs of the early loss
         converged            the same of the converged loss
         augmentation         the DSA families of methods that match augmented batches; the protocol names its own
-        precision, compiled  how passes run that are differentiated at most once and match no weights (`Fast`): evaluation,
+        precision, compiled  how passes run that are differentiated at most once and match no weights (`MixedPrecision`): evaluation,
                              scores, real images; synthetic images stay float32 (with TensorFloat-32 products under 'tf32')
         trajectory           settings of MTT, FTD, TESLA and DATM, None = they are refused
         hosts                settings of IDM, IDC, KIP, FRePo and RFAD, None = the published ones for CIFAR-10
@@ -94,14 +97,14 @@ class Bench:
             )
         if protocol.kind == "fine-tune" and encoder is None:
             raise InputError("encoder: None; accepted: an encoder, where the protocol fine-tunes one")
-        self.fast = Fast(network, precision, compiled)
+        self.fast = MixedPrecision(network, precision, compiled)
         self.data, self.network, self.protocol, self.runs = data, network, protocol, runs
         self.augmentation = augmentation
         self.encoder = encoder
         self.score_lengths = {"loss": (score_trials, score_epochs), "converged loss": converged}
         tuning = protocol if isinstance(protocol, FineTuning) else FineTuning() if encoder else None
         tuning = replace(tuning, networks=1, equal="epochs") if tuning else None
-        self.passes = Scores(
+        self.passes = CachedScores(
             data, self.fast, runs, self.score_lengths, encoder, tuning, score_path, score_tunings, importance
         )
         self.checkpoint_seconds, self.progress = checkpoint_seconds, progress
@@ -133,7 +136,7 @@ class Bench:
                 test accuracies of the kernel regression on the set, `regression`, and on its first images, `at_start`, and
                 `curve`, [step, accuracy on validation images]
         """
-        result = self.runs.attempt(
+        result = self.runs.try_get(
             "bench", VERSION, self._inputs(recipe), self.data.digest, lambda key: self._compute(recipe, key)
         )
         if result and result["artifact"]:  # only now: a kill before loses a minute, not the distillation
@@ -169,18 +172,13 @@ class Bench:
             protocol, steps_of = self._protocol(recipe, made)
             accuracies = [
                 evaluate(
-                    network,
-                    source,
-                    protocol,
-                    self.data.test,
-                    generator(recipe.seed, "search"),
-                    steps_of=steps_of,
+                    network, source, protocol, self.data.test, generator(recipe.seed, "search"), steps_of=steps_of
                 ).tolist()
                 for network in networks
             ]
             return {"accuracies": accuracies, "seconds": time.monotonic() - began, "samples": 0, "steps": 0}
 
-        return self.runs.attempt("search", VERSION, inputs, self.data.digest, compute)
+        return self.runs.try_get("search", VERSION, inputs, self.data.digest, compute)
 
     def run_all(self, recipes: list[Recipe], where: str = "local", gpus: float = 1.0) -> list[dict | None]:
         """The results of several recipes, in order, mapped over an engine.
@@ -198,10 +196,7 @@ class Bench:
             made = replace(recipe, evaluate_on="", iterate="last")
             if made.method in TRAJECTORIES and not self._over(made):
                 self._make_experts(made, where)
-        options = {
-            "cpus": torch.get_num_threads(),
-            "gpus": gpus if self.data.train.device.type == "cuda" else 0,
-        }
+        options = {"cpus": torch.get_num_threads(), "gpus": gpus if self.data.train.device.type == "cuda" else 0}
         answers = engine.map(self._run_apart, recipes, where, **options)
         for _, computed, reused, missing, scoring in answers:
             self.runs.computed += computed
@@ -212,7 +207,7 @@ class Bench:
 
     def _check_mapped(self, where: str) -> None:
         parts = (self.data.train, self.data.validation, self.data.test)
-        if where != "local" and any(isinstance(part.pixels, Rows) for part in parts):
+        if where != "local" and any(isinstance(part.pixels, LazyImages) for part in parts):
             raise InputError(
                 f"engine: {where!r} with images that stay on disk (mapped=True); accepted: local, or mapped=False"
             )
@@ -252,7 +247,7 @@ class Bench:
         """Indices of the training images left after pruning, ascending."""
         targets = self.data.train.targets.cpu()
         least = 1 if recipe.method in WHOLE else recipe.ipc * FORMATIONS[self._formation(recipe)[0]]
-        check_left(recipe.keep, targets, least)
+        check_enough_left(recipe.keep, targets, least)
         if recipe.keep == 1:
             return torch.arange(len(targets))
         scores = None if recipe.rule == "random" else self.passes.of(recipe.score, recipe.seed)
@@ -283,7 +278,7 @@ class Bench:
         return kept[chosen]
 
     def _compute(self, recipe: Recipe, key: str) -> dict:
-        with tensor_cores(self.fast.precision):
+        with float32_matmul(self.fast.precision):
             return self._measured(recipe, key)
 
     def _measured(self, recipe: Recipe, key: str) -> dict:
@@ -296,9 +291,7 @@ class Bench:
                 f"evaluate_on: {recipe.evaluate_on!r} with protocol 'fine-tune', whose encoder is of one network; accepted: ''"
             )
         if recipe.hide and self.protocol.kind != "fine-tune":
-            raise InputError(
-                f"hide: {recipe.hide} with protocol {self.protocol.kind!r}; accepted: 'fine-tune'"
-            )
+            raise InputError(f"hide: {recipe.hide} with protocol {self.protocol.kind!r}; accepted: 'fine-tune'")
         if not recipe.evaluate_on and recipe.iterate == "last":
             self._score_first(recipe)
         started = time.monotonic()
@@ -306,8 +299,8 @@ class Bench:
         synthetic, details = None, {}
         if recipe.evaluate_on:
             width = network.channels / 128
-            other = architectures.build(recipe.evaluate_on, train.shape, len(train.classes), width)
-            network = Fast(other, self.fast.precision)
+            other = pool.build(recipe.evaluate_on, train.shape, len(train.classes), width)
+            network = MixedPrecision(other, self.fast.precision)
         if recipe.evaluate_on or recipe.iterate != "last":
             synthetic = self._finished(replace(recipe, evaluate_on="", iterate="last"), recipe.iterate)
         elif recipe.method not in WHOLE:
@@ -322,9 +315,15 @@ class Bench:
         else:
             accuracies = evaluate(network, source, protocol, self.data.test, stream, steps_of=steps_of)
         result = {
-            "accuracies": accuracies.tolist(), "steps": 0, "samples": 0, "loss": [], "stored_numbers": None, "artifact": None,
-            "seconds": time.monotonic() - started, "seconds_evaluation": time.monotonic() - started - making,
-        }  # fmt: skip
+            "accuracies": accuracies.tolist(),
+            "steps": 0,
+            "samples": 0,
+            "loss": [],
+            "stored_numbers": None,
+            "artifact": None,
+            "seconds": time.monotonic() - started,
+            "seconds_evaluation": time.monotonic() - started - making,
+        }
         return result | details
 
     def _check_kernel(self, recipe: Recipe, objective) -> None:
@@ -334,9 +333,7 @@ class Bench:
                 f"loss: 'cross-entropy' with {recipe.method!r}, which learns real-valued labels; accepted: 'squared error'"
             )
         if recipe.iterate == "best" and not self.hosts.validations:
-            raise InputError(
-                "iterate: 'best' with 0 validations; accepted: 'last', or hosts that are validated"
-            )
+            raise InputError("iterate: 'best' with 0 validations; accepted: 'last', or hosts that are validated")
 
     def _fine_tuned(self, recipe: Recipe, source, protocol: Protocol, stream, steps_of: int):
         """Test accuracies of the encoder fine-tuned on a source, and what else its result says."""
@@ -346,7 +343,7 @@ class Bench:
         device = self.data.test.device
         params, stats = fit(
             self.fast, source, protocol, stream, steps_of=steps_of, encoder=self.encoder, hiding=hiding, device=device
-        )  # fmt: skip
+        )
         details = {
             "validation": accuracy(self.fast, params, self.data.validation).tolist(),
             "steps": stats.steps,
@@ -383,9 +380,7 @@ class Bench:
 
     def _settings(self) -> Trajectory:
         if self.trajectory is None:
-            raise InputError(
-                f"trajectory: None; accepted: a bench with settings for {', '.join(TRAJECTORIES)}"
-            )
+            raise InputError(f"trajectory: None; accepted: a bench with settings for {', '.join(TRAJECTORIES)}")
         return self.trajectory
 
     def experts(self, recipe: Recipe) -> Experts:
@@ -411,7 +406,7 @@ class Bench:
         identity |= {"kind": settings["optimizer"], "transform": self.context["transform"]}
         key = store.identity("bank", experts.VERSION, identity, source.digest)
         path = folder / f"{key}.json"
-        with store.lock(path.with_suffix(".lock"), wait=True):
+        with lock(path.with_suffix(".lock"), wait=True):
             if experts.missing(*asked) or not path.exists():
                 experts.make(*asked, where=where, account=key, log=print)
                 store.write_json(path, {"id": key} | experts.spent(*asked, key))
@@ -422,7 +417,7 @@ class Bench:
         result = self.run(recipe)
         made = self.synthetic(result, iterate) if result else None
         if made is None:
-            raise store.Unfinished
+            raise DependencyMissing
         return made
 
     def _make(self, recipe: Recipe, key: str) -> tuple[Synthetic, dict]:
@@ -439,16 +434,10 @@ class Bench:
                 if recipe.method in KERNELS:
                     log |= self._regressed(recipe, {"at_start": start, "regression": done.last})
             synthetic = done.last
-            log |= {
-                "steps": done.cost["steps"],
-                "samples": done.cost["samples"],
-                "loss": store.thin(done.log["loss"]),
-            }
+            log |= {"steps": done.cost["steps"], "samples": done.cost["samples"], "loss": subsample(done.log["loss"])}
             if recipe.method in KERNELS and "validation" in done.log:
                 log["curve"] = [
-                    [step + 1, float(score)]
-                    for step, score in enumerate(done.log["validation"])
-                    if score == score
+                    [step + 1, float(score)] for step, score in enumerate(done.log["validation"]) if score == score
                 ]
             if "effective_batch" in done.log:
                 log["effective_batch"] = float(done.log["effective_batch"].mean())
@@ -490,9 +479,7 @@ class Bench:
         chosen = chosen.to(train.device)
         images = pack(train.batch(chosen), formation, shrink)
         return Synthetic(
-            {"images": images, "targets": train.targets[chosen][:: FORMATIONS[formation]]},
-            train.classes,
-            formation,
+            {"images": images, "targets": train.targets[chosen][:: FORMATIONS[formation]]}, train.classes, formation
         )
 
     def _start(self, recipe: Recipe, kept: Tensor, how: str = "") -> Synthetic:
@@ -516,7 +503,7 @@ class Bench:
         settings |= {"lr": recipe.lr or settings["lr"], "batch": recipe.batch or settings["batch"]}
         # gradients are differentiated twice, which no compiled function may be; kernel methods bring networks of their own
         once = settings["objective"] in ("distribution", "queue")
-        network = Fast(self.network, compiled=self.fast.compiled) if once else self.network
+        network = MixedPrecision(self.network, compiled=self.fast.compiled) if once else self.network
         if recipe.effect and recipe.method == "DM":
             check_uncoupled(network.init(generator(0, "names"), 1))
         if recipe.method in HOSTS:
@@ -547,9 +534,12 @@ class Bench:
             sampler = TreatmentEffect(real.targets, recipe.effect, recipe.effect_every, recipe.effect_tails)
         if recipe.importance:
             sampler = Importance(
-                real, recipe.importance, recipe.importance_every, recipe.reweight,
+                real,
+                recipe.importance,
+                recipe.importance_every,
+                recipe.reweight,
                 generator=generator(recipe.seed, "importance"),
-            )  # fmt: skip
+            )
         objective, optimizers, steps = self._objective(recipe)
         times = self.hosts.validations if recipe.method in KERNELS else 0
 
@@ -559,45 +549,52 @@ class Bench:
         if recipe.method in KERNELS:
             start = objective.prepare(start)
         return distill(
-            start, objective, real, sampler, optimizers, steps, generator(recipe.seed, "distill"),
-            validate=judged if times else None, validate_every=-(-steps // times) if times else 0,
-            checkpoint=self.runs.artifact(key, ".checkpoint.safetensors"), checkpoint_seconds=self.checkpoint_seconds,
-            identity=key, progress=self.progress,
-        )  # fmt: skip
+            start,
+            objective,
+            real,
+            sampler,
+            optimizers,
+            steps,
+            generator(recipe.seed, "distill"),
+            validate=judged if times else None,
+            validate_every=-(-steps // times) if times else 0,
+            checkpoint=self.runs.artifact(key, ".checkpoint.safetensors"),
+            checkpoint_seconds=self.checkpoint_seconds,
+            identity=key,
+            progress=self.progress,
+        )
 
-    def _match_trajectories(
-        self, recipe: Recipe, kept: Tensor, key: str
-    ) -> tuple[Distilled, Synthetic, dict]:
+    def _match_trajectories(self, recipe: Recipe, kept: Tensor, key: str) -> tuple[Distilled, Synthetic, dict]:
         """Distill by trajectory matching: what came out, the start, and what the result says of experts and steps."""
         bank, cost = self._load_experts(recipe)
         settings = self.trajectory.settings(recipe.method, recipe.ipc)
         start = self._trajectory_start(recipe, settings, bank, kept)
-        objective = trajectory.build(
-            recipe.method, self.network, bank, settings, augmentation=self.augmentation
-        )
+        objective = trajectory.build(recipe.method, self.network, bank, settings, augmentation=self.augmentation)
         momentum = settings["momentum"]
         pixels = (recipe.lr or settings["lr_images"]) * settings["gradient_scale"]
-        optimizers = {
-            "images": Optimizer(pixels, momentum),
-            "step_size": Optimizer(settings["lr_step_size"], momentum),
-        }
+        optimizers = {"images": Optimizer(pixels, momentum), "step_size": Optimizer(settings["lr_step_size"], momentum)}
         if settings["labels"]:
             optimizers["label_logits"] = Optimizer(settings["lr_labels"], settings["momentum_labels"])
         real, steps = self.data.train.subset(kept), recipe.steps or settings["iterations"]
         times = self.trajectory.validations
-        with tensor_cores("float32"):  # matched weights
+        with float32_matmul("float32"):  # matched weights
             done = distill(
-                start, objective, real, Uniform(real.targets), optimizers, steps, generator(recipe.seed, "distill"),
-                ema=settings["ema"] or None, validate=(lambda made, step: self._validated(recipe, made)) if times else None,
+                start,
+                objective,
+                real,
+                Uniform(real.targets),
+                optimizers,
+                steps,
+                generator(recipe.seed, "distill"),
+                ema=settings["ema"] or None,
+                validate=(lambda made, step: self._validated(recipe, made)) if times else None,
                 validate_every=-(-steps // times) if times else 0,
                 checkpoint=self.runs.artifact(key, ".checkpoint.safetensors"),
-                checkpoint_seconds=self.checkpoint_seconds, identity=key, progress=self.progress,
-            )  # fmt: skip
-        log = {
-            "experts": cost,
-            "step_size": float(done.last.tensors["step_size"]),
-            "skipped": done.cost["skipped"],
-        }
+                checkpoint_seconds=self.checkpoint_seconds,
+                identity=key,
+                progress=self.progress,
+            )
+        log = {"experts": cost, "step_size": float(done.last.tensors["step_size"]), "skipped": done.cost["skipped"]}
         if times:
             log |= {"best_step": done.best_step, "best_score": done.best_score}
         return done, start, log
@@ -616,9 +613,7 @@ class Bench:
         start = start.replace(step_size=torch.tensor(float(settings["step_size"]), device=start.device))
         if settings["labels"]:
             one = 0 if how == "real" else None  # as published: one expert's labels for random real images
-            start = start.replace(
-                label_logits=experts.first_logits(self.network, bank, self.data.train, chosen, one)
-            )
+            start = start.replace(label_logits=experts.first_logits(self.network, bank, self.data.train, chosen, one))
         return start
 
     def _validated(self, recipe: Recipe, made: Synthetic) -> float:

@@ -26,24 +26,29 @@ import torch
 import yaml
 from torch import Tensor
 
-from distillery import architectures, engine, experts, selfsup, store
-from distillery.augment import Views
+from distillery import engine, experts, store
 from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
 from distillery.data import Splits
+from distillery.data.synthetic import Synthetic
 from distillery.distill import Distilled, Optimizer, distill
+from distillery.encoders.students import RegressionSet, high_loss, losses
+from distillery.encoders.teacher import SIMCLR, pretrain
 from distillery.evaluation import Probing, fit, probe
 from distillery.experts import Experts
-from distillery.fast import Fast, tensor_cores
+from distillery.lock import lock
 from distillery.matching import representation, trajectory
+from distillery.networks import pool
+from distillery.networks.precision import MixedPrecision, float32_matmul
 from distillery.recipes import Trajectory, expert_epochs
+from distillery.runs import DependencyMissing, Runs, subsample
 from distillery.sampling import Uniform
-from distillery.scoring.geometry import kmeans_nearest
+from distillery.scores.geometry import kmeans_nearest
 from distillery.seeds import generator, split
 from distillery.selection import prune, select
-from distillery.store import thin
-from distillery.students import Regression, high_loss, losses
-from distillery.synthetic import Synthetic
 from distillery.training import train
+from distillery.training.contrastive import two_views_apart
+from distillery.training.losses import check_targets
+from distillery.training.views import TwoViews, Views
 
 VERSION = 1  # of everything that decides a run's result; raise it when a change makes stored runs stale
 NONE, FULL, SUPERVISED_BY_ITSELF = "none", "full", "random, self-supervised"
@@ -96,9 +101,7 @@ class Pretraining:
         if self.initialize:
             check_choice("initialize", self.initialize, SELECTIONS)
         if (self.initialize or self.steps) and self.method not in DISTILLED:
-            raise InputError(
-                f"initialize, steps: set for {self.method!r}, which distils nothing; accepted: '' and 0"
-            )
+            raise InputError(f"initialize, steps: set for {self.method!r}, which distils nothing; accepted: '' and 0")
         if (self.learned or self.flat) and self.method != "MKDT":
             raise InputError(f"learned, flat: set for {self.method!r}; accepted: False, or 'MKDT'")
         if self.matched and self.method in (NONE, FULL):
@@ -108,7 +111,7 @@ class Pretraining:
         if self.keep < 1 and self.method in (NONE, FULL):
             raise InputError(f"keep: {self.keep} with {self.method!r}; accepted: 1")
         if self.encoder:
-            check_choice("encoder", self.encoder, architectures.NAMES)
+            check_choice("encoder", self.encoder, pool.NAMES)
         for name in ("seed", "steps", "lr"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)} is not accepted; accepted: 0 or more")
@@ -144,11 +147,11 @@ class PretrainingBench:
 
     def __init__(
         self,
-        real: Regression,
+        real: RegressionSet,
         network,
         protocol: Probing,
         tasks: dict[str, Splits],
-        runs: store.Runs,
+        runs: Runs,
         settings: Settings = Settings(),
         *,
         precision: str = "float32",
@@ -164,7 +167,7 @@ class PretrainingBench:
         precision  in which encoders are pre-trained and their features taken; students and matching run in float32
         raises     InputError on targets of another width than the network's output, and tasks of another shape
         """
-        selfsup.check_targets(real.targets, real, network.classes)
+        check_targets(real.targets, real, network.classes)
         for name, task in tasks.items():
             if task.train.shape != real.shape:
                 raise InputError(f"task {name}: images of {task.train.shape}; accepted: {real.shape}")
@@ -178,7 +181,7 @@ class PretrainingBench:
     def context(self) -> dict:
         """What identifies this bench in the id of a run."""
         return {
-            "network": Fast(self.network, self.precision).spec(),
+            "network": MixedPrecision(self.network, self.precision).spec(),
             "protocol": self.protocol.spec(),
             "tasks": {name: task.digest for name, task in self.tasks.items()},
             "views": vars(self.settings.views),
@@ -193,13 +196,9 @@ class PretrainingBench:
                 standardized images
         """
         inputs = {"recipe": recipe.spec(), **self.context, **self._how(recipe)}
-        return self.runs.attempt(
-            "pretraining", VERSION, inputs, self.real.digest, lambda key: self._compute(recipe)
-        )
+        return self.runs.try_get("pretraining", VERSION, inputs, self.real.digest, lambda key: self._compute(recipe))
 
-    def run_all(
-        self, recipes: list[Pretraining], where: str = "local", gpus: float = 1.0
-    ) -> list[dict | None]:
+    def run_all(self, recipes: list[Pretraining], where: str = "local", gpus: float = 1.0) -> list[dict | None]:
         """The results of several recipes, in order, mapped over an engine; students are made first."""
         if where == "local":
             return engine.map(self.run, recipes)
@@ -248,7 +247,7 @@ class PretrainingBench:
             bills.append({"seconds": seconds, "samples": samples})
         return bills
 
-    def students(self, kind: str = "MKDT", real: Regression | None = None) -> Experts:
+    def students(self, kind: str = "MKDT", real: RegressionSet | None = None) -> Experts:
         """The students of 'MKDT', of 'MKDT, flat', or the experts of 'MTT-SSL', on all real images or some: trained once, stored."""
         real = real or self.real
         if (kind, real.digest) not in self._banks:
@@ -256,7 +255,7 @@ class PretrainingBench:
             self._banks = {(kind, real.digest): experts.load(*asked)}  # one bank at a time: they are large
         return self._banks[kind, real.digest]
 
-    def pruned(self, recipe: Pretraining) -> Regression:
+    def pruned(self, recipe: Pretraining) -> RegressionSet:
         """The real images that a recipe keeps, with their targets, in their order."""
         if recipe.keep == 1:
             return self.real
@@ -265,7 +264,7 @@ class PretrainingBench:
         stream = generator(recipe.seed, "prune")
         return self.real.subset(prune(scores, recipe.keep, everything, recipe.rule, stream).sort().values)
 
-    def choose(self, how: str, m: int, seed: int, real: Regression | None = None) -> Tensor:
+    def choose(self, how: str, m: int, seed: int, real: RegressionSet | None = None) -> Tensor:
         """Indices (m,) into the real images, or some of them, by one of SELECTIONS, without classes."""
         real = real or self.real
         if m > len(real):
@@ -310,7 +309,7 @@ class PretrainingBench:
             return recipe.initialize or STARTS[recipe.method]
         return "random" if recipe.method == SUPERVISED_BY_ITSELF else ""
 
-    def _made_students(self, kind: str, real: Regression) -> tuple:
+    def _made_students(self, kind: str, real: RegressionSet) -> tuple:
         """Train what is missing of a kind of students; what names them for `experts.load`."""
         cells = trajectory.presets()[kind.split(",")[0]][self._matching(kind).dataset]
         sizes = [round(size * len(self.real) * share) for size, share in zip(sorted(cells), (0, 1))]
@@ -323,7 +322,7 @@ class PretrainingBench:
         identity = {"training": training.spec(), "epochs": epochs, "network": self.network.spec()}
         key = store.identity("students", VERSION, identity, real.digest)
         path = folder / f"{key}.json"
-        with store.lock(path.with_suffix(".lock"), wait=True):
+        with lock(path.with_suffix(".lock"), wait=True):
             if experts.missing(*asked) or not path.exists():
                 experts.make(*asked, account=key, log=print)
                 store.write_json(path, {"id": key} | experts.spent(*asked, key))
@@ -364,7 +363,7 @@ class PretrainingBench:
         )
         made = self.synthetic(result) if result else None
         if made is None:
-            raise store.Unfinished
+            raise DependencyMissing
         self.runs.artifact(result["artifact"], ".checkpoint.safetensors").unlink(missing_ok=True)
         return made, result
 
@@ -390,74 +389,62 @@ class PretrainingBench:
             "seconds": max(time.monotonic() - began, done.cost["seconds"]),  # the latter over all restarts
             "stored_numbers": made.stored_numbers(),
             "moved": float((made.tensors["images"] - first).abs().mean()),
-            "loss": thin(done.log["loss"]),
+            "loss": subsample(done.log["loss"]),
         }
-        return details | (
-            {"step_size": float(made.tensors["step_size"])} if "step_size" in made.tensors else {}
-        )
+        return details | ({"step_size": float(made.tensors["step_size"])} if "step_size" in made.tensors else {})
 
-    def _match(
-        self, recipe: Pretraining, start: Synthetic, kind: str, real: Regression, key: str
-    ) -> Distilled:
+    def _match(self, recipe: Pretraining, start: Synthetic, kind: str, real: RegressionSet, key: str) -> Distilled:
         """Match the trajectories of students."""
         settings = self.settings_of(kind, recipe.images) | ({"targets": True} if recipe.learned else {})
         start = start.replace(step_size=torch.tensor(float(settings["step_size"]), device=start.device))
         options = {"augmentation": ""}
         if kind == "MTT-SSL":
             options |= {"views": self.settings.views, "transform": real.transform}
-        objective = trajectory.build(
-            recipe.method, self.network, self.students(kind, real), settings, **options
-        )
+        objective = trajectory.build(recipe.method, self.network, self.students(kind, real), settings, **options)
         optimizers = {
             "images": Optimizer(settings["lr_images"], settings["momentum"]),
             "step_size": Optimizer(settings["lr_step_size"], settings["momentum"]),
         }
         if recipe.learned:
             optimizers["targets"] = Optimizer(settings["lr_targets"], settings["momentum_targets"])
-        with tensor_cores("float32"):  # matched weights
+        with float32_matmul("float32"):  # matched weights
             return self._loop(recipe, start, objective, real, optimizers, settings["iterations"], key)
 
-    def _regress(self, recipe: Pretraining, start: Synthetic, real: Regression, key: str) -> Distilled:
+    def _regress(self, recipe: Pretraining, start: Synthetic, real: RegressionSet, key: str) -> Distilled:
         """KRR-ST."""
         settings = self._prior()
         objective = representation.build(settings, self.network)
         how = Optimizer(settings["lr"], kind=settings["optimizer"], schedule=settings["schedule"])
         how = {"images": how, "targets": how}
-        with tensor_cores("float32"):
+        with float32_matmul("float32"):
             return self._loop(recipe, start, objective, real, how, settings["iterations"], key)
 
     def _loop(
-        self,
-        recipe,
-        start: Synthetic,
-        objective,
-        real: Regression,
-        optimizers: dict,
-        published: int,
-        key: str,
+        self, recipe, start: Synthetic, objective, real: RegressionSet, optimizers: dict, published: int, key: str
     ) -> Distilled:
         return distill(
-            start, objective, real, Uniform(None, len(real)), optimizers, recipe.steps or published,
-            generator(recipe.seed, "distill"), checkpoint=self.runs.artifact(key, ".checkpoint.safetensors"),
-            checkpoint_seconds=self.checkpoint_seconds, identity=key, progress=self.progress,
-        )  # fmt: skip
+            start,
+            objective,
+            real,
+            Uniform(None, len(real)),
+            optimizers,
+            recipe.steps or published,
+            generator(recipe.seed, "distill"),
+            checkpoint=self.runs.artifact(key, ".checkpoint.safetensors"),
+            checkpoint_seconds=self.checkpoint_seconds,
+            identity=key,
+            progress=self.progress,
+        )
 
     # Encoders
 
     def _compute(self, recipe: Pretraining) -> dict:
-        details = {
-            "artifact": None,
-            "steps": 0,
-            "samples": 0,
-            "stored_numbers": None,
-            "loss": [],
-            "seconds": 0.0,
-        }
+        details = {"artifact": None, "steps": 0, "samples": 0, "stored_numbers": None, "loss": [], "seconds": 0.0}
         made = None
         if recipe.method in DISTILLED:
             made, found = self._distilled(recipe)
             details |= found
-        with tensor_cores(self.precision):
+        with float32_matmul(self.precision):
             began = time.monotonic()
             network, params, steps = self._pretrained(recipe, made)
             seconds = time.monotonic() - began
@@ -481,8 +468,8 @@ class PretrainingBench:
         network = self.network
         if recipe.encoder:
             width = network.channels / 128
-            network = architectures.build(recipe.encoder, self.real.shape, network.classes, width)
-        network, k = Fast(network, self.precision), self.protocol.networks
+            network = pool.build(recipe.encoder, self.real.shape, network.classes, width)
+        network, k = MixedPrecision(network, self.precision), self.protocol.networks
         stream = generator(recipe.seed, "pre-training")
         if recipe.method == NONE:
             params = network.init(stream, k)
@@ -510,23 +497,35 @@ class PretrainingBench:
         device, k = self.real.device, protocol.networks
         start, order = split(stream, 2)
         params = {name: value.to(device) for name, value in network.init(start, k).items()}
-        views = selfsup.TwoViews(Pixels.of(source.images, self.real.transform), self.settings.views, seed)
+        views = TwoViews(Pixels.of(source.images, self.real.transform), self.settings.views, seed)
         return train(
-            network, params, views, selfsup.two_views_apart, protocol.optimizer(len(source))[0], generator=order,
-            steps=steps, batch=min(protocol.batch, len(source)), whole_batches=True, chunk=k,
-        )[0]  # fmt: skip
+            network,
+            params,
+            views,
+            two_views_apart,
+            protocol.optimizer(len(source))[0],
+            generator=order,
+            steps=steps,
+            batch=min(protocol.batch, len(source)),
+            whole_batches=True,
+            chunk=k,
+        )[0]
 
-    def _by_itself(self, network: Fast, source: Regression, recipe: Pretraining) -> tuple[dict, int]:
+    def _by_itself(self, network: MixedPrecision, source: RegressionSet, recipe: Pretraining) -> tuple[dict, int]:
         """Encoders trained on images by SimCLR as its teachers are, over as many images as the others see; steps of each."""
-        batch = min(selfsup.SIMCLR.batch, len(source))
+        batch = min(SIMCLR.batch, len(source))
         seen = len(source) // batch * batch  # images of a pass
         passes = self.protocol.epochs * (len(self.real) if recipe.matched else len(source)) / seen
         epochs = max(1, round(passes))
         how = replace(
-            selfsup.SIMCLR, epochs=epochs, batch=batch, warmup=min(selfsup.SIMCLR.warmup, epochs - 1),
-            views=self.settings.views, seed=recipe.seed,
-        )  # fmt: skip
-        params = selfsup.pretrain(network, source.images, how, self.protocol.networks)
+            SIMCLR,
+            epochs=epochs,
+            batch=batch,
+            warmup=min(SIMCLR.warmup, epochs - 1),
+            views=self.settings.views,
+            seed=recipe.seed,
+        )
+        params = pretrain(network, source.images, how, self.protocol.networks)
         return params, epochs * (len(source) // batch)
 
 
@@ -581,10 +580,7 @@ def published(dataset: str, part: str, labels: str, task: str, method: str) -> d
 
 def compatibility() -> str:
     """What combines with what where no labels are used, as a Markdown table."""
-    lines = [
-        "| method, without labels | objective | initialize | prune first | learns |",
-        "|---|---|---|---|---|",
-    ]
+    lines = ["| method, without labels | objective | initialize | prune first | learns |", "|---|---|---|---|---|"]
     objectives = {
         "MKDT": ("trajectories of students, or of flat students", "images, step_size, or targets too"),
         "KRR-ST": ("kernel regression", "images, targets"),

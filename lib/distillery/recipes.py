@@ -9,18 +9,18 @@ from importlib import resources
 import torch
 import yaml
 
-from distillery import architectures
-from distillery.augment import Views
 from distillery.checks import InputError, check_choice, check_fraction, check_keep, check_positive_int
+from distillery.data.synthetic import FORMATIONS
 from distillery.experts import Training
 from distillery.matching import hosts, trajectory
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching, loops
-from distillery.optimizers import GSAM, SGD, Adam
+from distillery.networks import pool
 from distillery.sampling import Importance, TreatmentEffect, Uniform
-from distillery.scoring import passes
+from distillery.scores import cached
 from distillery.selection import DRAWN, RULES, check_gamma
-from distillery.synthetic import FORMATIONS
+from distillery.training.optimizers import GSAM, SGD, Adam
+from distillery.training.views import Views
 
 PRESETS: dict[str, dict]
 PUBLISHED: dict[str, dict]
@@ -29,7 +29,7 @@ PRESETS, PUBLISHED = (
     for name in ("presets.yaml", "published.yaml")
 )
 OBJECTIVES = {"gradient": GradientMatching, "distribution": DistributionMatching}
-SENSITIVE = passes.SENSITIVE  # drawn by importance
+SENSITIVE = cached.SENSITIVE  # drawn by importance
 SELECTIONS = ("random", "random, packed", "herding", "k-means", "lowest loss", "highest loss", *SENSITIVE)
 WHOLE = ("whole", "whole, trained out")
 INITIALIZATIONS = ("real", "noise", "herding", "k-means", *SENSITIVE)
@@ -38,16 +38,24 @@ TRAJECTORIES = tuple(name for name, table in trajectory.presets().items() if "lo
 HOSTS = tuple(hosts.presets())  # IDM, IDC, IDC-I, KIP, FRePo, RFAD: their settings differ by data set
 KERNELS = hosts.KERNELS  # those that fit a kernel ridge regression
 ITERATES = ("last", "ema", "best")
-SCORES = passes.NAMES
+SCORES = cached.NAMES
 # score and rule of published ways to keep a part; 'Moderate' and 'CCS' by a score that takes no training
 BASELINES: dict[str, tuple[str, str]] = {
-    "forgetting": ("forgetting", "highest"), "EL2N": ("EL2N", "highest"), "GraNd": ("GraNd", "highest"),
-    "AUM": ("AUM", "highest"), "least confidence": ("least confidence", "highest"), "entropy": ("entropy", "highest"),
-    "margin": ("margin", "highest"), "cumulative loss": ("cumulative loss", "highest"),
-    "contextual diversity": ("contextual diversity", "lowest"), "herding": ("herding", "lowest"),
-    "k-center": ("k-center", "lowest"), "D2": ("D2", "lowest"), "Moderate": ("prototype distance", "middle"),
+    "forgetting": ("forgetting", "highest"),
+    "EL2N": ("EL2N", "highest"),
+    "GraNd": ("GraNd", "highest"),
+    "AUM": ("AUM", "highest"),
+    "least confidence": ("least confidence", "highest"),
+    "entropy": ("entropy", "highest"),
+    "margin": ("margin", "highest"),
+    "cumulative loss": ("cumulative loss", "highest"),
+    "contextual diversity": ("contextual diversity", "lowest"),
+    "herding": ("herding", "lowest"),
+    "k-center": ("k-center", "lowest"),
+    "D2": ("D2", "lowest"),
+    "Moderate": ("prototype distance", "middle"),
     "CCS strata": ("complexity", "coverage"),
-}  # fmt: skip
+}
 SAMPLERS = {"uniform": Uniform, "treatment effect": TreatmentEffect, "importance": Importance}
 
 
@@ -127,7 +135,7 @@ class Recipe:
         if self.method in SELECTIONS and (self.steps or self.batch or self.lr):
             raise InputError(f"steps, batch, lr: set for {self.method!r}, which has no loop; accepted: 0")
         if self.evaluate_on:
-            check_choice("evaluate_on", self.evaluate_on, architectures.NAMES)
+            check_choice("evaluate_on", self.evaluate_on, pool.NAMES)
             if self.method in WHOLE:
                 raise InputError(
                     f"evaluate_on: {self.evaluate_on!r} with {self.method!r}; accepted: a selected or distilled set"
@@ -144,22 +152,16 @@ class Recipe:
                 f"batch: {self.batch} with {self.method!r}, which has no real batch: experts have seen the real images; "
                 "accepted: 0"
             )
-        iterates = (
-            ITERATES if self.method in TRAJECTORIES else ("last", "best")[: 1 + (self.method in KERNELS)]
-        )
+        iterates = ITERATES if self.method in TRAJECTORIES else ("last", "best")[: 1 + (self.method in KERNELS)]
         check_choice(f"iterate of {self.method}", self.iterate, iterates)
 
     def _check_draw(self) -> None:
         if self.rule == "flexrand":
             check_gamma(self.gamma, self.keep if self.keep <= 1 else 1e-6)
         elif self.gamma:
-            raise InputError(
-                f"gamma: {self.gamma} with rule {self.rule!r}; accepted: 0, or the rule 'flexrand'"
-            )
+            raise InputError(f"gamma: {self.gamma} with rule {self.rule!r}; accepted: 0, or the rule 'flexrand'")
         if self.draw and self.rule not in DRAWN:
-            raise InputError(
-                f"draw: {self.draw} with rule {self.rule!r}; accepted: 0, or a rule of {', '.join(DRAWN)}"
-            )
+            raise InputError(f"draw: {self.draw} with rule {self.rule!r}; accepted: 0, or a rule of {', '.join(DRAWN)}")
         if not 0 <= self.hide < 1:
             raise InputError(f"hide: {self.hide} is not accepted; accepted: a share in [0, 1)")
         if self.hide and self.method != WHOLE[0]:
@@ -199,9 +201,18 @@ class Recipe:
     def spec(self) -> dict:
         """What identifies the recipe in the id of a run; later fields only where they are set: ids from before hold."""
         later = (
-            "iterate", "score", "effect", "effect_every", "effect_tails", "gamma", "draw", "hide", "importance",
-            "importance_every", "reweight",
-        )  # fmt: skip
+            "iterate",
+            "score",
+            "effect",
+            "effect_every",
+            "effect_tails",
+            "gamma",
+            "draw",
+            "hide",
+            "importance",
+            "importance_every",
+            "reweight",
+        )
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         default = {f.name: f.default for f in fields(self) if f.name in later}
         found = {name: value for name, value in found.items() if name not in later or value != default[name]}
@@ -233,10 +244,7 @@ class Hosts:
             check_choice(
                 "host setting",
                 name,
-                sorted(
-                    known
-                    - {"source", "objective", "kernel", "ipc", "lr_ipc", "normalization", "depth", "side"}
-                ),
+                sorted(known - {"source", "objective", "kernel", "ipc", "lr_ipc", "normalization", "depth", "side"}),
             )
 
     def settings(self, method: str, ipc: int) -> dict:
@@ -292,9 +300,7 @@ class Trajectory:
 
     def spec(self, method: str, ipc: int) -> dict:
         """What identifies a run, besides its recipe and bench."""
-        settings = {
-            name: v for name, v in self.settings(method, ipc).items() if name not in ("source", "zca")
-        }
+        settings = {name: v for name, v in self.settings(method, ipc).items() if name not in ("source", "zca")}
         return {
             "settings": settings,
             "seed": self.seed,
@@ -311,13 +317,7 @@ class Trajectory:
             optimizer = Adam(lr, weight_decay=decay) if kind == "Adam" else SGD(lr, momentum, decay)
         loss = settings.get("loss", "cross-entropy")
         return Training(
-            settings["experts"],
-            optimizer,
-            settings["expert_batch"],
-            augmentation,
-            self.seed,
-            loss=loss,
-            views=views,
+            settings["experts"], optimizer, settings["expert_batch"], augmentation, self.seed, loss=loss, views=views
         )
 
 
@@ -346,10 +346,7 @@ def _samplers(objective) -> str:
 
 def compatibility() -> str:
     """What combines with what, as a Markdown table generated from the registry and the objectives."""
-    lines = [
-        "| method | objective | initialize | real batches | prune first | learns |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| method | objective | initialize | real batches | prune first | learns |", "|---|---|---|---|---|---|"]
     for name, preset in PRESETS.items():
         objective = OBJECTIVES[preset["objective"]]
         starts = ", ".join(f"**{i}**" if i == preset["initialize"] else i for i in INITIALIZATIONS)
@@ -360,11 +357,9 @@ def compatibility() -> str:
         common = table["common"]
         objective = hosts.OBJECTIVES[hosts.objective_of(common)]
         starts = ", ".join(f"**{i}**" if i == common["initialize"] else i for i in INITIALIZATIONS)
-        kind = {
-            "queue": "distribution matching",
-            "multiformation": "gradient matching",
-            "kernel": "kernel regression",
-        }[common["objective"]]
+        kind = {"queue": "distribution matching", "multiformation": "gradient matching", "kernel": "kernel regression"}[
+            common["objective"]
+        ]
         packed = ", four images in each stored one" if FORMATIONS[common["formation"]] > 1 else ""
         lines.append(
             f"| {name} | {kind}{packed} | {starts} | {_samplers(objective)} | {', '.join(RULES)} | {', '.join(objective.learns)} |"

@@ -55,9 +55,7 @@ class Uniform:
         self.state: dict[str, Tensor] = {}
         self.n = len(targets) if targets is not None else n
         self.members = (
-            {}
-            if targets is None
-            else {int(c): torch.nonzero(targets.cpu() == c)[:, 0] for c in targets.unique()}
+            {} if targets is None else {int(c): torch.nonzero(targets.cpu() == c)[:, 0] for c in targets.unique()}
         )
 
     def draw(self, label: int | None, n: int, generator: Generator) -> Batch:
@@ -92,9 +90,7 @@ class TreatmentEffect(Uniform):
 
     needs = ("statistic", "distance")
 
-    def __init__(
-        self, targets: Tensor, drop: float, every: int = 1, tails: str = "both", momentum: float = 0.9
-    ):
+    def __init__(self, targets: Tensor, drop: float, every: int = 1, tails: str = "both", momentum: float = 0.9):
         """What to drop.
 
         targets   labels (N,), of classes 0, 1, ...
@@ -128,9 +124,7 @@ class TreatmentEffect(Uniform):
         self.due = step % self.every == 0
         return 0
 
-    def weigh(
-        self, labels: Tensor, indices: Tensor, weights: Tensor, effects: Callable[[], Tensor]
-    ) -> Tensor:
+    def weigh(self, labels: Tensor, indices: Tensor, weights: Tensor, effects: Callable[[], Tensor]) -> Tensor:
         """Weights (classes, n) without the dropped images, rows summing to one.
 
         labels   (classes,) of the rows
@@ -179,8 +173,17 @@ class Importance(Uniform):
     needs = ("predict",)
     relative = False
 
-    def __init__(self, images, share: float = 0.5, every: int = 100, reweight: bool = False, *, generator: Generator,
-                 looked: int = 10_000, memory: float = 0.5):  # fmt: skip
+    def __init__(
+        self,
+        images,
+        share: float = 0.5,
+        every: int = 100,
+        reweight: bool = False,
+        *,
+        generator: Generator,
+        looked: int = 10_000,
+        memory: float = 0.5,
+    ):
         """What to draw from.
 
         images    the real ImageSet that batches come from
@@ -289,9 +292,7 @@ class RealBatches:
 
 def _check_not_empty(indices: list[Tensor]) -> None:
     if any(len(one) == 0 for one in indices):
-        raise InputError(
-            "sampler: an empty batch; accepted: at least one real image of every class in every step"
-        )
+        raise InputError("sampler: an empty batch; accepted: at least one real image of every class in every step")
 
 
 def _fill(values: Tensor, n: int, value) -> Tensor:

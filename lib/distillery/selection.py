@@ -77,7 +77,7 @@ def prune(
     if targets is None:
         check_keep("keep", keep)
     else:
-        check_left(keep, targets, at_least)
+        check_enough_left(keep, targets, at_least)
     _check(scores, total, rule, generator)
     if rule == "flexrand":
         if keep > 1:
@@ -105,15 +105,13 @@ def legal_gammas(keep: float, n: int) -> list[float]:
     return [0.5] if n == 1 else [round(keep / 2 + (1 - keep) * i / (n - 1), 6) for i in range(n)]
 
 
-def check_left(keep: float, targets: Tensor, at_least: int = 1) -> None:
+def check_enough_left(keep: float, targets: Tensor, at_least: int = 1) -> None:
     """Raise InputError where `prune` would, before any score is computed."""
     check_keep("keep", keep)
     for size in targets.unique(return_counts=True)[1].tolist():
         n = count(keep, size)
         if n > size:
-            raise InputError(
-                f"keep: {keep} images of a class that has {size}; accepted: at most {size}, or a fraction"
-            )
+            raise InputError(f"keep: {keep} images of a class that has {size}; accepted: at most {size}, or a fraction")
         if n < at_least:
             raise InputError(
                 f"keep: {keep} leaves {n} of {size} images of a class; accepted: at least {at_least} (ipc)"

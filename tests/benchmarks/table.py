@@ -7,7 +7,7 @@ bare loop over nn.Module. Gates that lean on a feature of a processor hold only 
 import sys
 from pathlib import Path
 
-from distillery import records, store
+from distillery import report, store
 
 SLACK = 1.1  # a twin may cost so many times the bare loop
 
@@ -19,8 +19,7 @@ def works(run: dict, flags: list[str]) -> list[dict]:
         info, stats = one["extra_info"], one["stats"]
         row = rows.setdefault(info["work"], {"work": info["work"], "seconds": {}, "least": None})
         row["seconds"][info["path"]] = {
-            name: stats[key] / info["per"]
-            for name, key in (("least", "min"), ("median", "median"), ("most", "max"))
+            name: stats[key] / info["per"] for name, key in (("least", "min"), ("median", "median"), ("most", "max"))
         } | {"rounds": stats["rounds"]}
         if info["path"] == "fast" and info.get("least"):
             row["least"], row["needs"] = info["least"], info["needs"]
@@ -58,15 +57,10 @@ def markdown(found: dict) -> str:
 
 
 def main(source: str, folder: str) -> int:
-    run, provenance = store.read_json(Path(source)), records.provenance()
+    run, provenance = store.read_json(Path(source)), report.provenance()
     device = "cuda" if provenance["gpu"] else "cpu"
     provenance["threads"] = provenance["threads"] if provenance["gpu"] else provenance["cpu_count"]
-    found = {
-        "schema": 1,
-        "device": device,
-        "provenance": provenance,
-        "works": works(run, provenance["cpu_flags"]),
-    }
+    found = {"schema": 1, "device": device, "provenance": provenance, "works": works(run, provenance["cpu_flags"])}
     store.write_json(Path(folder) / f"{device}.json", found)
     store.write_bytes(Path(folder) / f"{device}.md", markdown(found).encode())
     print(markdown(found))

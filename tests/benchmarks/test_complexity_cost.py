@@ -4,10 +4,10 @@ import pytest
 import torch
 from published_shapes import DEVICE, SHAPE
 
-from distillery.encoders import Encoder
 from distillery.evaluation import FineTuning, embed, fit
 from distillery.networks import ConvNet
-from distillery.scoring.complexity import prototype_path
+from distillery.networks.encoder import Encoder
+from distillery.scores.complexity import prototype_path
 from distillery.seeds import generator
 
 MASKS, PASSES = 5, 6.5
@@ -42,9 +42,7 @@ def test_complexity_in_forward_passes(measure, encoder, photographs, path):
 def test_complexity_beside_fine_tuning(measure, encoder, pool, path):
     """50 epochs of fine-tuning on the same images."""
     work = {
-        "plain": lambda: fit(
-            encoder.network, pool, FineTuning(), generator(0, "x"), encoder=encoder, device=DEVICE
-        ),
+        "plain": lambda: fit(encoder.network, pool, FineTuning(), generator(0, "x"), encoder=encoder, device=DEVICE),
         "fast": lambda: prototype_path(encoder.network, encoder.params, pool, MASKS),
     }
     name = f"complexity, {MASKS} masks, beside 50 epochs of fine-tuning"

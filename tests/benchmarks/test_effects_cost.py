@@ -7,8 +7,8 @@ import torch
 from published_shapes import DEVICE
 from scipy.stats import spearmanr
 
-from distillery import works
 from distillery.data import ImageSet, fit_standardize
+from distillery.measure import workloads
 from distillery.networks import ConvNet
 from distillery.seeds import generator
 
@@ -26,9 +26,9 @@ def small():
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("host", works.HOSTS)
+@pytest.mark.parametrize("host", workloads.HOSTS)
 def test_effects_of_256_images(measure, small, host, path):
-    paths = works.treatment(small[0], host, small[1], 256)
+    paths = workloads.treatment(small[0], host, small[1], 256)
     if path == "fast":
         ours, plain = (paths[one]()[0].cpu() for one in PATHS)
         assert spearmanr(ours, plain)[0] > 0.99
@@ -36,9 +36,9 @@ def test_effects_of_256_images(measure, small, host, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("host", works.HOSTS)
+@pytest.mark.parametrize("host", workloads.HOSTS)
 def test_level_two_adds_a_tenth(measure, small, host, path):
     every = PERIOD[host]
-    paths = works.level_two(*small[:1], host, small[1], 256, every)
+    paths = workloads.level_two(*small[:1], host, small[1], 256, every)
     name = f"{host} step with effects every {every} steps, 256 images, 8 x 8"
     measure(name, path, paths[path], 1 / 1.1, per=every, rounds=5)

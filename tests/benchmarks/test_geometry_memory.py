@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distillery.scoring import geometry
+from distillery.scores import geometry
 from distillery.seeds import generator
 
 PATHS = ("plain", "fast")

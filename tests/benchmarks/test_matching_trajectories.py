@@ -12,14 +12,15 @@ import pytest
 import torch
 from published_shapes import DEVICE
 
-from distillery.augment import DSA
+from distillery.data import TensorSource
+from distillery.data.synthetic import Synthetic
 from distillery.experts import Experts
 from distillery.matching.trajectory import GRADIENTS, Starts, TrajectoryMatching
 from distillery.networks import ConvNet
-from distillery.optimizers import SGD
 from distillery.seeds import generator, split
-from distillery.synthetic import Synthetic
-from distillery.training import TensorSource, train
+from distillery.training import train
+from distillery.training.dsa import DSA
+from distillery.training.optimizers import SGD
 
 CPU = DEVICE.type == "cpu"
 
@@ -61,9 +62,16 @@ def test_experts_at_once(measure, batch, least, path):
 
     def work():
         train(
-            network, params, source, optimizer=SGD(0.01, 0.0, 0.0), generator=generator(0, "x"), epochs=1, batch=batch,
-            augmentation=DSA, chunk=1 if path == "plain" else 16,
-        )  # fmt: skip
+            network,
+            params,
+            source,
+            optimizer=SGD(0.01, 0.0, 0.0),
+            generator=generator(0, "x"),
+            epochs=1,
+            batch=batch,
+            augmentation=DSA,
+            chunk=1 if path == "plain" else 16,
+        )
 
     measure(f"16 experts, 8 x 8, step of {batch}", path, work, least, per=2)
 

@@ -8,15 +8,16 @@ import pytest
 import torch
 from published_shapes import DEVICE, SHAPE
 
+from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.kernel import KernelInducingPoints
 from distillery.networks import ConvNet
 from distillery.sampling import Importance, RealBatches, Uniform
-from distillery.scoring import sensitivity
-from distillery.scoring.sensitivity import centred
+from distillery.scores import sensitivity
+from distillery.scores.kmeans_sensitivity import kmeans
 from distillery.seeds import generator
-from distillery.synthetic import Synthetic
+from distillery.training.losses import centred
 
 PATHS = ("plain", "fast")
 POINTS, FEATURES, MOST = 50_000, 4096, 4 * 2**30  # bytes, features (819 MB) included
@@ -57,10 +58,7 @@ def test_ridge_sensitivities(measure, features, path):
     if path == "fast" and Path("/proc/self/status").exists():
         done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
         assert int(done.stdout) < MOST, done.stdout
-    work = {
-        "plain": lambda: unavoidable(features[0]),
-        "fast": lambda: sensitivity.ridge_features(*features, 25.0),
-    }
+    work = {"plain": lambda: unavoidable(features[0]), "fast": lambda: sensitivity.ridge_features(*features, 25.0)}
     name = "ridge sensitivities of 50,000 x 4,096, beside Gram matrix, factor and one triangular solve"
     measure(name, path, work[path], 1 / 1.5, rounds=1, warmup=0)
 
@@ -72,7 +70,7 @@ def test_k_means_sensitivities(measure, path):
     rows = torch.randn(5000, 3072, generator=generator(0, "rows"))
     work = {
         "plain": lambda: kmeans_plusplus(rows.numpy(), 50, random_state=0),
-        "fast": lambda: sensitivity.kmeans(rows, 50, generator(0, "x")),
+        "fast": lambda: kmeans(rows, 50, generator(0, "x")),
     }
     name = "k-means sensitivities of 5,000 x 3,072, k = 50, beside scikit-learn's kmeans_plusplus"
     measure(name, path, work[path], 1 / 2)
@@ -92,9 +90,7 @@ def test_a_step_of_kip(measure, photographs, path):
             objective._outputs(made, {}, [real])
 
     def step():
-        objective.step(
-            made, {}, RealBatches(photographs, sampler, generator(0, "real")), generator(0, "step")
-        )
+        objective.step(made, {}, RealBatches(photographs, sampler, generator(0, "real")), generator(0, "step"))
 
     name = "KIP step, 100 support and 5,000 target points, beside its forward kernels and solve"
     measure(name, path, {"plain": forward, "fast": step}[path], 1 / 3.5)
@@ -107,9 +103,7 @@ def test_batches_by_loss_add_a_tenth(measure, photographs, host, path):
     network = ConvNet(SHAPE, 10, 32)
     objective = KernelInducingPoints(network, 500) if host == "KIP" else DistributionMatching(network, 256)
     chosen = torch.cat([photographs.of_class(c)[: 10 if host == "KIP" else 1] for c in range(10)])
-    made = Synthetic(
-        {"images": photographs.batch(chosen), "targets": photographs.targets[chosen]}, photographs.classes
-    )
+    made = Synthetic({"images": photographs.batch(chosen), "targets": photographs.targets[chosen]}, photographs.classes)
 
     def run():
         sampler = Uniform(photographs.targets)

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from published_shapes import CLASSES, DEVICE
 from torch import nn
 
-from distillery import works
-from distillery.augment import DSA, augment, draw
+from distillery.data import TensorSource
 from distillery.evaluation import Protocol
-from distillery.fast import Fast
+from distillery.measure import workloads
 from distillery.networks import ConvNet
+from distillery.networks.precision import MixedPrecision
 from distillery.seeds import generator
-from distillery.training import TensorSource
+from distillery.training.dsa import DSA, augment, draw
 
 PATHS = ("bare", "plain", "fast")
 BF16 = ("avx512_bf16", "amx_bf16")  # CPUs that multiply bfloat16 faster than float32
@@ -25,7 +25,7 @@ LOW = ("bfloat16", True)  # precision, compiled
 
 @pytest.fixture(scope="session")
 def fast(network):
-    return Fast(network, *LOW)
+    return MixedPrecision(network, *LOW)
 
 
 def bare_training(modules, source, epochs, batch, augmentation=DSA):
@@ -46,9 +46,9 @@ def bare_training(modules, source, epochs, batch, augmentation=DSA):
 
 def training(network, fast, path, source, k, batch, augmentation=DSA):
     if path == "bare":
-        modules = [works.module_of(network, i, DEVICE) for i in range(k)]
+        modules = [workloads.module_of(network, i, DEVICE) for i in range(k)]
         return lambda: bare_training(modules, source, 1, batch, augmentation)
-    return works.training(network, fast, source, k, batch, augmentation)[path]
+    return workloads.training(network, fast, source, k, batch, augmentation)[path]
 
 
 def some(photographs, n):
@@ -86,7 +86,7 @@ def test_scores(measure, path):
     small, stream = ConvNet((1, 8, 8), 10, 32), generator(0, "scores")
     images = torch.randn(320, 1, 8, 8, generator=stream)
     source = TensorSource(images.to(DEVICE), torch.randint(10, (320,), generator=stream).to(DEVICE))
-    work = works.scores(small, source, 5, 64)[path]
+    work = workloads.scores(small, source, 5, 64)[path]
     measure("5 networks, 8 x 8, step of 64, with scores", path, work, 1 / 1.1, per=5, rounds=20)
 
 
@@ -94,8 +94,8 @@ def test_scores(measure, path):
 
 
 def bare_matching(network, photographs, ipc, loss_of):
-    stream, module = generator(1, "loop"), works.module_of(network, 0, DEVICE)
-    made = works.first_of_class(photographs, ipc)
+    stream, module = generator(1, "loop"), workloads.module_of(network, 0, DEVICE)
+    made = workloads.first_of_class(photographs, ipc)
     images = made.tensors["images"].clone().requires_grad_()
     members = [photographs.of_class(c) for c in range(CLASSES)]
 
@@ -135,8 +135,8 @@ def bare_gradient(module, real, ours, c):
 @pytest.mark.parametrize("method", ["DM", "DC"])
 def test_matching_step(measure, network, photographs, path, ipc, method):
     make, bare = {
-        "DM": (works.distribution_step, bare_distribution),
-        "DC": (works.gradient_step, bare_gradient),
+        "DM": (workloads.distribution_step, bare_distribution),
+        "DC": (workloads.gradient_step, bare_gradient),
     }[method]
     if path == "bare":
         work = bare_matching(network, photographs, ipc, bare)
@@ -153,19 +153,17 @@ def test_matching_step(measure, network, photographs, path, ipc, method):
 @pytest.mark.parametrize("ipc", [1, 10])
 def test_evaluation_of_10_networks(measure, network, fast, photographs, path, ipc):
     """Ten fresh networks, a few epochs on the set, tested on 100 images."""
-    source = works.first_of_class(photographs, ipc).source()
+    source = workloads.first_of_class(photographs, ipc).source()
     test = photographs.subset(torch.arange(0, len(photographs), 50, device=DEVICE)[:100])
     protocol = Protocol(networks=10, epochs=1, augmentation=DSA)
 
     def bare():
-        modules = [works.module_of(network, i, DEVICE) for i in range(10)]
+        modules = [workloads.module_of(network, i, DEVICE) for i in range(10)]
         bare_training(modules, source, protocol.epochs + 1, 256)
         with torch.no_grad():
             for module in modules:
                 (module(test.batch(torch.arange(100, device=DEVICE))).argmax(1) == test.targets).sum().item()
 
-    paths = {"bare": bare} | works.evaluation(network, fast, source, test, protocol)
+    paths = {"bare": bare} | workloads.evaluation(network, fast, source, test, protocol)
     least = (2.0 if ipc == 10 else None) if CPU else (8.0 if ipc == 1 else None)
-    measure(
-        f"evaluation of 10 networks, ipc {ipc}", path, paths[path], least, BF16 if CPU else (), rounds=3, per=2
-    )  # fmt: skip
+    measure(f"evaluation of 10 networks, ipc {ipc}", path, paths[path], least, BF16 if CPU else (), rounds=3, per=2)

@@ -10,13 +10,16 @@ import pytest
 import torch
 from published_shapes import DEVICE, SHAPE
 
-from distillery import selfsup
-from distillery.encoders import Encoder
+from distillery import evaluation
+from distillery.data import TensorSource
+from distillery.encoders import targets
+from distillery.encoders.students import RegressionSet
+from distillery.encoders.teacher import resnet18
 from distillery.networks import ConvNet
-from distillery.optimizers import SGD
+from distillery.networks.encoder import Encoder
 from distillery.seeds import generator
-from distillery.students import Regression
-from distillery.training import TensorSource, squared_error, train
+from distillery.training import squared_error, train
+from distillery.training.optimizers import SGD
 
 PATHS = ("plain", "fast")
 CPU = DEVICE.type == "cpu"
@@ -34,9 +37,16 @@ def students(shape, width, outputs, batch, chunk):
 
     def work():
         train(
-            network, params, source, squared_error, SGD(0.1, 0.9, 1e-4), generator=generator(0, "x"), epochs=1, batch=batch,
+            network,
+            params,
+            source,
+            squared_error,
+            SGD(0.1, 0.9, 1e-4),
+            generator=generator(0, "x"),
+            epochs=1,
+            batch=batch,
             chunk=chunk,
-        )  # fmt: skip
+        )
 
     return work
 
@@ -65,22 +75,22 @@ def test_students_beside_a_stack(measure, size, batch, path):
 @pytest.mark.parametrize("path", PATHS)
 def test_targets_are_computed_once(measure, photographs, tmp_path, monkeypatch, path):
     """512 images through a ResNet-18 of an eighth of the width; the second time the encoder is not called."""
-    network = selfsup.resnet18(SHAPE, 1 / 8)
+    network = resnet18(SHAPE, 1 / 8)
     params = network.init(generator(0, "teacher"), 1)
     weights = {name: value.to(DEVICE) for name, value in params.items() if not name.startswith("head")}
     teacher, images = Encoder(network, weights), photographs.subset(torch.arange(512))
-    calls, embed = [], selfsup.embed
-    monkeypatch.setattr(selfsup, "embed", lambda *given: calls.append(1) or embed(*given))
+    calls, embed = [], evaluation.embed
+    monkeypatch.setattr(targets, "embed", lambda *given: calls.append(1) or embed(*given))
     file = tmp_path / "targets.safetensors"
-    first = Regression.of(teacher, images, file)
+    first = RegressionSet.of(teacher, images, file)
     assert len(calls) == 1
     if path == "fast":
-        assert torch.equal(Regression.of(teacher, images, file).targets, first.targets) and len(calls) == 1
+        assert torch.equal(RegressionSet.of(teacher, images, file).targets, first.targets) and len(calls) == 1
 
     def work():
         if path == "plain":
             file.unlink()
-        Regression.of(teacher, images, file)
+        RegressionSet.of(teacher, images, file)
 
     measure("targets of 512 images, read beside computed", path, work, 10.0)
     assert (len(calls) > 1) == (path == "plain")

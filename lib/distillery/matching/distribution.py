@@ -10,17 +10,15 @@ forward of all classes is the published variant. Slow reference, class by class:
 import torch
 from torch import Generator, Tensor
 
-from distillery.augment import Draw, augment, draw
-from distillery.fast import images_at_once
-from distillery.matching import Moment, classes_at_once, gradient_by_classes
+from distillery.data.synthetic import Synthetic
 from distillery.matching.effects import Separable
+from distillery.matching.step import StepContext, classes_at_once, gradient_by_classes
 from distillery.networks import Params, trainable
+from distillery.networks.precision import images_at_once
 from distillery.seeds import split
-from distillery.synthetic import Synthetic
+from distillery.training.dsa import Draw, augment, draw
 
-MAP_LIMIT = (
-    2**28
-)  # numbers in the widest feature map of the real images of a chunk of classes, without gradient
+MAP_LIMIT = 2**28  # numbers in the widest feature map of the real images of a chunk of classes, without gradient
 
 
 def distribution_loss(
@@ -50,9 +48,7 @@ def distribution_loss(
 
 
 @torch.no_grad()
-def class_means(
-    network, params: Params, real: Tensor, weights: Tensor, drawn: Draw | None, train_mode: bool
-) -> Tensor:
+def class_means(network, params: Params, real: Tensor, weights: Tensor, drawn: Draw | None, train_mode: bool) -> Tensor:
     """Weighted mean embeddings of real images (classes, n, C, H, W), without a graph: (classes, F)."""
     images = augment(real, drawn).flatten(0, 1)
     # BatchNorm in training couples its images: they stay together
@@ -83,7 +79,7 @@ class DistributionMatching(Separable):
     network       architecture whose fresh weights are matched in every step
     batch         real images a class and step (published: 256)
     augmentation  DSA families, '' for none
-    real_network  the same network as it runs on real images, such as `Fast(network, "bfloat16")`; None = `network`
+    real_network  the same network as it runs on real images, such as `MixedPrecision(network, "bfloat16")`; None = `network`
     """
 
     name = "DM"
@@ -105,11 +101,9 @@ class DistributionMatching(Separable):
         params = {name: value.to(device, non_blocking=True) for name, value in fresh.items()}
         labels, _ = synthetic.classes_present()
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
-        moment = Moment(params, labels.to(device, non_blocking=True), drawn)
+        moment = StepContext(params, labels.to(device, non_blocking=True), drawn)
         real, weights = draw_real.classes(labels, self.batch, self.effects(moment, synthetic))
-        coupled = len(trainable(params)) < len(
-            params
-        )  # BatchNorm: one forward pass of all classes, as published
+        coupled = len(trainable(params)) < len(params)  # BatchNorm: one forward pass of all classes, as published
         size = len(labels) if coupled else classes_at_once(self.network, real.shape[1], real.shape, MAP_LIMIT)
 
         def one(images: Tensor, here: slice) -> Tensor:
@@ -118,14 +112,14 @@ class DistributionMatching(Separable):
         loss, gradient = gradient_by_classes(synthetic, size, one)
         return {"images": gradient}, state, {"loss": loss}
 
-    def loss(self, moment: Moment, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
+    def loss(self, moment: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The loss of some classes, ()."""
         pairs = real[here], weights[here], images[here]
         return distribution_loss(
             self.network, moment.params, *pairs, moment.drawn_for(here), self.real_network, moment.train_mode
         )
 
-    def statistic(self, moment: Moment, images: Tensor, c: int) -> Tensor:
+    def statistic(self, moment: StepContext, images: Tensor, c: int) -> Tensor:
         """Embeddings of real images (n, C, H, W) of class c: (n, F)."""
         images = self.see(moment, images[None], c)[0]
         size = images_at_once(self.network, images.shape, images.device)
@@ -133,7 +127,7 @@ class DistributionMatching(Separable):
             parts = [self.network.embed(moment.params, p, moment.train_mode)[0] for p in images.split(size)]
             return torch.cat(parts)
 
-    def distance(self, moment: Moment, images: Tensor, means: Tensor, c: int) -> Tensor:
+    def distance(self, moment: StepContext, images: Tensor, means: Tensor, c: int) -> Tensor:
         """Squared distance of the mean embedding of images (rows, m, C, H, W) to each of means (rows, F): (rows,)."""
         features = self.network.embed(moment.params, images.flatten(0, 1), moment.train_mode)[0]
         features = features.unflatten(0, images.shape[:2])

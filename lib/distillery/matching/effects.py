@@ -19,14 +19,14 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from distillery.augment import augment
 from distillery.checks import InputError
-from distillery.fast import images_at_once, tensor_cores
-from distillery.matching import Moment
+from distillery.data.synthetic import Synthetic, form
+from distillery.matching.step import StepContext
 from distillery.networks import Params, trainable
+from distillery.networks.precision import float32_matmul, images_at_once, networks_at_once
 from distillery.seeds import split
-from distillery.synthetic import Synthetic, form
-from distillery.training import networks_at_once, train
+from distillery.training import train
+from distillery.training.dsa import augment
 
 LOOK_STEPS = 100  # of SGD (.01, momentum .9) behind `predict`
 ROWS = 32  # leave-one-out rows at once: each holds a gradient on all weights
@@ -53,38 +53,34 @@ class Separable:
         size = images_at_once(self.network, images.shape, images.device)
         parts = torch.arange(len(images), device=images.device).split(size)
         with torch.no_grad():
-            return torch.cat(
-                [self.real_network.apply(params, images.batch(i), False).logits[0] for i in parts]
-            )
+            return torch.cat([self.real_network.apply(params, images.batch(i), False).logits[0] for i in parts])
 
-    def see(self, moment: Moment, images: Tensor, c: int) -> Tensor:
+    def see(self, moment: StepContext, images: Tensor, c: int) -> Tensor:
         """Images (rows, m, C, H, W) of class c as the network meets them: an affine function of them."""
         flat = augment(images.flatten(0, 1)[None], moment.drawn_for(slice(c, c + 1)))[0]
         return flat.unflatten(0, images.shape[:2])
 
-    def pull(self, moment: Moment, stored: Tensor, means: Tensor, c: int, formation: str) -> Tensor:
+    def pull(self, moment: StepContext, stored: Tensor, means: Tensor, c: int, formation: str) -> Tensor:
         """The gradient on stored images (m, C, H, W) of class c for each of `means` (rows, D): (rows, m, C, H, W)."""
         rows = stored.detach().expand(len(means), *stored.shape).clone().requires_grad_()
         loss = self.distance(moment, self.see(moment, _used(rows, formation), c), means, c).sum()
         return torch.autograd.grad(loss, rows)[0]
 
-    def effects(self, moment: Moment, synthetic: Synthetic) -> Callable[[Tensor, Tensor], Tensor]:
+    def effects(self, moment: StepContext, synthetic: Synthetic) -> Callable[[Tensor, Tensor], Tensor]:
         """(real, weights) -> `treatment_effects` at this moment, for a sampler that follows them."""
 
         def effects(real: Tensor, weights: Tensor) -> Tensor:
-            with tensor_cores("float32"):  # small differences of gradients that are nearly equal
+            with float32_matmul("float32"):  # small differences of gradients that are nearly equal
                 return treatment_effects(self, self.settle(moment, real), synthetic, real, weights)
 
         return effects
 
-    def settle(self, moment: Moment, real: Tensor) -> Moment:
+    def settle(self, moment: StepContext, real: Tensor) -> StepContext:
         """The moment once its real images are known."""
         return moment
 
 
-def treatment_effects(
-    objective, moment: Moment, synthetic: Synthetic, real: Tensor, weights: Tensor
-) -> Tensor:
+def treatment_effects(objective, moment: StepContext, synthetic: Synthetic, real: Tensor, weights: Tensor) -> Tensor:
     """Norms of the effects of all real images of a step on the stored pixels, (classes, n) float.
 
     real     (classes, n, C, H, W), with weights (classes, n) whose rows sum to one; weight zero has effect zero, and so
@@ -110,7 +106,7 @@ def treatment_effects(
 
 def treatment_effects_probed(
     objective,
-    moment: Moment,
+    moment: StepContext,
     synthetic: Synthetic,
     real: Tensor,
     weights: Tensor,
@@ -133,9 +129,7 @@ def treatment_effects_probed(
             means = mean.expand(len(some), -1).clone().requires_grad_()
             rows = stored[c].expand(len(some), *stored[c].shape)
             with torch.no_grad():  # what a direction moves is seen by the difference, since `see` is affine
-                seen, moved = (
-                    objective.see(moment, _used(one, synthetic.formation), c) for one in (rows, rows + some)
-                )
+                seen, moved = (objective.see(moment, _used(one, synthetic.formation), c) for one in (rows, rows + some))
             leaf = seen.requires_grad_()
             loss = objective.distance(moment, leaf, means, c).sum()
             (pulled,) = torch.autograd.grad(loss, leaf, create_graph=True)
@@ -146,7 +140,7 @@ def treatment_effects_probed(
 
 
 def treatment_effects_plain(
-    objective, moment: Moment, synthetic: Synthetic, real: Tensor, weights: Tensor
+    objective, moment: StepContext, synthetic: Synthetic, real: Tensor, weights: Tensor
 ) -> Tensor:
     """The definition: the whole gradient again without each image in turn, (classes, n)."""
     stored = _checked(moment, synthetic)
@@ -182,7 +176,7 @@ def _used(stored: Tensor, formation: str) -> Tensor:
     return form(stored.flatten(0, 1), formation).unflatten(0, (len(stored), -1))
 
 
-def _checked(moment: Moment, synthetic: Synthetic) -> Tensor:
+def _checked(moment: StepContext, synthetic: Synthetic) -> Tensor:
     """Stored images by class, (classes, m, C, H, W)."""
     if moment.train_mode:
         check_uncoupled(moment.params)

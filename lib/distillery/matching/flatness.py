@@ -53,9 +53,7 @@ def trajectory_errors(
     """
     check_positive_int("segments", len(draws))
     if len(path) != len(draws) + 1:
-        raise InputError(
-            f"path: {len(path)} weights for {len(draws)} segments; accepted: one more than segments"
-        )
+        raise InputError(f"path: {len(path)} weights for {len(draws)} segments; accepted: one more than segments")
     flat = Flat(path[0])
     ends = [flat.vector(params) for params in path]
     own, accumulated, initialization, matching = ends[0], [torch.zeros_like(ends[0])], [], []
@@ -118,9 +116,7 @@ def top_eigenvalue(
     return value, used
 
 
-def _power(
-    parts, params, vector: Tensor, shift: float, tolerance: float, iterations: int
-) -> tuple[float, int]:
+def _power(parts, params, vector: Tensor, shift: float, tolerance: float, iterations: int) -> tuple[float, int]:
     """Of the Hessian minus `shift` times the identity."""
     value = 0.0
     for i in range(iterations):

@@ -18,16 +18,17 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
-from distillery.augment import Draw, augment, draw
 from distillery.checks import check_positive_int
-from distillery.fast import images_at_once
-from distillery.matching import Moment, classes_at_once, gradient_by_classes, under
+from distillery.data import TensorSource
+from distillery.data.synthetic import Synthetic
 from distillery.matching.effects import Separable, rows_at_once
+from distillery.matching.step import StepContext, classes_at_once, gradient_by_classes, under
 from distillery.networks import Params, trainable
-from distillery.optimizers import SGD
+from distillery.networks.precision import images_at_once, networks_at_once
 from distillery.seeds import split
-from distillery.synthetic import Synthetic
-from distillery.training import TensorSource, cross_entropy, networks_at_once, train
+from distillery.training import cross_entropy, train
+from distillery.training.dsa import Draw, augment, draw
+from distillery.training.optimizers import SGD
 
 MAP_LIMIT = (
     2**26
@@ -164,9 +165,7 @@ def gradient_loss(
     names      which weights are compared
     compare    (gradients of ours, of real images) -> (classes,)
     """
-    target = real_gradients(
-        real_network or network, params, augment(real, drawn), labels, weights, train_mode, names
-    )
+    target = real_gradients(real_network or network, params, augment(real, drawn), labels, weights, train_mode, names)
     ours = class_gradients(network, params, augment(synthetic, drawn), labels, None, True, train_mode, names)
     return compare(ours, {name: value.detach() for name, value in target.items()}).sum()
 
@@ -199,7 +198,7 @@ class GradientMatching(Separable):
     inner_epochs   zeta, epochs of inner training between updates; 0 = `loops(ipc)`
     batch          real images a class and step (published: 256)
     lr_network     rate of the inner training, plain SGD (published: .01)
-    real_network   the same network as it runs on real images, such as `Fast(network, "bfloat16")`; None = `network`
+    real_network   the same network as it runs on real images, such as `MixedPrecision(network, "bfloat16")`; None = `network`
     """
 
     learns = ("images",)
@@ -241,10 +240,10 @@ class GradientMatching(Separable):
         labels, members = synthetic.classes_present()
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
         params, labels = under(state, "network."), labels.to(synthetic.device, non_blocking=True)
-        loss, gradient = self._pixels(Moment(params, labels, drawn), synthetic, draw_real, members.shape[1])
+        loss, gradient = self._pixels(StepContext(params, labels, drawn), synthetic, draw_real, members.shape[1])
         return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
 
-    def _pixels(self, moment: Moment, synthetic: Synthetic, draw_real, used: int) -> tuple[Tensor, Tensor]:
+    def _pixels(self, moment: StepContext, synthetic: Synthetic, draw_real, used: int) -> tuple[Tensor, Tensor]:
         """(loss, its gradient on the stored images), with `used` synthetic images a class."""
         labels, _ = synthetic.classes_present()
         real, weights = draw_real.classes(labels, self.batch, self.effects(moment, synthetic))
@@ -256,28 +255,34 @@ class GradientMatching(Separable):
 
         return gradient_by_classes(synthetic, size, one)
 
-    def loss(self, moment: Moment, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
+    def loss(self, moment: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The loss of some classes, ()."""
         pairs = real[here], weights[here], images[here], moment.labels[here]
         return gradient_loss(
-            self.network, moment.params, *pairs, moment.drawn_for(here), moment.train_mode, self.real_network,
-            self.names, self.metric,
-        )  # fmt: skip
+            self.network,
+            moment.params,
+            *pairs,
+            moment.drawn_for(here),
+            moment.train_mode,
+            self.real_network,
+            self.names,
+            self.metric,
+        )
 
-    def statistic(self, moment: Moment, images: Tensor, c: int) -> Tensor:
+    def statistic(self, moment: StepContext, images: Tensor, c: int) -> Tensor:
         """Loss gradients of real images (n, C, H, W) of class c, on the weights that are compared: (n, D)."""
         images = self.see(moment, images[None], c)[0]
         size = rows_at_once(len(images), 1, images.shape, images.device)
         parts = [self._gradients(moment, some[:, None], c, False) for some in images.split(size)]
         return torch.cat([torch.cat([g.flatten(1) for g in one.values()], 1) for one in parts])
 
-    def distance(self, moment: Moment, images: Tensor, means: Tensor, c: int) -> Tensor:
+    def distance(self, moment: StepContext, images: Tensor, means: Tensor, c: int) -> Tensor:
         """Distance of the gradient on images (rows, m, C, H, W) to each of means (rows, D): (rows,)."""
         ours = self._gradients(moment, images, c, True)
         parts = means.split([value[0].numel() for value in ours.values()], 1)
         return self.compare(ours, {n: p.view_as(ours[n]) for n, p in zip(ours, parts, strict=True)})
 
-    def _gradients(self, moment: Moment, images: Tensor, c: int, differentiable: bool) -> dict[str, Tensor]:
+    def _gradients(self, moment: StepContext, images: Tensor, c: int, differentiable: bool) -> dict[str, Tensor]:
         """Those of each group of images (groups, m, C, H, W) of class c."""
         labels = moment.labels[c].expand(len(images))
         return class_gradients(
@@ -312,7 +317,7 @@ class GradientMatching(Separable):
         )
         return {f"network.{name}": value for name, value in params.items()} | {"updates": state["updates"]}
 
-    def settle(self, moment: Moment, real: Tensor) -> Moment:
+    def settle(self, moment: StepContext, real: Tensor) -> StepContext:
         """BatchNorm networks: running statistics from 16 real images a class, then frozen (as published)."""
         if len(trainable(moment.params)) == len(moment.params):
             return moment

@@ -7,20 +7,18 @@ import yaml
 
 from distillery.checks import check_choice, check_positive_int
 from distillery.data import Standardize
-from distillery.matching import effective_rate
 from distillery.matching.idc import MultiFormation
 from distillery.matching.idm import QueueMatching
-from distillery.matching.kernel import (
-    FeatureRegression,
-    KernelInducingPoints,
-    KernelRegression,
-    RandomFeatures,
-)
+from distillery.matching.kernel import FeatureRegression, KernelInducingPoints, KernelRegression, RandomFeatures
+from distillery.matching.step import effective_rate
 
 OBJECTIVES = {
-    "queue": QueueMatching, "multiformation": MultiFormation,
-    "KIP": KernelInducingPoints, "FRePo": FeatureRegression, "RFAD": RandomFeatures,
-}  # fmt: skip
+    "queue": QueueMatching,
+    "multiformation": MultiFormation,
+    "KIP": KernelInducingPoints,
+    "FRePo": FeatureRegression,
+    "RFAD": RandomFeatures,
+}
 KERNELS = ("KIP", "FRePo", "RFAD")
 OPTIONS = {
     "KIP": ("rho", "labels", "layers"),
@@ -69,12 +67,7 @@ def objective_of(settings: dict) -> str:
 
 
 def build(
-    settings: dict,
-    network,
-    augmentation: str = "",
-    real_network=None,
-    transform: Standardize | None = None,
-    **options,
+    settings: dict, network, augmentation: str = "", real_network=None, transform: Standardize | None = None, **options
 ) -> QueueMatching | MultiFormation | KernelRegression:
     """The objective of a preset.
 

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from distillery.augment import draw
 from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.data import Standardize
-from distillery.matching import Moment, train_on_real, under
+from distillery.data.synthetic import FORMATIONS, Synthetic
 from distillery.matching.gradient import GradientMatching
+from distillery.matching.step import StepContext, train_on_real, under
 from distillery.networks import Params, trainable
-from distillery.optimizers import SGD
 from distillery.seeds import split
-from distillery.synthetic import FORMATIONS, Synthetic
+from distillery.training.dsa import draw
+from distillery.training.optimizers import SGD
 
 
 def convolutions(params: Params) -> list[str]:
@@ -49,7 +49,7 @@ METRICS: dict[str, Callable[[dict, dict], Tensor]] = {"mse": squared_distance, "
 
 
 @dataclass(frozen=True)
-class FormationMoment(Moment):
+class FormationContext(StepContext):
     """picked: (classes, k) which decoded images of a class are used, None = all."""
 
     picked: Tensor | None = None
@@ -61,7 +61,7 @@ class MultiFormation(GradientMatching):
     network             architecture that is drawn and trained along the way
     batch               real images a class and step; fewer where a class is smaller
     augmentation        siamese, of real and decoded images that are matched
-    real_network        the same network as it runs on real images that are matched, such as `Fast(network, "bfloat16")`; None = `network`
+    real_network        the same network as it runs on real images that are matched, such as `MixedPrecision(network, "bfloat16")`; None = `network`
     formation           of the set, 'partition2' (IDC) or 'identity' (IDC-I)
     metric              'mse' or 'l1' (MNIST, FashionMNIST and ImageNet)
     inner               pixel updates a network
@@ -102,8 +102,12 @@ class MultiFormation(GradientMatching):
         check_choice("formation", formation, FORMATIONS)
         check_choice("metric", metric, METRICS)
         for name, value in (
-            ("batch", batch), ("inner", inner), ("n_data", n_data), ("train_batch", train_batch), ("most", most),
-        ):  # fmt: skip
+            ("batch", batch),
+            ("inner", inner),
+            ("n_data", n_data),
+            ("train_batch", train_batch),
+            ("most", most),
+        ):
             check_positive_int(name, value)
         if transform is not None and not isinstance(transform, Standardize):
             raise InputError(
@@ -125,9 +129,7 @@ class MultiFormation(GradientMatching):
         check_choice(f"formation of the set with {self.name}", synthetic.formation, [self.formation])
         state = self._fresh(synthetic, generator)
         if not convolutions(under(state, "network.")):
-            raise InputError(
-                f"network: {self.network.name} has no convolution; accepted: a convolutional network"
-            )
+            raise InputError(f"network: {self.network.name} has no convolution; accepted: a convolutional network")
         return state
 
     def step(self, synthetic: Synthetic, state: dict[str, Tensor], draw_real, generator: Generator):
@@ -145,19 +147,19 @@ class MultiFormation(GradientMatching):
             order = torch.rand(members.shape, generator=pick_stream).argsort(1)
             picked, used = order[:, : self.most].to(device, non_blocking=True), self.most
         params, labels = under(state, "network."), labels.to(device, non_blocking=True)
-        moment = FormationMoment(params, labels, drawn, picked=picked)
+        moment = FormationContext(params, labels, drawn, picked=picked)
         loss, gradient = self._pixels(moment, synthetic, draw_real, used)
         if self.scale is not None:
             gradient = gradient / self.scale.to(device, non_blocking=True)
         return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
 
-    def loss(self, moment: Moment, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
+    def loss(self, moment: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The loss of some classes, ()."""
         if moment.picked is not None:
             images = images.take_along_dim(moment.picked[:, :, None, None, None], 1)
         return super().loss(moment, real, weights, images, here)
 
-    def distance(self, moment: Moment, images: Tensor, means: Tensor, c: int) -> Tensor:
+    def distance(self, moment: StepContext, images: Tensor, means: Tensor, c: int) -> Tensor:
         """Squared distance of the gradient on images (rows, m, C, H, W) to each of means (rows, D): (rows,)."""
         if moment.picked is not None:
             images = images[:, moment.picked[c]]
@@ -167,11 +169,18 @@ class MultiFormation(GradientMatching):
         params, before = under(state, "network."), under(state, "momentum.")
         names, passes = list(trainable(params)), []
         params, _ = train_on_real(
-            self.network, params, draw_real, self.train_steps, self.train_batch, self.optimizer, generator,
-            augmentation=self.train_augmentation, cutmix=self.cutmix,
+            self.network,
+            params,
+            draw_real,
+            self.train_steps,
+            self.train_batch,
+            self.optimizer,
+            generator,
+            augmentation=self.train_augmentation,
+            cutmix=self.cutmix,
             after_epoch=lambda epoch, weights, momentum: passes.append(momentum),
             done=(0, [before[name].clone() for name in names] if before else []),
-        )  # fmt: skip
+        )
         momentum = dict(zip(names, passes[-1]))  # empty without momentum
         return (
             {f"network.{name}": value for name, value in params.items()}

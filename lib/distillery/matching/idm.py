@@ -16,21 +16,21 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from distillery.augment import Draw, augment, draw
 from distillery.checks import InputError, check_positive_int
-from distillery.matching import Moment, classes_at_once, gradient_by_classes, train_on_real, under
+from distillery.data.synthetic import Synthetic
 from distillery.matching.distribution import MAP_LIMIT, DistributionMatching, class_means
+from distillery.matching.step import StepContext, classes_at_once, gradient_by_classes, train_on_real, under
 from distillery.networks import Params
-from distillery.optimizers import SGD
 from distillery.seeds import split
-from distillery.synthetic import Synthetic
 from distillery.training import cross_entropy
+from distillery.training.dsa import Draw, augment, draw
+from distillery.training.optimizers import SGD
 
 FIRST = 3  # networks in the queue at the start
 
 
 @dataclass(frozen=True)
-class QueueMoment(Moment):
+class QueueContext(StepContext):
     """push: () the weight of the cross-entropy, lambda times the accuracy in percent."""
 
     push: Tensor | float = 0.0
@@ -90,7 +90,7 @@ class QueueMatching(DistributionMatching):
     network       architecture of the queue
     batch         real images a class and step that are matched (published: 256, CIFAR at ipc 1: 5000)
     augmentation  DSA families, '' for none
-    real_network  the same network as it runs on real images that are matched, such as `Fast(network, "bfloat16")`; None = `network`
+    real_network  the same network as it runs on real images that are matched, such as `MixedPrecision(network, "bfloat16")`; None = `network`
     ce_weight     lambda, with accuracies in percent
     interval      updates between two fresh networks
     capacity      networks in the queue at most
@@ -120,9 +120,13 @@ class QueueMatching(DistributionMatching):
     ):
         super().__init__(network, batch, augmentation, real_network)
         for name, value in (
-            ("batch", batch), ("interval", interval), ("capacity", capacity), ("trained", trained),
-            ("train_steps", train_steps), ("train_batch", train_batch),
-        ):  # fmt: skip
+            ("batch", batch),
+            ("interval", interval),
+            ("capacity", capacity),
+            ("trained", trained),
+            ("train_steps", train_steps),
+            ("train_batch", train_batch),
+        ):
             check_positive_int(name, value)
         if not ce_weight >= 0:
             raise InputError(f"ce_weight: {ce_weight} is not accepted; accepted: 0 or more")
@@ -148,7 +152,7 @@ class QueueMatching(DistributionMatching):
         accuracy = 100 * queue["correct"][i] / queue["seen"][i].clamp_min(1)  # (), percent
         labels, _ = synthetic.classes_present()
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
-        moment = QueueMoment(
+        moment = QueueContext(
             _network(queue, i), labels.to(device, non_blocking=True), drawn, False, self.ce_weight * accuracy
         )
         real, weights = draw_real.classes(labels, self.batch, self.effects(moment, synthetic))
@@ -163,7 +167,7 @@ class QueueMatching(DistributionMatching):
         log = {"loss": loss, "accuracy": accuracy}
         return {"images": gradient}, queue | {"updates": torch.tensor(updates + 1)}, log
 
-    def loss(self, moment: Moment, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
+    def loss(self, moment: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The loss of some classes, ()."""
         pairs = real[here], weights[here], images[here], moment.labels[here], moment.push
         return queue_loss(
@@ -176,15 +180,19 @@ class QueueMatching(DistributionMatching):
         counts = {name: torch.zeros(k, dtype=torch.int64) for name in ("correct", "seen")}
         return {name: value.to(device, non_blocking=True) for name, value in (weights | counts).items()}
 
-    def _train(
-        self, queue: dict[str, Tensor], chosen: list[int], draw_real, generator: Generator
-    ) -> dict[str, Tensor]:
+    def _train(self, queue: dict[str, Tensor], chosen: list[int], draw_real, generator: Generator) -> dict[str, Tensor]:
         queue = {name: value.clone() for name, value in queue.items()}
         for i, stream in zip(chosen, split(generator, len(chosen)), strict=True):
             params, stats = train_on_real(
-                self.network, _network(queue, i), draw_real, self.train_steps, self.train_batch, self.optimizer, stream,
+                self.network,
+                _network(queue, i),
+                draw_real,
+                self.train_steps,
+                self.train_batch,
+                self.optimizer,
+                stream,
                 collect=("correct",),
-            )  # fmt: skip
+            )
             for name, value in params.items():
                 queue[f"queue.{name}"][i] = value[0]
             correct = stats.collected["correct"]  # (epochs, 1, n), NaN where not visited

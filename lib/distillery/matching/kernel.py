@@ -28,15 +28,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from distillery.checks import InputError, check_positive_int
-from distillery.fast import Fast, images_at_once
-from distillery.kernels import embeddings, gaussian, kernel_ridge_plain, ntk, ntk_plain, platt, regress
-from distillery.matching import under
+from distillery.data.synthetic import Synthetic
+from distillery.matching.step import under
 from distillery.networks import ConvNet, ModuleNetwork, Params, depth_for, trainable
-from distillery.optimizers import Adam
-from distillery.scoring.sensitivity import centred
+from distillery.networks.precision import MixedPrecision, images_at_once
+from distillery.networks.ridge import embeddings, gaussian, kernel_ridge_plain, ntk, ntk_plain, platt, regress
 from distillery.seeds import split
-from distillery.synthetic import Synthetic
 from distillery.training import cross_entropy, half_squared_error, train
+from distillery.training.losses import centred
+from distillery.training.optimizers import Adam
 
 
 def label_loss(labels: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class KernelRegression:
 
     network       of the bench: classes and shape
     batch         real images a step; of each class where `balanced`
-    real_network  how passes over real images run, such as `Fast(network, "bfloat16")`; None = float32
+    real_network  how passes over real images run, such as `MixedPrecision(network, "bfloat16")`; None = float32
     rho           lambda over the mean diagonal of K_SS
     labels        whether the labels of the synthetic images are learned
     raises        InputError on a rho that is not above 0, or a batch that is not positive
@@ -87,9 +87,7 @@ class KernelRegression:
     def first_labels(self, synthetic: Synthetic) -> Tensor:
         """Labels of the stored images, (M, C) float64: learned ones, or centred one-hot of this method's scale."""
         targets = synthetic.tensors["targets"]
-        return (
-            targets.double() if targets.is_floating_point() else self.scale * centred(targets, self.classes)
-        )
+        return targets.double() if targets.is_floating_point() else self.scale * centred(targets, self.classes)
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """No state."""
@@ -125,9 +123,7 @@ class KernelRegression:
         """The networks behind the kernel of a step, {} where there is none."""
         return {}
 
-    def after(
-        self, synthetic, state: dict[str, Tensor], seen: Generator, generator: Generator
-    ) -> dict[str, Tensor]:
+    def after(self, synthetic, state: dict[str, Tensor], seen: Generator, generator: Generator) -> dict[str, Tensor]:
         """The state after a step."""
         return state
 
@@ -161,9 +157,7 @@ class KernelRegression:
 
     def _outputs(self, made: Synthetic, params: Params, batches) -> Tensor:
         """f_S of real images in batches, (n, C) float64."""
-        images, labels = self.doubled(
-            made.decode()[0], made.replace(targets=self.first_labels(made)).decode()[1]
-        )
+        images, labels = self.doubled(made.decode()[0], made.replace(targets=self.first_labels(made)).decode()[1])
         support = self.features(params, images, False)
         k_ss = self.kernel(support)
         dual = regress(k_ss, labels, self.ridge(k_ss))
@@ -229,13 +223,24 @@ class RandomFeatures(KernelRegression):
 
     name, learns = "RFAD", ("images", "log_scale")
 
-    def __init__(self, network, batch: int = 5120, real_network=None, *, rho: float = 5e-3, width: int = 256,
-                 networks: int = 8, judged: int = 16, platt: bool = True, labels: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        network,
+        batch: int = 5120,
+        real_network=None,
+        *,
+        rho: float = 5e-3,
+        width: int = 256,
+        networks: int = 8,
+        judged: int = 16,
+        platt: bool = True,
+        labels: bool = False,
+    ):
         super().__init__(network, batch, real_network, rho=rho, labels=labels)
         check_positive_int("networks", networks)
         self.drawn, self.judged, self.platt = networks, judged, platt
         self.own = ConvNet(network.shape, self.classes, width, normalization="none")
-        self.fast = Fast(self.own, self.precision, self.compiled)
+        self.fast = MixedPrecision(self.own, self.precision, self.compiled)
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -298,7 +303,7 @@ class PooledRegression(KernelRegression):
         raise NotImplementedError
 
     def features(self, params: Params, images: Tensor, real: bool) -> Tensor:
-        network = Fast(self.own, self.precision) if real and self.precision != "float32" else self.own
+        network = MixedPrecision(self.own, self.precision) if real and self.precision != "float32" else self.own
         return network.embed(params, images, train=False)[0].double()
 
 
@@ -315,8 +320,20 @@ class FeatureRegression(PooledRegression):
 
     name, learns = "FRePo", ("images", "targets")
 
-    def __init__(self, network, batch: int = 1024, real_network=None, *, rho: float = 1e-6, width: int = 128,
-                 pool: int = 10, age: int = 100, lr: float = 3e-4, flip: bool = True, labels: bool = True):  # fmt: skip
+    def __init__(
+        self,
+        network,
+        batch: int = 1024,
+        real_network=None,
+        *,
+        rho: float = 1e-6,
+        width: int = 128,
+        pool: int = 10,
+        age: int = 100,
+        lr: float = 3e-4,
+        flip: bool = True,
+        labels: bool = True,
+    ):
         super().__init__(network, batch, real_network, rho=rho, labels=labels)
         for name, value in (("pool", pool), ("age", age)):
             check_positive_int(name, value)
@@ -331,9 +348,7 @@ class FeatureRegression(PooledRegression):
         }
 
     def _drawn(self, device: torch.device, generator: Generator, k: int) -> dict[str, Tensor]:
-        nets = {
-            name: value.to(device, non_blocking=True) for name, value in self.own.init(generator, k).items()
-        }
+        nets = {name: value.to(device, non_blocking=True) for name, value in self.own.init(generator, k).items()}
         state = {f"net.{name}": value for name, value in nets.items()}
         for name, value in trainable(nets).items():
             state |= {f"first.{name}": torch.zeros_like(value), f"second.{name}": torch.zeros_like(value)}
@@ -347,9 +362,7 @@ class FeatureRegression(PooledRegression):
         params = under(one, "net.")
         learned = {name: value.detach().clone().requires_grad_() for name, value in trainable(params).items()}
         source = synthetic.replace(targets=self.first_labels(synthetic).float()).source()
-        chosen = torch.randperm(len(source), generator=generator)[:500].to(
-            synthetic.device, non_blocking=True
-        )
+        chosen = torch.randperm(len(source), generator=generator)[:500].to(synthetic.device, non_blocking=True)
         output = self.own.apply(params | learned, source.batch(chosen), train=True)
         loss = half_squared_error(output.logits, source.targets[chosen][None]).mean()
         grads = torch.autograd.grad(loss, list(learned.values()))
@@ -368,14 +381,7 @@ class FeatureRegression(PooledRegression):
         params = {name: value.to(synthetic.device) for name, value in self.own.init(init, 1).items()}
         source = synthetic.replace(targets=self.first_labels(synthetic).float()).source()
         return train(
-            self.own,
-            params,
-            source,
-            half_squared_error,
-            self.adam,
-            generator=order,
-            steps=self.age,
-            batch=500,
+            self.own, params, source, half_squared_error, self.adam, generator=order, steps=self.age, batch=500
         )[0]
 
     def doubled(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -416,9 +422,7 @@ def frepo_network(shape: tuple[int, int, int], classes: int, width: int) -> Modu
 
 def ntk_matrix_plain(left: Tensor, right: Tensor, depth: int) -> Tensor:
     """The NTK of all pairs: left (n, c, h, w) and right (m, c, h, w) images -> (n, m)."""
-    return torch.stack(
-        [torch.stack([ntk_plain(x.flatten(), y.flatten(), depth) for y in right]) for x in left]
-    )
+    return torch.stack([torch.stack([ntk_plain(x.flatten(), y.flatten(), depth) for y in right]) for x in left])
 
 
 def kip_loss_plain(

@@ -28,16 +28,16 @@ import torch
 import yaml
 from torch import Generator, Tensor, nn
 
-from distillery import selfsup
 from distillery.checks import InputError, check_choice, check_positive_int
-from distillery.kernels import kernel_ridge_plain
-from distillery.matching import under
+from distillery.data.synthetic import Synthetic
 from distillery.matching.kernel import PooledRegression
+from distillery.matching.step import under
 from distillery.networks import ModuleNetwork, Params, depth_for, trainable
-from distillery.optimizers import SGD
+from distillery.networks.ridge import kernel_ridge_plain
 from distillery.seeds import split
-from distillery.synthetic import Synthetic
 from distillery.training import squared_error
+from distillery.training.losses import check_targets
+from distillery.training.optimizers import SGD
 
 
 class SelfSupervisedRegression(PooledRegression):
@@ -56,8 +56,18 @@ class SelfSupervisedRegression(PooledRegression):
 
     name, learns = "KRR-ST", ("images", "targets")
 
-    def __init__(self, network, batch: int = 1024, real_network=None, *, rho: float = 1e-6, width: int = 128,
-                 pool: int = 10, age: int = 1000, lr: float = 0.1):  # fmt: skip
+    def __init__(
+        self,
+        network,
+        batch: int = 1024,
+        real_network=None,
+        *,
+        rho: float = 1e-6,
+        width: int = 128,
+        pool: int = 10,
+        age: int = 1000,
+        lr: float = 0.1,
+    ):
         super().__init__(network, batch, real_network, rho=rho, labels=True)
         for name, value in (("width", width), ("pool", pool), ("age", age)):
             check_positive_int(name, value)
@@ -66,7 +76,7 @@ class SelfSupervisedRegression(PooledRegression):
 
     def prepare(self, synthetic: Synthetic) -> Synthetic:
         """The set as it is. Raises InputError unless its targets are (M, D)."""
-        selfsup.check_targets(synthetic.tensors["targets"], synthetic, self.classes)
+        check_targets(synthetic.tensors["targets"], synthetic, self.classes)
         return synthetic
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
@@ -186,7 +196,7 @@ def build(settings: dict, network, **options) -> SelfSupervisedRegression:
 
 def krrst_loss_plain(
     features, images: Tensor, targets: Tensor, real: Tensor, real_targets: Tensor, weights: Tensor, rho: float = 1e-6
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """KRR-ST: weighted mean over real images of the mean over outputs of the squared error.
 
     Source: 2310.06511 and its released code. K(x, x') = f(x).f(x') + 1; ridge 1e-6 tr(K_SS), which is a constant.

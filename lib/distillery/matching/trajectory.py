@@ -26,13 +26,15 @@ import torch
 import yaml
 from torch import Generator, Tensor
 
-from distillery.augment import Draw, ViewDraw, Views, augment, draw, draw_views, view
 from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.data.synthetic import Synthetic
 from distillery.networks import Params, trainable
 from distillery.seeds import split
-from distillery.selfsup import check_targets, two_views_apart
-from distillery.synthetic import Synthetic
 from distillery.training import LOSSES, cross_entropy, squared_error
+from distillery.training.contrastive import two_views_apart
+from distillery.training.dsa import Draw, augment, draw
+from distillery.training.losses import check_targets
+from distillery.training.views import ViewDraw, Views, draw_views, view
 
 # (weights, learned tensors, what was drawn for this step) -> (): the loss of one student step, twice differentiable
 StepLoss = Callable[[Params, dict[str, Tensor], Any], Tensor]
@@ -52,9 +54,7 @@ class Flat:
     def params(self, vector: Tensor) -> Params:
         """Views of vector (P,), differentiable."""
         parts = vector.split(self.sizes)
-        return {
-            name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
 def student(loss: StepLoss, theta0: Params, synthetic: dict[str, Tensor], draws: Sequence) -> list[Tensor]:
@@ -142,9 +142,7 @@ def _check(theta0: Params, target: Params, synthetic: dict[str, Tensor], draws: 
         raise InputError(f"synthetic set: {', '.join(synthetic)}; accepted: with a tensor 'step_size' ()")
     shapes, others = ({name: tuple(value.shape) for name, value in p.items()} for p in (theta0, target))
     if shapes != others:
-        raise InputError(
-            f"target: weights {others} for a start {shapes}; accepted: the same names and shapes"
-        )
+        raise InputError(f"target: weights {others} for a start {shapes}; accepted: the same names and shapes")
 
 
 @dataclass(frozen=True)
@@ -165,12 +163,8 @@ class Starts:
     growth: int = 0
 
     def __post_init__(self):
-        if not 0 <= self.first < (self.begin or self.last) <= self.last or (self.begin > 0) != (
-            self.growth > 0
-        ):
-            raise InputError(
-                f"starts: {self}; accepted: 0 <= first < begin <= last, begin and growth both or none"
-            )
+        if not 0 <= self.first < (self.begin or self.last) <= self.last or (self.begin > 0) != (self.growth > 0):
+            raise InputError(f"starts: {self}; accepted: 0 <= first < begin <= last, begin and growth both or none")
 
     def bound(self, step: int) -> int:
         """One above the highest start epoch at a step."""
@@ -214,9 +208,7 @@ class TrajectoryMatching:
 
     learns = ("images", "step_size")
     positive = ("step_size",)  # `distill` stops when one of these leaves the finite positive numbers
-    averaged = (
-        "images",
-    )  # FTD's moving average; the present step size and labels go with the averaged images
+    averaged = ("images",)  # FTD's moving average; the present step size and labels go with the averaged images
 
     def __init__(
         self,
@@ -243,9 +235,7 @@ class TrajectoryMatching:
         check_choice("gradient", gradient, GRADIENTS)
         check_choice("oversize", oversize, ("refuse", "all"))
         if batch < 0:
-            raise InputError(
-                f"batch: {batch} is not accepted; accepted: 0 for all of the set, or a positive number"
-            )
+            raise InputError(f"batch: {batch} is not accepted; accepted: 0 for all of the set, or a positive number")
         if starts.last - 1 + span > experts.epochs:
             raise InputError(
                 f"start epoch {starts.last - 1} with a span of {span}: experts are stored up to epoch {experts.epochs}; "
@@ -260,9 +250,7 @@ class TrajectoryMatching:
                 "a loss of two views reads none"
             )
         if (loss is two_views_apart) != (views is not None):
-            raise InputError(
-                f"views: {views} with this loss; accepted: views with a loss of two views, else None"
-            )
+            raise InputError(f"views: {views} with this loss; accepted: views with a loss of two views, else None")
         self.threshold, self.gradient, self.name = threshold, gradient, name
         self.learns = learned(labels, targets)
         self._check_experts_move()
@@ -271,9 +259,7 @@ class TrajectoryMatching:
         """State: the order in which experts come, how many of them are used, and the number of steps."""
         lacking = [name for name in self.learns if name not in synthetic.tensors]
         if lacking:
-            raise InputError(
-                f"synthetic set: no tensor {lacking[0]!r}; accepted: a set with {', '.join(self.learns)}"
-            )
+            raise InputError(f"synthetic set: no tensor {lacking[0]!r}; accepted: a set with {', '.join(self.learns)}")
         if self.loss is squared_error or "targets" in self.learns:
             check_targets(synthetic.tensors["targets"], synthetic, self.network.classes)
         self._batch(synthetic)
@@ -290,13 +276,7 @@ class TrajectoryMatching:
         start, target = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.span))
         buffers = {name: v for name, v in self.experts.at(expert, epoch).items() if name not in start}
         tensors = {name: synthetic.tensors[name] for name in self.learns}
-        problem = (
-            self.step_loss(synthetic, buffers),
-            start,
-            target,
-            tensors,
-            self.draws(synthetic, *student_streams),
-        )
+        problem = (self.step_loss(synthetic, buffers), start, target, tensors, self.draws(synthetic, *student_streams))
         value, gradients = GRADIENTS[self.gradient](*problem)
         skip = math.isfinite(self.threshold) and bool(value > self.threshold)
         state = {"order": order, "used": torch.tensor(used + 1), "step": torch.tensor(step + 1)}
@@ -306,9 +286,7 @@ class TrajectoryMatching:
     def step_loss(self, synthetic: Synthetic, buffers: Params) -> StepLoss:
         """The loss of one student step on the batch that `draws` chose."""
 
-        def loss(
-            params: Params, tensors: dict[str, Tensor], drawn: tuple[Tensor, Draw | ViewDraw | None]
-        ) -> Tensor:
+        def loss(params: Params, tensors: dict[str, Tensor], drawn: tuple[Tensor, Draw | ViewDraw | None]) -> Tensor:
             indices, drawn = drawn
             images, targets = synthetic.replace(**tensors).decode(indices)
             # (1, B, C, H, W), or (1, 2B, C, H, W)
@@ -338,17 +316,12 @@ class TrajectoryMatching:
             found = torch.randperm(n, generator=order_stream).split(batch)
             chunks += found[: n // batch] if self.views else found
         chunks = chunks[: self.steps]
-        factor = len(
-            synthetic.decode(torch.tensor([0], device=synthetic.device))[0]
-        )  # images of a stored one
+        factor = len(synthetic.decode(torch.tensor([0], device=synthetic.device))[0])  # images of a stored one
         sizes = [len(chunk) for chunk in chunks]
         indices = torch.cat(chunks).to(synthetic.device).split(sizes)
         if self.views:
             shape = tuple(synthetic.tensors["images"].shape[1:])
-            return [
-                (here, draw_views(self.views, shape, 2 * factor * len(here), augment_stream))
-                for here in indices
-            ]
+            return [(here, draw_views(self.views, shape, 2 * factor * len(here), augment_stream)) for here in indices]
         drawn = draw(self.augmentation, self.steps, factor * batch, augment_stream)
         if drawn is not None:  # all at once onto the device
             drawn = Draw(drawn.families, drawn.uniforms.to(synthetic.device))
@@ -360,9 +333,7 @@ class TrajectoryMatching:
     def _batch(self, synthetic: Synthetic) -> int:
         n = len(synthetic)
         if self.batch > n and self.oversize == "refuse":
-            raise InputError(
-                f"batch: {self.batch} of a set of {n} images; accepted: at most {n}, or 0 for all"
-            )
+            raise InputError(f"batch: {self.batch} of a set of {n} images; accepted: at most {n}, or 0 for all")
         return min(self.batch or n, n)
 
     def _check_experts_move(self) -> None:
@@ -419,6 +390,4 @@ def build(name: str, network, experts, settings: dict, **options) -> TrajectoryM
         "gradient": settings["gradient"],
     }
     steps, span = settings["steps"], settings["span"]
-    return TrajectoryMatching(
-        network, experts, steps, span, starts(settings), name=name, **published | options
-    )
+    return TrajectoryMatching(network, experts, steps, span, starts(settings), name=name, **published | options)

@@ -1,0 +1,266 @@
+"""Images as bytes with labels, their standardization, and the parts of a data set."""
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from distillery.checks import InputError, check_choice, check_finite
+
+# Channel means and standard deviations the distillation papers use, pixels in [0, 1]. Those of CIFAR are checked against
+# the public code; the others are the field's usual values, not checked there.
+PUBLISHED = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.2861,), (0.3530,)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "tiny-imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@dataclass(frozen=True)
+class Standardize:
+    """Per-channel (x - mean) / std of pixels in [0, 1]."""
+
+    mean: Tensor  # (C,)
+    std: Tensor  # (C,)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """images (..., C, H, W) in [0, 1] -> standardized, same shape."""
+        return (images - self.mean[:, None, None].to(images)) / self.std[:, None, None].to(images)
+
+    def inverse(self, images: Tensor) -> Tensor:
+        """Back to [0, 1] (unclipped)."""
+        return images * self.std[:, None, None].to(images) + self.mean[:, None, None].to(images)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "std": self.std}
+
+
+@dataclass(frozen=True)
+class ZCA:
+    """Whitening x -> (x - mean) T with T = U diag((s + eps)^-1/2) U^T, invertible."""
+
+    mean: Tensor  # (D,), D = C*H*W
+    matrix: Tensor  # (D, D), symmetric
+    inverse_matrix: Tensor  # (D, D)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """images (..., C, H, W) in [0, 1] -> whitened, same shape."""
+        flat = images.flatten(-3) - self.mean.to(images)  # (..., D)
+        return (flat @ self.matrix.to(images)).reshape(images.shape)
+
+    def inverse(self, images: Tensor) -> Tensor:
+        """Back to [0, 1] (unclipped)."""
+        flat = images.flatten(-3) @ self.inverse_matrix.to(images) + self.mean.to(images)  # (..., D)
+        return flat.reshape(images.shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "matrix": self.matrix, "inverse_matrix": self.inverse_matrix}
+
+
+@dataclass(frozen=True, eq=False)
+class LazyImages:
+    """Some images of a larger array, read as they are asked for: the pixels of a set that stays on disk.
+
+    base    (M, C, H, W) uint8, usually mapped from a file
+    rows    (N,) int64 rows of `base`
+    device  where images go when they are read
+    """
+
+    base: Tensor
+    rows: Tensor
+    device: torch.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W)"""
+        return torch.Size([len(self.rows), *self.base.shape[1:]])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    def __getitem__(self, indices) -> Tensor:
+        """Read images: indices of any shape (...) -> (..., C, H, W) uint8."""
+        indices = indices.cpu() if isinstance(indices, Tensor) else indices
+        return self.base[self.rows[indices]].to(self.device)
+
+    def of(self, indices: Tensor) -> "LazyImages":
+        """The images at `indices` (K,), not yet read."""
+        return replace(self, rows=self.rows[indices.cpu()])
+
+    def to(self, device: torch.device | str) -> "LazyImages":
+        return replace(self, device=torch.device(device))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images: uint8 at rest, floats through `batch`.
+
+    pixels   (N, C, H, W) uint8, in memory or as `Rows` of a file
+    targets  (N,) int64 class labels
+    classes  the class names, in label order
+    """
+
+    pixels: Tensor | LazyImages
+    targets: Tensor
+    classes: tuple[str, ...]
+    transform: Standardize | ZCA | None = None
+    name: str = "images"
+
+    @staticmethod
+    def of(images, targets, classes=None, name="images") -> "ImageSet":
+        """Check and wrap arrays: images uint8 (N, C, H, W), or floats in [0, 1]; targets whole numbers (N,).
+
+        Raises InputError on wrong shapes, NaN or out-of-range pixels, and labels without a class.
+        """
+        images, targets = torch.as_tensor(images), torch.as_tensor(targets)
+        if images.ndim != 4 or targets.shape != images.shape[:1] or len(images) == 0:
+            raise InputError(
+                f"{name}: images {tuple(images.shape)} with labels {tuple(targets.shape)}; accepted: (N, C, H, W) with (N,), N > 0"
+            )
+        if images.is_floating_point():
+            check_finite(f"{name}: pixels", images)
+            if images.min() < 0 or images.max() > 1:
+                raise InputError(
+                    f"{name}: float pixels from {images.min():g} to {images.max():g}; accepted: [0, 1], or uint8"
+                )
+            images = (images * 255).round().to(torch.uint8)
+        if images.dtype != torch.uint8 or targets.is_floating_point():
+            raise InputError(
+                f"{name}: pixels {images.dtype}, labels {targets.dtype}; accepted: uint8 or float pixels, whole-number labels"
+            )
+        targets = targets.long()
+        classes = tuple(classes) if classes is not None else tuple(map(str, range(int(targets.max()) + 1)))
+        if targets.min() < 0 or targets.max() >= len(classes):
+            raise InputError(f"{name}: labels {targets.min()} to {targets.max()}; accepted: 0 to {len(classes) - 1}")
+        return ImageSet(images, targets, classes, None, name)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return tuple(self.pixels.shape[1:])
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Standardized float32 images at `indices` of any shape (...): (..., C, H, W)."""
+        images = self.pixels[indices].float() / 255  # (..., C, H, W)
+        return self.transform(images) if self.transform else images
+
+    def subset(self, indices: Tensor) -> "ImageSet":
+        """The images at `indices` (M,), in that order."""
+        indices = torch.as_tensor(indices, device=self.device)
+        lazy = isinstance(self.pixels, LazyImages)
+        pixels = self.pixels.of(indices) if lazy else self.pixels[indices]
+        return replace(self, pixels=pixels, targets=self.targets[indices])
+
+    def lazy(self) -> "ImageSet":
+        """The same images, of which subsets hold no copy."""
+        return replace(self, pixels=LazyImages(self.pixels, torch.arange(len(self)), self.device))
+
+    def in_memory(self) -> "ImageSet":
+        """The same images, all of them read."""
+        return replace(self, pixels=self.pixels[:]) if isinstance(self.pixels, LazyImages) else self
+
+    def of_class(self, label: int) -> Tensor:
+        """Indices of one class, ascending."""
+        return torch.nonzero(self.targets == label)[:, 0]
+
+    def counts(self) -> list[int]:
+        """Images in each class."""
+        return torch.bincount(self.targets, minlength=len(self.classes)).tolist()
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        return replace(self, pixels=self.pixels.to(device), targets=self.targets.to(device))
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of pixels, labels and class names; the transform is not part of it."""
+        sha = hashlib.sha256(repr((tuple(self.pixels.shape), self.classes)).encode())
+        for part in _parts(self):
+            sha.update(part.contiguous().numpy().data)
+        sha.update(self.targets.cpu().contiguous().numpy().data)
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Disjoint training, validation and test images under one transform fitted on the training images."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    notes: tuple[str, ...] = ()  # what was done to the images, in words: resized, subset, converted
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256((self.train.digest + self.validation.digest + self.test.digest).encode()).hexdigest()
+
+    def to(self, device) -> "Splits":
+        return replace(
+            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
+        )
+
+
+def _parts(images: ImageSet, chunk: int = 0):
+    """The pixels on the CPU, `chunk` images at a time, 0 = about 16 MB."""
+    chunk = chunk or max(1, (1 << 24) // math.prod(images.shape))
+    for start in range(0, len(images), chunk):
+        yield images.pixels[start : start + chunk].cpu()
+
+
+def fit_standardize(images: ImageSet, chunk: int = 0) -> Standardize:
+    """Channel means and standard deviations over all pixels; a constant channel keeps deviation 1."""
+    counts = torch.zeros(images.shape[0], 256, dtype=torch.int64)  # of every pixel value: exact, in whatever chunks
+    for part in _parts(images, chunk):
+        for channel in range(images.shape[0]):
+            counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
+    share = counts.double() / counts[0].sum()  # (C, 256)
+    values = torch.arange(256).double() / 255
+    mean = share @ values  # (C,)
+    std = (share * (values - mean[:, None]).square()).sum(1).sqrt()  # (C,)
+    return Standardize(mean.float(), torch.where(std > 1e-4, std, 1.0).float())
+
+
+def published(name: str, channels: int) -> Standardize:
+    """The constants of `PUBLISHED`. Raises InputError if the set has none or other images than `channels` channels."""
+    check_choice("normalization: published constants of", name, PUBLISHED)
+    mean, std = (torch.tensor(values) for values in PUBLISHED[name])
+    if len(mean) != channels:
+        raise InputError(
+            f"normalization: {name} has constants for {len(mean)} channel(s), the images have {channels}; "
+            "accepted: own, zca, or constants for as many channels"
+        )
+    return Standardize(mean, std)
+
+
+def fit_zca(images: ImageSet, eps: float = 0.1) -> ZCA:
+    """ZCA over all pixel-channels of the training images in [0, 1], covariance divided by N - 1.
+
+    eps is added to the eigenvalues; memory grows as D^2 with D = C*H*W.
+    """
+    width = math.prod(images.shape)
+    mean, covariance = torch.zeros(width).double(), torch.zeros(width, width).double()
+    for part in _parts(images):
+        mean += (part.flatten(1).double() / 255).sum(0) / len(images)
+    for part in _parts(images):
+        centred = part.flatten(1).double() / 255 - mean  # (chunk, D)
+        covariance.addmm_(centred.T, centred, alpha=1 / (len(images) - 1))
+    values, vectors = torch.linalg.eigh(covariance)  # (D,), (D, D)
+    scale = (values.clamp(min=0) + eps).sqrt()
+    matrix, inverse = (vectors / scale) @ vectors.T, (vectors * scale) @ vectors.T  # (D, D)
+    return ZCA(mean.float(), matrix.float(), inverse.float())

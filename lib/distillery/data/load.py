@@ -1,0 +1,188 @@
+"""Real images: named data sets and folders of class folders, held as uint8 and standardized on access.
+
+An `ImageSet` keeps its images as uint8 (N, C, H, W) at rest; `.batch(indices)` is the only way to floats, so that the
+standardization is applied in one place. `load` gives the three disjoint splits every experiment uses: test images are
+used for nothing but the final accuracy, validation images are held out of the training images.
+
+Sources: normalization constants of the public code of DC, DSA and DM (github.com/VICO-UoE/DatasetCondensation); ZCA as in
+the public code of MTT (github.com/GeorgeCazenavette/mtt-distillation): kornia's, eps 0.1.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
+from distillery.data import folders, named
+from distillery.data.images import PUBLISHED, ImageSet, Splits, fit_standardize, fit_zca, published
+from distillery.seeds import generator
+
+NAMES = (*named.NAMES, "folder")
+NORMALIZATIONS = ("own", "zca", "published", *(f"published:{name}" for name in PUBLISHED))
+
+
+def load(
+    dataset: str,
+    data_root: str | Path = "",
+    *,
+    seed: int = 0,
+    max_side: int = 0,
+    resize: int = 0,
+    per_class: int = 0,
+    test_per_class: int = 0,
+    validation: float = 0.1,
+    test_fraction: float = 0.2,
+    normalization: str = "own",
+    cache_dir: str | Path = "",
+    mapped: bool = False,
+    progress: bool = False,
+    max_unpacked_gb: float = 64.0,
+) -> Splits:
+    """Load a data set as disjoint splits, standardized by its training images.
+
+    dataset         'digits' (bundled with scikit-learn), a published set such as 'cifar10' (see `named.py`: its files
+                    are looked for in data_root, fetched if missing, and used only with the published checksum), or
+                    'folder': class folders at data_root, itself a folder, .zip, .tar.gz, .tgz or .tar, either inside
+                    train/ and test/ (or val/) or directly, then split by the seed with `test_fraction` as test
+    max_side        shrink larger images so that no side exceeds it, 0 = never
+    resize          make every image a square of this side, 0 = images must have equal sizes
+    per_class       at most so many training images a class (before the validation split), drawn by the seed, 0 = all
+    test_per_class  likewise for test images
+    validation      fraction of the training images of each class held out
+    normalization   'own' (channel mean and std), 'zca' (eps 0.1), 'published' (the constants of the named set) or
+                    'published:NAME' (those of another set, for folders of its images)
+    cache_dir       where decoded pixels are kept, '' = $DISTILLERY_CACHE or ~/.cache/distillery; removable any time.
+                    There, folders and archives of less than 1 MB are not kept; in a folder given here, all are
+    mapped          leave the pixels on disk and read them as `batch` needs them, for sets larger than memory
+    progress        show a progress bar while decoding and downloading
+    max_unpacked_gb refuse an archive that declares more content than this
+    raises          InputError on anything that cannot be loaded as asked
+    """
+    check_choice("dataset", dataset, NAMES)
+    check_choice("normalization", normalization, NORMALIZATIONS)
+    check_fraction("validation", validation)
+    check_fraction("test_fraction", test_fraction)
+    kept, _, constants = normalization.partition(":")
+    if kept == "published":
+        check_choice("normalization: published constants of", constants or dataset, PUBLISHED)
+    options = {"resize": resize, "max_side": max_side, "cache_dir": cache_dir, "mapped": mapped, "progress": progress}
+    if dataset == "folder":
+        found = folders.load_files(data_root, max_unpacked_gb=max_unpacked_gb, **options)
+    else:
+        found = named.load(dataset, data_root, **options)
+    # Until the last step a part is only a list of rows, so that the pixels are copied once and not at every step.
+    images = ImageSet.of(found.pixels, found.targets, found.classes, found.name).lazy()
+    everything, n_train, notes = torch.arange(len(images)), found.n_train, list(found.notes)
+    train = images.subset(everything[:n_train])
+    test = images.subset(everything[n_train:]) if n_train < len(images) else None
+    if test is None:
+        draw = generator(seed, "data", "test split")
+        train, test = split_per_class(train, test_fraction, draw)
+        notes.append(f"{test_fraction:.0%} of each class drawn as test images")
+    if per_class:
+        check_positive_int("per_class", per_class)
+        train = subset_per_class(train, per_class, generator(seed, "data", "train subset"))
+        notes.append(f"at most {per_class} training images a class")
+    if test_per_class:
+        check_positive_int("test_per_class", test_per_class)
+        test = subset_per_class(test, test_per_class, generator(seed, "data", "test subset"))
+        notes.append(f"at most {test_per_class} test images a class")
+    train, held_out = split_per_class(train, validation, generator(seed, "data", "validation split"))
+    parts = [part if mapped else part.in_memory() for part in (train, held_out, test)]
+    if kept == "published":
+        transform = published(constants or dataset, images.shape[0])
+    else:
+        transform = fit_zca(parts[0]) if kept == "zca" else fit_standardize(parts[0])
+    train, held_out, test = (replace(part, transform=transform) for part in parts)
+    return Splits(train, held_out, test, tuple(notes))
+
+
+def split_per_class(images: ImageSet, fraction: float, draw: Generator) -> tuple[ImageSet, ImageSet]:
+    """Split every class at random: (rest, `fraction` of it, at least one image). Raises InputError if a class has fewer than two."""
+    rest, part = [], []
+    for label, name in enumerate(images.classes):
+        members = images.of_class(label)
+        if len(members) < 2:
+            raise InputError(
+                f"class {name!r} of {images.name} has {len(members)} image(s); accepted: at least 2, to split them"
+            )
+        order = members[torch.randperm(len(members), generator=draw)]
+        n = min(max(1, round(fraction * len(members))), len(members) - 1)
+        part.append(order[:n].sort().values)
+        rest.append(order[n:].sort().values)
+    return images.subset(torch.cat(rest)), images.subset(torch.cat(part))
+
+
+def check_enough(images: ImageSet, n: int) -> None:
+    """Raise InputError if a class has fewer than `n` images."""
+    for name, count in zip(images.classes, images.counts()):
+        if count < n:
+            raise InputError(f"ipc: {n}, but class {name!r} has {count} training images; accepted: at most {count}")
+
+
+def take_classes(splits: Splits, spec: str) -> Splits:
+    """The images of some classes, relabelled 0, 1, .. in their order, under the same transform.
+
+    spec    numbers of classes from 0, single or as ranges, joined by commas: '0-4' or '1,3,7-9'; '' = all
+    raises  InputError on anything else, classes that are not there, fewer than two, or one named twice
+    """
+    if not spec:
+        return splits
+    names, chosen = splits.train.classes, []
+    for part in spec.split(","):
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        if not first.isdigit() or not last.isdigit() or int(last) < int(first):
+            raise InputError(f"classes: {spec!r}; accepted: numbers and ranges such as '0-4' or '1,3,7-9'")
+        chosen += range(int(first), int(last) + 1)
+    if len(set(chosen)) != len(chosen) or len(chosen) < 2 or max(chosen) >= len(names):
+        raise InputError(
+            f"classes: {spec!r} of {len(names)}; accepted: at least two different ones from 0 to {len(names) - 1}"
+        )
+
+    def taken(images: ImageSet) -> ImageSet:
+        rows = torch.nonzero(torch.isin(images.targets, torch.tensor(chosen, device=images.device)))[:, 0]
+        found = images.subset(rows)
+        number = torch.full((len(names),), -1).index_put_((torch.tensor(chosen),), torch.arange(len(chosen)))
+        targets = number.to(found.targets.device)[found.targets]
+        return replace(found, targets=targets, classes=tuple(names[c] for c in chosen))
+
+    parts = (taken(part) for part in (splits.train, splits.validation, splits.test))
+    return Splits(*parts, (*splits.notes, f"classes {spec} of {len(names)}"))
+
+
+def subset_per_class(images: ImageSet, n: int, draw: Generator) -> ImageSet:
+    """At most `n` random images of every class."""
+    chosen = []
+    for label in range(len(images.classes)):
+        members = images.of_class(label)
+        chosen.append(members[torch.randperm(len(members), generator=draw)[:n]].sort().values)
+    return images.subset(torch.cat(chosen))
+
+
+def flip_labels(images: ImageSet, share: float, draw: Generator) -> tuple[ImageSet, Tensor]:
+    """The same images, floor(share * n_class) of every class under the label of another class, uniformly among those.
+
+    share    in (0, 1]
+    returns  the images, and a mask (N,) bool of those that were flipped, on their device
+    raises   InputError on a share outside (0, 1] or that flips nothing, and on images of a single class
+    """
+    check_fraction("share", share)
+    if len(images.classes) < 2:
+        raise InputError(f"share: {share} of {len(images.classes)} class; accepted: images of at least 2 classes")
+    targets, flipped = images.targets.cpu().clone(), torch.zeros(len(images), dtype=torch.bool)
+    for label in range(len(images.classes)):
+        members = images.of_class(label).cpu()
+        n = int(share * len(members) + 1e-9)  # what lies a billionth below a whole number is that number
+        chosen = members[torch.randperm(len(members), generator=draw)[:n]]
+        others = torch.randint(1, len(images.classes), (n,), generator=draw)  # steps to another class
+        targets[chosen] = (label + others) % len(images.classes)
+        flipped[chosen] = True
+    if not flipped.any():
+        raise InputError(
+            f"share: {share} flips no label of classes of at most {max(images.counts())} images; "
+            "accepted: a share of at least one image"
+        )
+    return replace(images, targets=targets.to(images.device)), flipped.to(images.device)

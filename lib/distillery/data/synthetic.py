@@ -1,0 +1,195 @@
+"""The synthetic set: named tensors, how stored images become used images, and files that outlive this package.
+
+`Synthetic.decode()` turns what is stored into the images and targets a network trains on. Every tensor that a method
+learns (images, soft labels, a step size) is one of the named tensors, so stored data are counted in one place.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distillery import store
+from distillery.checks import InputError, check_choice, check_finite
+from distillery.data.tensors import TensorSource
+
+FORMATIONS = {"identity": 1, "partition2": 4}  # images that one stored image holds
+
+
+@dataclass(frozen=True, eq=False)
+class Synthetic:
+    """A synthetic (or selected) set.
+
+    tensors    'images' (M, C, H, W) standardized floats; 'targets': (M,) int64 labels, (M, classes) soft labels or
+               (M, D) real values; further learned tensors by name: 'label_logits' (M, classes), whose softmax then
+               stands for the targets, and 'step_size' (), the rate the set was made for
+    classes    class names, None where there are no classes
+    formation  'identity', or 'partition2': each stored image is a 2 x 2 grid of four images, enlarged bilinearly
+    """
+
+    tensors: dict[str, Tensor]
+    classes: tuple[str, ...] | None = None
+    formation: str = "identity"
+    card: dict = field(default_factory=dict)
+    _groups: dict = field(default_factory=dict, repr=False)  # `classes_present`, once for all sets with these targets
+
+    def __post_init__(self):
+        check_choice("formation", self.formation, FORMATIONS)
+        images, targets = self.tensors.get("images"), self.tensors.get("targets")
+        if images is None or targets is None or images.ndim != 4 or len(images) != len(targets) or len(images) == 0:
+            raise InputError(
+                f"synthetic set: images {_shape(images)} with targets {_shape(targets)}; accepted: (M, C, H, W) with (M, ...), M > 0"
+            )
+
+    def __len__(self) -> int:
+        return len(self.tensors["images"])
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensors["images"].device
+
+    def replace(self, **tensors: Tensor) -> "Synthetic":
+        """The same set with some tensors replaced."""
+        groups = {} if "targets" in tensors else self._groups
+        return replace(self, tensors=self.tensors | tensors, _groups=groups)
+
+    def decode(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The images and targets to train on: (M * f^2, C, H, W) and (M * f^2, ...), f the factor of the formation.
+
+        indices  (m,) stored images to decode, None = all; copies of one stored image are neighbours
+        """
+        images, targets = self.tensors["images"], self.tensors["targets"]
+        if "label_logits" in self.tensors:
+            targets = self.tensors["label_logits"].softmax(-1)
+        if indices is not None:
+            images, targets = images[indices], targets[indices]
+        return form(images, self.formation), targets.repeat_interleave(FORMATIONS[self.formation], 0)
+
+    def classes_present(self) -> tuple[Tensor, Tensor]:
+        """(labels present (classes,) on the CPU, the decoded images of each (classes, m) on the device).
+
+        Computed once and carried along by `replace`, so that no step waits for the device.
+        raises  InputError if classes have different counts
+        """
+        if not self._groups:
+            targets = self.decode()[1]
+            labels, counts = targets.cpu().unique(return_counts=True)
+            if len(counts.unique()) != 1:
+                raise InputError(f"images per class: {counts.tolist()}; accepted: the same number in every class")
+            members = targets.argsort(stable=True).unflatten(0, (len(labels), -1))
+            self._groups.update(labels=labels, members=members)
+        return self._groups["labels"], self._groups["members"]
+
+    def stored_by_class(self) -> Tensor:
+        """The stored images of each class present, (classes, m) on the device."""
+        copies = FORMATIONS[self.formation]
+        return self.classes_present()[1][:, ::copies] // copies
+
+    def source(self) -> TensorSource:
+        """What a network trains on, without gradients."""
+        with torch.no_grad():
+            return TensorSource(*(value.detach() for value in self.decode()))
+
+    def to(self, device) -> "Synthetic":
+        return replace(self, tensors={name: value.to(device) for name, value in self.tensors.items()}, _groups={})
+
+    def stored_numbers(self) -> int:
+        """Numbers stored beside hard labels: pixels, soft labels, step sizes."""
+        return sum(value.numel() for value in self.tensors.values() if value.is_floating_point())
+
+
+def form(images: Tensor, formation: str) -> Tensor:
+    """Stored images (M, C, H, W) as used: (M * f^2, C, H, W), those of one stored image are neighbours."""
+    if formation == "identity":
+        return images
+    height, width = images.shape[2:]
+    rows = [images[:, :, : height // 2], images[:, :, height - height // 2 :]]
+    quarters = [q for row in rows for q in (row[..., : width // 2], row[..., width - width // 2 :])]
+    stacked = torch.stack(quarters, 1).flatten(0, 1)  # (4M, C, H/2, W/2)
+    return F.interpolate(stacked, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def pack(images: Tensor, formation: str, mode: str = "bilinear") -> Tensor:
+    """Images (M * f^2, C, H, W) shrunk into stored ones (M, C, H, W), neighbours into one: where `form` finds them again.
+
+    Sides that f does not divide leave a line between the parts that `form` does not read; it is zero.
+
+    mode    'bilinear' without smoothing, the mean of 2 x 2 pixels where sides are even; or 'nearest', every other pixel (IDC)
+    raises  InputError on an unknown mode, or a number of images that fills no whole ones
+    """
+    check_choice("formation", formation, FORMATIONS)
+    check_choice("mode", mode, ("bilinear", "nearest"))
+    if formation == "identity":
+        return images
+    if len(images) % FORMATIONS[formation]:
+        raise InputError(
+            f"images: {len(images)} with formation {formation!r}; accepted: a multiple of {FORMATIONS[formation]}"
+        )
+    height, width = images.shape[2:]
+    options = {"align_corners": False} if mode == "bilinear" else {}
+    small = F.interpolate(images, size=(height // 2, width // 2), mode=mode, **options).unflatten(0, (-1, 4))
+    packed = images.new_zeros(len(images) // 4, *images.shape[1:])
+    rows, columns = ((slice(side // 2), slice(side - side // 2, side)) for side in (height, width))
+    for i in range(4):
+        packed[:, :, rows[i // 2], columns[i % 2]] = small[:, i]
+    return packed
+
+
+def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -> Path:
+    """Write a set for others: NAME.safetensors, NAME.json (what it is) and NAME.safetensors.sha256.
+
+    `transform` is the standardization the images live in; its tensors are stored as 'transform.*', so that
+    `images * std + mean` gives pixels in [0, 1]. Learned labels are written as soft 'targets'. Readable without this package:
+
+        from safetensors.torch import load_file
+        tensors = load_file("NAME.safetensors")
+        images, targets = tensors["images"], tensors["targets"]
+    """
+    path = Path(path).with_suffix(".safetensors")
+    for name, value in synthetic.tensors.items():
+        if value.is_floating_point():
+            check_finite(f"synthetic {name}", value)
+    tensors = dict(synthetic.tensors)
+    if "label_logits" in tensors:  # readers take 'targets': the soft labels themselves
+        tensors["targets"] = tensors.pop("label_logits").softmax(-1)
+    if transform is not None:
+        tensors |= {f"transform.{name}": value for name, value in transform.tensors().items()}
+    card = {
+        "format": "distillery synthetic set, version 1",
+        "classes": list(synthetic.classes) if synthetic.classes else None,
+        "formation": synthetic.formation,
+        "shapes": {name: list(value.shape) for name, value in tensors.items()},
+        "stored_numbers": synthetic.stored_numbers(),
+        **card,
+    }
+    store.save_tensors(path, tensors, card)
+    digest = store.file_digest(path)
+    store.write_bytes(path.with_name(path.name + ".sha256"), f"{digest}  {path.name}\n".encode())
+    store.write_json(path.with_suffix(".json"), card | {"sha256": digest})
+    return path
+
+
+def load(path: str | Path) -> Synthetic:
+    """Read an exported set. Raises InputError if it is truncated, corrupt, or no synthetic set."""
+    tensors, card = store.load_tensors(path)
+    if not str(card.get("format", "")).startswith("distillery synthetic set"):
+        raise InputError(f"{path} is {card.get('format', 'something else')!r}; accepted: an exported synthetic set")
+    classes = card.get("classes")
+    return Synthetic(
+        {name: value for name, value in tensors.items() if not name.startswith("transform.")},
+        tuple(classes) if classes else None,
+        card["formation"],
+        card,
+    )
+
+
+def _shape(value) -> str:
+    return "missing" if value is None else str(tuple(value.shape))
+
+
+def gaussian_noise(n: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard normal images (n, *shape), the published initialization of gradient matching."""
+    return torch.randn(n, math.prod(shape), generator=generator).unflatten(1, shape)

@@ -1,0 +1,1 @@
+"""Pre-trained and self-supervised encoders, their targets, and what targets vary by."""

@@ -1,0 +1,132 @@
+"""Pre-trained encoders: where a downstream task starts, as weights of a network without its classifier.
+
+Three sources: torchvision's weights by name (fetched where there is a network), a local file (ours, or a state dict of
+PyTorch, which is loaded with `weights_only=True` alone), or `pretrain` on labelled images, best of classes that the
+downstream task does not contain.
+"""
+
+from pathlib import Path
+from urllib.error import URLError
+
+from torch import Generator, Tensor
+
+from distillery import store
+from distillery.checks import InputError
+from distillery.data import ImageSet
+from distillery.networks import ModuleNetwork, Params
+from distillery.networks.encoder import Encoder, head_names
+from distillery.training import train
+from distillery.training.optimizers import SGD
+
+
+def pretrain(
+    network,
+    images: ImageSet,
+    epochs: int,
+    generator: Generator,
+    *,
+    lr: float = 0.05,
+    batch: int = 128,
+    augmentation: str = "",
+) -> Params:
+    """Train one network on labelled images by SGD with momentum; the rate falls to a tenth at 1/2 and 3/4 of the steps.
+
+    network  with the classes of these images
+    returns  its weights without the classifier, leading axis 1
+    """
+    steps = epochs * -(-len(images) // batch)
+    params = {name: value.to(images.device) for name, value in network.init(generator, 1).items()}
+    sgd = SGD(lr, 0.9, 5e-4, drops=(steps // 2, 3 * steps // 4))
+    params, _ = train(
+        network,
+        params,
+        images,
+        optimizer=sgd,
+        generator=generator,
+        epochs=epochs,
+        batch=batch,
+        augmentation=augmentation,
+    )
+    return {name: value for name, value in params.items() if name not in head_names(network)}
+
+
+def save(path: str | Path, network, weights: Params, card: dict) -> str:
+    """Save an encoder's weights with a card of what they are; returns the digest of the file's content."""
+    return store.save_tensors(path, weights, card | {"kind": "encoder", "network": network.spec()})
+
+
+def load(path: str | Path, network) -> Encoder:
+    """The encoder in a file for a network: one saved by `save`, or a state dict of PyTorch (.pt, .pth).
+
+    raises  InputError on a file that is missing, corrupt or holds more than tensors, and weights that lack or do not fit
+            tensors of the network
+    """
+    path, heads = Path(path), head_names(network)
+    if path.suffix == ".safetensors":
+        found, card = store.load_tensors(path)
+        if not isinstance(card, dict) or card.get("kind") != "encoder":
+            raise InputError(f"{path} holds no encoder; accepted: a file saved by encoders.save")
+    else:
+        content = store.load_foreign(path)
+        content = content.get("state_dict", content) if isinstance(content, dict) else {}
+        found = {
+            str(name).removeprefix("module."): value[None]
+            for name, value in content.items()
+            if isinstance(value, Tensor)
+        }
+    return Encoder(network, _fitting(found, network, heads, str(path)), path.name)
+
+
+def _fitting(found: Params, network, heads: set[str], where: str) -> Params:
+    """The tensors of a network's encoder among those found."""
+    wanted = {name: value for name, value in network.init(Generator(), 1).items() if name not in heads}
+    lacking = [name for name in wanted if name not in found]
+    if lacking:
+        raise InputError(
+            f"{where}: {len(lacking)} of {len(wanted)} tensors of {network.name} are missing, the first {lacking[0]!r}; "
+            "accepted: weights of the same architecture"
+        )
+    for name, value in wanted.items():
+        if found[name].shape != value.shape:
+            raise InputError(
+                f"{where}: {name!r} is {tuple(found[name].shape[1:])}; accepted: {tuple(value.shape[1:])}, that of {network.name}"
+            )
+        if found[name].is_floating_point() and not found[name].isfinite().all():
+            raise InputError(f"{where}: {name!r} holds NaN or infinity; accepted: finite weights")
+    return {name: found[name].to(value.dtype) for name, value in wanted.items()}
+
+
+def torchvision(name: str, classes: int, weights: str = "DEFAULT") -> Encoder:
+    """A model of torchvision with its published ImageNet weights and a fresh classifier of `classes`.
+
+    name     of `torchvision.models.list_models`, 'resnet18' for example; images should be 224 x 224, standardized by
+             'published:tiny-imagenet', which are ImageNet's constants
+    weights  'DEFAULT', or one of the model's, 'IMAGENET1K_V1' for example
+    raises   InputError on an unknown model or weights, and where they cannot be fetched
+    """
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise InputError(f"encoder: {name!r} is no model of torchvision; accepted: resnet18, resnet50, vit_b_16, ..")
+    options = models.get_model_weights(name)
+    if weights not in options.__members__:
+        raise InputError(f"weights: {weights!r} of {name}; accepted: {', '.join(options.__members__)}")
+    network = ModuleNetwork(lambda: models.get_model(name, num_classes=classes), f"torchvision {name}")
+    try:
+        state = options[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (URLError, OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"encoder: weights of {name} cannot be fetched: {reason}; accepted: a network, or a local file of weights"
+        ) from error
+    found = {key: value[None] for key, value in state.items()}
+    return Encoder(network, _fitting(found, network, head_names(network), name), f"{name} {weights}")
+
+
+def of(source: str, network) -> Encoder:
+    """The encoder that a parameter names: 'torchvision:NAME', 'torchvision:NAME:WEIGHTS', or a local file for `network`."""
+    kind, _, rest = source.partition(":")
+    if kind == "torchvision":
+        name, _, weights = rest.partition(":")
+        return torchvision(name, network.classes, weights or "DEFAULT")
+    return load(source, network)

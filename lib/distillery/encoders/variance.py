@@ -1,0 +1,265 @@
+r"""How much gradients and trajectories vary from run to run: why MKDT (arXiv 2410.02116) matches students, not teachers.
+
+Three forms of its claim that training without labels varies more than supervised training or regression:
+
+- Theorem 4.1, a toy of linear features: `toy_gradients`, with both variances in closed form.
+- Proposition D.1: the sum of all gradients of an epoch is the same for every partition into batches where the loss is a
+  sum over samples, and is not where it compares the samples of a batch: `partition_variance`.
+- Figure 1a, the variance of weights after so many epochs from one initialization: `trajectory_variance`.
+
+$$\operatorname{Var}(g) = \mathbb{E}\,\|g - \mathbb{E}g\|^2$$
+
+A variance has the scale of its loss, a mean over outputs for one and over views for another: compare losses by its ratio to
+the squared mean, or to the squared distance moved.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from distillery.checks import InputError, RunFailed, check_finite, check_positive_int
+from distillery.data import ImageSet
+from distillery.networks import Params, trainable
+from distillery.training import Loss, train
+from distillery.training.optimizers import SGD
+from distillery.training.views import TwoViews, Views
+
+# Gradients over partitions: Proposition D.1
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Images with two views of each that stay the same: a source where only the order of the images varies.
+
+    first, second  (N, C, H, W)
+    targets        (N, ...), passed on
+    """
+
+    first: Tensor
+    second: Tensor
+    targets: Tensor
+
+    @staticmethod
+    def of(images: ImageSet, views: Views, seed: int) -> "Pairs":
+        """One draw of `TwoViews` for all images."""
+        everything = torch.arange(len(images), device=images.device)
+        found = TwoViews(images, views, seed).batch(everything[None])[0]
+        return Pairs(*found.chunk(2), images.targets)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.first.shape[1:])
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Both views of the images at `indices` (K, B): (K, 2B, C, H, W)."""
+        return torch.cat([self.first[indices], self.second[indices]], 1)
+
+
+def partitions(n: int, batch: int, count: int, stream: Generator) -> list[list[Tensor]]:
+    """`count` random partitions of n samples into batches of `batch`, the last one maybe smaller."""
+    check_positive_int("batch", batch)
+    return [list(torch.randperm(n, generator=stream).split(batch)) for _ in range(count)]
+
+
+def epoch_gradient(network, params: Params, images, loss: Loss, partition: list[Tensor]) -> Tensor:
+    """Sum of the gradients of all batches of one epoch at the same weights: (P,), all trained weights in a row.
+
+    This is one update of synchronous data-parallel SGD (Proposition D.1). For a loss that is a sum over samples it is the
+    same for every partition; for one that couples the samples of a batch, by itself or by BatchNorm, it is not. Nor is it
+    for a mean over batches of unequal size, whose samples have unequal weights.
+
+    params     of one network, leading axis 1
+    images     a source: `.batch(indices)`, `.targets`; `Pairs` for losses of two views
+    loss       (K, B, D), targets -> (K, B), which is summed, or (K,)
+    partition  batches of indices that together hold every sample once
+    raises     InputError on more than one network, indices that are no partition, or a gradient that is not finite
+    """
+    _check_one(params)
+    if not torch.equal(torch.cat(partition).sort().values.cpu(), torch.arange(len(images))):
+        raise InputError(
+            f"partition: {sum(map(len, partition))} indices of {len(images)} samples; accepted: every sample once"
+        )
+    learned = {name: value.detach().requires_grad_() for name, value in trainable(params).items()}
+    device = next(iter(params.values())).device
+    total = None
+    for indices in partition:
+        at = indices[None].to(device)  # (1, B)
+        output = network.apply(params | learned, images.batch(at), train=True).logits
+        value = loss(output, images.targets[at]).sum()
+        grads = torch.autograd.grad(value, list(learned.values()))
+        flat = torch.cat([grad.flatten() for grad in grads])
+        total = flat if total is None else total + flat
+    check_finite("gradient", total)
+    return total
+
+
+def _check_one(params: Params) -> None:
+    if (k := len(next(iter(params.values())))) != 1:
+        raise InputError(f"params: {k} networks; accepted: one")
+
+
+class Variance(NamedTuple):
+    """Of random vectors g: total variance E|g - Eg|^2, and |Eg|^2, both in squared units of g."""
+
+    variance: float
+    squared_mean: float
+
+
+def variance(gradients: Tensor) -> Variance:
+    """Of gradients (R, ...), R of them: unbiased variance, and the squared length of their mean.
+
+    The latter exceeds |Eg|^2 by variance / R on average.
+    """
+    if len(gradients) < 2:
+        raise InputError(f"gradients: {len(gradients)} of them; accepted: 2 or more")
+    flat = gradients.flatten(1).double()  # (R, P)
+    return Variance(float(flat.var(0).sum()), float(flat.mean(0).square().sum()))
+
+
+def partition_variance(
+    network, params: Params, images, loss: Loss, batch: int, stream: Generator, repeats: int = 10
+) -> Variance:
+    """`variance` of `epoch_gradient` over random partitions into batches of `batch`: Proposition D.1.
+
+    Zero, up to rounding in float64, for a loss that is a sum over samples.
+    """
+    parts = partitions(len(images), batch, repeats, stream)
+    return variance(torch.stack([epoch_gradient(network, params, images, loss, part) for part in parts]))
+
+
+# Weights of trajectories: Figure 1a
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far copies of one network lie apart, and how far from where they started: by name of the weights, both squared.
+
+    variances  unbiased variance over the copies, summed over the weights of that name
+    distances  squared distance from the initialization, mean over the copies
+    """
+
+    variances: dict[str, float]
+    distances: dict[str, float]
+
+    @property
+    def variance(self) -> float:
+        return sum(self.variances.values())
+
+    @property
+    def distance(self) -> float:
+        return sum(self.distances.values())
+
+    @property
+    def ratio(self) -> float:
+        """Variance over distance: 0 where R copies move as one, R / (R - 1) where their mean stays; NaN where none moves."""
+        return self.variance / self.distance if self.distance else math.nan
+
+    def without(self, names: Collection[str]) -> "Spread":
+        """Of all other weights, for networks that differ in the output layer alone (`encoders.head_names`)."""
+        kept = [name for name in self.variances if name not in names]
+        return Spread(*({n: value[n] for n in kept} for value in (self.variances, self.distances)))
+
+
+def trajectory_variance(
+    network,
+    params: Params,
+    source,
+    loss: Loss,
+    optimizer: SGD,
+    *,
+    epochs: int,
+    repeats: int,
+    batch: int,
+    generator: Generator,
+    whole_batches: bool = False,
+) -> list[Spread]:
+    """`Spread` of copies of one initialization after each epoch, trained alike but each in its own data order.
+
+    The figure of the paper leaves open its loss and compares two optimizers, rates and batches; here they are arguments, and
+    the same for every loss one compares.
+
+    params         of one network, leading axis 1; statistics of BatchNorm do not count
+    source         of `training.train`. `TwoViews` gives every copy views of its own; `Pairs` gives all the same
+    loss           of outputs (K, B, D) or, for two views, (K, 2B, D), as `Recipe.objective`
+    repeats        R copies, 2 or more
+    whole_batches  as in `train`
+    returns        one entry an epoch, the first after epoch 1
+    raises         InputError on more than one network, or fewer copies; RunFailed on weights that are not finite
+    """
+    _check_one(params)
+    check_positive_int("epochs", epochs)
+    check_positive_int("repeats", repeats)
+    if repeats < 2:
+        raise InputError(f"repeats: {repeats} is not accepted; accepted: 2 or more copies")
+    copies = {name: value.expand(repeats, *value.shape[1:]) for name, value in params.items()}
+    _, stats = train(
+        network,
+        copies,
+        source,
+        loss,
+        optimizer,
+        generator=generator,
+        epochs=epochs,
+        batch=batch,
+        snapshots=range(1, epochs + 1),
+        whole_batches=whole_batches,
+    )
+    start = trainable(params)
+    return [_spread(trainable(stats.snapshots[epoch]), start, epoch) for epoch in range(1, epochs + 1)]
+
+
+def _spread(weights: Params, start: Params, epoch: int) -> Spread:
+    variances, distances = {}, {}
+    for name, value in weights.items():
+        moved = value.double() - start[name].double()  # (R, ...)
+        variances[name] = float(moved.var(0).sum())
+        distances[name] = float(moved.square().sum()) / len(moved)
+        if not math.isfinite(distances[name]):
+            raise RunFailed(
+                f"trajectories: {name} is not finite after epoch {epoch}; accepted: finite weights, by a lower rate"
+            )
+    return Spread(variances, distances)
+
+
+# Linear features: Theorem 4.1
+
+
+def toy_gradients(n: int, d: int, sigma: float, stream: Generator) -> tuple[Tensor, Tensor]:
+    r"""Gradients at W = I of n random batches of two in Theorem 4.1: supervised and contrastive, (n, d, d) float64 each.
+
+    $x = e_y + \epsilon$, $y$ one of two classes, $\epsilon \sim N(0, \sigma^2 I)$;
+    $G_{SL} = \sum_i (x_i - e_{y_i})\,x_i^T$ and $G_{SSL} = -4M + 4M^2$ with $M = \frac12 \sum_i x_i x_i^T$.
+    """
+    if d < 2:
+        raise InputError(f"d: {d} is not accepted; accepted: 2 or more, one for each class")
+    labels = torch.randint(2, (n, 2), generator=stream)
+    noise = sigma * torch.randn(n, 2, d, generator=stream, dtype=torch.float64)
+    x = F.one_hot(labels, d) + noise  # (n, 2, d)
+    square = x.mT @ (x @ x.mT) @ x / 4  # (n, d, d), M^2 through the two samples
+    return noise.mT @ x, 4 * square - 2 * x.mT @ x
+
+
+def toy_supervised_variance(d: int, sigma: float) -> float:
+    r"""Var(G_SL) of Theorem 4.1 in closed form, $2d\sigma^2 + 2d(d+1)\sigma^4$."""
+    return 2 * d * sigma**2 + 2 * d * (d + 1) * sigma**4
+
+
+def toy_contrastive_variance(d: int, sigma: float) -> float:
+    r"""Var(G_SSL) of Theorem 4.1 in closed form, from the moments of normal vectors up to the eighth.
+
+    $$\tfrac12 + (2d+12)\sigma^2 + (34d+324)\sigma^4 + (72d^2+472d+608)\sigma^6 + (2d^4+32d^3+134d^2+152d)\sigma^8$$
+
+    Less the supervised one it is $\tfrac12(1 - 2d^2\sigma^4)^2 + 12\sigma^2 + (32d+324)\sigma^4 + \dots$ with positive
+    terms alone, which proves the theorem. Estimated by `variance` of `toy_gradients`.
+    """
+    s = sigma**2
+    eighth = 2 * d**4 + 32 * d**3 + 134 * d**2 + 152 * d
+    return 0.5 + (2 * d + 12) * s + (34 * d + 324) * s**2 + (72 * d**2 + 472 * d + 608) * s**3 + eighth * s**4

@@ -1,0 +1,99 @@
+"""Distillation objectives: what is matched between real and synthetic data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from distillery.data import TensorSource
+from distillery.data.synthetic import Synthetic
+from distillery.networks import Params
+from distillery.training import Plan, Stats, train
+from distillery.training.dsa import Draw
+from distillery.training.optimizers import SGD
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a step sees beside its images.
+
+    params      one network (leading axis 1)
+    labels      (classes,) the label of each class in the step, on the device
+    drawn       one siamese draw a class, or None
+    train_mode  whether the network runs as in training
+    """
+
+    params: Params
+    labels: Tensor
+    drawn: Draw | None = None
+    train_mode: bool = True
+
+    def drawn_for(self, here: slice) -> Draw | None:
+        """The draws of some classes."""
+        return None if self.drawn is None else self.drawn[here]
+
+
+def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries of a flat state whose names start with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def classes_at_once(network, n: int, shape: tuple[int, ...], limit: int) -> int:
+    """So many classes of n images that the widest feature map stays below `limit` numbers: a function of shapes alone."""
+    return max(1, limit // (n * network.channels * shape[-2] * shape[-1]))
+
+
+def gradient_by_classes(
+    synthetic: Synthetic, size: int, loss: Callable[[Tensor, slice], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(loss, its gradient on the stored images) of a loss that is a sum over classes, a chunk of classes at a time.
+
+    size  classes at once; memory follows it, the result does not
+    loss  (grouped images, slice of the classes) -> ()
+    """
+    images = synthetic.tensors["images"].detach().requires_grad_()
+    labels, members = synthetic.classes_present()
+    grouped = synthetic.replace(images=images).decode()[0][members]  # (classes, m, C, H, W)
+    leaf = grouped.detach().requires_grad_()
+    total, parts = 0.0, []
+    for at in range(0, len(labels), size):
+        here = slice(at, at + size)
+        value = loss(leaf, here)
+        parts.append(torch.autograd.grad(value, [leaf])[0][here])
+        total = total + value.detach()
+    (gradient,) = torch.autograd.grad(grouped, [images], torch.cat(parts))
+    return total, gradient
+
+
+def effective_rate(lr: float, momentum: float, classes: int) -> float:
+    """The rate of plain SGD that moves pixels as one published step a class does.
+
+    IDM and IDC step once a class with one SGD on all pixels. While other classes have their turn, a class coasts on its
+    momentum, by lr * (1 + momentum + ... ) g over `classes` steps; what is left then, momentum ** classes, is forgotten
+    here, and one step serves all classes.
+    """
+    return lr * (1 - momentum**classes) / (1 - momentum)
+
+
+def train_on_real(
+    network, params: Params, draw_real, steps: int, batch: int, optimizer: SGD, generator: Generator, **options
+) -> tuple[Params, Stats]:
+    """Train one network on real images of all classes: (weights, what training yields). `options` are those of `train`.
+
+    All steps share one draw of steps * batch images; a smaller set is visited again. Weights of the sampler are factors
+    of the loss, relative to their mean over the draw.
+    """
+    images, targets, weights = draw_real(None, steps * batch)
+    plan = Plan(torch.arange(len(images)), weights * len(images))
+    return train(
+        network,
+        params,
+        TensorSource(images, targets),
+        optimizer=optimizer,
+        generator=generator,
+        steps=steps,
+        batch=batch,
+        plan=lambda *_: plan,
+        **options,
+    )

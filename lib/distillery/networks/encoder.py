@@ -1,0 +1,53 @@
+"""An encoder: trained layers of a network under a fresh classifier."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator
+
+from distillery import store
+from distillery.networks.convnet import Params
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A network with a fresh classifier on trained layers.
+
+    network  of the downstream task
+    weights  all its tensors but those of the classifier, leading axis 1
+    name     where they come from, in words
+    """
+
+    network: object
+    weights: Params
+    name: str = "encoder"
+    digest: str = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "digest", store.tensor_digest(self.weights))
+
+    def start(self, generator: Generator, k: int = 1) -> Params:
+        """k networks with these weights and classifiers of their own, drawn as those of `k` fresh networks are."""
+        device = next(iter(self.weights.values())).device
+        fresh = {name: value.to(device) for name, value in self.network.init(generator, k).items()}
+        trained = {name: value.expand(k, *value.shape[1:]).clone() for name, value in self.weights.items()}
+        return fresh | trained
+
+    @property
+    def params(self) -> Params:
+        """One network whose classifier is zero: enough for features."""
+        start = self.start(Generator(), 1)
+        return {name: value if name in self.weights else torch.zeros_like(value) for name, value in start.items()}
+
+    def to(self, device) -> "Encoder":
+        weights = {name: value.to(device) for name, value in self.weights.items()}
+        return Encoder(self.network, weights, self.name)
+
+
+def head_names(network) -> set[str]:
+    """Names of the tensors of the classifier: the last linear layer."""
+    network = getattr(network, "network", network)  # `MixedPrecision` is looked through
+    if not hasattr(network, "head"):
+        return {"head.weight", "head.bias"}
+    name = next(name for name, one in network.skeleton.named_modules() if one is network.head)
+    return {f"{name}.{part}" for part, _ in network.head.named_parameters()}

@@ -1,0 +1,182 @@
+"""A sweep: a grid over notebooks, seeds and any other parameter, every combination a cell in a folder of its own.
+
+    notebook: 00_quickstart              # or a list
+    parameters: {scale: small, keep: 0.5}  # the same in all cells
+    grid: {seed: [0, 1], ipc: [1, 10]}   # every combination is one cell
+
+Each cell is one `distillery run` in a process of its own, mapped over an engine, into
+`<results>/sweeps/<grid>/<cell>/`. What a cell came to is read from its record and its log, so a sweep goes on where it
+was stopped, and cells that are done are passed over.
+"""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+
+from distillery import engine, report, store
+from distillery.checks import InputError
+from distillery.lock import lock
+from distillery.notebook import parameters
+
+# `distillery`, ending with the worker that started it (Linux; 1 = PR_SET_PDEATHSIG), so that a cell never runs twice
+COMMAND = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+hasattr(libc, "prctl") and libc.prctl(1, 9)
+from distillery.cli import main
+sys.exit(main())
+"""
+STATES = ("done", "incomplete", "failed", "not run")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination: a notebook, its checked parameters without paths of results, and the varied ones among them."""
+
+    name: str
+    notebook: Path
+    given: dict
+    varied: dict
+    folder: Path
+    key: str = field(repr=False)  # of the record that makes it done
+    limited: bool = True  # whether the notebook has a budget
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    def record(self) -> dict | None:
+        """Its record, finished or not."""
+        return next((one for one in report.find(self.folder) if one.get("key") == self.key), None)
+
+    def state(self) -> dict:
+        """Its line in the summary: 'status' is one of STATES, 'headline' the first claim, 'error' why it failed."""
+        record, error = self.record(), None
+        status = "not run" if record is None else "incomplete" if record["missing"] else "done"
+        if status != "done" and self.log.exists():
+            lines = self.log.read_text(errors="replace").splitlines()
+            errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+            if errors or record is None:
+                status = "failed"
+                error = errors[-1] if errors else "it ended without its record: killed, or out of memory"
+        headline = _headline(record["claims"][0]) if record and record["claims"] else None
+        path = str(Path(record["path"]).relative_to(self.folder.parent)) if record else None
+        line = {"cell": self.name, "notebook": self.notebook.stem, "parameters": self.varied}
+        return line | {"status": status, "record": path, "headline": headline, "error": error}
+
+
+def read(path: str | Path, find) -> tuple[Path, list[Cell]]:
+    """(folder of the sweep, its cells) of a grid file, everything checked.
+
+    find    name of a notebook -> its path
+    raises  InputError on a grid, a notebook or a parameter that is not accepted
+    """
+    path = Path(path)
+    try:
+        grid = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}; accepted: a YAML file of a grid") from error
+    names = ("notebook", "parameters", "grid")
+    if not isinstance(grid, dict) or not {"notebook", "grid"} <= set(grid) <= set(names):
+        found = ", ".join(map(str, grid)) if isinstance(grid, dict) else type(grid).__name__
+        raise InputError(f"{path} holds {found}; accepted: notebook, grid and, if need be, parameters")
+    fixed, axes = grid.get("parameters") or {}, grid["grid"]
+    notebooks = grid["notebook"] if isinstance(grid["notebook"], list) else [grid["notebook"]]
+    if not isinstance(fixed, dict) or not all(isinstance(one, str) for one in notebooks):
+        raise InputError(f"{path}: parameters {fixed!r}, notebook {notebooks!r}; accepted: NAME: VALUE; names")
+    if not isinstance(axes, dict) or not axes or not notebooks:
+        raise InputError(f"{path}: its grid is empty; accepted: a notebook and NAME: [VALUE, ...]")
+    for name, values in axes.items():
+        if not isinstance(values, list) or not values:
+            raise InputError(f"grid: {name}: {values!r} is not a list of values; accepted: [VALUE, ...]")
+        if name in fixed or name in ("results_dir", "budget_minutes"):
+            raise InputError(f"grid: {name!r} is the same in all cells; accepted: other parameters")
+    root = str(fixed.pop("results_dir", None) or "")
+    folder = parameters.results_root(root) / "sweeps" / path.stem
+    cells = []
+    for notebook in map(find, notebooks):
+        for values in itertools.product(*axes.values()):
+            cells.append(_cell(notebook, fixed, dict(zip(axes, values)), folder))
+    for i, cell in enumerate(cells):
+        if cell.folder in [other.folder for other in cells[:i]]:
+            raise InputError(f"grid: {cell.name!r} is there twice; accepted: each combination once")
+    return folder, cells
+
+
+def _cell(notebook: Path, fixed: dict, varied: dict, folder: Path) -> Cell:
+    name = ",".join([notebook.stem, *(f"{key}={_spell(value)}" for key, value in varied.items())])
+    types, _ = parameters.declared(notebook)
+    if "results_dir" not in types:
+        raise InputError(f"{notebook.name} has no parameter results_dir; accepted: a notebook with one")
+    given, values = parameters.planned(notebook, fixed | varied | {"results_dir": str(folder / name)})
+    key = report.record_key(notebook.stem, values)
+    return Cell(name, notebook, given, varied, folder / name, key, "budget_minutes" in types)
+
+
+def _spell(value) -> str:
+    """A value as a part of a folder's name; what does not fit into one is told apart by a digest."""
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    fit = re.sub(r"[^\w.+-]", "-", text)[:40]
+    return fit if fit == text else f"{fit}-{store.identity('value', 1, {}, text)[:6]}"
+
+
+def run(folder: Path, cells: list[Cell], where: str = "local", minutes: float = 0.0, gpus: float = 0.0) -> list[dict]:
+    """Run the cells that are not done and write `summary.json`; returns its lines, in the order of the cells.
+
+    A failure ends its own cell only. On Ray a cell takes as many CPUs as torch has threads here.
+
+    minutes  start no new run in any cell after so many minutes, 0 = no limit
+    gpus     what a cell is given on Ray, a fraction packs several on one GPU
+    raises   InputError on an unknown engine, and on cells that would start Ray within Ray
+    """
+    engine.check(where)
+    if where == "ray" and any(cell.given.get("engine") == "ray" for cell in cells):
+        raise InputError("engine: 'ray' in the cells of a sweep on Ray; accepted: one of the two, the other local")
+    until = time.time() + 60 * minutes if minutes else float("inf")
+    todo = [cell for cell in cells if cell.state()["status"] != "done"]
+    for cell in todo:
+        cell.log.unlink(missing_ok=True)
+    _summary(folder, cells)
+    threads = torch.get_num_threads()
+    with suppress(engine.WorkerDied):  # told by its log
+        engine.map(lambda cell: _run(cell, until, threads), todo, where, cpus=threads, gpus=gpus)
+    return _summary(folder, cells)
+
+
+def _run(cell: Cell, until: float, threads: int) -> None:
+    with lock(cell.folder / "cell.lock", wait=True):
+        left = (until - time.time()) / 60
+        if left <= 0 or cell.state()["status"] == "done":
+            return
+        given = dict(cell.given)
+        if cell.limited and left < float("inf"):
+            given["budget_minutes"] = min(left, given.get("budget_minutes") or left)
+        chosen = store.write_bytes(cell.folder / "parameters.yaml", yaml.safe_dump(given).encode())
+        words = [sys.executable, "-c", COMMAND, "run", str(cell.notebook), "-f", str(chosen)]
+        library = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+        store.write_bytes(cell.log, b"")
+        with open(cell.log, "a") as log:  # to append: a kernel may outlive a killed cell by a second
+            ended = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+            if ended.returncode < 0:
+                log.write(f"\nerror: ended by signal {-ended.returncode}\n")
+
+
+def _summary(folder: Path, cells: list[Cell]) -> list[dict]:
+    lines = [cell.state() for cell in cells]
+    store.write_json(folder / "summary.json", {"grid": folder.name, "cells": lines})
+    return lines
+
+
+def _headline(claim: dict) -> str:
+    return f"{claim['statement']}: {claim['verdict']}, {report.percent(claim['measured'])}"

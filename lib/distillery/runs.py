@@ -1,0 +1,105 @@
+"""Finished runs: computed once, stored as JSON with their inputs and a digest, read ever after; what the budget does not reach is listed."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distillery.checks import InputError, RunFailed
+from distillery.lock import lock
+from distillery.store import canonical, identity, read_json, write_json
+
+
+class DependencyMissing(Exception):
+    """A run that another one stands on has not run within the budget, or its set was not kept on this machine."""
+
+
+class Runs:
+    """The finished runs of one notebook: `<folder>/runs/<id>.json`, tensors beside them in `<folder>/artifacts/`.
+
+    A run is computed once and read ever after. When the budget is spent, what is missing is listed as not run.
+    A pickled copy works beside others on the same folder: it waits for runs that they are computing, keeps the moment
+    at which the budget is spent by the wall clock, and counts for itself.
+    """
+
+    def __init__(self, folder: str | Path, budget_minutes: float = 0.0, clock: Callable[[], float] = time.monotonic):
+        """budget_minutes: start no new run after so many minutes, 0 = no limit."""
+        self.folder = Path(folder)
+        self.clock = clock
+        self.deadline = clock() + 60 * budget_minutes if budget_minutes > 0 else float("inf")
+        self.wait = False  # for runs that another process is computing, instead of an InputError
+        self.computed = self.reused = 0
+        self.missing: list[dict] = []
+
+    def __getstate__(self) -> dict:
+        until = time.time() + self.deadline - self.clock()
+        own = {"clock": time.time, "deadline": until, "wait": True, "computed": 0, "reused": 0, "missing": []}
+        return self.__dict__ | own
+
+    def spent(self) -> bool:
+        """Whether the budget is."""
+        return self.clock() >= self.deadline
+
+    def path(self, key: str) -> Path:
+        return self.folder / "runs" / f"{key}.json"
+
+    def artifact(self, key: str, suffix: str = ".safetensors") -> Path:
+        return self.folder / "artifacts" / f"{key}{suffix}"
+
+    def get(self, producer: str, version: int, inputs: dict, data_digest: str, compute: Callable[[str], dict]):
+        """The result of a run: read if it is there, else computed within the budget and stored, else None.
+
+        compute  called with the run's id; returns a JSON-able dict
+        """
+        key = identity(producer, version, inputs, data_digest)
+        path = self.path(key)
+        if path.exists():
+            self.reused += 1
+            return self._read(path, key)
+        if self.spent():
+            self.missing.append(inputs)
+            return None
+        with lock(path.with_suffix(".lock"), self.wait):
+            if path.exists():  # another worker finished it meanwhile
+                self.reused += 1
+                return self._read(path, key)
+            if self.wait and self.spent():  # spent by waiting
+                self.missing.append(inputs)
+                return None
+            result = compute(key)
+            run = {"id": key, "producer": producer, "version": version, "inputs": inputs, "data": data_digest}
+            write_json(path, run | {"digest": _digest(result), "result": result})
+        self.computed += 1
+        return result
+
+    def attempt(self, producer: str, version: int, inputs: dict, data_digest: str, compute: Callable[[str], dict]):
+        """`get`, where a run that cannot be finished is listed as missing, with the reason, and stops no other."""
+        try:
+            return self.get(producer, version, inputs, data_digest, compute)
+        except DependencyMissing:
+            self.missing.append(inputs)
+        except RunFailed as error:
+            self.missing.append(inputs | {"stopped": str(error).split(";")[0]})
+        return None
+
+    def _read(self, path: Path, key: str) -> dict:
+        run = read_json(path)
+        if not isinstance(run, dict) or run.get("id") != key or run.get("digest") != _digest(run.get("result")):
+            raise InputError(
+                f"{path} is corrupt: it does not match its digest; accepted: the file as saved, or none to compute it again"
+            )
+        return run["result"]
+
+
+def _digest(result) -> str:
+    return hashlib.sha256(canonical(result).encode()).hexdigest()
+
+
+def subsample(log: Tensor, n: int = 100) -> list[float]:
+    """At most n evenly spaced values of a log, rounded to 6 significant digits, NaN left out."""
+    values = log[~log.isnan()]
+    chosen = values[torch.linspace(0, len(values) - 1, min(n, len(values))).long()] if len(values) else values
+    return [float(f"{value:.6g}") for value in chosen.tolist()]

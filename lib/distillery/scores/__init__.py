@@ -1,0 +1,1 @@
+"""Scores of real images: what makes one hard, redundant or important."""

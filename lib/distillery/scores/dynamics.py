@@ -1,0 +1,292 @@
+r"""Scores from training. One ensemble pass (`dynamics`) yields them all; (N,), mean over trials, high = hard.
+
+Mean training loss (the criterion of BiLP, arXiv 2305.18381): over T networks and E epochs,
+
+$$s(x) = \frac{1}{TE}\sum_{t=1}^{T}\sum_{e=1}^{E} \ell\big(f_{\theta_{t,e}}(x), y\big)$$
+
+with the loss taken from the training pass itself, before the step that uses the sample. Early (5 epochs of 5 trials)
+and converged (many epochs) differ only in E and T.
+
+The other scores, and where each reads the networks:
+
+- the visits in training: `forgetting` (Toneva et al. 2019, arXiv 1812.05159), `el2n` (Paul et al. 2021, arXiv
+  2107.07075), `aum` (Pleiss et al. 2020, arXiv 2001.10528)
+- the weights at the end of every epoch: `cumulative_loss`, the reference learning complexity of DLC (arXiv 2402.05356)
+- the final weights: `least_confidence`, `entropy`, `margin` (Coleman et al. 2020, arXiv 1906.11829)
+- any weights, usually the first or early ones: `grand` (Paul et al. 2021)
+
+Plain twins: `mean_loss_plain`, `forgetting_plain`, `grand_plain`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from distillery.checks import InputError, check_positive_int
+from distillery.data import ImageSet
+from distillery.evaluation import embed
+from distillery.networks import Params, trainable
+from distillery.training import Stats, cross_entropy, train
+from distillery.training.optimizers import SGD
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """What T networks trained for E epochs yielded: weights with leading axis T, and per-sample statistics.
+
+    Statistics are (E, T, N), or their mean over epochs (1, T, N), which is then `averaged`.
+
+    checkpoint_loss  (E, T, N) cross-entropy in nats in evaluation mode at the end of every epoch, or None
+    """
+
+    network: object
+    params: Params
+    stats: Stats
+    averaged: bool = False
+    checkpoint_loss: Tensor | None = None
+
+
+def dynamics(
+    network,
+    images: ImageSet,
+    trials: int,
+    epochs: int,
+    generator: Generator,
+    *,
+    batch: int = 64,
+    lr: float = 0.05,
+    collect=("loss",),
+    collect_mean: bool = False,
+    start: Params | None = None,
+    optimizer: SGD | None = None,
+    augmentation: str = "",
+    snapshots=(),
+    checkpoints: bool = False,
+) -> Dynamics:
+    """Train `trials` networks on real images and collect per-sample statistics of every epoch.
+
+    lr            rate of the default optimizer, SGD with momentum .9 and weight decay 5e-4
+    collect_mean  keep their mean over epochs alone: converged scores (50 epochs of 50 trials) then fit in memory
+    start         weights with leading axis `trials` to train from, None = fresh ones; not modified
+    optimizer     in place of the default one; `lr` is then not used
+    augmentation  DSA families, '' for none; what is collected is that of the augmented images
+    snapshots     epochs after which weights are kept in `stats.snapshots`, 0 = before training
+    checkpoints   keep every sample's loss at the end of every epoch, a pass over all images in evaluation mode each;
+                  all trials are then trained as one stack
+    raises        InputError if the leading axis of `start` is not `trials`
+    """
+    if start is None:
+        start = network.init(generator, trials)
+    lengths = {len(value) if value.ndim else 0 for value in start.values()}
+    if lengths != {trials}:
+        raise InputError(f"start: leading axis {sorted(lengths)} for {trials} trials; accepted: weights (trials, ...)")
+    params = {name: value.to(images.device) for name, value in start.items()}
+    losses: list[Tensor] = []
+
+    def record(_epoch: int, weights: Params, _momentum: list[Tensor]) -> None:
+        losses.append(cross_entropy(_logits(network, weights, images), images.targets.expand(trials, -1)))
+
+    params, stats = train(
+        network,
+        params,
+        images,
+        optimizer=optimizer or SGD(lr, momentum=0.9, weight_decay=5e-4),
+        generator=generator,
+        epochs=epochs,
+        batch=batch,
+        augmentation=augmentation,
+        collect=collect,
+        collect_mean=collect_mean,
+        snapshots=snapshots,
+        after_epoch=record if checkpoints else None,
+    )
+    return Dynamics(network, params, stats, collect_mean, torch.stack(losses) if checkpoints else None)
+
+
+def _logits(network, params: Params, images: ImageSet) -> Tensor:
+    """Logits of all images under K networks in evaluation mode: (K, N, classes)."""
+    with torch.no_grad():
+        parts = torch.arange(len(images), device=images.device).split(500)
+        return torch.cat([network.apply(params, images.batch(i), train=False).logits for i in parts], dim=1)
+
+
+def _collected(pass_: Dynamics, score: str, name: str, every_epoch: bool = False) -> Tensor:
+    """What a score reads from the visits, (E, T, N) or (1, T, N); InputError where the pass did not keep it."""
+    if name not in pass_.stats.collected:
+        had = ", ".join(map(repr, pass_.stats.collected)) or "nothing"
+        raise InputError(f"{score}: the pass collected {had}; accepted: a pass with collect=({name!r},)")
+    if every_epoch and pass_.averaged:
+        raise InputError(
+            f"{score}: collect_mean=True kept {name!r} as a mean over epochs; accepted: a pass with collect_mean=False"
+        )
+    return pass_.stats.collected[name]
+
+
+# From the visits in training.
+
+
+def mean_loss(pass_: Dynamics) -> Tensor:
+    """Mean training loss in nats over epochs and trials, (N,). Source: BiLP, the equation above.
+
+    The same from losses of every epoch and from their mean over epochs, since each trial visits a sample every epoch.
+    """
+    return _collected(pass_, "mean_loss", "loss").nanmean((0, 1)).cpu()
+
+
+def forgetting(pass_: Dynamics) -> Tensor:
+    """Forgetting events: epochs t with the sample right at t and wrong at t + 1, mean over trials, (N,).
+
+    Source: Toneva et al. 2019. A sample that a trial never gets right has "infinitely" many there; here it
+    counts E in that trial, more than the E / 2 events that can occur at most, so that the mean over trials is finite.
+    Slow reference: `forgetting_plain`.
+
+    raises  InputError if the pass did not collect 'correct' in every epoch
+    """
+    right = _collected(pass_, "forgetting", "correct", every_epoch=True) == 1  # (E, T, N)
+    events = (right[:-1] & ~right[1:]).sum(0)  # (T, N)
+    return events.where(right.any(0), len(right)).float().mean(0).cpu()
+
+
+def aum(pass_: Dynamics) -> Tensor:
+    """The negative area under the margin: largest other logit minus true logit, mean over epochs and trials, (N,).
+
+    Source: Pleiss et al. 2020, where low is hard or mislabelled; hence the sign.
+
+    raises  InputError if the pass did not collect 'margin'
+    """
+    return -_collected(pass_, "aum", "margin").nanmean((0, 1)).cpu()
+
+
+# From the weights at the end of every epoch.
+
+
+def cumulative_loss(pass_: Dynamics) -> Tensor:
+    """Learning complexity along the training path: evaluation loss in nats, mean over epochs 1..E and trials, (N,).
+
+    Source: DLC (arXiv 2402.05356), the path of models given by optimization.
+
+    raises  InputError if the pass kept no losses at its checkpoints
+    """
+    if pass_.checkpoint_loss is None:
+        raise InputError("cumulative_loss: checkpoint_loss is None; accepted: a pass with checkpoints=True")
+    return pass_.checkpoint_loss.mean((0, 1)).cpu()
+
+
+# From the final weights. Probabilities p are (T, N, classes).
+
+
+def predictions(network, params: Params, images: ImageSet) -> Tensor:
+    """Class probabilities of T networks in evaluation mode: (T, N, classes), what the next three scores take."""
+    return _logits(network, params, images).softmax(-1)
+
+
+def el2n(p: Tensor, targets: Tensor) -> Tensor:
+    """Norm of softmax minus one-hot label at early weights, mean over trials: (N,), high = hard. Source: Paul et al. 2021.
+
+    p        (T, N, classes) of `predictions` at weights of an early epoch; about ten trials there
+    targets  (N,)
+    """
+    return (_checked(p) - F.one_hot(targets.to(p.device), p.shape[-1])).norm(dim=-1).mean(0).cpu()
+
+
+def least_confidence(p: Tensor) -> Tensor:
+    """1 - largest probability, mean over trials, (N,). Source: Coleman et al. 2020."""
+    return (1 - _checked(p).amax(-1)).mean(0).cpu()
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Entropy in nats, 0 log 0 = 0, mean over trials, (N,). Source: Coleman et al. 2020."""
+    return torch.special.entr(_checked(p)).sum(-1).mean(0).cpu()
+
+
+def margin(p: Tensor) -> Tensor:
+    """1 - (largest - second largest probability), mean over trials, (N,). Source: Coleman et al. 2020."""
+    first, second = _checked(p).topk(2, dim=-1).values.unbind(-1)  # (T, N) each
+    return (1 - (first - second)).mean(0).cpu()
+
+
+def _checked(p: Tensor) -> Tensor:
+    """p itself; InputError unless it holds probabilities (T, N, classes): logits would give other ranks unnoticed."""
+    if p.ndim != 3 or p.shape[-1] < 2:
+        raise InputError(f"p: shape {tuple(p.shape)} is not accepted; accepted: (trials, N, at least 2 classes)")
+    off = float(torch.maximum((p.sum(-1) - 1).abs().amax(), -p.amin()))
+    if not off < 1e-3:
+        raise InputError(f"p: off a probability by {off:g}; accepted: probabilities that sum to 1 over classes")
+    return p
+
+
+# From any weights.
+
+
+def grand(network, params: Params, images: ImageSet, *, chunk: int = 32) -> Tensor:
+    """Norm of the gradient of each sample's loss in all trainable weights, mean over K networks, (N,).
+
+    Source: GraNd, Paul et al. 2021, at the weights given: the first ones (epoch 0) or early snapshots. Exact;
+    in evaluation mode, so that no sample has a part in the gradient of another. Slow reference: `grand_plain`.
+
+    params  leading axis K
+    chunk   gradients held at once, each as large as one network; 32 was best on CPUs, where 64 is slower at 32 x 32
+    """
+    check_positive_int("chunk", chunk)
+    k = len(next(iter(params.values())))
+    networks = [{name: value[i : i + 1].detach() for name, value in params.items()} for i in range(k)]
+    return torch.stack([_gradient_norms(network, one, images, chunk) for one in networks]).mean(0).cpu()
+
+
+def _gradient_norms(network, one: Params, images: ImageSet, chunk: int) -> Tensor:
+    """GraNd of one network, leading axis 1: (N,)."""
+
+    def loss(learned: Params, image: Tensor, target: Tensor) -> Tensor:
+        logits = network.apply(one | learned, image[None], train=False).logits[0]  # (1, classes)
+        return F.cross_entropy(logits, target[None])
+
+    gradients = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))
+    norms = []
+    for indices in torch.arange(len(images), device=images.device).split(chunk):
+        by_name = gradients(trainable(one), images.batch(indices), images.targets[indices])  # (B, 1, ...)
+        squares = sum(gradient.flatten(1).square().sum(1) for gradient in by_name.values())  # (B,)
+        norms.append(squares.sqrt())
+    return torch.cat(norms)
+
+
+def features(pass_: Dynamics, images: ImageSet) -> Tensor:
+    """Embeddings of the images under the first trained network, (N, F) on the CPU."""
+    first = {name: value[:1] for name, value in pass_.params.items()}
+    return embed(pass_.network, first, images)[0].cpu()
+
+
+def mean_loss_plain(losses: list[list[dict[int, float]]], n: int) -> list[float]:
+    """The definition: losses[t][e][i] is the loss of sample i in epoch e of trial t."""
+    return [
+        sum(epoch[i] for trial in losses for epoch in trial) / sum(len(trial) for trial in losses) for i in range(n)
+    ]
+
+
+def forgetting_plain(right: list[list[list[bool]]]) -> list[float]:
+    """The definition: right[t][e][i] says whether sample i was classified correctly in epoch e of trial t."""
+    scores = []
+    for i in range(len(right[0][0])):
+        total = 0
+        for trial in right:
+            row = [epoch[i] for epoch in trial]
+            events = sum(before and not after for before, after in zip(row, row[1:], strict=False))
+            total += events if any(row) else len(row)
+        scores.append(total / len(right))
+    return scores
+
+
+def grand_plain(network, params: Params, images: ImageSet) -> list[float]:
+    """The definition, one backward pass a sample and network."""
+    k = len(next(iter(params.values())))
+    scores = [0.0] * len(images)
+    for j in range(k):
+        one = {name: value[j : j + 1].detach().clone() for name, value in params.items()}
+        learned = [value.requires_grad_() for value in trainable(one).values()]
+        for i in range(len(images)):
+            index = torch.tensor([i], device=images.device)
+            logits = network.apply(one, images.batch(index), train=False).logits[0]  # (1, classes)
+            gradients = torch.autograd.grad(F.cross_entropy(logits, images.targets[index]), learned)
+            scores[i] += float(torch.cat([gradient.flatten() for gradient in gradients]).norm()) / k
+    return scores

@@ -1,0 +1,126 @@
+"""Sensitivities of points for k-means, D^2 seeding, and the exact form for one cluster. Slow reference: `kmeans_plain`."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.scores.geometry import check_features
+
+FACTORS = ("bounded", "measured")
+
+
+def one_means(rows: Tensor) -> Tensor:
+    """Exact sensitivities of k-means with one centre (N,): 1 / n + squared distance to the mean over the sum of all; total 2."""
+    check_features(rows, name="rows")
+    rows = rows.double() - rows[0].double()  # copies are exactly zero, which those of a rounded mean are not
+    distance = (rows - rows.mean(0)).square().sum(1)  # (N,)
+    if not float(distance.sum()) > 0:
+        raise InputError(f"rows: all {len(rows)} are the same; accepted: rows of which at least two differ")
+    return 1 / len(rows) + distance / distance.sum()
+
+
+def seeding(rows: Tensor, k: int, generator: Generator) -> Tensor:
+    """k distinct indices: the first uniform, each next with chances in proportion to its squared distance to those before.
+
+    raises  InputError as `check_features`, and where fewer than k rows differ
+    Source: k-means++, Arthur & Vassilvitskii 2007. Slow reference: scikit-learn's `kmeans_plusplus` with one trial.
+    """
+    return _seeded(rows, k, generator)[0]
+
+
+def _seeded(rows: Tensor, k: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """The centres (k,), and each row's squared distance to the nearest (N,) and which that is (N,)."""
+    check_positive_int("k", k)
+    check_features(rows, name="rows")
+    if k > len(rows):
+        raise InputError(f"k: {k} centres of {len(rows)} rows; accepted: at most {len(rows)}")
+    if rows.dtype != torch.float64:
+        rows = rows.float()
+    own = torch.einsum("nf,nf->n", rows, rows)
+    noise = 1e-3 if rows.dtype == torch.float32 else 1e-6  # below this part of the norms a product is too coarse
+    nearest = torch.full((len(rows),), torch.inf, dtype=rows.dtype, device=rows.device)
+    which = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    chosen = [int(torch.randint(len(rows), (), generator=generator))]
+    while True:
+        at = chosen[-1]
+        distance = own + own[at] - 2 * (rows @ rows[at])
+        close = torch.nonzero(distance <= noise * (own + own[at]))[:, 0]
+        distance[close] = (rows[close] - rows[at]).square().sum(1)
+        closer = distance < nearest
+        nearest = torch.where(closer, distance, nearest)
+        which = torch.where(closer, len(chosen) - 1, which)
+        if len(chosen) == k:
+            return torch.tensor(chosen, device=rows.device), nearest.double(), which
+        total = nearest.double().cpu().cumsum(0)
+        if not float(total[-1]) > 0:
+            raise InputError(
+                f"k: {k} centres of {len(rows)} rows, of which {len(chosen)} differ; accepted: at most {len(chosen)}"
+            )
+        point = torch.rand((), generator=generator, dtype=torch.float64) * total[-1]
+        chosen.append(min(int(torch.searchsorted(total, point, right=True)), len(rows) - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class KMeans:
+    """scores (N,) bounds of the sensitivities; centres (k,) indices; factor alpha; cost of the centres."""
+
+    scores: Tensor
+    centres: Tensor
+    factor: float
+    cost: float
+
+    @property
+    def total(self) -> float:
+        """6 alpha + 4 k."""
+        return float(self.scores.sum())
+
+
+def kmeans(rows: Tensor, k: int, generator: Generator, factor: str = "bounded") -> KMeans:
+    r"""Bounds of the sensitivities of k-means with k centres, from centres $B$ by `seeding`.
+
+    $$\sigma(x) = \frac{2\alpha\, d(x)}{\mathrm{cost}(B)} + \frac{4\alpha\,\mathrm{cost}(B_x)}{|B_x|\,\mathrm{cost}(B)} + \frac{4}{|B_x|}$$
+
+    with $d$ the squared distance to the nearest centre, $B_x$ its cluster and $\alpha \ge \mathrm{cost}(B) / \mathrm{OPT}$.
+
+    rows    (N, F)
+    factor  'bounded': 16 (ln k + 2), which holds with probability 1/2 (Markov); 'measured': over the best of five runs of Lloyd's
+            iteration, whose cost is at least the optimum, so that it may be too small
+    raises  InputError as `seeding`, and where the centres leave no distance
+    Slow reference: `kmeans_plain`.
+    """
+    check_choice("factor", factor, FACTORS)
+    centres, distance, which = _seeded(rows, k, generator)
+    cost = float(distance.sum())
+    if not cost > 0:
+        raise InputError(f"rows: {k} centres leave no distance; accepted: fewer centres than different rows")
+    if factor == "measured":
+        from sklearn.cluster import KMeans as Lloyd
+
+        seed = int(torch.randint(2**31 - 1, (), generator=generator))
+        given = rows.cpu().double().numpy()
+        starts = [Lloyd(k, init=given[centres.cpu().numpy()], n_init=1), Lloyd(k, n_init=4, random_state=seed)]
+        alpha = max(1.0, cost / min(one.fit(given).inertia_ for one in starts))
+    else:
+        alpha = 16 * (math.log(k) + 2)
+    sizes = torch.bincount(which, minlength=k).double()
+    costs = torch.zeros_like(sizes).index_add_(0, which, distance)
+    scores = 2 * alpha * distance / cost + (4 * alpha * costs / (sizes * cost) + 4 / sizes)[which]
+    return KMeans(scores, centres, alpha, cost)
+
+
+def kmeans_plain(rows: Tensor, centres: list[int], factor: float) -> list[float]:
+    """The bound of every row, one after another."""
+    rows = rows.double()
+    distance, cluster = [], []
+    for x in rows:
+        gaps = [float((x - rows[c]).square().sum()) for c in centres]
+        distance.append(min(gaps))
+        cluster.append(gaps.index(min(gaps)))
+    cost, found = sum(distance), []
+    for d, b in zip(distance, cluster):
+        members = [other for other, c in zip(distance, cluster) if c == b]
+        found.append(2 * factor * d / cost + 4 * factor * sum(members) / (len(members) * cost) + 4 / len(members))
+    return found

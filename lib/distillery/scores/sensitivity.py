@@ -1,0 +1,200 @@
+r"""Sensitivities: the most that one sample can contribute to a loss, over everything the loss may be asked about.
+
+$$s_i = \sup_q \frac{f_i(q)}{\sum_j f_j(q)}$$
+
+Samples drawn with chances in proportion to upper bounds of $s_i$, and weighted by one over them, stand for all samples: for
+every query at once where enough are drawn (`sample_size`). Construction after the abstract of arXiv 2307.08086, whose formulas
+could not be read: kernel ridge regression for distillers that fit one, k-means for all others.
+
+| loss | bound | source |
+|---|---|---|
+| ridge regression, $f_i = \lVert W^\top\varphi_i - y_i\rVert^2 + \tfrac{\lambda}{n}\lVert W\rVert^2$ | $\tau_i + 1/n$, tight to $1/n$ for one output | block inverse of the joint Gram matrix |
+| k-means with k centres | seeding by squared distance, then two triangle inequalities | Bachem, arXiv 1703.06476 |
+| one mean | exact | the same |
+
+All in float64 but for distances to centres, which are in the precision of the rows. Slow references: `ridge_plain`, `ridge_exact`,
+`kmeans_plain`, `deviation_plain`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distillery.checks import InputError, check_finite, check_positive_int
+from distillery.networks.ridge import factor
+from distillery.scores.geometry import check_features
+
+LARGEST = 10_000  # points whose kernel is held as one matrix, 800 MB
+BLOCK = 1024  # rows in float64 at once
+CUTOFF = 1e-10  # eigenvalues below this part of the greatest count as zero
+
+
+@dataclass(frozen=True, eq=False)
+class Ridge:
+    r"""What a ridge regression says of its samples.
+
+    leverage   (N,) $l_i = \varphi_i^\top(\Phi^\top\Phi + \lambda I)^{-1}\varphi_i$: how alone a sample is
+    label      (N,) $r_i^\top G^+ r_i$: its share of what the full solution leaves unexplained; for one output $r_i^2 / \mathrm{OPT}$
+               (of several outputs a bound, sound for each output by itself; of their sum $\lVert r_i \rVert^2 / \mathrm{OPT}$ is exact)
+    optimum    the least loss, the trace of $G = Y^\top (I - H) Y$
+    effective_dimension  the sum of the leverages
+    penalty    lambda
+    """
+
+    leverage: Tensor
+    label: Tensor
+    optimum: float
+    effective_dimension: float
+    penalty: float
+
+    @property
+    def tau(self) -> Tensor:
+        """The bounds where the penalty is kept and only points are drawn, (N,)."""
+        return self.leverage + self.label
+
+    @property
+    def scores(self) -> Tensor:
+        """Upper bounds of the sensitivities, (N,): those of the points and the shared penalty."""
+        return self.tau + 1 / len(self.leverage)
+
+    @property
+    def total(self) -> float:
+        return float(self.scores.sum())
+
+
+def penalty_of(trace: float, n: int, rho: float = 5e-3) -> float:
+    """Lambda as a part of the mean diagonal of a kernel. Raises InputError on a rho or a trace that is not above 0."""
+    if not 0 < rho < math.inf:
+        raise InputError(f"rho: {rho} is not accepted; accepted: a ridge above 0")
+    if not 0 < trace < math.inf:
+        raise InputError(f"kernel: its trace is {trace:g}; accepted: points of which at least one is not zero")
+    return rho * trace / n
+
+
+def check_points(n: int) -> None:
+    """Raise InputError where a kernel is too large to hold."""
+    if n > LARGEST:
+        raise InputError(
+            f"kernel: {n} points; accepted: at most {LARGEST}, or `ridge_features` of any number of points"
+        )
+
+
+def ridge_features(features: Tensor, targets: Tensor, penalty: float, block: int = BLOCK) -> Ridge:
+    """Sensitivities of a linear ridge regression on features, in blocks of rows: any number of points.
+
+    features  (N, p) floats
+    targets   (N, C) floats, or (N,) for one output
+    penalty   lambda
+    block     rows at once in float64, beside which three matrices (p, p) are held
+    raises    InputError on a penalty not above 0, values that are not finite, other lengths, and a matrix without a factor
+    Source: see the module. Slow reference: `ridge_plain`.
+    """
+    check_positive_int("block", block)
+    targets = _checked(features, targets, penalty)
+    p, c = features.shape[1], targets.shape[1]
+    gram = torch.zeros(p, p, dtype=torch.float64, device=features.device)
+    cross = torch.zeros(p, c, dtype=torch.float64, device=features.device)
+    for rows, labels in zip(features.split(block), targets.split(block)):
+        rows = rows.double()
+        gram.addmm_(rows.T, rows)
+        cross.addmm_(rows.T, labels)
+    gram.diagonal().add_(penalty)
+    lower = factor(gram, "Gram matrix + ridge")
+    del gram
+    weights = torch.cholesky_solve(cross, lower)  # (p, C)
+    leverage, residuals = [], []
+    for rows, labels in zip(features.split(block), targets.split(block)):
+        rows = rows.double()
+        residuals.append(labels - rows @ weights)
+        leverage.append(torch.linalg.solve_triangular(lower, rows.T, upper=False).square().sum(0))
+    residuals = torch.cat(residuals)  # (N, C)
+    # Y^T R is the same, but where the penalty is small it is lost in rounding
+    unexplained = residuals.T @ residuals + penalty * weights.T @ weights  # (C, C)
+    return _ridge(torch.cat(leverage), residuals, unexplained, penalty)
+
+
+def ridge_kernel(kernel: Tensor, targets: Tensor, penalty: float) -> Ridge:
+    """The same from a kernel (N, N) of all points: leverages 1 - lambda A_ii and residuals lambda A Y with A = (K + lambda I)^-1.
+
+    raises  InputError as `ridge_features`, on a kernel that is not square and symmetric, and above LARGEST points
+    """
+    if kernel.ndim != 2 or len(kernel) != kernel.shape[1]:
+        raise InputError(f"kernel: {tuple(kernel.shape)}; accepted: a square matrix (N, N)")
+    check_points(len(kernel))
+    targets = _checked(kernel, targets, penalty, "kernel")
+    gap = max(float((a - b).abs().max()) for a, b in zip(kernel.split(BLOCK), kernel.T.split(BLOCK)))
+    if gap > 1e-6 * float(kernel.abs().max()):
+        raise InputError(f"kernel: not symmetric, entries differ by up to {gap:.1e}; accepted: K = K^T")
+    shifted = kernel.to(torch.float64, copy=True)
+    shifted.diagonal().add_(penalty)
+    inverse = torch.cholesky_inverse(factor(shifted, "kernel + ridge"))
+    del shifted
+    leverage = 1 - penalty * inverse.diagonal()
+    if float(leverage.min()) < -1e-3:  # more than rounding, unless the ridge is as small as that
+        raise InputError(
+            f"kernel: leverages down to {float(leverage.min()):.1e}; accepted: a kernel without negative eigenvalues"
+        )
+    residuals = penalty * (inverse @ targets)
+    return _ridge(leverage.clamp_min(0), residuals, targets.T @ residuals, penalty)
+
+
+def _checked(rows: Tensor, targets: Tensor, penalty: float, name: str = "features") -> Tensor:
+    """Targets as (N, C) float64 where everything fits."""
+    if not isinstance(penalty, int | float) or not 0 < penalty < math.inf:
+        raise InputError(f"penalty: {penalty!r} is not accepted; accepted: a ridge above 0")
+    check_features(rows, name=name)
+    if targets.ndim not in (1, 2) or len(targets) != len(rows) or not targets.is_floating_point():
+        raise InputError(
+            f"targets: {tuple(targets.shape)} {targets.dtype} for {len(rows)} points; accepted: floats (N,) or (N, C)"
+        )
+    check_finite("targets", targets)
+    return (targets[:, None] if targets.ndim == 1 else targets).double()
+
+
+def _ridge(leverage: Tensor, residuals: Tensor, unexplained: Tensor, penalty: float) -> Ridge:
+    unexplained = (unexplained + unexplained.T) / 2
+    values, vectors = torch.linalg.eigh(unexplained)
+    kept = values > CUTOFF * values[-1]
+    if not bool(kept.any()):
+        raise InputError("targets: all are zero; accepted: labels of which at least one is not")
+    whitened = residuals @ (vectors[:, kept] / values[kept].sqrt())  # (N, rank)
+    label = whitened.square().sum(1)
+    return Ridge(leverage, label, float(unexplained.trace()), float(leverage.sum()), float(penalty))
+
+
+def ridge_plain(features: Tensor, targets: Tensor, penalty: float) -> Ridge:
+    """By the definitions: a dense inverse, one point after another."""
+    rows = features.double()
+    labels = (targets[:, None] if targets.ndim == 1 else targets).double()
+    inverse = torch.linalg.inv(rows.T @ rows + penalty * torch.eye(rows.shape[1], dtype=torch.float64))
+    weights = inverse @ rows.T @ labels
+    hat = rows @ inverse @ rows.T
+    unexplained = labels.T @ (torch.eye(len(rows), dtype=torch.float64) - hat) @ labels
+    share = torch.linalg.pinv(unexplained, rtol=CUTOFF, hermitian=True)
+    leverage, label = [], []
+    for phi, y in zip(rows, labels):
+        residual = y - weights.T @ phi
+        leverage.append(phi @ inverse @ phi)
+        label.append(residual @ share @ residual)
+    return Ridge(torch.stack(leverage), torch.stack(label), float(unexplained.trace()), float(hat.trace()), penalty)
+
+
+def ridge_exact(features: Tensor, targets: Tensor, penalty: float) -> Tensor:
+    """The sensitivities themselves (N,), for one output (N,): each the greatest of all ratios of two quadratic forms.
+
+    With z = [w; -1] every f_i is z^T A_i z and their sum z^T M z, so the supremum is the largest eigenvalue of M^-1/2 A_i M^-1/2.
+    """
+    a = torch.cat([features.double(), targets.double()[:, None]], 1)  # (N, p + 1)
+    n, p = features.shape
+    ridge = torch.diag(torch.tensor([float(penalty)] * p + [0.0], dtype=torch.float64))
+    half = _half_inverse(a.T @ a + ridge)
+    return torch.stack([torch.linalg.eigvalsh(half.T @ (torch.outer(x, x) + ridge / n) @ half)[-1] for x in a])
+
+
+def _half_inverse(matrix: Tensor) -> Tensor:
+    """(D, rank): V with V^T M V = I on the range of M."""
+    values, vectors = torch.linalg.eigh(matrix)
+    kept = values > CUTOFF * values[-1]
+    return vectors[:, kept] / values[kept].sqrt()

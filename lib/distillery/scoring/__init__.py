@@ -1,1 +1,0 @@
-"""Scores of real samples: high = hard, whatever the method."""

@@ -1,0 +1,374 @@
+"""Train K networks at once: the only loop over epochs in the project.
+
+Each network has its own random stream (data order, augmentation), so an ensemble of K is the same K networks that would
+have been trained one by one, whatever the chunk. All draws of an epoch are made at its start. Everything that training
+yields anyway (per-sample loss, margin, error norm, correctness) is collected from its own forward pass.
+
+Slow reference, one network as a plain PyTorch module and loop: `train_plain`.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.networks import Params, trainable
+from distillery.networks.precision import networks_at_once
+from distillery.seeds import split
+from distillery.training.dsa import Draw, augment, cutmix, cutmix_plain, draw, draw_boxes
+from distillery.training.losses import Loss, cross_entropy, one_hot
+from distillery.training.optimizers import GSAM, SGD, gsam_plain
+
+# Losses: outputs (K, B, D) and targets (K, B) or (K, B, D) -> (K, B), or (K,) where samples of a batch are coupled.
+
+
+# Collectors: (logits, targets, loss) -> (K, B), one number per sample and visit.
+
+
+def _margin(logits: Tensor, target: Tensor, loss: Tensor) -> Tensor:
+    """Logit of the true class minus the largest other logit."""
+    true = logits.gather(-1, target[..., None])
+    return true[..., 0] - logits.scatter(-1, target[..., None], -math.inf).amax(-1)
+
+
+def _error_norm(logits: Tensor, target: Tensor, loss: Tensor) -> Tensor:
+    """Euclidean norm of softmax(logits) - one-hot(target), the EL2N score of one visit."""
+    return (logits.softmax(-1) - F.one_hot(target, logits.shape[-1])).norm(dim=-1)
+
+
+COLLECTORS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "loss": lambda logits, target, loss: loss,
+    "margin": _margin,
+    "error_norm": _error_norm,
+    "correct": lambda logits, target, loss: (logits.argmax(-1) == target).float(),
+    "confidence": lambda logits, target, loss: logits.softmax(-1).amax(-1),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one epoch visits: indices (M,) or (K, M), a weight for each or None, and a factor on the learning rate."""
+
+    indices: Tensor
+    weights: Tensor | None = None
+    scale: float = 1.0
+
+
+@dataclass
+class Stats:
+    """What training yields on the way.
+
+    collected  name -> (epochs, K, N) float32, NaN where a sample was not visited in that epoch; with `collect_mean`
+               (1, K, N), the mean over the epochs that visited the sample, NaN where none did
+    snapshots  epoch -> weights at its end; 0 is the initialization
+    steps      steps each network took
+    samples    images each network saw
+    """
+
+    collected: dict[str, Tensor] = field(default_factory=dict)
+    snapshots: dict[int, Params] = field(default_factory=dict)
+    steps: int = 0
+    samples: int = 0
+
+
+def train(
+    network,
+    params: Params,
+    source,
+    loss: Loss = cross_entropy,
+    optimizer: SGD = SGD(),
+    *,
+    generator: Generator,
+    epochs: int = 0,
+    steps: int = 0,
+    batch: int = 256,
+    augmentation: str = "",
+    cutmix: float = 0.0,
+    plan: Callable[[int, Stats], Plan] | None = None,
+    collect: Iterable[str] = (),
+    collect_mean: bool = False,
+    snapshots: Iterable[int] = (),
+    chunk: int = 0,
+    whole_batches: bool = False,
+    after_epoch: Callable[[int, Params, list[Tensor]], None] | None = None,
+    done: tuple[int, list[Tensor]] = (0, []),
+) -> tuple[Params, Stats]:
+    """Train K networks on one source, each in its own data order. Slow reference: `train_plain`.
+
+    params        stacked weights with leading axis K, not modified
+    source        has len(), `.shape` of one image, `.targets` and `.batch(indices)`
+    epochs/steps  how long: exactly one of the two; the last batch of an epoch may be smaller
+    augmentation  DSA families, one family a step and network ('_') or all of them ('+'), strengths per image
+    cutmix        probability of CutMix in a step, after the augmentation; the loss sees soft labels, into which the weights
+                  of a plan are multiplied
+    plan          called before each epoch with its number and the stats so far
+    collect       names in COLLECTORS
+    collect_mean  keep the mean over epochs of what is collected, in the memory of a few epochs, instead of every epoch
+    snapshots     epochs after which weights are kept, 0 = before training
+    chunk         networks stacked at once, 0 = by `networks_at_once`; with a plan or `after_epoch` all, since they see all
+    whole_batches leave out the last batch of an epoch where it is smaller: losses that couple samples need their number
+    after_epoch   called with the epochs done, the weights and the momentum: what `done` needs to go on from there
+    done          (epochs, momentum) behind `params` where training goes on; `epochs` counts them, their draws are passed
+    returns       trained params and Stats
+    raises        InputError on an empty source, one smaller than a whole batch, unknown collector, both or neither of epochs and steps, or collectors of hard labels
+                  with cutmix
+    """
+    if (epochs > 0) == (steps > 0):
+        raise InputError(f"epochs {epochs} and steps {steps}; accepted: one of them positive, the other 0")
+    check_positive_int("batch", batch)
+    if len(source) == 0:
+        raise InputError("source: no images to train on; accepted: at least one")
+    if whole_batches and (plan or len(source) < batch):
+        raise InputError(
+            f"whole_batches: batches of {batch}, {len(source)} images{' under a plan' if plan else ''}; "
+            "accepted: no plan, and at least as many images as a batch"
+        )
+    for name in collect:
+        check_choice("collect", name, COLLECTORS)
+    if collect and getattr(source.targets, "ndim", 1) != 1:
+        if set(collect) - {"loss"}:
+            raise InputError(
+                f"collect: {sorted(collect)} with targets of {source.targets.ndim} axes; accepted: 'loss' alone"
+            )
+    if not 0 <= cutmix <= 1:
+        raise InputError(f"cutmix: {cutmix} is not accepted; accepted: a probability")
+    if cutmix and set(collect) - {"loss"}:
+        raise InputError(f"collect: {sorted(collect)} with cutmix; accepted: 'loss' alone")
+    k = len(next(iter(params.values())))
+    streams = split(generator, k)
+    device = next(iter(params.values())).device
+    if done[0] and (plan or steps):
+        raise InputError(f"done: {done[0]} epochs with a plan or steps; accepted: epochs alone")
+    chunk = (
+        k
+        if plan or after_epoch or done[0]
+        else chunk or networks_at_once(k, min(batch, len(source)), source.shape, device)
+    )
+    results = []
+    for first in range(0, k, chunk):
+        part = {name: value[first : first + chunk] for name, value in params.items()}
+        stack = _Stack(
+            network,
+            part,
+            source,
+            loss,
+            optimizer,
+            streams[first : first + chunk],
+            batch,
+            augmentation,
+            cutmix,
+            whole_batches,
+        )
+        stack.go_on(*done)
+        history = {name: _History(collect_mean) for name in collect}
+        results.append(stack.run(epochs, steps, plan, history, frozenset(snapshots), after_epoch))
+    return _joined(results)
+
+
+class _History:
+    """What one collector yielded: every epoch or, with `mean`, a running mean that passes over NaN."""
+
+    def __init__(self, mean: bool):
+        self.mean, self.epochs, self.total, self.visits = mean, [], 0, 0
+
+    def add(self, values: Tensor) -> None:
+        """The values (K, N) of one more epoch, NaN where a sample was not visited."""
+        if self.mean:
+            seen = ~values.isnan()
+            self.total = self.total + values.double().where(seen, 0)
+            self.visits = self.visits + seen
+        else:
+            self.epochs.append(values)
+
+    def stacked(self) -> Tensor:
+        """(epochs, K, N), or the mean as (1, K, N), NaN where no epoch has a value."""
+        return (self.total / self.visits).float()[None] if self.mean else torch.stack(self.epochs)
+
+
+class _Stack:
+    """One chunk of networks in training."""
+
+    def __init__(self, network, params, source, loss, optimizer, streams, batch, augmentation, cutmix, whole=False):
+        self.network, self.source, self.loss, self.optimizer = network, source, loss, optimizer
+        self.streams, self.batch, self.augmentation = streams, batch, augmentation
+        self.cutmix, self.whole = cutmix, whole
+        self.params = {name: value.detach().clone() for name, value in params.items()}
+        self.names = list(trainable(self.params))
+        for name in self.names:
+            self.params[name].requires_grad_()
+        self.momentum: list[Tensor] = []
+        self.device = next(iter(params.values())).device
+        self.stats = Stats()
+
+    def weights(self) -> Params:
+        return {name: value.detach().clone() for name, value in self.params.items()}
+
+    def go_on(self, epochs: int, momentum: list[Tensor]) -> None:
+        """Stand where training stood after so many epochs: the random streams and the step count."""
+        self.epoch, self.momentum = epochs, list(momentum)
+        for _ in range(epochs):
+            self._draw_epoch(Plan(torch.arange(len(self.source))))
+        self.stats.steps = epochs * self._batches(len(self.source))
+
+    def _batches(self, m: int) -> int:
+        """Steps that an epoch over m images takes."""
+        return m // self.batch if self.whole else math.ceil(m / self.batch)
+
+    def run(self, epochs, steps, plan, history, snapshots, after_epoch):
+        stats, everything = self.stats, Plan(torch.arange(len(self.source)))
+        epoch = self.epoch
+        if epoch in snapshots:
+            stats.snapshots[epoch] = self.weights()
+        while (epoch < epochs) if epochs else (stats.steps < steps):
+            size = len(self.streams), len(self.source)
+            record = {name: torch.full(size, math.nan, device=self.device) for name in history}
+            chosen = plan(epoch, stats) if plan else everything
+            self._epoch(chosen, steps or None, record)
+            for name, values in record.items():
+                history[name].add(values)
+            stats.collected = {name: kept.stacked() for name, kept in history.items()} if plan else {}
+            epoch += 1
+            if epoch in snapshots:
+                stats.snapshots[epoch] = self.weights()
+            if after_epoch:
+                after_epoch(epoch, self.weights(), [value.clone() for value in self.momentum])
+        stats.collected = {name: kept.stacked() for name, kept in history.items()}  # (epochs or 1, K, N)
+        return self.weights(), stats
+
+    def _epoch(self, chosen: Plan, last_step: int | None, record: dict[str, Tensor]) -> None:
+        order, weights, draws, boxes = self._draw_epoch(chosen)
+        for i in range(self._batches(order.shape[1])):
+            if self.stats.steps == last_step:
+                return
+            here = slice(i * self.batch, (i + 1) * self.batch)
+            indices = order[:, here]  # (K, B)
+            images = self.source.batch(indices)  # (K, B, C, H, W)
+            if draws is not None:
+                images = augment(images, Draw(draws.families[:, i], draws.uniforms[:, i, : indices.shape[1]]))
+            targets = self.source.targets[indices]  # (K, B) or (K, B, D)
+            weight = None if weights is None else weights[:, here]
+            if boxes is not None:
+                if targets.ndim == 2:
+                    targets = one_hot(targets, self.network.classes)
+                if weight is not None:  # what is pasted brings its weight
+                    targets, weight = targets * weight[..., None], None
+                images, targets = cutmix(images, targets, boxes[0][:, i], boxes[1][:, i])
+            self._step(images, targets, weight, indices, record, chosen.scale)
+
+    def _draw_epoch(self, chosen: Plan):
+        """Every network's data order (K, M), weights in that order, augmentation draws (K, steps) x (B), boxes of CutMix."""
+        per_network = chosen.indices.cpu().expand(len(self.streams), -1)  # (K, M)
+        m = per_network.shape[1]
+        steps = self._batches(m)
+        shuffles, draws, boxes = [], [], []
+        for stream in self.streams:
+            shuffles.append(torch.randperm(m, generator=stream))
+            draws.append(draw(self.augmentation, steps, min(self.batch, m), stream))
+            if self.cutmix:
+                boxes.append(draw_boxes(self.cutmix, steps, *self.source.shape[-2:], stream))
+        shuffle = torch.stack(shuffles)
+        order = per_network.gather(1, shuffle).to(self.device, non_blocking=True)
+        weights = None
+        if chosen.weights is not None:  # they may live on the device, which is not waited for
+            weights = chosen.weights.to(self.device, non_blocking=True).expand(len(self.streams), -1)
+            weights = weights.gather(1, shuffle.to(self.device, non_blocking=True))
+        drawn = None
+        if draws[0] is not None:
+            families = torch.stack([d.families for d in draws])  # (K, steps)
+            uniforms = torch.stack([d.uniforms for d in draws]).to(self.device, non_blocking=True)
+            drawn = Draw(families, uniforms)
+        if not boxes:
+            return order, weights, drawn, None
+        pasted = [torch.stack(part).to(self.device, non_blocking=True) for part in zip(*boxes, strict=True)]
+        return order, weights, drawn, pasted  # (K, steps, 4) and (K, steps)
+
+    def _step(self, images, targets, weights, indices, record, scale) -> None:
+        output = self.network.apply(self.params, images, train=True)
+        loss = self.loss(output.logits, targets)  # (K, B) or (K,)
+        if loss.ndim == 1 and (weights is not None or "loss" in record):
+            raise InputError(
+                "loss: one value a batch, with weights or a collected loss by sample; accepted: a loss (K, B)"
+            )
+        weighted = loss if weights is None else loss * weights
+        # the sum over networks does not mix their gradients
+        total = (weighted.mean(1) if loss.ndim == 2 else loss).sum()
+        learned = [self.params[name] for name in self.names]
+        grads = list(torch.autograd.grad(total, learned))
+        grads = self.optimizer.direction(learned, grads, lambda: self._gradients(learned, images, targets, weights))
+        with torch.no_grad():
+            for name, values in record.items():
+                values.scatter_(1, indices, COLLECTORS[name](output.logits, targets, loss).to(values.dtype))
+            self.momentum = self.optimizer.update(learned, grads, self.momentum, self.stats.steps, scale)
+            for name, value in output.buffers.items():
+                self.params[name] = value.detach()
+        self.stats.steps += 1
+        self.stats.samples += indices.shape[1]
+
+    def _gradients(self, learned, images, targets, weights) -> list[Tensor]:
+        """Those of the same batch at the present weights, for optimizers that ask twice."""
+        loss = self.loss(self.network.apply(self.params, images, train=True).logits, targets)
+        weighted = loss if weights is None else loss * weights
+        return list(torch.autograd.grad((weighted.mean(1) if loss.ndim == 2 else loss).sum(), learned))
+
+
+def _joined(results: list[tuple[Params, Stats]]) -> tuple[Params, Stats]:
+    """Chunks of networks put together along K."""
+    if len(results) == 1:
+        return results[0]
+    params = {name: torch.cat([part[name] for part, _ in results]) for name in results[0][0]}
+    stats = Stats(steps=results[0][1].steps, samples=results[0][1].samples)
+    for name in results[0][1].collected:
+        stats.collected[name] = torch.cat([part.collected[name] for _, part in results], dim=1)
+    for epoch in results[0][1].snapshots:
+        weights = [part.snapshots[epoch] for _, part in results]
+        stats.snapshots[epoch] = {name: torch.cat([part[name] for part in weights]) for name in weights[0]}
+    return params, stats
+
+
+def train_plain(
+    module,
+    source,
+    optimizer: SGD,
+    *,
+    stream: Generator,
+    epochs: int,
+    batch: int,
+    augmentation: str = "",
+    cutmix: float = 0.0,
+) -> list[float]:
+    """One nn.Module in the loop everyone writes: the definition of `train` with cross-entropy. Returns the loss of each step.
+
+    stream  the network's own generator, `seeds.split(generator, K)[i]` for network i of an ensemble
+    """
+    sgd = torch.optim.SGD(module.parameters(), optimizer.lr, optimizer.momentum, weight_decay=optimizer.weight_decay)
+    losses: list[float] = []
+    for _ in range(epochs):
+        order = torch.randperm(len(source), generator=stream)
+        n_steps = math.ceil(len(source) / batch)
+        draws = draw(augmentation, n_steps, min(batch, len(source)), stream)
+        boxes = draw_boxes(cutmix, n_steps, *source.shape[-2:], stream)[0] if cutmix else None
+        for i in range(n_steps):
+            if len(losses) in optimizer.drops:  # a new optimizer: momentum starts again from zero
+                lr = sgd.param_groups[0]["lr"] * optimizer.factor
+                sgd = torch.optim.SGD(module.parameters(), lr, optimizer.momentum, weight_decay=optimizer.weight_decay)
+            indices = order[i * batch : (i + 1) * batch]
+            images = source.batch(indices)
+            if draws is not None:
+                step = Draw(draws.families[i : i + 1], draws.uniforms[i : i + 1, : len(indices)])
+                images = augment(images[None], step)[0]
+            targets = source.targets[indices]
+            if boxes is not None:
+                soft = F.one_hot(targets, int(source.targets.max()) + 1).float()
+                images, targets = cutmix_plain(images, soft, boxes[i])
+            loss = F.cross_entropy(module(images), targets)
+            sgd.zero_grad()
+            loss.backward()
+            if isinstance(optimizer, GSAM):
+                gsam_plain(module, optimizer, lambda x=images, y=targets: F.cross_entropy(module(x), y))
+            sgd.step()
+            losses.append(loss.item())
+    return losses

@@ -1,0 +1,130 @@
+"""Sets made elsewhere: the public layouts are read, nothing in a file is executed, and bad files give one line."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from distillery import cli
+from distillery.checks import InputError
+from distillery.data import external, load, synthetic
+from distillery.data.synthetic import Synthetic
+from distillery.evaluation import Protocol
+from distillery.networks import ConvNet
+from distillery.report import compare_with_random
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return load("digits")
+
+
+@pytest.fixture
+def tensors(splits):
+    chosen = torch.cat([splits.train.of_class(label)[:2] for label in range(10)])
+    return splits.train.batch(chosen), splits.train.targets[chosen]
+
+
+def test_public_layouts_agree(tmp_path, splits, tensors):
+    images, labels = tensors
+    torch.save({"images": images, "labels": labels}, tmp_path / "named.pt")
+    torch.save((images, labels), tmp_path / "pair.pt")
+    torch.save({"data": [[images, labels], [images * 0, labels]], "accs": [0.5]}, tmp_path / "dc.pt")
+    torch.save(images, tmp_path / "images_best.pt")
+    torch.save(labels, tmp_path / "labels_best.pt")
+    save_file({"images": images, "targets": labels}, tmp_path / "plain.safetensors")
+    synthetic.export(Synthetic({"images": images, "targets": labels}, splits.train.classes), tmp_path / "ours", {})
+    files = [
+        ("named.pt", ""),
+        ("pair.pt", ""),
+        ("dc.pt", ""),
+        ("images_best.pt", "labels_best.pt"),
+        ("plain.safetensors", ""),
+        ("ours.safetensors", ""),
+    ]
+    for name, label_file in files:
+        made = external.read(tmp_path / name, label_file and tmp_path / label_file, "standardized")
+        assert torch.equal(made.tensors["images"], images) and torch.equal(made.tensors["targets"], labels), name
+
+
+def test_pixels_are_standardized_by_the_data(tmp_path, splits, tensors):
+    images, labels = tensors
+    unit = splits.train.transform.inverse(images).clamp(0, 1)
+    torch.save((unit, labels), tmp_path / "unit.pt")
+    torch.save(((unit * 255).round().to(torch.uint8), labels), tmp_path / "bytes.pt")
+    for name in ("unit.pt", "bytes.pt"):
+        torch.testing.assert_close(
+            external.read(tmp_path / name, splits=splits).tensors["images"], images, atol=1e-5, rtol=0
+        )
+        with pytest.raises(InputError, match="no data set"):
+            external.read(tmp_path / name)
+
+
+class Trap:
+    def __reduce__(self):
+        return (open, ("trapped", "w"))
+
+
+def test_nothing_is_executed(tmp_path, monkeypatch, tensors):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"images": tensors[0], "labels": Trap()}, "bad.pt")
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Trap()))
+    for name in ("bad.pt", "bare.pt"):
+        with pytest.raises(InputError, match="accepted"):
+            external.read(name)
+    assert not (tmp_path / "trapped").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a file", b"PK\x03\x04 cut"])
+def test_damaged_files(tmp_path, content):
+    for name in ("a.pt", "a.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            external.read(tmp_path / name)
+        assert "\n" not in str(caught.value) and "accepted" in str(caught.value)
+
+
+def test_sets_that_do_not_fit(splits, tensors):
+    images, labels = tensors
+    network, protocol = ConvNet(splits.train.shape, 10, width=4), Protocol(1, 0)
+    for bad, named in (
+        (Synthetic({"images": images.repeat(1, 3, 1, 1), "targets": labels}), "(3, 8, 8)"),
+        (Synthetic({"images": images, "targets": labels + 5}), "5 to 14"),
+        (Synthetic({"images": images, "targets": torch.rand(20, 3)}), "3 columns"),
+    ):
+        with pytest.raises(InputError) as caught:
+            compare_with_random(bad, splits, network, protocol, 1)
+        assert named in str(caught.value)
+
+
+def test_command(tmp_path, tensors, capsys):
+    torch.save((tensors[0], tensors[1]), tmp_path / "pair.pt")
+    words = [
+        "evaluate",
+        str(tmp_path / "pair.pt"),
+        "--dataset",
+        "digits",
+        "--width",
+        "8",
+        "--networks",
+        "2",
+        "--epochs",
+        "40",
+        "--no-flip",
+        "--no-augmentation",
+        "--seeds",
+        "2",
+        "--json",
+        str(tmp_path / "rows.json"),
+    ]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "20 stored images" in out and "random" in out and "(2 x 2)" in out and (tmp_path / "rows.json").exists()
+    real = torch.nn.functional.one_hot(tensors[1], 10) - 0.1  # labels as kernel methods learn them
+    torch.save((tensors[0], real), tmp_path / "pair.pt")
+    assert cli.main(words) == 2 and "squared error" in capsys.readouterr().err
+    assert cli.main([*words, "--loss", "squared error"]) == 0 and "squared error" in capsys.readouterr().out
+    assert cli.main([*words, "--loss", "hinge"]) == 2
+    assert cli.main(["evaluate", str(tmp_path / "none.pt"), "--dataset", "digits"]) == 2
+    assert cli.main(["evaluate", str(tmp_path / "pair.pt"), "--dataset", "dogs"]) == 2

@@ -1,0 +1,893 @@
+"""Folders, archives and published sets: what is read, what is handled and said, what is refused."""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import random
+import struct
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from distillery import data, store
+from distillery.checks import InputError
+from distillery.data import archives, decoding, folders, named
+from distillery.data.check import check
+from distillery.data.mapped import MappedPixels
+from distillery.seeds import generator
+
+
+@contextlib.contextmanager
+def refusal(*words):
+    with pytest.raises(InputError) as caught:
+        yield
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1 and "accepted" in message, message
+    for word in words:
+        assert str(word) in message, message
+
+
+def picture(seed=0, mode="RGB", size=(8, 8)):
+    channels = {"L": (), "RGB": (3,), "RGBA": (4,), "LA": (2,)}[mode]
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], *channels))
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def encoded(image, kind="PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def files(classes=("cat", "dog"), n=4, parts=("train", "test"), mode="RGB", size=(8, 8), suffix=".png", kind="PNG"):
+    """Content by path: images that are all different."""
+    names = [f"{part}/{name}/{i}{suffix}".lstrip("/") for part in parts for name in classes for i in range(n)]
+    return {name: encoded(picture(seed, mode, size), kind) for seed, name in enumerate(names)}
+
+
+def to_folder(root: Path, content: dict[str, bytes]) -> Path:
+    for name, value in content.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(value)
+    return root
+
+
+def to_zip(path: Path, content: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, value in content.items():
+            archive.writestr(name, value)
+    return path
+
+
+def to_tar(path: Path, content: dict[str, bytes], extra=()) -> Path:
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+        for name, value in content.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(value)
+            archive.addfile(member, io.BytesIO(value))
+        for member in extra:
+            archive.addfile(member)
+    return path
+
+
+WRITERS = {"folder": to_folder, "zip": to_zip, "tar.gz": to_tar, "tgz": to_tar, "tar": to_tar}
+
+
+def load(path, **options):
+    return data.load("folder", path, **options)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTILLERY_CACHE", str(tmp_path / "default cache"))
+
+
+# ---------------------------------------------------------------- folders and archives
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_kind_of_place_gives_the_same_set(tmp_path, kind):
+    content = files()
+    plain = load(to_folder(tmp_path / "plain", content))
+    splits = load(WRITERS[kind](tmp_path / f"some set.{kind}", content))
+    assert splits.digest == plain.digest
+    assert len(splits.train) + len(splits.validation) == 8 and len(splits.test) == 8
+    assert splits.train.classes == ("cat", "dog")
+    shuffled = list(content.items())
+    random.Random(1).shuffle(shuffled)
+    assert load(WRITERS[kind](tmp_path / f"other order.{kind}", dict(shuffled))).digest == plain.digest
+
+
+def test_pixels_are_those_of_the_files(tmp_path):
+    content = files(n=3)
+    found = folders.load_files(to_tar(tmp_path / "a.tar.gz", content))
+    for name, pixels in zip(sorted(n for n in content if n.startswith("train")), found.pixels):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(content[name]))), pixels.permute(1, 2, 0))
+    assert found.targets.tolist() == [0] * 3 + [1] * 3 + [0] * 3 + [1] * 3 and found.n_train == 6
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
+def test_top_folder_is_entered_and_junk_passed_over(tmp_path, kind):
+    content = files()
+    junk = {
+        "__MACOSX/set/train/cat/._0.png": b"x",
+        "set/.DS_Store": b"x",
+        "set/train/.DS_Store": b"x",
+        "set/train/cat/._0.png": b"x",
+        "set/train/cat/Thumbs.db": b"x",
+        "set/README.txt": b"hello",
+    }
+    path = WRITERS[kind](tmp_path / f"a.{kind}", {f"set/{n}": v for n, v in content.items()} | junk)
+    assert load(path).digest == load(to_folder(tmp_path / "plain", content)).digest
+
+
+def test_only_train_is_split(tmp_path):
+    splits = load(to_zip(tmp_path / "a.zip", files(parts=("train",), n=10)))
+    assert len(splits.test) == 4 and "20% of each class drawn as test images" in splits.notes
+
+
+@pytest.mark.parametrize("part", ["val", "valid", "Validation"])
+def test_val_serves_as_test(tmp_path, part):
+    splits = load(to_folder(tmp_path / "a", files(parts=("train", part))))
+    assert len(splits.test) == 8 and any(part in note for note in splits.notes)
+
+
+def test_unlabelled_test_gives_way_to_val_and_otherwise_val_is_passed_over(tmp_path):
+    content = files(parts=("train", "val"))
+    unlabelled = {f"test/images/{i}.png": encoded(picture(90 + i)) for i in range(3)}
+    splits = load(to_folder(tmp_path / "a", content | unlabelled))
+    assert len(splits.test) == 8 and "val/" in splits.notes[0]
+    splits = load(to_folder(tmp_path / "b", files(parts=("train", "val", "test"))))
+    assert len(splits.test) == 8 and "val/ passed over" in splits.notes[0]
+
+
+def test_names_with_spaces_and_other_letters(tmp_path):
+    classes = ("größe 1", "猫 cat", "été")
+    for kind in WRITERS:
+        splits = load(WRITERS[kind](tmp_path / f"ein Satz ü.{kind}", files(classes)))
+        assert splits.train.classes == tuple(sorted(classes))
+
+
+def test_formats_and_modes_mixed(tmp_path):
+    gray, color = picture(1, "L"), picture(2)
+    content = {
+        "cat/a.png": encoded(gray),
+        "cat/b.JPG": encoded(color, "JPEG"),
+        "cat/c.bmp": encoded(color, "BMP"),
+        "dog/a.webp": encoded(color, "WEBP", lossless=True),
+        "dog/b.jpeg": encoded(gray, "JPEG"),
+        "dog/c.png": encoded(color.quantize(16)),
+        "dog/d.png": encoded(gray.convert("1")),
+    }
+    found = folders.load_files(to_folder(tmp_path / "a", content))
+    assert found.pixels.shape == (7, 3, 8, 8)
+    assert np.array_equal(found.pixels[0], np.broadcast_to(np.asarray(gray), (3, 8, 8)))
+    assert np.array_equal(found.pixels[3].permute(1, 2, 0), np.asarray(color))
+    assert found.notes == ["3 gray image(s) of 7 made RGB"]
+
+
+def test_gray_where_all_are_gray_even_if_color_comes_late(tmp_path):
+    content = files(parts=("",), n=100, mode="L")
+    assert folders.load_files(to_zip(tmp_path / "a.zip", content)).pixels.shape[1] == 1
+    content["dog/99.png"] = encoded(picture(7))
+    found = folders.load_files(to_zip(tmp_path / "b.zip", content))
+    assert found.pixels.shape[1] == 3 and found.notes == ["199 gray image(s) of 200 made RGB"]
+    lazy = folders.load_files(tmp_path / "b.zip", cache_dir=tmp_path / "cache", mapped=True)
+    assert torch.equal(lazy.pixels, found.pixels)
+
+
+def test_alpha_is_laid_on_white(tmp_path):
+    content = files(parts=("",))
+    clear = picture(5, "RGBA")
+    clear.putalpha(0)
+    content["cat/0.png"] = encoded(clear)
+    content["cat/1.png"] = encoded(picture(6).convert("P"), transparency=0)
+    found = folders.load_files(to_folder(tmp_path / "a", content))
+    assert (found.pixels[0] == 255).all() and "2 image(s) with an alpha channel laid on white" in found.notes
+    gray = {name: encoded(picture(i, "LA")) for i, name in enumerate(content)}
+    found = folders.load_files(to_folder(tmp_path / "b", gray))
+    assert found.pixels.shape[1] == 1
+    value, alpha = (np.asarray(picture(0, "LA"))[..., 0].astype(float), np.asarray(picture(0, "LA"))[..., 1] / 255)
+    assert np.abs(found.pixels[0, 0].numpy() - (value * alpha + 255 * (1 - alpha))).max() <= 1
+
+
+def png16(pixels: np.ndarray) -> bytes:
+    """A 16-bit RGB file, which Pillow reads and cannot write."""
+    import zlib
+
+    height, width, _ = pixels.shape
+    raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(raw)),
+        (b"IEND", b""),
+    ]
+    body = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def test_16_bits_are_scaled_to_8_and_said(tmp_path):
+    deep = np.random.default_rng(3).integers(0, 65536, (8, 8, 3)).astype(np.uint16)
+    content = files(parts=("",), mode="L")
+    content["cat/0.png"] = encoded(Image.fromarray(deep[..., 0]))
+    found = folders.load_files(to_folder(tmp_path / "a", content))
+    assert np.array_equal(found.pixels[0, 0], deep[..., 0] >> 8)
+    assert found.notes == ["1 image(s) of 16 bits scaled to 8"]
+    content["cat/0.png"] = png16(deep)
+    found = folders.load_files(to_folder(tmp_path / "b", content))
+    assert np.array_equal(found.pixels[0].permute(1, 2, 0), deep >> 8)
+    assert "1 image(s) of 16 bits scaled to 8" in found.notes
+
+
+def test_resize_and_max_side(tmp_path):
+    content = files(parts=("",), size=(12, 8))
+    path = to_zip(tmp_path / "a.zip", content)
+    assert load(path, resize=5).train.shape == (3, 5, 5)
+    splits = load(path, max_side=6)
+    assert splits.train.shape == (3, 4, 6) and "shrunk from 12x8 to 6x4 (max_side 6)" in splits.notes
+    content["cat/0.png"] = encoded(picture(0, size=(9, 9)))
+    uneven = to_zip(tmp_path / "b.zip", content)
+    with refusal("2 sizes", "0.png is 9x9", "12x8", "resize="):
+        load(uneven)
+    assert load(uneven, resize=5).train.shape == (3, 5, 5)
+    for value in (-1, 2.5, True, "8"):
+        with refusal("resize", repr(value)):
+            load(path, resize=value)
+        with refusal("max_side", repr(value)):
+            data.load("digits", max_side=value)
+
+
+def test_named_sets_are_resized_too():
+    splits = data.load("digits", max_side=4)
+    assert splits.train.shape == (1, 4, 4) and "shrunk from 8x8 to 4x4 (max_side 4)" in splits.notes
+    assert data.load("digits", max_side=16).digest == data.load("digits").digest
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "a/../../evil.png", "/tmp/evil.png", "C:\\evil.png", "..\\evil.png"])
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar"])
+def test_members_that_leave_the_archive(tmp_path, kind, name):
+    path = WRITERS[kind](tmp_path / f"a.{kind}", files() | {name: b"x"})
+    with refusal("a." + kind, "evil.png"):
+        load(path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # nothing was written anywhere
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_in_a_tar(tmp_path, kind):
+    link = tarfile.TarInfo("train/cat/link.png")
+    link.type, link.linkname = kind, "/etc/passwd"
+    with refusal("link.png", "is a link, a device"):
+        load(to_tar(tmp_path / "a.tar.gz", files(), [link]))
+
+
+def test_links_in_a_zip(tmp_path):
+    path = to_zip(tmp_path / "a.zip", files())
+    link = zipfile.ZipInfo("train/cat/link.png")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with refusal("link.png", "is a link"):
+        load(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize("inner", ["train/cat/more.zip", "inner.tar.gz", "train.7z"])
+def test_nested_archives(tmp_path, kind, inner):
+    with refusal(inner, "is an archive itself"):
+        load(WRITERS[kind](tmp_path / f"a.{kind}", files() | {inner: b"PK"}))
+
+
+def test_double_and_encrypted_members(tmp_path):
+    with pytest.warns(UserWarning, match="Duplicate"):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("cat/a.png", b"1")
+            archive.writestr("cat/a.png", b"2")
+    with refusal("cat/a.png", "occurs twice"):
+        load(tmp_path / "a.zip")
+    path = to_zip(tmp_path / "b.zip", files())
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    with refusal("is encrypted"):
+        load(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_declared_size_above_the_limit(tmp_path, kind):
+    path = WRITERS[kind](tmp_path / f"a.{kind}", files() | {"train/cat/huge.bmp": bytes(3_000_000)})
+    with refusal("huge.bmp", "max_unpacked_gb=0.002"):
+        load(path, max_unpacked_gb=0.002)
+    member = archives.Tar if kind == "tar.gz" else archives.Zip
+    with refusal("huge.bmp", "3000000 bytes"):
+        member(path, limit=1 << 40, max_member=1 << 20).listing()
+
+
+def test_a_tar_that_declares_terabytes_is_refused_unread(tmp_path):
+    member = tarfile.TarInfo("train/cat/0.png")
+    member.size = 1 << 42
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with refusal("declares more than 64 GB"):
+        load(tmp_path / "a.tar.gz")
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 1 << 33
+    with gzip.open(tmp_path / "b.tar.gz", "wb") as file:
+        file.write(name.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with refusal("b.tar.gz is damaged", "a header of"):
+        load(tmp_path / "b.tar.gz")
+
+
+def test_a_zip_member_longer_than_declared(tmp_path):
+    """A bomb that lies: 30 MB under a declaration of 1,000 bytes, in both headers."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, value in (files(parts=("",)) | {"cat/liar.bmp": bytes(30_000_000)}).items():
+            archive.writestr(name, value)
+    content = path.read_bytes()
+    assert content.count(struct.pack("<I", 30_000_000)) == 2
+    path.write_bytes(content.replace(struct.pack("<I", 30_000_000), struct.pack("<I", 1000)))
+    with refusal("a.zip is damaged", "cat/liar.bmp"):
+        load(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_interrupted_download_of_an_archive(tmp_path, kind, share):
+    path = WRITERS[kind](tmp_path / f"a.{kind}", files(n=30))
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with refusal(f"a.{kind} is damaged or incomplete", "interrupted"):
+        load(path)
+
+
+def test_a_tar_cut_between_members(tmp_path):
+    path = to_tar(tmp_path / "a.tar", files())
+    with tarfile.open(path) as archive:
+        middle = archive.getmembers()[5].offset
+    path.write_bytes(path.read_bytes()[:middle])
+    with refusal("a.tar is damaged or incomplete"):
+        load(path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_classes_only_in_one_part(tmp_path, kind):
+    content = files() | {"test/emu/0.png": encoded(picture())}
+    with refusal("'emu'", "not in both train and test"):
+        load(WRITERS[kind](tmp_path / f"a.{kind}", content))
+    content = files() | {"train/emu/0.png": encoded(picture())}
+    with refusal("'emu'", "not in both train and test"):
+        load(WRITERS[kind](tmp_path / f"b.{kind}", content))
+
+
+def test_label_folders_in_other_case(tmp_path):
+    content = {name.replace("test/cat", "test/Cat"): value for name, value in files().items()}
+    splits = load(to_zip(tmp_path / "a.zip", content))
+    assert splits.test.classes == ("cat", "dog") and splits.test.counts() == [4, 4]
+    assert any("'Cat' as 'cat'" in note for note in splits.notes)
+    both = files() | {"train/Cat/0.png": encoded(picture(50)), "train/Cat/1.png": encoded(picture(51))}
+    with refusal("'Cat'", "differ only in case"):
+        load(to_zip(tmp_path / "b.zip", both))
+    both |= {"test/Cat/0.png": encoded(picture(52))}
+    assert load(to_zip(tmp_path / "c.zip", both)).train.classes == ("Cat", "cat", "dog")
+    with refusal("'Train'", "'train'"):
+        load(to_zip(tmp_path / "d.zip", files() | files(parts=("Train",))))
+
+
+def test_decomposed_letters_match(tmp_path):
+    content = {
+        n.replace("test/cat", "test/e\u0301").replace("train/cat", "train/\u00e9"): v for n, v in files().items()
+    }
+    assert load(to_zip(tmp_path / "a.zip", content)).test.counts() == [4, 4]
+
+
+def test_folders_that_are_no_data_set(tmp_path):
+    root = to_folder(tmp_path / "a", files(parts=("",)))
+    with refusal("is not a folder", "nowhere"):
+        load(tmp_path / "nowhere")
+    for path in ("", None, 3, "x\0y", "~nobody-here/x", "y" * 5000, root / "cat/0.png"):
+        with refusal("is not a folder"):
+            load(path)
+    with refusal("holds 1 class folder(s)"):
+        load(to_folder(tmp_path / "one", {"cat/a.png": encoded(picture())}))
+    (root / "emu").mkdir()
+    with refusal("'emu'", "is empty"):
+        load(root)
+    (root / "emu/notes.txt").write_text("x")
+    with refusal("emu", "1 non-image file(s)", "notes.txt"):
+        load(root)
+    (root / "emu/notes.txt").unlink()
+    (root / "emu/deeper").mkdir()
+    with refusal("emu", "deeper"):
+        load(root)
+
+
+def test_unreadable_images_are_counted_and_named(tmp_path):
+    content = files(parts=("",), n=70)
+    content["cat/1.png"] = b""
+    content["cat/3.png"] = content["cat/3.png"][:60]
+    content["dog/2.png"] = b"no image at all"
+    content["dog/3.png"] = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"
+    for kind in ("folder", "zip", "tar.gz"):
+        with refusal("4 of 140 images cannot be read", "cat/1.png"):
+            load(WRITERS[kind](tmp_path / f"a.{kind}", content))
+    with refusal("140 of 140"):
+        load(to_zip(tmp_path / "b.zip", dict.fromkeys(content, b"x")))
+
+
+def test_an_image_of_too_many_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 100)
+    content = files(parts=("",)) | {"cat/0.png": encoded(picture(0, size=(11, 10)))}
+    with refusal("1 of 8 images cannot be read", "cat/0.png"):
+        load(to_zip(tmp_path / "a.zip", content))
+
+
+def test_a_broken_link_in_a_folder(tmp_path):
+    root = to_folder(tmp_path / "a", files(parts=("",)))
+    os.symlink(tmp_path / "gone.png", root / "cat/9.png")
+    with refusal("1 of 9 images cannot be read", "9.png"):
+        load(root)
+
+
+def test_fractions_are_checked(tmp_path):
+    for name in ("validation", "test_fraction"):
+        for value in (0, 1.5, float("nan"), "x"):
+            with refusal(name, repr(value)):
+                data.load("digits", **{name: value})
+
+
+# ---------------------------------------------------------------- cache and mapped sets
+
+
+def no_decoding(*_, **__):
+    raise AssertionError("decoded again")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar.gz"])
+def test_second_load_reads_the_cache(tmp_path, monkeypatch, kind):
+    path, cache = WRITERS[kind](tmp_path / f"a.{kind}", files()), tmp_path / "cache"
+    first = load(path, cache_dir=cache, max_side=6)
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr(folders, "decode", no_decoding)
+    again = load(path, cache_dir=cache, max_side=6)
+    assert again.digest == first.digest and again.notes == first.notes
+    with pytest.raises(AssertionError):
+        load(path, cache_dir=cache, max_side=5)
+
+
+def test_the_cache_follows_the_files(tmp_path):
+    root, cache = to_folder(tmp_path / "a", files()), tmp_path / "cache"
+    first = load(root, cache_dir=cache).digest
+    (root / "train/cat/0.png").write_bytes(encoded(picture(77)))
+    assert load(root, cache_dir=cache).digest != first
+    (root / "train/cat/0.png").write_bytes(encoded(picture(0)))
+    assert load(root, cache_dir=cache).digest == first and len(list(cache.iterdir())) == 2
+    (root / "train/emu").mkdir()
+    with refusal("emu"):
+        load(root, cache_dir=cache)
+
+
+def test_small_sets_stay_out_of_the_default_cache(tmp_path, monkeypatch):
+    path = to_zip(tmp_path / "a.zip", files())
+    load(path)
+    assert not (tmp_path / "default cache").exists()
+    monkeypatch.setattr(folders, "CACHE_FROM", 1)
+    load(path)
+    assert len(list((tmp_path / "default cache").iterdir())) == 1
+    monkeypatch.delenv("DISTILLERY_CACHE")
+    assert folders.cache_folder() == Path.home() / ".cache/distillery"
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "other", "empty"])
+def test_a_corrupt_cache_file_is_replaced_and_said(tmp_path, harm):
+    path, cache = to_zip(tmp_path / "a.zip", files()), tmp_path / "cache"
+    first = load(path, cache_dir=cache)
+    (file,) = cache.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes({"cut": content[:-9], "flip": content, "empty": b"", "other": b"{}"}[harm])
+    again = load(path, cache_dir=cache)
+    assert again.digest == first.digest and any("corrupt" in note for note in again.notes)
+    assert load(path, cache_dir=cache).notes == first.notes
+
+
+def test_a_cache_that_cannot_be_written_is_a_note(tmp_path):
+    path = to_zip(tmp_path / "a.zip", files())
+    (tmp_path / "file").write_text("in the way")
+    splits = load(path, cache_dir=tmp_path / "file" / "cache")
+    assert splits.digest == load(path).digest
+    assert any("cannot be written" in note for note in splits.notes)
+    with refusal("cannot write"):
+        load(path, cache_dir=tmp_path / "file" / "cache", mapped=True)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
+def test_mapped_sets_equal_those_in_memory(tmp_path, kind):
+    path, cache = WRITERS[kind](tmp_path / f"a.{kind}", files(n=10)), tmp_path / "cache"
+    memory = load(path, per_class=8)
+    for _ in range(2):  # decoded to disk, then read from there
+        mapped = load(path, per_class=8, cache_dir=cache, mapped=True)
+        assert isinstance(mapped.train.pixels, data.LazyImages) and mapped.digest == memory.digest
+        for part in ("train", "validation", "test"):
+            ours, theirs = getattr(mapped, part), getattr(memory, part)
+            indices = torch.randint(len(ours), (2, 3), generator=generator(0, "i"))
+            assert torch.equal(ours.batch(indices), theirs.batch(indices))
+            assert ours.shape == theirs.shape and ours.device == theirs.device
+            assert torch.equal(
+                ours.subset(indices[0]).batch(indices[0] % 3), theirs.subset(indices[0]).batch(indices[0] % 3)
+            )
+        assert torch.equal(mapped.to("cpu").train.batch(torch.tensor([1])), memory.train.batch(torch.tensor([1])))
+    assert [file.suffix for file in cache.iterdir()] == [".safetensors"]  # and no temporary file
+    whole = load(path, per_class=8, cache_dir=cache)  # the same file, read and verified
+    assert whole.digest == memory.digest and isinstance(whole.train.pixels, torch.Tensor)
+    assert torch.equal(data.fit_zca(mapped.train).matrix, data.fit_zca(memory.train).matrix)
+
+
+def test_mapped_named_sets(tmp_path):
+    assert data.load("digits", mapped=True, cache_dir=tmp_path).digest == data.load("digits").digest
+
+
+def test_mapped_pixels_are_not_read(tmp_path):
+    """A file of 256 MB is mapped: resident memory does not grow until images are asked for."""
+    shape, targets = (1024, 1, 512, 512), torch.zeros(1024, dtype=torch.int64)
+    with MappedPixels(tmp_path / "a.safetensors") as file:
+        file.allocate(shape, {"targets": targets}, {"note": "é"})[5] = 7
+        file.finish()
+    before = resident()
+    tensors, card = store.map_tensors(tmp_path / "a.safetensors")
+    images = data.ImageSet.of(tensors["pixels"], tensors["targets"], ["a"]).lazy().subset(torch.arange(1024))
+    assert (images.batch(torch.tensor([5])) == 7 / 255).all() and card == {"note": "é"}
+    assert resident() - before < 50e6
+    assert store.load_tensors(tmp_path / "a.safetensors")[1] == card  # the digest holds
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_an_unfinished_pixel_file_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError), MappedPixels(tmp_path / "a.safetensors") as file:
+        file.allocate((2, 1, 2, 2), {}, {})
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- published sets
+
+
+def publish(monkeypatch, name, root, content: dict[str, bytes]):
+    """Let made-up files be the published ones."""
+    root.mkdir(parents=True, exist_ok=True)
+    for file, value in content.items():
+        (root / file).write_bytes(value)
+    pins = {file: hashlib.sha256(value).hexdigest() for file, value in content.items()}
+    monkeypatch.setitem(named.FILES, name, pins)
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes byte strings as Python 2 did, as the published files have them."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, value):
+        self.write(b"T" + struct.pack("<i", len(value)) + value)
+
+    dispatch[bytes] = save_string
+
+
+def python2_pickle(value) -> bytes:
+    file = io.BytesIO()
+    Python2Pickler(file, 2).dump(value)
+    return file.getvalue().replace(b"numpy._core", b"numpy.core")
+
+
+def cifar_archive(path: Path, name="cifar10") -> tuple[np.ndarray, list[int]]:
+    publisher = named._publisher(name)
+    rng, content, pixels, labels = np.random.default_rng(0), {}, [], []
+    for file, _ in publisher.train_list + publisher.test_list:
+        pixels.append(rng.integers(0, 256, (20, 3072)).astype(np.uint8))
+        labels.append([i % 10 for i in range(20)])
+        key = b"labels" if name == "cifar10" else b"fine_labels"
+        content[f"{publisher.base_folder}/{file}"] = python2_pickle({b"data": pixels[-1], key: labels[-1]})
+    names = {publisher.meta["key"].encode(): [b"c%d" % i for i in range(10)]}
+    content[f"{publisher.base_folder}/{publisher.meta['filename']}"] = python2_pickle(names)
+    content[f"{publisher.base_folder}/readme.html"] = b"x"
+    to_tar(path, content)
+    return np.concatenate(pixels).reshape(-1, 3, 32, 32), sum(labels, [])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_is_converted_once(tmp_path, monkeypatch, name):
+    (file,) = named.FILES[name]
+    pixels, labels = cifar_archive(tmp_path / file, name)
+    publish(monkeypatch, name, tmp_path, {file: (tmp_path / file).read_bytes()})
+    found = named.load(name, tmp_path)
+    assert np.array_equal(found.pixels, pixels) and found.targets.tolist() == labels
+    assert found.n_train == len(pixels) - 20 and found.classes == tuple(f"c{i}" for i in range(10))
+    (tmp_path / file).unlink()  # from here on only the converted file is read
+    monkeypatch.setattr(named, "unpickle", no_decoding)
+    splits = data.load(name, tmp_path, normalization="published")
+    assert len(splits.test) == 20
+    assert torch.equal(splits.train.transform.mean, torch.tensor(data.PUBLISHED[name][0]))
+
+
+def test_unpacked_cifar_is_checked_by_md5(tmp_path, monkeypatch):
+    cifar_archive(tmp_path / "a.tar.gz")
+    with tarfile.open(tmp_path / "a.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    with refusal("data_batch_1 has md5", "c99cafc152244af753f735de768cd75f"):
+        named.load("cifar10", tmp_path)
+    publisher = named._publisher("cifar10")
+    for table in ("train_list", "test_list"):
+        md5 = [
+            [f, hashlib.md5((tmp_path / publisher.base_folder / f).read_bytes()).hexdigest()]
+            for f, _ in getattr(publisher, table)
+        ]
+        monkeypatch.setattr(publisher, table, md5)
+    meta = (tmp_path / publisher.base_folder / "batches.meta").read_bytes()
+    monkeypatch.setattr(publisher, "meta", publisher.meta | {"md5": hashlib.md5(meta).hexdigest()})
+    assert len(named.load("cifar10", tmp_path).pixels) == 120
+
+
+def test_pickles_hold_arrays_and_nothing_else():
+    content = {"a": np.arange(6, dtype=np.uint8).reshape(2, 3), "b": [1, 2.5, "x", None, (True,)]}
+    assert np.array_equal(named.unpickle(python2_pickle(content), "file")["a"], content["a"])
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch /tmp/evil",)
+
+    for value in (Evil(), {"data": Evil()}, [print], np.array([Evil()], dtype=object), Path("x")):
+        with refusal("file", "numeric arrays"):
+            named.unpickle(pickle.dumps(value, 2), "file")
+    for broken in (b"", b"\x80", pickle.dumps(content)[:40], b"garbage", b"\x80\x02cbuiltins\neval\n."):
+        with refusal("file"):
+            named.unpickle(broken, "file")
+
+
+def idx(values: np.ndarray) -> bytes:
+    header = bytes([0, 0, 8, values.ndim]) + b"".join(struct.pack(">i", n) for n in values.shape)
+    return gzip.compress(header + values.tobytes())
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_mnist(tmp_path, monkeypatch, name):
+    rng = np.random.default_rng(0)
+    sizes = (40, 20)
+    images = [rng.integers(0, 256, (n, 28, 28)).astype(np.uint8) for n in sizes]
+    labels = [(np.arange(n) % 10).astype(np.uint8) for n in sizes]
+    content = dict(zip(named.FILES[name], map(idx, (images[0], labels[0], images[1], labels[1]))))
+    publish(monkeypatch, name, tmp_path / named._TORCHVISION[name] / "raw", content)
+    found = named.load(name, tmp_path)
+    assert np.array_equal(found.pixels[:, 0], np.concatenate(images)) and found.n_train == 40
+    assert found.targets.tolist() == np.concatenate(labels).tolist() and len(found.classes) == 10
+    assert data.load(name, tmp_path, normalization="published", max_side=14).test.shape == (1, 14, 14)
+
+
+def test_svhn(tmp_path, monkeypatch):
+    from scipy.io import savemat
+
+    rng, content, images = np.random.default_rng(0), {}, []
+    for file in named.FILES["svhn"]:
+        images.append(rng.integers(0, 256, (32, 32, 3, 20)).astype(np.uint8))
+        savemat(tmp_path / file, {"X": images[-1], "y": (np.arange(20) % 10 + 1).astype(np.uint8)[:, None]})
+        content[file] = (tmp_path / file).read_bytes()
+    publish(monkeypatch, "svhn", tmp_path, content)
+    found = named.load("svhn", tmp_path)
+    assert np.array_equal(found.pixels[3].permute(1, 2, 0), images[0][..., 3])
+    assert found.targets[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] and found.n_train == 20
+
+
+def test_stl10(tmp_path, monkeypatch):
+    rng, content, images = np.random.default_rng(0), {}, []
+    for part in ("train", "test"):
+        images.append(rng.integers(0, 256, (20, 3, 96, 96)).astype(np.uint8))
+        content[f"stl10_binary/{part}_X.bin"] = images[-1].transpose(0, 1, 3, 2).tobytes()
+        content[f"stl10_binary/{part}_y.bin"] = bytes(i % 10 + 1 for i in range(20))
+    content["stl10_binary/class_names.txt"] = "\n".join(f"c{i}" for i in range(10)).encode()
+    content["stl10_binary/unlabeled_X.bin"] = bytes(1000)
+    (file,) = named.FILES["stl10"]
+    publish(monkeypatch, "stl10", tmp_path, {file: to_tar(tmp_path / file, content).read_bytes()})
+    found = named.load("stl10", tmp_path)
+    assert np.array_equal(found.pixels, np.concatenate(images)) and found.classes[3] == "c3"
+    assert found.targets[:10].tolist() == list(range(10)) and found.n_train == 20
+    with refusal("published", "stl10"):
+        data.load("stl10", tmp_path, normalization="published")
+
+
+def tiny_files(n=3):
+    wnids = ("n01", "n02")
+    content = {"tiny-imagenet-200/wnids.txt": b"n01\nn02\n", "tiny-imagenet-200/words.txt": b"x"}
+    for name in wnids:
+        content[f"tiny-imagenet-200/train/{name}/{name}_boxes.txt"] = b"x"
+        for i in range(n):
+            content[f"tiny-imagenet-200/train/{name}/images/{name}_{i}.JPEG"] = encoded(picture(i), "JPEG")
+    for i in range(4):
+        content[f"tiny-imagenet-200/val/images/val_{i}.JPEG"] = encoded(picture(20 + i), "JPEG")
+        content[f"tiny-imagenet-200/test/images/test_{i}.JPEG"] = encoded(picture(30 + i), "JPEG")
+    table = "".join(f"val_{i}.JPEG\t{wnids[i % 2]}\t0\t0\t9\t9\n" for i in range(4))
+    return content | {"tiny-imagenet-200/val/val_annotations.txt": table.encode()}
+
+
+def test_tiny_imagenet(tmp_path, monkeypatch):
+    (file,) = named.FILES["tiny-imagenet"]
+    publish(monkeypatch, "tiny-imagenet", tmp_path, {file: to_zip(tmp_path / file, tiny_files()).read_bytes()})
+    splits = data.load("tiny-imagenet", tmp_path, normalization="published")
+    assert len(splits.train) + len(splits.validation) == 6 and splits.test.counts() == [2, 2]
+    assert splits.train.classes == ("n01", "n02") and splits.test.name == "tiny-imagenet"
+    assert load(tmp_path / file).digest == splits.digest  # the layout is known by its label table
+    assert check(tmp_path / file).usable
+    root = to_folder(tmp_path / "unpacked", tiny_files())
+    for place in (root, root / "tiny-imagenet-200"):
+        again = data.load("tiny-imagenet", place)
+        assert again.digest == splits.digest and any("no published checksum" in note for note in again.notes)
+    (root / "tiny-imagenet-200/val/images/val_0.JPEG").unlink()
+    with refusal("val_0.JPEG", "not there"):
+        data.load("tiny-imagenet", root)
+
+
+def test_wrong_checksum_and_interrupted_download(tmp_path):
+    (file,) = named.FILES["cifar10"]
+    for content in (b"", b"the first bytes only"):
+        (tmp_path / file).write_bytes(content)
+        for place in (tmp_path, tmp_path / file):
+            with refusal(file, f"{len(content)} bytes", named.FILES["cifar10"][file]):
+                data.load("cifar10", place)
+        assert (tmp_path / file).read_bytes() == content  # a user's file is not overwritten
+
+
+def test_download(tmp_path, monkeypatch):
+    (file,) = named.FILES["cifar10"]
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    cifar_archive(there / file)
+    content = (there / file).read_bytes()
+    publish(monkeypatch, "cifar10", there, {file: content})
+    monkeypatch.setattr(named, "_addresses", lambda *_: [(there / "gone").as_uri(), (there / file).as_uri()])
+    assert len(named.load("cifar10", here).pixels) == 120
+    assert (here / file).read_bytes() == content and [p.name for p in here.iterdir()] == [file]
+
+    (here / file).unlink()
+    (there / file).write_bytes(content[:1000])  # the connection breaks
+    with refusal(file, "1000 bytes with another sha256", "data_root"):
+        named.load("cifar10", here, cache_dir=tmp_path / "other cache")
+    assert not list(here.iterdir())
+    assert not (tmp_path / "other cache").exists()
+
+
+def test_addresses_and_pins():
+    for name, pins in named.FILES.items():
+        for file, pin in pins.items():
+            assert len(pin) == 64 and set(pin) <= set("0123456789abcdef")
+            assert all(address.endswith(file) for address in named._addresses(name, file))
+
+
+def test_without_network_the_refusal_names_the_file(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(named.urllib.request, "urlopen", offline)
+    for name, pins in named.FILES.items():
+        with refusal("cannot fetch", next(iter(pins)), "no route to host"):
+            data.load(name, tmp_path / name)
+
+
+@pytest.mark.parametrize("value", ["published", "published:digits", "published:", "other", "published:cifar10:x"])
+def test_published_constants_are_refused_where_there_are_none(tmp_path, value):
+    with refusal("normalization"):
+        data.load("digits", normalization=value)
+
+
+def test_published_constants_by_name(tmp_path):
+    path = to_zip(tmp_path / "a.zip", files())
+    splits = load(path, normalization="published:cifar10")
+    assert torch.allclose(splits.test.transform.std, torch.tensor([0.2023, 0.1994, 0.2010]))
+    with refusal("mnist", "1 channel(s), the images have 3"):
+        load(path, normalization="published:mnist")
+    with refusal("folder"):
+        load(path, normalization="published")
+
+
+# ---------------------------------------------------------------- fuzzed folders
+
+GOOD = [encoded(picture(i, mode), kind) for i in range(3) for mode in ("L", "RGB") for kind in ("PNG", "BMP", "JPEG")]
+ODD = [
+    encoded(picture(1, size=(5, 9))),
+    encoded(picture(2, "RGBA")),
+    encoded(picture(2, "LA")),
+    png16(np.ones((8, 8, 3))),
+    encoded(picture(3).quantize(4), transparency=1),
+    encoded(picture(3).convert("CMYK"), "JPEG"),
+    b"",
+    b"GIF89a",
+    b"PK\3\4",
+]
+contents = st.one_of(
+    st.sampled_from(GOOD),
+    st.sampled_from(GOOD),
+    st.sampled_from(GOOD),
+    st.sampled_from(ODD),
+    st.binary(max_size=60),
+    st.builds(lambda good, cut: good[:cut], st.sampled_from(GOOD), st.integers(0, 300)),
+    st.builds(
+        lambda good, at, byte: good[:at] + bytes([byte]) + good[at + 1 :],
+        st.sampled_from(GOOD),
+        st.integers(0, 200),
+        st.integers(0, 255),
+    ),
+)
+letters = st.characters(codec="utf-8", exclude_characters="/\0")
+parts = st.one_of(
+    st.sampled_from(["train", "test", "val", "Train", "cat", "dog", "Cat", "emu", "__MACOSX", ".x", "images"]),
+    st.text(letters, min_size=1, max_size=6).filter(lambda text: text not in (".", "..")),
+)
+leaves = st.builds(
+    lambda stem, suffix: stem + suffix, parts, st.sampled_from([".png", ".JPG", ".bmp", ".webp", ".txt", ""])
+)
+names = st.builds(lambda folders, leaf: "/".join([*folders, leaf]), st.lists(parts, max_size=4), leaves)
+likely = st.builds(
+    "{}{}/{}.png".format, st.sampled_from(["train/", "test/", ""]), st.sampled_from(["cat", "dog"]), st.integers(0, 9)
+)
+trees = st.builds(
+    lambda base, extra: base | extra,
+    st.sampled_from([{}, files(parts=("",)), files(), files(parts=("top/train", "top/val"), mode="L")]),
+    st.dictionaries(st.one_of(likely, likely, names), contents, max_size=4),
+)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    tree=trees,
+    kind=st.sampled_from(["folder", "zip", "tar.gz"]),
+    options=st.sampled_from([{}, {"resize": 6}, {"mapped": True}]),
+)
+@example(tree=files(parts=("",)), kind="zip", options={})
+def test_fuzzed_folders_never_give_a_traceback(tree, kind, options):
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch) / f"a.{kind}"
+        root = root if kind != "folder" else Path(scratch) / "a"
+        if kind == "folder":
+            root.mkdir()
+            for name, content in tree.items():
+                with contextlib.suppress(OSError, ValueError):  # a file where a folder is wanted, a name too long
+                    to_folder(root, {name: content})
+        else:
+            WRITERS[kind](root, tree)
+        for look in (lambda: load(root, cache_dir=Path(scratch) / "cache", **options), lambda: check(root)):
+            try:
+                look()
+            except InputError as error:
+                assert len(str(error).splitlines()) == 1 and "accepted" in str(error), str(error)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    harm=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
+    cut=st.integers(0, 3000),
+    kind=st.sampled_from(["zip", "tar", "tar.gz"]),
+)
+def test_fuzzed_archives_never_give_a_traceback(harm, cut, kind):
+    with tempfile.TemporaryDirectory() as scratch:
+        path = WRITERS[kind](Path(scratch) / f"a.{kind}", files(n=2))
+        content = bytearray(path.read_bytes())
+        for at, byte in harm:
+            content[at % len(content)] = byte
+        path.write_bytes(content[: len(content) - cut] if cut < 1500 else content)
+        try:
+            load(path)
+        except InputError as error:
+            assert len(str(error).splitlines()) == 1 and "accepted" in str(error), str(error)

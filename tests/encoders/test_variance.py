@@ -1,0 +1,363 @@
+"""How much gradients and trajectories vary: partitions into batches, copies of one initialization, and the toy theorem."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distillery.checks import RunFailed
+from distillery.data import TensorSource
+from distillery.encoders.students import RegressionSet
+from distillery.encoders.teacher import TeacherTraining
+from distillery.encoders.variance import (
+    Pairs,
+    Spread,
+    epoch_gradient,
+    partition_variance,
+    toy_contrastive_variance,
+    toy_gradients,
+    toy_supervised_variance,
+    trajectory_variance,
+    variance,
+)
+from distillery.networks import ConvNet, trainable
+from distillery.networks.encoder import head_names
+from distillery.seeds import generator, split
+from distillery.training import cross_entropy, loop, squared_error
+from distillery.training.contrastive import barlow_twins, simclr
+from distillery.training.optimizers import SGD, Adam
+from distillery.training.views import TwoViews, Views
+
+F64 = torch.float64
+PLAIN = SGD(0.1, 0.0, 0.0)
+
+
+def normal(*shape, seed=0, dtype=F64):
+    return torch.randn(*shape, generator=generator(seed, "normal"), dtype=dtype)
+
+
+def student(normalization="instance", dtype=F64):
+    network = ConvNet((1, 8, 8), 5, width=4, normalization=normalization)
+    params = network.init(generator(0, "student"), 1)
+    return network, {name: value.to(dtype) for name, value in params.items()}
+
+
+def regression(n=12):
+    return TensorSource(normal(n, 1, 8, 8), normal(n, 5, seed=2))
+
+
+def pairs():
+    return Pairs(normal(12, 1, 8, 8), normal(12, 1, 8, 8, seed=1), torch.zeros(12))
+
+
+CONTRASTIVE = {
+    "simclr": lambda output, target: simclr(*output.chunk(2, 1)),
+    "barlow-twins": lambda output, target: barlow_twins(*output.chunk(2, 1)),
+}
+
+
+# Gradients over partitions
+
+
+def test_variance_by_hand():
+    """(0, 0) and (2, 4): halves of 4 + 16 squared apart; mean (1, 2)."""
+    assert variance(torch.tensor([[0.0, 0], [2, 4]])) == (10, 5)
+
+
+def test_sums_over_samples_have_no_variance_over_partitions():
+    """Proposition D.1: knowledge distillation, batches of unequal size, float64; BatchNorm breaks it."""
+    for normalization in ("instance", "batch"):
+        found = partition_variance(*student(normalization), regression(), squared_error, 5, generator(0, "p"))
+        ratio = found.variance / found.squared_mean
+        assert ratio < 1e-28 if normalization == "instance" else ratio > 1e-4
+
+
+def test_the_published_student_has_no_variance_over_partitions():
+    """ConvNet-3 of width 128 with as many outputs as a ResNet-18 has features."""
+    network = ConvNet((3, 32, 32), 512, width=128)
+    params = {name: value.double() for name, value in network.init(generator(0, "student"), 1).items()}
+    source = TensorSource(normal(6, 3, 32, 32), normal(6, 512, seed=2))
+    found = partition_variance(network, params, source, squared_error, 2, generator(0, "p"), 3)
+    assert found.variance < 1e-28 * found.squared_mean
+
+
+def test_means_over_unequal_batches_vary():
+    """The mean over a batch that training descends: the same for every partition into equal batches alone."""
+
+    def mean(output, target):
+        return squared_error(output, target).mean(1)
+
+    for batch, least, most in ((5, 1e-3, 1), (4, 0, 1e-28)):
+        found = partition_variance(*student(), regression(), mean, batch, generator(0, "p"))
+        assert least <= found.variance / found.squared_mean < most
+
+
+@pytest.mark.parametrize("loss", CONTRASTIVE)
+def test_contrastive_losses_have_variance_over_partitions(loss):
+    found = partition_variance(*student(), pairs(), CONTRASTIVE[loss], 4, generator(0, "p"))
+    assert found.variance > 1e-4 * found.squared_mean
+    whole = partition_variance(*student(), pairs(), CONTRASTIVE[loss], 12, generator(0, "p"), 3)
+    assert whole.variance < 1e-24 * whole.squared_mean  # one batch holds all
+
+
+def test_the_gradient_of_an_epoch_is_the_sum_over_its_batches():
+    network, params = student()
+    source = TensorSource(normal(6, 1, 8, 8), normal(6, 5, seed=2))
+    found = epoch_gradient(network, params, source, squared_error, [torch.tensor([3, 1, 0]), torch.tensor([2, 5, 4])])
+    weights = {name: value.clone().requires_grad_() for name, value in params.items()}
+    loss = (network.apply(weights, source.images[None]).logits[0] - source.targets).square().mean(1).sum()
+    wanted = torch.autograd.grad(loss, list(weights.values()))
+    assert torch.allclose(found, torch.cat([grad.flatten() for grad in wanted]), rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_refuse(refused):
+    network, params = student()
+    source = TensorSource(normal(6, 1, 8, 8), normal(6, 5, seed=2))
+    for part in ([torch.arange(5)], [torch.tensor([0, 1, 2]), torch.tensor([2, 3, 4])]):
+        with refused("partition", 6):
+            epoch_gradient(network, params, source, squared_error, part)
+    with refused(2, "networks"):
+        twice = {name: value.expand(2, *value.shape[1:]) for name, value in params.items()}
+        epoch_gradient(network, twice, source, squared_error, [torch.arange(6)])
+    source.targets[0] = math.nan
+    with refused("gradient", "NaN"):
+        epoch_gradient(network, params, source, squared_error, [torch.arange(6)])
+    with refused("gradients", 1):
+        variance(torch.zeros(1, 3))
+
+
+def test_pairs_are_one_draw_of_the_views(tiny):
+    found = Pairs.of(tiny, Views(), 3)
+    at = torch.tensor([[4, 0]])
+    assert len(found) == 24 and found.shape == (1, 8, 8) and found.batch(at).shape == (1, 4, 1, 8, 8)
+    fresh = TwoViews(tiny, Views(), 3).batch(torch.arange(24)[None])
+    assert torch.equal(found.batch(at)[0], fresh[0, [4, 0, 28, 24]])
+
+
+# Weights of trajectories
+
+
+@pytest.mark.parametrize("kind", ["labels", "targets", "fixed views"])
+def test_full_batches_move_all_copies_as_one(kind):
+    """Float64: only the order of a sum differs. With fixed views even a contrastive loss is one function of the weights."""
+    source, loss = {
+        "labels": (TensorSource(normal(12, 1, 8, 8), torch.arange(12) % 5), cross_entropy),
+        "targets": (regression(), squared_error),
+        "fixed views": (pairs(), CONTRASTIVE["simclr"]),
+    }[kind]
+    for batch, least, most in ((12, 0, 1e-24), (4, 1e-4, 2)):
+        found = trajectory_variance(
+            *student(), source, loss, PLAIN, epochs=3, repeats=3, batch=batch, generator=generator(0, "x")
+        )
+        assert len(found) == 3 and all(least <= one.ratio < most for one in found)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("loss", ["simclr", "barlow-twins"])
+def test_fresh_views_move_copies_apart(tiny, monkeypatch, loss, at_once):
+    """Full batches too: every copy has views of its own, whether they are trained in one stack or one by one."""
+    monkeypatch.setattr(loop, "networks_at_once", lambda *_: at_once)
+    recipe = TeacherTraining(loss, epochs=3, warmup=0, batch=24)
+    found = trajectory_variance(
+        *student(dtype=torch.float32),
+        TwoViews(tiny, Views(), 0),
+        recipe.objective,
+        PLAIN,
+        epochs=3,
+        repeats=3,
+        batch=24,
+        generator=generator(0, "x"),
+    )
+    assert all(1e-3 < one.ratio < 1.5 for one in found)
+    assert found[0].distance < found[-1].distance and found[0].variance < found[-1].variance
+
+
+@pytest.mark.parametrize("kind", ["targets", "fixed views"])
+def test_one_step_has_the_variance_of_the_gradient(kind):
+    """One batch of 8 of 12 images an epoch: lr^2 times the variance over the batches that the streams of the copies draw."""
+    source, loss = {"targets": (regression(), squared_error), "fixed views": (pairs(), CONTRASTIVE["simclr"])}[kind]
+    network, params = student()
+    gradients = []
+    for stream in split(generator(3, "x"), 6):
+        at = torch.randperm(12, generator=stream)[None, :8]
+        weights = {name: value.clone().requires_grad_() for name, value in params.items()}
+        value = loss(network.apply(weights, source.batch(at)).logits, source.targets[at]).mean()
+        grads = torch.autograd.grad(value, list(weights.values()))
+        gradients.append(torch.cat([grad.flatten() for grad in grads]))
+    wanted = variance(torch.stack(gradients))
+    (found,) = trajectory_variance(
+        network,
+        params,
+        source,
+        loss,
+        PLAIN,
+        epochs=1,
+        repeats=6,
+        batch=8,
+        generator=generator(3, "x"),
+        whole_batches=True,
+    )
+    assert found.variance == pytest.approx(0.01 * wanted.variance, rel=1e-9)
+    squares = torch.stack(gradients).square().sum(1).mean()
+    assert found.distance == pytest.approx(0.01 * float(squares), rel=1e-9)
+
+
+def test_spread_is_that_of_a_plain_loop(as_module):
+    """Two epochs of SGD with momentum by torch, copy after copy; batches of 5, 5 and 2."""
+    network, params = student()
+    source, optimizer, ends = regression(), SGD(0.1, 0.9, 1e-3), [[], []]
+    for stream in split(generator(0, "x"), 4):
+        module = as_module(network, params, 0).double()
+        sgd = torch.optim.SGD(module.parameters(), 0.1, 0.9, weight_decay=1e-3)
+        for epoch in range(2):
+            for indices in torch.randperm(12, generator=stream).split(5):
+                loss = (module(source.images[indices]) - source.targets[indices]).square().mean()
+                sgd.zero_grad()
+                loss.backward()
+                sgd.step()
+            ends[epoch].append({n: v.detach().clone() for n, v in module.named_parameters()})
+    found = trajectory_variance(
+        network, params, source, squared_error, optimizer, epochs=2, repeats=4, batch=5, generator=generator(0, "x")
+    )
+    for spread, copies in zip(found, ends, strict=True):
+        for out in (set(), head_names(network)):
+            total = distance = 0.0
+            for name in copies[0].keys() - out:
+                mean = sum(copy[name] for copy in copies) / 4
+                total += sum((copy[name] - mean).square().sum() for copy in copies) / 3
+                distance += sum((copy[name] - params[name][0]).square().sum() for copy in copies) / 4
+            ours = spread.without(out)
+            assert ours.variance == pytest.approx(float(total), rel=1e-9)
+            assert ours.distance == pytest.approx(float(distance), rel=1e-9)
+            assert ours.ratio == ours.variance / ours.distance
+    assert found[0].without(head_names(network)).variance < found[0].variance
+
+
+def test_statistics_do_not_count_and_the_start_is_left_alone(tiny):
+    network, params = student("batch", torch.float32)
+    before = {name: value.clone() for name, value in params.items()}
+    arguments = {"epochs": 2, "repeats": 2, "batch": 10}
+    runs = [
+        trajectory_variance(network, params, tiny, cross_entropy, Adam(), generator=generator(seed, "x"), **arguments)
+        for seed in (0, 0, 1)
+    ]
+    assert list(runs[0][0].variances) == list(trainable(params)) != list(params)
+    assert all(torch.equal(value, before[name]) for name, value in params.items())
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_students_of_images_are_a_source(tiny):
+    """Real images, standardized, with targets of a teacher."""
+    source = RegressionSet(tiny, normal(24, 5, dtype=torch.float32), tiny.digest)
+    found = trajectory_variance(
+        *student(dtype=torch.float32),
+        source,
+        squared_error,
+        PLAIN,
+        epochs=2,
+        repeats=3,
+        batch=10,
+        generator=generator(0, "x"),
+    )
+    assert all(1e-4 < one.ratio < 1.5 for one in found)
+
+
+def test_spread_by_hand():
+    spread = Spread({"a": 3.0, "head.weight": 1.0}, {"a": 6.0, "head.weight": 10.0})
+    assert (spread.variance, spread.distance, spread.ratio) == (4, 16, 0.25)
+    assert spread.without({"head.weight", "head.bias"}) == Spread({"a": 3.0}, {"a": 6.0})
+    assert math.isnan(Spread({"a": 0.0}, {"a": 0.0}).ratio)
+
+
+def test_trajectories_refuse(refused):
+    network, params = student()
+    arguments = {"epochs": 1, "repeats": 2, "batch": 4, "generator": generator(0, "x")}
+    for change in ({"repeats": 1}, {"repeats": 0}, {"epochs": 0}):
+        (name, value) = next(iter(change.items()))
+        with refused(name, value):
+            trajectory_variance(network, params, regression(), squared_error, PLAIN, **arguments | change)
+    twice = {name: value.expand(2, *value.shape[1:]) for name, value in params.items()}
+    with refused(2, "networks"):
+        trajectory_variance(network, twice, regression(), squared_error, PLAIN, **arguments)
+    with pytest.raises(RunFailed, match="not finite after epoch 1; accepted"):
+        trajectory_variance(network, params, regression(), squared_error, SGD(1e200), **arguments)
+
+
+# Linear features
+
+
+def test_toy_gradients_are_those_of_the_losses():
+    """Autograd at W = I: half squared error, and the spectral contrastive loss of a batch of two without augmentation."""
+    d = 3
+    stream = generator(0, "toy")
+    supervised, contrastive = toy_gradients(4, d, 0.3, stream)
+    stream = generator(0, "toy")
+    labels = torch.randint(2, (4, 2), generator=stream)
+    x = F.one_hot(labels, d) + 0.3 * torch.randn(4, 2, d, generator=stream, dtype=F64)
+    for i in range(4):
+        weight = torch.eye(d, dtype=F64, requires_grad=True)
+        out = x[i] @ weight.T
+        loss = 0.5 * (out - F.one_hot(labels[i], d)).square().sum()
+        assert torch.allclose(torch.autograd.grad(loss, weight, retain_graph=True)[0], supervised[i])
+        spectral = -2 * out.square().sum(1).mean() + (out @ out.T).square().mean()
+        assert torch.allclose(torch.autograd.grad(spectral, weight)[0], contrastive[i])
+
+
+def test_the_theorem_without_noise():
+    """Batches of one class have gradient 0, those of two -1 at each class: variance 1/2, here by counting."""
+    supervised, contrastive = toy_gradients(40000, 5, 0.0, generator(0, "toy"))
+    assert variance(supervised) == (0, 0)
+    assert variance(contrastive).variance == pytest.approx(0.5, abs=0.01)
+    assert set(contrastive.diagonal(dim1=1, dim2=2).sum(1).tolist()) == {0, -2}
+
+
+@pytest.mark.parametrize("d", [2, 3, 4])
+def test_closed_forms_of_the_theorem(d):
+    """Gauss-Hermite quadrature of 5 nodes, exact up to degree 9; the squared gradient is of degree 8 in the noise."""
+    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(5))
+    noise = torch.cartesian_prod(*[nodes] * (2 * d)).view(-1, 2, d)
+    weights = torch.cartesian_prod(*[weights / weights.sum()] * (2 * d)).prod(1)  # (5^2d,)
+    sigma = 0.7
+    first, second = [0, 0], [0, 0]
+    for labels in itertools.product((0, 1), repeat=2):
+        e = F.one_hot(torch.tensor(labels), d)
+        x = e + sigma * noise
+        m = 0.5 * x.mT @ x
+        for which, gradient in enumerate(((x - e).mT @ x, -4 * m + 4 * m @ m)):
+            first[which] = first[which] + torch.tensordot(weights, gradient, 1) / 4
+            second[which] += weights @ gradient.square().sum((1, 2)) / 4
+    supervised, contrastive = (b - a.square().sum() for a, b in zip(first, second))
+    assert toy_supervised_variance(d, sigma) == pytest.approx(float(supervised), rel=1e-10)
+    assert toy_contrastive_variance(d, sigma) == pytest.approx(float(contrastive), rel=1e-10)
+
+
+def test_the_supervised_variance_is_the_smaller_one():
+    """Their difference is the sum of positive terms in the docstring, at any noise and width."""
+    for d, sigma in itertools.product((2, 5, 24, 100, 1000), (0.0, 0.01, 0.03, 0.1, 0.5, 2.0)):
+        gap = toy_contrastive_variance(d, sigma) - toy_supervised_variance(d, sigma)
+        least = 0.5 * (1 - 2 * d**2 * sigma**4) ** 2 + 12 * sigma**2 + (32 * d + 324) * sigma**4
+        assert gap > 0 and gap >= least * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("d", [2, 10, 20])
+@pytest.mark.parametrize("sigma", [0.1, 0.3, 0.5, 1.0])
+def test_the_theorem_in_numbers(d, sigma):
+    """Random batches have the variances of the closed forms, and the mean 2 sigma^2 I; the contrastive tails are heavy."""
+    n = 60000 // d
+    supervised, contrastive = toy_gradients(n, d, sigma, generator(1, "toy"))
+    ours, theirs = variance(supervised), variance(contrastive)
+    closed = toy_supervised_variance(d, sigma)
+    assert ours.variance == pytest.approx(closed, rel=0.05)
+    assert ours.squared_mean == pytest.approx(4 * d * sigma**4 + closed / n, rel=0.15)
+    assert theirs.variance == pytest.approx(toy_contrastive_variance(d, sigma), rel=0.1)
+
+
+def test_the_theorem_is_one_of_scale():
+    """Relative to the mean gradient the supervised variance is the larger one at small noise, the smaller one at large."""
+    for sigma, wanted in ((0.1, (55.5, 3.49)), (0.5, (7.5, 9.59))):
+        found = map(variance, toy_gradients(30000, 10, sigma, generator(2, "toy")))
+        ratios = [one.variance / one.squared_mean for one in found]
+        assert ratios == pytest.approx(wanted, rel=0.1)

@@ -1,0 +1,135 @@
+"""The one protocol: steps, the drop of the rate, fresh networks, the linear probe."""
+
+import pytest
+import torch
+
+from distillery.data import TensorSource
+from distillery.evaluation import FineTuning, Probing, Protocol, accuracy, embed, evaluate, linear_probe
+from distillery.evaluation import train as evaluation_train
+from distillery.networks import ConvNet
+from distillery.seeds import generator, split
+from distillery.training import train
+from distillery.training.optimizers import SGD
+
+
+def network():
+    return ConvNet((1, 8, 8), 3, width=4, depth=1)
+
+
+@pytest.mark.parametrize(
+    "epochs, n, batch, steps, drop",
+    [(1000, 10, 256, 1001, 502), (300, 100, 256, 301, 152), (10, 500, 256, 22, 14), (0, 5, 256, 1, 2)],
+)
+def test_steps_and_drop(epochs, n, batch, steps, drop):
+    """E + 1 passes; the rate falls after epoch E // 2 + 1: 502 high and 499 low at E = 1000, as in the public code of DC."""
+    assert Protocol(epochs=epochs, batch=batch).steps(n) == (steps, drop)
+
+
+def test_evaluate_is_training_fresh_networks_and_testing_the_last_weights(tiny):
+    source = TensorSource(tiny.batch(torch.arange(0, 24, 2)), tiny.targets[::2])
+    protocol = Protocol(networks=3, epochs=9, lr=0.02, batch=8, augmentation="crop")
+    accuracies = evaluate(network(), source, protocol, tiny, generator(0, "e"))
+    init, stream = split(generator(0, "e"), 2)
+    sgd = SGD(0.02, 0.9, 5e-4, drops=(12,))  # two steps an epoch, 9 // 2 + 2 epochs at the full rate
+    params, stats = train(
+        network(),
+        network().init(init, 3),
+        source,
+        optimizer=sgd,
+        generator=stream,
+        epochs=10,
+        batch=8,
+        augmentation="crop",
+    )
+    assert stats.steps == 20
+    assert torch.equal(accuracies, accuracy(network(), params, tiny))
+
+
+def test_the_same_seed_gives_the_same_accuracies(tiny):
+    hard = tiny.subset(torch.arange(0, 24, 5))
+    protocol = Protocol(networks=4, epochs=3, lr=0.003)
+    first, again, other = (evaluate(network(), hard, protocol, tiny, generator(seed, "e")) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.shape == (4,) and len(first.unique()) > 1
+
+
+def test_evaluation_learns(tiny):
+    accuracies = evaluate(network(), tiny, Protocol(networks=2, epochs=60), tiny, generator(0, "e"))
+    assert (accuracies == 1).all()
+
+
+def test_whole_data_with_the_steps_of_a_small_set(tiny, monkeypatch):
+    asked = []
+    real = train
+    monkeypatch.setattr(evaluation_train, "train", lambda *a, **o: asked.append((a[4], o)) or real(*a, **o))
+    evaluate(network(), tiny, Protocol(networks=1, epochs=4, batch=8), tiny, generator(0, "e"), steps_of=3)
+    evaluate(network(), tiny, Protocol(networks=1, epochs=4, batch=8), tiny, generator(0, "e"))
+    assert [options["steps"] for _, options in asked] == [5, 15]
+    assert [sgd.drops for sgd, _ in asked] == [(4,), (12,)]
+
+
+def test_accuracy_by_hand(tiny):
+    net = network()
+    params = net.init(generator(3, "x"), 3)
+    logits = net.apply(params, tiny.batch(torch.arange(24)), train=False).logits
+    expected = [float((logits[k].argmax(1) == tiny.targets).double().mean()) for k in range(3)]
+    assert accuracy(net, params, tiny, batch=7).tolist() == pytest.approx(expected)
+    assert torch.allclose(embed(net, params, tiny, batch=5), net.embed(params, tiny.batch(torch.arange(24))), atol=1e-5)
+
+
+def test_linear_probe_separates_what_is_separable(tiny):
+    net = network()
+    params = net.init(generator(3, "x"), 2)
+    assert (linear_probe(net, params, tiny, tiny) == 1).all()
+    few = tiny.subset(torch.tensor([0, 8, 16]))
+    swapped = type(few)(few.pixels, torch.tensor([1, 2, 0]), few.classes, few.transform)
+    assert (linear_probe(net, params, swapped, tiny) < 0.5).all()  # labels come from the labelled images
+
+
+@pytest.mark.parametrize(
+    "options, word",
+    [
+        ({"networks": 0}, 0),
+        ({"batch": -1}, -1),
+        ({"epochs": 1.5}, 1.5),
+        ({"epochs": -1}, -1),
+        ({"kind": "knn"}, "knn"),
+        ({"kind": "probe"}, "Probing"),
+        ({"kind": "fine-tune"}, "FineTuning"),
+    ],
+)
+def test_refused_protocols(options, word, refused):
+    with refused(word):
+        Protocol(**options)
+
+
+def test_a_probe_needs_labelled_images(tiny, refused):
+    with refused("labelled"):
+        evaluate(network(), tiny, Probing(), tiny, generator(0, "e"))
+
+
+def test_what_identifies_a_protocol_stays():
+    """As in the ids of stored runs."""
+    scratch = {
+        "networks": 5,
+        "epochs": 1000,
+        "lr": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "batch": 256,
+        "augmentation": "",
+        "kind": "scratch",
+    }
+    assert Protocol().spec() == scratch
+    assert Protocol(loss="squared error").spec() == scratch | {"loss": "squared error"}
+    assert FineTuning().spec() == {
+        "networks": 1,
+        "epochs": 50,
+        "lr": 0.001,
+        "momentum": 0.9,
+        "weight_decay": 1e-05,
+        "batch": 128,
+        "augmentation": "",
+        "kind": "fine-tune",
+        "equal": "epochs",
+    }

@@ -1,0 +1,219 @@
+"""IDM: the queue of networks, the cross-entropy that follows their accuracy, and what is left of DM without them."""
+
+import pytest
+import torch
+
+from distillery.data import TensorSource
+from distillery.data.synthetic import Synthetic, pack
+from distillery.distill import Optimizer, distill
+from distillery.matching import idm
+from distillery.matching.distribution import distribution_loss
+from distillery.matching.idm import FIRST, QueueContext, QueueMatching, queue_loss, queue_loss_plain
+from distillery.matching.step import effective_rate, train_on_real
+from distillery.networks import ConvNet
+from distillery.sampling import RealBatches, Uniform
+from distillery.seeds import generator
+from distillery.training import dsa, train
+from distillery.training.dsa import DSA
+from distillery.training.optimizers import SGD
+
+CLASSES, N, M = 3, 5, 2
+LABELS = torch.arange(CLASSES)
+
+
+def network(**options):
+    return ConvNet((1, 8, 8), CLASSES, width=4, depth=1, **options)
+
+
+def problem(**options):
+    """A network, real and synthetic images by class, and unequal weights with zeros among them."""
+    stream = generator(0, "problem")
+    net = network(**options)
+    params = net.init(stream, 1)
+    real = torch.randn(CLASSES, N, 1, 8, 8, generator=stream)
+    synthetic = torch.randn(CLASSES, M, 1, 8, 8, generator=stream)
+    weights = torch.rand(CLASSES, N, generator=stream)
+    weights[0, 2] = weights[1, 0] = 0
+    return net, params, real, weights / weights.sum(1, keepdim=True), synthetic.requires_grad_()
+
+
+def siamese(strategy=DSA):
+    return dsa.draw(strategy, CLASSES, 1, generator(1, "draw"), siamese=True)
+
+
+def packed(tiny):
+    chosen = torch.cat([tiny.of_class(c)[:4] for c in range(CLASSES)])
+    images = pack(tiny.batch(chosen), "partition2")
+    return Synthetic({"images": images, "targets": LABELS}, tiny.classes, "partition2")
+
+
+def objective(**options):
+    small = {"batch": 4, "train_steps": 2, "train_batch": 5, "interval": 1, "capacity": 5}
+    return QueueMatching(network(), **small | options)
+
+
+def run(tiny, made, steps=4, **options):
+    return distill(
+        packed(tiny),
+        made,
+        tiny,
+        Uniform(tiny.targets),
+        {"images": Optimizer(0.2)},
+        steps,
+        generator(0, "run"),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("normalization", ["instance", "batch"])
+@pytest.mark.parametrize("drawn", [None, siamese()], ids=["plain", "augmented"])
+def test_loss_equals_its_plain_twin(drawn, normalization):
+    """All classes in one pass = class after class, also for BatchNorm, whose images do not couple in evaluation mode."""
+    net, params, real, weights, synthetic = problem(normalization=normalization)
+    given = (net, params, real, weights, synthetic, LABELS, 7.0, drawn)
+    fast, plain = queue_loss(*given), queue_loss_plain(*given)
+    assert fast.item() == pytest.approx(plain.item(), rel=1e-5)
+    ours, expected = (torch.autograd.grad(loss, synthetic)[0] for loss in (fast, plain))
+    assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_without_cross_entropy_the_loss_is_that_of_dm():
+    net, params, real, weights, synthetic = problem()
+    ours = queue_loss(net, params, real, weights, synthetic, LABELS, 0.0, siamese())
+    theirs = distribution_loss(net, params, real, weights, synthetic, siamese())
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_a_network_that_has_learned_nothing_teaches_nothing(tiny):
+    """Accuracy 0 gives the cross-entropy weight 0: the first step is that of DM on a fresh network."""
+    first, pushed = (run(tiny, objective(ce_weight=weight), 1) for weight in (0.0, 100.0))
+    assert pushed.log["accuracy"].tolist() == [0]
+    assert torch.equal(first.last.tensors["images"], pushed.last.tensors["images"])
+    later, pushed = (run(tiny, objective(ce_weight=weight), 8) for weight in (0.0, 100.0))
+    assert pushed.log["accuracy"].max() > 0 and pushed.log["accuracy"].max() <= 100
+    assert not torch.equal(later.last.tensors["images"], pushed.last.tensors["images"])
+
+
+def test_the_queue_grows_up_to_its_capacity_and_the_oldest_leaves(tiny, monkeypatch):
+    monkeypatch.setattr(QueueMatching, "_train", lambda self, queue, *_: queue)
+    made, start = objective(interval=2, capacity=4), packed(tiny)
+    draw = RealBatches(tiny, Uniform(tiny.targets), generator(0, "real"))
+    state = made.start(start, generator(0, "start"))
+    lengths, queues = [], []
+    for step in range(8):
+        _, state, _ = made.step(start, state, draw, generator(0, "step", step))
+        lengths.append(len(state["seen"]))
+        queues.append(state["queue.conv0.weight"])
+        assert all(len(value) == lengths[-1] for name, value in state.items() if name != "updates")
+    assert lengths == [FIRST, FIRST, 4, 4, 4, 4, 4, 4]
+    for before, after in ((3, 4), (5, 6)):  # full: all move up by one
+        assert torch.equal(queues[after][:-1], queues[before][1:])
+        assert not torch.equal(queues[after][-1], queues[before][-1])
+    assert torch.equal(queues[2][:-1], queues[1])
+
+
+def test_every_update_trains_a_few_networks_and_counts_what_they_see(tiny):
+    made, start = objective(interval=100, trained=2), packed(tiny)
+    draw = RealBatches(tiny, Uniform(tiny.targets), generator(0, "real"))
+    before = made.start(start, generator(0, "start"))
+    _, after, _ = made.step(start, before, draw, generator(0, "step"))
+    moved = (after["queue.conv0.weight"] != before["queue.conv0.weight"]).flatten(1).any(1)
+    assert moved.sum() == 2 and before["seen"].tolist() == [0] * FIRST  # the old state is as it was
+    assert after["seen"].tolist() == [10 * m for m in moved.tolist()]
+    assert (after["correct"] <= after["seen"]).all()
+    assert draw.samples == 3 * 4 + 2 * 10
+
+
+def test_small_sets_are_visited_again(tiny):
+    """10 steps of 5 images on 24: the last batch of a pass is smaller."""
+    draw = RealBatches(tiny, Uniform(tiny.targets), generator(0, "real"))
+    params = network().init(generator(0, "init"))
+    _, stats = train_on_real(network(), params, draw, 10, 5, SGD(), generator(0, "train"))
+    assert stats.steps == 10 and stats.samples == 48 and draw.samples == 24
+
+
+def test_weights_of_the_sampler_stay_in_the_mean(tiny):
+    """A sampler that drops half of its draw trains on the other half, twice as heavy."""
+
+    class Half(Uniform):
+        def draw(self, label, n, generator):
+            batch = super().draw(label, n, generator)
+            return batch._replace(weights=(torch.arange(len(batch.indices)) % 2).float())
+
+    params = network().init(generator(0, "init"))
+    draw = RealBatches(tiny, Half(tiny.targets), generator(0, "real"))
+    ours, _ = train_on_real(network(), params, draw, 1, 24, SGD(), generator(0, "train"))
+    images, targets, weights = RealBatches(tiny, Half(tiny.targets), generator(0, "real"))(None, 24)
+    kept = TensorSource(images[weights > 0], targets[weights > 0])
+    alone, _ = train(network(), params, kept, optimizer=SGD(), generator=generator(0, "train"), steps=1)
+    assert all(torch.allclose(ours[name], alone[name], atol=1e-6) for name in ours)
+
+
+def test_a_killed_run_goes_on_with_its_queue(tiny, tmp_path, monkeypatch):
+    whole = run(tiny, objective(augmentation=DSA), 6)
+    path, calls, step = tmp_path / "checkpoint.safetensors", [], QueueMatching.step
+
+    def dies(self, *args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(QueueMatching, "step", dies)
+    options = {"checkpoint": path, "checkpoint_seconds": 0}
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, objective(augmentation=DSA), 6, **options)
+    again = run(tiny, objective(augmentation=DSA), 6, **options)
+    assert torch.equal(whole.last.tensors["images"], again.last.tensors["images"])
+    for name in ("loss", "accuracy"):
+        assert torch.equal(whole.log[name], again.log[name])
+    assert whole.cost["samples"] == again.cost["samples"] == 6 * (3 * 4 + 2 * 10)
+
+
+def test_four_images_of_each_stored_one_are_matched(tiny, monkeypatch):
+    shapes = []
+    real = idm.queue_loss
+    monkeypatch.setattr(idm, "queue_loss", lambda *given, **o: shapes.append(given[4].shape) or real(*given, **o))
+    run(tiny, objective(), 1)
+    assert shapes == [(CLASSES, 4, 1, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"capacity": 0}, {"interval": 0}, {"trained": 0}, {"train_steps": 1.5}, {"ce_weight": -1.0}]
+)
+def test_bad_settings_are_refused(wrong, refused):
+    with refused(next(iter(wrong)), next(iter(wrong.values()))):
+        objective(**wrong)
+
+
+def test_moments_of_the_queue_are_moments():
+    moment = QueueContext({}, LABELS)
+    assert moment.push == 0 and moment.train_mode
+
+
+# Steps of one class at a time, both hosts
+
+
+@pytest.mark.parametrize("momentum, classes", [(0.5, 10), (0.5, 3), (0.9, 100), (0.0, 4)])
+def test_one_step_a_class_is_plain_sgd_at_another_rate(momentum, classes):
+    """SGD with momentum on all pixels, one class after another, moves each like plain SGD, up to momentum ** classes."""
+    lr, rounds = 0.1, 5
+    slopes = torch.rand(classes, 4, generator=generator(0, "slopes"), dtype=torch.float64) * 0.5
+
+    def descend(turns, optimizer_of):
+        pixels = torch.ones(classes, 4, dtype=torch.float64, requires_grad=True)
+        optimizer = optimizer_of([pixels])
+        for turn in range(rounds * len(turns)):
+            here = turns[turn % len(turns)]
+            pixels.grad = torch.zeros_like(pixels)
+            pixels.grad[here] = (slopes * pixels.detach())[here]
+            optimizer.step()
+        return pixels.detach()
+
+    one = [torch.tensor([c]) for c in range(classes)]
+    published = descend(one, lambda p: torch.optim.SGD(p, lr, momentum))
+    rate = effective_rate(lr, momentum, classes)
+    ours = descend([torch.arange(classes)], lambda p: torch.optim.SGD(p, rate))
+    # the run ends before the last classes have coasted: the first class has gone all its way
+    assert torch.allclose(ours[0], published[0], rtol=4 * momentum**classes + 1e-12)
+    assert rate == pytest.approx(lr * sum(momentum**k for k in range(classes)))

@@ -1,0 +1,243 @@
+"""The one rule that turns numbers into a verdict, and the statistics behind it."""
+
+import json
+
+import pytest
+from scipy import stats
+
+from distillery import report, store
+from distillery.report import VERDICTS, claim, critical_size, difference, measured, records, verdict
+
+
+def row(value, std_sets=0.0):
+    return {"value": value, "n_sets": 5, "std_sets": std_sets, "n_networks": 5, "std_networks": 0.01}
+
+
+def gap(low, high, n=5):
+    return {"mean": (low + high) / 2, "ci95": [low, high], "n_pairs": n}
+
+
+PUBLISHED = {"mean": 0.6, "std": 0.005}
+CASES = {
+    "nothing has run": (None, None, PUBLISHED, True, "not run"),
+    "one pair": (row(0.6), {"mean": 0.1, "ci95": None, "n_pairs": 1}, PUBLISHED, True, "inconclusive"),
+    "both answers": (row(0.6), gap(-0.01, 0.05), PUBLISHED, True, "inconclusive"),
+    "touching zero": (row(0.6), gap(0.0, 0.05), PUBLISHED, True, "inconclusive"),
+    "other side": (row(0.6), gap(-0.05, -0.01), PUBLISHED, True, "not reproduced"),
+    "other side, not comparable": (row(0.6), gap(-0.05, -0.01), None, False, "not reproduced"),
+    "sign alone": (row(0.2), gap(0.01, 0.05), PUBLISHED, False, "direction reproduced"),
+    "sign without a number": (row(0.2), gap(0.01, 0.05), None, True, "direction reproduced"),
+    "value alone, not comparable": (row(0.6), None, PUBLISHED, False, "not testable at this scale"),
+    "value alone, unpublished": (row(0.6), None, None, True, "not testable at this scale"),
+    "value within a point": (row(0.609), None, PUBLISHED, True, "reproduced"),
+    "value outside": (row(0.615), None, PUBLISHED, True, "not reproduced"),
+    "within deviation and standard error": (row(0.618, 0.01), None, PUBLISHED, True, "reproduced"),
+    "outside deviation and standard error": (row(0.62, 0.01), None, PUBLISHED, True, "not reproduced"),
+    "a wide spread is no excuse": (row(0.631, 0.2), None, PUBLISHED, True, "not reproduced"),
+    "published without deviation": (row(0.591), None, {"mean": 0.6, "std": None}, True, "reproduced"),
+    "sign and value": (row(0.6), gap(0.01, 0.05), PUBLISHED, True, "reproduced"),
+    "sign, another value": (row(0.5), gap(0.01, 0.05), PUBLISHED, True, "direction reproduced"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_verdict(case):
+    *given, expected = CASES[case]
+    found, why = verdict(*given)
+    assert found == expected and why
+
+
+def test_every_verdict_has_a_case():
+    assert {case[-1] for case in CASES.values()} == set(VERDICTS)
+
+
+def test_an_inconclusive_interval_states_the_detectable_effect():
+    assert "3.0%" in verdict(row(0.6), gap(-0.01, 0.05), None, False)[1]
+
+
+def test_spreads_by_hand():
+    """Sets with means .5, .6, .4: deviation over sets .1; over networks the mean of .1, .2, 0."""
+    accuracies = [[0.4, 0.5, 0.6], [0.4, 0.6, 0.8], [0.4, 0.4, 0.4]]
+    found = measured(accuracies)
+    assert found["value"] == pytest.approx(0.5)
+    assert found["std_sets"] == pytest.approx(0.1)
+    assert found["std_networks"] == pytest.approx(0.1)
+    assert (found["n_sets"], found["n_networks"]) == (3, 3)
+
+
+def test_spreads_that_do_not_exist():
+    assert measured([]) is None and measured(None) is None
+    one = measured([[0.5]])
+    assert (one["value"], one["std_sets"], one["std_networks"]) == (0.5, None, None)
+    assert measured([[0.4], [0.6]])["std_networks"] is None
+
+
+def test_paired_interval_equals_scipys():
+    ours = [[0.50, 0.54], [0.61, 0.61], [0.40, 0.46], [0.55, 0.51]]
+    baseline = [[0.45, 0.45], [0.60, 0.58], [0.41, 0.39], [0.50, 0.50]]
+    means = [[sum(one) / 2 for one in rows] for rows in (ours, baseline)]
+    expected = stats.ttest_rel(*means).confidence_interval(0.95)
+    found = difference(ours, baseline)
+    assert found["ci95"] == pytest.approx([expected.low, expected.high])
+    assert found["mean"] == pytest.approx(0.0375) and found["n_pairs"] == 4
+
+
+def test_pairs_are_as_many_as_both_have():
+    found = difference([[0.5], [0.6], [0.7]], [[0.4], [0.4]])
+    assert found["n_pairs"] == 2 and found["mean"] == pytest.approx(0.15)
+    assert difference([[0.5]], [[0.4]])["ci95"] is None
+    assert difference([], [[0.4]]) is None and difference([[0.5]], None) is None
+
+
+def test_claims():
+    ours, baseline = [[0.6], [0.61], [0.62]], [[0.5], [0.52], [0.51]]
+    won = claim("a", "DM beats random", "paper", ours, baseline, against="random")
+    assert won["verdict"] == "direction reproduced" and won["difference"]["n_pairs"] == 3
+    lost = claim("b", "random beats DM", "paper", baseline, ours, against="DM")
+    assert lost["verdict"] == "not reproduced"
+    unpaired = claim("c", "DM beats random", "paper", ours, [], against="random")
+    assert unpaired["verdict"] == "not run" and unpaired["measured"] is None
+    value = claim("d", "DM reaches 61", "paper", ours, published={"mean": 0.61, "std": 0.0}, comparable=True)
+    assert value["verdict"] == "reproduced" and value["difference"] is None
+    closed = claim("e", "DM beats random", "paper", ours, baseline, against="random", untestable="the gate is closed")
+    assert (closed["verdict"], closed["why"]) == ("not testable at this scale", "the gate is closed")
+    store.canonical([won, lost, unpaired, value, closed])  # a record holds nothing that JSON does not
+
+
+def test_public_parameters_name_no_place():
+    shown = records.public({"data_root": "/home/me/pets", "results_dir": "/tmp/x", "seed": 1})
+    assert shown == {"data_root": "pets", "seed": 1}
+    given = {"encoder": "torchvision:resnet18", "encoder_root": "/data/cars", "language_model": "some-group/some-model"}
+    assert records.public(given) == given | {"encoder_root": "cars"}
+    assert records.public({"other_roots": ["/data/cars", ""]}) == {"other_roots": ["cars", ""]}
+
+
+def test_record_key_follows_what_decides_the_numbers():
+    base = {"seed": 1, "results_dir": "/a", "budget_minutes": 1.0, "progress": True}
+    silent = base | {"results_dir": "/b", "budget_minutes": 0.0, "progress": False}
+    assert report.record_key("n", base) == report.record_key("n", silent)
+    assert report.record_key("n", base) != report.record_key("n", base | {"seed": 2})
+    assert report.record_key("n", base) != report.record_key("m", base)
+
+
+def test_provenance_names_no_person_and_no_path():
+    text = json.dumps(report.provenance())
+    assert "/" not in json.loads(text)["host"] and len(json.loads(text)["host"]) == 12
+    import getpass
+    import socket
+
+    assert socket.gethostname() not in text and f'"{getpass.getuser()}"' not in text
+    assert json.loads(text)["packages"]["torch"]
+
+
+def test_claims_pair_equal_seeds_only():
+    """A set that has not run leaves its pair out, it does not shift the others."""
+    found = claim("c", "s", "p", [None, [0.9], [0.8]], [[0.1], [0.5], [0.6]], against="random")
+    assert found["difference"]["n_pairs"] == 2 and found["difference"]["mean"] == pytest.approx(0.3)
+    assert found["measured"]["n_sets"] == 2
+
+
+def test_a_folder_that_changed_has_another_key(tmp_path):
+    given = {"dataset": "folder", "data_root": str(tmp_path / "a"), "budget_minutes": 1.0}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").write_bytes(b"1")
+    key = report.record_key("n", given)
+    assert key == report.record_key("n", given | {"budget_minutes": 2.0})
+    (tmp_path / "a" / "y.png").write_bytes(b"2")
+    assert key != report.record_key("n", given)
+
+
+def test_files_that_are_no_records_are_passed_over(tmp_path):
+    for i, content in enumerate((b"{", b"[1]", b'{"schema": 99}')):
+        store.write_bytes(tmp_path / "smoke" / "n" / str(i) / "record.json", content)
+    assert report.find(tmp_path) == []
+
+
+def test_a_margin_fixed_beforehand():
+    """No worse than by two points: the interval may hold zero, not the margin."""
+    cases = {(-0.015, 0.01): "direction reproduced", (-0.03, 0.01): "inconclusive", (-0.05, -0.03): "not reproduced"}
+    for (low, high), expected in cases.items():
+        found, why = verdict(row(0.6), gap(low, high), None, False, margin=0.02)
+        assert found == expected
+    ours, baseline = [[0.5], [0.51], [0.49]], [[0.5], [0.5], [0.5]]
+    one = claim("a", "b", "c", ours, baseline, against="float32", margin=0.05)
+    assert one["verdict"] == "direction reproduced" and one["margin"] == 0.05 and "5.0%" in one["why"]
+    assert claim("a", "b", "c", ours, baseline, against="float32")["verdict"] == "inconclusive"
+
+
+def test_rank_correlation():
+    same = report.rank_correlation([1, 2, 3, 4, 5], [10, 20, 30, 40, 50])
+    assert same["value"] == pytest.approx(1) and same["ci95"][1] == pytest.approx(1)
+    back = report.rank_correlation([1, 2, 3], [3, 2, 1])
+    assert back["value"] == pytest.approx(-1) and back["ci95"] is None
+    assert report.rank_correlation([1, 1, 1, 1], [1, 2, 3, 4])["value"] == 0
+    one = report.rank_correlation([1, 3, 2, 5, 4], [1, 2, 3, 4, 5])
+    assert one["ci95"][0] <= one["value"] <= one["ci95"][1]
+
+
+# Critical sample size. Sets of one network; with gaps m - w, m, m + w the 95% interval reaches 2.48 w to both sides of m.
+
+FULL = [[0.50], [0.60], [0.55]]
+
+
+def off(mean, w=0.001):
+    return [[accuracy + gap] for (accuracy,), gap in zip(FULL, (mean - w, mean, mean + w))]
+
+
+SAME, WORSE, FAR, WIDE = off(0.0), off(-0.05), off(-0.4, 0.03), off(0.0, 0.02)
+SIZES = {
+    "the smallest that is as good": ({0.5: SAME, 0.1: SAME, 0.01: WORSE}, 0.1, "at 0.01"),
+    "whatever the order of the parts": ({0.01: WORSE, 0.5: SAME, 0.1: SAME}, 0.1, "at 0.01"),
+    "all are as good": ({0.5: SAME, 0.1: SAME}, 0.1, "a smaller one may be too"),
+    "all data are as good as all data": ({1: FULL, 0.1: WORSE}, 1, "at 0.1"),
+    "a better one in between does not count": ({0.5: SAME, 0.1: WORSE, 0.01: SAME}, 0.5, "at 0.1"),
+    "none is as good": ({0.5: WORSE, 0.1: SAME}, None, "inferior at 0.5"),
+    "undecided by a wide interval": ({0.5: SAME, 0.1: WIDE}, None, "undecided at 0.1"),
+    "undecided by a narrow interval": ({0.5: SAME, 0.1: off(-0.018, 0.004)}, 0.5, "undecided at 0.1"),
+    "a wide interval below is not needed": ({0.5: SAME, 0.1: WORSE, 0.01: WIDE}, 0.5, "at 0.1"),
+    "a wide interval that lies apart decides": ({0.5: SAME, 0.1: FAR}, 0.5, "at 0.1"),
+    "a wide interval above the margin decides": ({0.5: off(0.1, 0.03), 0.1: WORSE}, 0.5, "at 0.1"),
+    "one pair": ({0.5: SAME[:1], 0.1: WORSE}, None, "undefined, undecided at 0.5"),
+    "not run": ({0.5: None, 0.1: WORSE}, None, "undefined, not run at 0.5"),
+    "not run, and not needed": ({0.5: SAME, 0.1: WORSE, 0.01: [None, None, None]}, 0.5, "at 0.1"),
+    "images of every class": ({500: SAME, 50: SAME, 10: WORSE}, 50, "at 10"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_critical_size(case):
+    kept, expected, word = SIZES[case]
+    found = critical_size(kept, FULL, 0.02)
+    assert found["keep"] == expected and word in found["why"] and found["margin"] == 0.02
+    assert list(found["points"]) == sorted(kept, reverse=True)
+    for keep, point in found["points"].items():
+        gap = difference(kept[keep], FULL) or {"mean": None, "ci95": None, "n_pairs": 0}
+        assert point == gap | {"verdict": point["verdict"]}
+
+
+def test_verdicts_of_critical_size():
+    cases = {
+        0.5: (SAME, "non-inferior"),
+        0.4: (off(-0.01), "non-inferior"),
+        0.3: (WORSE, "inferior"),
+        0.25: (FAR, "inferior"),
+        0.2: (off(-0.018, 0.004), "undecided"),  # the interval holds -margin, and is narrow
+        0.15: (WIDE, "undecided"),
+        0.1: (SAME[:1], "undecided"),
+        0.05: (None, "not run"),
+    }
+    points = critical_size({keep: made for keep, (made, _) in cases.items()}, FULL, 0.02)["points"]
+    assert {keep: point["verdict"] for keep, point in points.items()} == {k: v for k, (_, v) in cases.items()}
+
+
+def test_critical_size_refused(refused):
+    for kept, margin, word in [
+        ({0.5: SAME}, 0, 0),
+        ({0.5: SAME}, 2, 2),
+        ({}, 0.02, "keep"),
+        ({0.5: SAME, 50: SAME}, 0.02, 50),
+        ({1: SAME, 50: SAME}, 0.02, 50),
+        ({-0.5: SAME}, 0.02, -0.5),
+    ]:
+        with refused(word):
+            critical_size(kept, FULL, margin)
