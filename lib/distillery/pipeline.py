@@ -18,7 +18,7 @@ from distillery.data.synthetic import FORMATIONS, Synthetic, gaussian_noise, pac
 from distillery.distill import Distilled, Optimizer, distill
 from distillery.evaluation import FineTuning, Protocol, accuracy, evaluate, fit
 from distillery.experts import Experts
-from distillery.hiding import Hiding
+from distillery.methods.kakurenbo import Hiding
 from distillery.lock import lock
 from distillery.matching import hosts, trajectory
 from distillery.matching.effects import check_uncoupled

@@ -34,6 +34,8 @@ def select(
     rule: str = "lowest",
     generator: Generator | None = None,
     gamma: float = 0.5,
+    *,
+    total: int = 0,
 ) -> Tensor:
     """Indices of `n` samples, of every class if `targets` are given: ascending by class, in the rule's order within it.
 
@@ -48,7 +50,7 @@ def select(
                are negative or of which fewer than n in a class are above 0
     """
     check_positive_int("n", n)
-    total = len(targets if targets is not None else scores)
+    total = total or len(targets if targets is not None else scores)
     _check(scores, total, rule, generator)
     if rule == "flexrand":
         for size in [total] if targets is None else targets.unique(return_counts=True)[1].tolist():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distillery.data import TensorSource
-from distillery.hiding import CHUNK, Hiding, plan_plain, visible
+from distillery.methods.kakurenbo import CHUNK, Hiding, plan_plain, visible
 from distillery.networks import ConvNet, Output
 from distillery.seeds import generator
 from distillery.training import Stats, train

@@ -15,14 +15,22 @@ Slow reference: `plan_plain`.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from distillery.checks import InputError, check_positive_int
+from distillery.evaluation import FineTuning, fit
+from distillery.methods.base import Settings, register
+from distillery.methods.whole import Whole
 from distillery.networks import Params
 from distillery.training import COLLECTORS, Plan, Stats, cross_entropy
+
+if TYPE_CHECKING:
+    from distillery.job import Job
 
 CHUNK = 500  # images of one forward pass
 
@@ -174,3 +182,36 @@ def plan_plain(
 def _most(fraction: float, n: int) -> int:
     """floor(fraction * n), but 29 of .29 * 100; never all."""
     return min(int(fraction * n + 1e-9), n - 1)
+
+
+@register
+class Kakurenbo(Whole):
+    """Fine-tuning on all images, a part of which is hidden anew in every epoch."""
+
+    name, kind, paper, labels = "KAKURENBO", "hides what is learned", "2310.10102", True
+    source = "paper, its defaults"
+
+    @dataclass(frozen=True)
+    class Settings(Settings):
+        fraction: float  # the most that an epoch hides, in (0, 1)
+
+        def __post_init__(self):
+            super().__post_init__()
+            if not 0 < self.fraction < 1:
+                raise InputError(f"fraction: {self.fraction} is not accepted; accepted: a share above 0 and below 1")
+
+    common: ClassVar[dict] = {"fraction": 0.3}
+
+    def refuse(self, job: "Job") -> None:
+        if not isinstance(job.experiment.protocol, FineTuning):
+            raise InputError(f"protocol: {job.experiment.protocol.kind!r} with {self.name!r}; accepted: 'fine-tune'")
+
+    def protocol(self, job: "Job", protocol, made):
+        return protocol, protocol.steps_of(0, 0, len(job.experiment.real))
+
+    def train(self, job: "Job", network, source, protocol, stream, steps_of: int) -> tuple:
+        experiment = job.experiment
+        hiding = Hiding(network, source, job.settings.fraction, milestones=protocol.milestones)
+        options = {"steps_of": steps_of, "encoder": experiment.encoder, "hiding": hiding, "device": experiment.device}
+        params, stats = fit(network, source, protocol, stream, **options)
+        return params, stats, {"hidden": hiding.hidden, "refreshed": hiding.refreshed}

@@ -1,0 +1,404 @@
+"""One experiment: data, a network, a protocol and stored results, under which recipes are made, judged and compared.
+
+`Experiment.run(recipe)` makes the set once and evaluates it once. The two are stored apart: a set under its method's version,
+settings, network and data; an evaluation under the set and the protocol. Another protocol, architecture or iterate uses the
+set again. With labels, `data` is a `Splits`; without, real images with real-valued targets (`RegressionSet`), and `tasks`.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from distillery import engine, store
+from distillery.checks import InputError
+from distillery.data import LazyImages, Splits
+from distillery.data.synthetic import Synthetic
+from distillery.evaluation import Protocol, evaluate
+from distillery.job import Job
+from distillery.methods import METHODS
+from distillery.networks import pool
+from distillery.networks.encoder import Encoder
+from distillery.networks.precision import MixedPrecision, float32_matmul
+from distillery.recipe import Recipe
+from distillery.runs import DependencyMissing, Runs
+from distillery.scores.cached import CachedScores, ScoreSettings
+from distillery.seeds import generator
+from distillery.training.dsa import DSA
+
+VERSION = 2  # of everything that decides an evaluation; raise it when a change makes stored ones stale
+
+
+@dataclass(frozen=True)
+class Presets:
+    """Whose published settings methods start from, and changes of them by name; see `Method.settings`."""
+
+    dataset: str = "cifar10"
+    changes: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        known = {name for one in METHODS.values() for name in one.Settings.__dataclass_fields__}
+        for name in self.changes:
+            if name not in known and name not in METHODS:
+                raise InputError(
+                    f"setting {name!r} is unknown; accepted: {', '.join(sorted(known))}, or a method with settings of its own"
+                )
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How often a set is judged on validation images on its way, 0 = never, by how many networks of how many epochs (0 = the protocol's)."""
+
+    times: int = 0
+    networks: int = 1
+    epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How it runs; of these only precision and compiled are part of an id.
+
+    precision, compiled  of passes that are differentiated at most once and match no weights (`MixedPrecision`)
+    engine               what runs, or chunks of experts, are mapped over
+    checkpoint_seconds   time between two checkpoints of a set in the making
+    progress             progress bars
+    """
+
+    precision: str = "float32"
+    compiled: bool = False
+    engine: str = "local"
+    checkpoint_seconds: float = 60.0
+    progress: bool = False
+
+
+class Experiment:
+    """Data, network, protocol and stored results under which recipes are compared.
+
+    data          `Splits`, or real images with targets and no classes (`RegressionSet`)
+    network       of students, scores and, unless a recipe says otherwise, evaluations
+    augmentation  DSA families of methods that match augmented batches; a protocol names its own
+    encoder       where a protocol that fine-tunes starts, and what some scores look through, None = they are refused
+    tasks         without labels: name -> labelled images, of which few are used, and test images of the same shape
+    raises        InputError on parts that do not fit each other
+    """
+
+    def __init__(
+        self,
+        data,
+        network,
+        protocol: Protocol,
+        runs: Runs,
+        *,
+        presets: Presets = Presets(),
+        scores: ScoreSettings | None = None,
+        validation: Validation = Validation(),
+        compute: Compute = Compute(),
+        augmentation: str = DSA,
+        encoder: Encoder | None = None,
+        tasks: dict[str, Splits] | None = None,
+    ):
+        self.data, self.network, self.protocol, self.runs = data, network, protocol, runs
+        self.presets, self.validation, self.compute = presets, validation, compute
+        self.augmentation, self.encoder, self.tasks = augmentation, encoder, tasks or {}
+        if encoder and encoder.network.spec() != network.spec():
+            raise InputError(
+                f"encoder: of {encoder.network.name}; accepted: one of the experiment's network, {network.name}"
+            )
+        protocol.check(self)
+        self.fast = MixedPrecision(network, compute.precision, compute.compiled)
+        self.scores = CachedScores(
+            self.real, self.data.digest, self.fast, runs, scores or ScoreSettings(), encoder, protocol
+        )
+        self.scores.experiment = self  # for scores that stand on students
+        self.shared: dict[str, object] = {}  # experts and students, one bank at a time: they are large
+        self.costs: dict[str, dict] = {}  # of banks: 'seconds' and 'samples'
+
+    def __getstate__(self) -> dict:
+        """A copy for a worker: it shares stored results and counts for itself."""
+        own = {"shared": {}, "costs": {}, "compute": replace(self.compute, progress=False, engine="local")}
+        return self.__dict__ | own
+
+    # What it is of
+
+    @property
+    def real(self):
+        """The real images: training images with labels, or images with targets."""
+        return self.data.train if isinstance(self.data, Splits) else self.data
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes, None where there are none."""
+        return self.real.classes if isinstance(self.data, Splits) else None
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """Labels of the real images on the CPU, None where there are none."""
+        return None if self.classes is None else self.real.targets.cpu()
+
+    @property
+    def device(self) -> torch.device:
+        return self.real.device
+
+    @cached_property
+    def transform(self) -> str | None:
+        """Digest of the standardization."""
+        return store.tensor_digest(self.real.transform.tensors())[:16] if self.real.transform else None
+
+    @property
+    def billed_passes(self) -> list[dict]:
+        """'seconds' and 'samples' of everything that many runs share: scores, experts, students."""
+        return [*self.scores.costs.values(), *self.costs.values()]
+
+    # Recipes
+
+    def job(self, recipe: Recipe, key: str = "") -> Job:
+        """What a method sees of this experiment for a recipe. Raises InputError on one that does not fit."""
+        method = METHODS[recipe.method]
+        if method.labels is not None and method.labels != (self.classes is not None):
+            raise InputError(
+                f"method: {recipe.method!r} needs {'labels' if method.labels else 'real-valued targets and no labels'}; accepted here: "
+                f"{', '.join(name for name, one in METHODS.items() if one.labels in (None, self.classes is not None))}"
+            )
+        return Job(self, recipe, key)
+
+    def set_inputs(self, recipe: Recipe) -> dict:
+        """What identifies the set of a recipe."""
+        job, method = self.job(recipe), METHODS[recipe.method]
+        found = {
+            "method": recipe.method,
+            "size": recipe.size,
+            "seed": recipe.seed,
+            "network": self.fast.spec(),
+            "transform": self.transform,
+        }
+        if method.start:
+            found["start"] = job.start
+        for name in ("prune", "batches"):
+            if part := getattr(recipe, name):
+                found[name] = part.spec()
+        needed = dict.fromkeys(
+            [*method.scores(job), *([recipe.prune.score] if recipe.prune and recipe.prune.rule != "random" else [])]
+        )
+        if needed:
+            found["scores"] = {name: self.scores.spec(name) for name in needed}
+        return found | method.spec(job)
+
+    def set_id(self, recipe: Recipe) -> str:
+        """The id of a recipe's set."""
+        return store.identity("set", METHODS[recipe.method].version, self.set_inputs(recipe), self.data.digest)
+
+    def evaluation_inputs(self, recipe: Recipe) -> dict:
+        """What identifies the evaluation of a recipe's set."""
+        found = {"set": self.set_id(recipe), "method": recipe.method, "size": recipe.size, "seed": recipe.seed}
+        found |= {
+            "network": self.judged_network(recipe).spec(),
+            "protocol": self.protocol.spec(),
+            "transform": self.transform,
+        }
+        found |= self.protocol.context(self)
+        return found | ({"evaluate": spec} if (spec := recipe.evaluate.spec()) else {})
+
+    def judged_network(self, recipe: Recipe) -> MixedPrecision:
+        """The network that is trained on a recipe's set."""
+        if not recipe.evaluate.network:
+            return self.fast
+        width, outputs = self.network.channels / 128, self.network.classes
+        other = pool.build(recipe.evaluate.network, self.real.shape, outputs, width)
+        return MixedPrecision(other, self.compute.precision)
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise InputError on a recipe that does not fit this experiment."""
+        job = self.job(recipe)
+        self.protocol.check_recipe(recipe)
+        _ = job.settings
+        METHODS[recipe.method].refuse(job)
+
+    def run(self, recipe: Recipe) -> dict | None:
+        """The stored result of a recipe, computed now if need be; None if the budget is spent or a set it stands on is not here.
+
+        result  accuracies (one a network; without labels accuracies[task][fraction of labels][network]), steps and samples (real
+                images touched) of making the set, loss (about 100 values), stored_numbers, `artifact`, the id under which the set is
+                kept, seconds in all and seconds_evaluation of them, and what the method and the protocol say beside
+        """
+        self.check(recipe)
+        inputs = self.evaluation_inputs(recipe)
+        found = self.runs.try_get("evaluation", VERSION, inputs, self.data.digest, lambda key: self._evaluate(recipe))
+        if found is None:
+            return None
+        made = self.runs.read(inputs["set"]) if METHODS[recipe.method].makes_set else {}
+        return _merged(made, found)
+
+    def run_all(self, recipes: list[Recipe], where: str = "", gpus: float = 1.0) -> list[dict | None]:
+        """The results of several recipes, in order, mapped over an engine. All are checked before the first one runs.
+
+        On Ray each recipe takes as many CPUs as torch has threads here; the machines must share the results folder.
+
+        where   an engine, '' = that of the experiment
+        gpus    for images on a GPU: what a recipe is given on Ray, a fraction packs several on one GPU
+        raises  InputError on Ray with images that stay on disk, besides what `engine.map` raises
+        """
+        where = where or self.compute.engine
+        for recipe in recipes:
+            self.check(recipe)
+        if where == "local":
+            return engine.map(self.run, recipes)
+        self.check_mapped(where)
+        for recipe in (
+            recipes
+        ):  # known before the experiment is copied, and experts are a map of their own: workers only load them
+            key = self.set_id(recipe)
+            if METHODS[recipe.method].makes_set and not self.runs.path(key).exists() and not self.runs.spent():
+                METHODS[recipe.method].prepare(self.job(recipe, key), where)
+        options = {"cpus": torch.get_num_threads(), "gpus": gpus if self.device.type == "cuda" else 0}
+        answers = engine.map(self._run_apart, recipes, where, **options)
+        for _, counts, scoring, costs in answers:
+            self.runs.add(counts)
+            self.scores.costs |= scoring
+            self.costs |= costs
+        return [answer[0] for answer in answers]
+
+    def _run_apart(self, recipe: Recipe) -> tuple:
+        """`run` on a copy of the experiment, with what the copy has counted."""
+        return self.run(recipe), self.runs.counts, self.scores.costs, self.costs
+
+    def check_mapped(self, where: str) -> None:
+        """Raise InputError on images that stay on disk, which no other machine sees."""
+        parts = (
+            (self.data.train, self.data.validation, self.data.test)
+            if isinstance(self.data, Splits)
+            else (self.real.images,)
+        )
+        if where != "local" and any(isinstance(part.pixels, LazyImages) for part in parts):
+            raise InputError(
+                f"engine: {where!r} with images that stay on disk (mapped=True); accepted: local, or mapped=False"
+            )
+
+    def search(self, recipe: Recipe, networks: Sequence) -> dict | None:
+        """Architecture search on the set of a recipe: each network of a grid trained on it from scratch, and tested.
+
+        result  accuracies[network of the grid][fresh network], seconds
+        """
+        self.check(recipe)
+        inputs = self.evaluation_inputs(recipe) | {"grid": [network.spec() for network in networks]}
+
+        def compute(key: str) -> dict:
+            began, (job, made) = time.monotonic(), self._job_and_set(recipe)
+            source = made.source() if made else job.source
+            protocol, steps_of = self._protocol(job, made)
+            accuracies = [
+                evaluate(
+                    network, source, protocol, self.data.test, generator(recipe.seed, "search"), steps_of=steps_of
+                ).tolist()
+                for network in networks
+            ]
+            return {"accuracies": accuracies, "seconds": time.monotonic() - began, "samples": 0, "steps": 0}
+
+        return self.runs.try_get("search", VERSION, inputs, self.data.digest, compute)
+
+    def billed(self, results: list[dict]) -> list[dict]:
+        """'seconds' and 'samples' of results, a set that several of them share counted once."""
+        bills, seen = [], set()
+        for one in results:
+            again = one["artifact"] in seen
+            bills.append(
+                {
+                    "seconds": one["seconds_evaluation"] if again else one["seconds"],
+                    "samples": 0 if again else one["samples"],
+                }
+            )
+            seen |= {one["artifact"]} - {None}
+        return bills
+
+    # Sets
+
+    def set_result(self, recipe: Recipe) -> dict:
+        """What is stored of a recipe's set, made now if need be. Raises DependencyMissing if the budget is spent."""
+        found = self.runs.get(
+            "set",
+            METHODS[recipe.method].version,
+            self.set_inputs(recipe),
+            self.data.digest,
+            lambda key: self._make(recipe, key),
+        )
+        if found is None:
+            raise DependencyMissing
+        self.runs.artifact(found["artifact"], ".checkpoint.safetensors").unlink(
+            missing_ok=True
+        )  # only now: a kill before loses a minute
+        return found
+
+    def synthetic(self, result: dict, iterate: str = "last") -> Synthetic | None:
+        """The set behind a result, the images it started from as card['start']; None if its file was not kept."""
+        path = self.runs.artifact(_iterate_file(result["artifact"], iterate)) if result["artifact"] else None
+        if path is None or not path.exists():
+            return None
+        tensors, card = store.load_tensors(path)
+        start = tensors.pop("start", None)
+        classes = tuple(card["classes"]) if card["classes"] else None
+        return Synthetic(tensors, classes, card["formation"], {"start": start}).to(self.device)
+
+    def kept(self, recipe: Recipe) -> Tensor:
+        """Indices of the real images left after pruning, ascending."""
+        return self.job(recipe).kept
+
+    def _make(self, recipe: Recipe, key: str) -> dict:
+        """Make the set of a recipe and store it; what its result says."""
+        job, method = self.job(recipe, key), METHODS[recipe.method]
+        with float32_matmul(self.compute.precision):
+            method.prepare(job)  # before the clock starts: it serves many sets
+            began = time.monotonic()
+            made = method.make(job)
+        for iterate, one in {"last": made.last, **made.iterates}.items():
+            card = {"classes": list(one.classes) if one.classes else None, "formation": one.formation}
+            first = {"start": made.start} if made.start is not None and iterate == "last" else {}
+            store.save_tensors(self.runs.artifact(_iterate_file(key, iterate)), one.tensors | first, card)
+        seconds = max(time.monotonic() - began, made.log.get("seconds", 0.0))  # the latter over all restarts
+        found = {"artifact": key, "stored_numbers": made.last.stored_numbers(), "steps": 0, "samples": 0, "loss": []}
+        return found | made.log | {"seconds": seconds}
+
+    def _job_and_set(self, recipe: Recipe) -> tuple[Job, Synthetic | None]:
+        """The job of a recipe and its set, None where its method makes none."""
+        if not METHODS[recipe.method].makes_set:
+            return self.job(recipe), None
+        result = self.set_result(recipe)
+        made = self.synthetic(result, recipe.evaluate.iterate)
+        if made is None:
+            raise DependencyMissing
+        return self.job(recipe, result["artifact"]), made
+
+    # Evaluations
+
+    def _protocol(self, job: Job, made: Synthetic | None) -> tuple[Protocol, int]:
+        protocol, steps_of = job.method.protocol(job, self.protocol, made)
+        asked = job.recipe.evaluate
+        return replace(protocol, lr=asked.lr or protocol.lr), len(self.real) if asked.equal_steps else steps_of
+
+    def _evaluate(self, recipe: Recipe) -> dict:
+        job, made = self._job_and_set(recipe)
+        if made is None:
+            job.score_first()
+        with float32_matmul(self.compute.precision):
+            began = time.monotonic()
+            source = made.source() if made else job.source
+            protocol, steps_of = self._protocol(job, made)
+            network = self.judged_network(recipe)
+            stream = generator(recipe.seed, protocol.stream)
+            params, stats, details = job.method.train(job, network, source, protocol, stream, steps_of)
+            result = protocol.judge(self, network, params, stats, recipe.seed)
+        return result | details | {"seconds": time.monotonic() - began}
+
+
+def _merged(made: dict, evaluated: dict) -> dict:
+    """One result of a set's and its evaluation's."""
+    nothing = {"steps": 0, "samples": 0, "loss": [], "stored_numbers": None, "artifact": None, "seconds": 0.0}
+    both = nothing | evaluated | {name: value for name, value in made.items() if value or name not in evaluated}
+    both["seconds_evaluation"] = evaluated["seconds"]
+    return both | {"seconds": made.get("seconds", 0.0) + evaluated["seconds"]}
+
+
+def _iterate_file(artifact: str, iterate: str) -> str:
+    """The name under which one iterate of a set is kept."""
+    return artifact if iterate == "last" else f"{artifact}-{iterate}"

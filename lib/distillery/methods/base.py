@@ -1,0 +1,221 @@
+"""What a method is: its name and paper, its settings and published numbers with their sources, and how it makes a set.
+
+A method is one file of this folder with one class under `@register`. Nothing else names it: recipes, experiments, tables and
+the command line find it in METHODS. `Method` has the defaults of a selection, which makes a set and learns nothing.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.data.synthetic import Synthetic
+from distillery.evaluation import Protocol, fit
+from distillery.starts import STARTS
+
+if TYPE_CHECKING:
+    from distillery.job import Job
+
+METHODS: dict[str, "Method"] = {}
+ANY = 0  # as a size in `published`: every size that is not named
+
+
+def register(cls: type["Method"]) -> type["Method"]:
+    """Class decorator: the method is known by its name. Raises InputError on a name that is taken by another class."""
+    taken = METHODS.get(cls.name)
+    if taken is not None and type(taken).__qualname__ != cls.__qualname__:
+        raise InputError(f"method: {cls.name!r} is taken by {type(taken).__name__}; accepted: a name of its own")
+    METHODS[cls.name] = cls()
+    return cls
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a method; each field is part of the id of a set. Raises InputError on numbers below 0 or not finite."""
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{name}: {value} is not accepted; accepted: 0 or more")
+
+    def spec(self) -> dict:
+        """What identifies them in the id of a set."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a method made.
+
+    last      the set
+    start     the images it started from, as stored, None = it started from nothing
+    iterates  other iterates of it by name, such as 'ema'
+    log       what the result says beside: JSON-able values
+    """
+
+    last: Synthetic
+    start: Tensor | None = None
+    iterates: dict[str, Synthetic] = field(default_factory=dict)
+    log: dict = field(default_factory=dict)
+
+
+class Method:
+    """Declarations with their defaults, and the three things a method does: `prepare`, `make` and `protocol`.
+
+    paper, source  arXiv number; where the published settings are from
+    version        of everything that decides its sets: raise it, and its own stored sets alone are stale
+    labels         whether it needs labels: True, False (real-valued targets in their place), None = it takes either
+    common         published settings; `published` has what differs: data set -> size (or ANY) -> settings. Keys in `about` are no
+                   settings: of what images and networks they are ('normalization', 'depth', 'side'), 'source', and 'start'
+    numbers        published accuracies in percent: data set -> size -> (mean, standard deviation)
+    judged         how those were measured: 'epochs', 'batch' and 'augmented' of the evaluation on the ConvNet of width 128; None = in
+                   another way, so that no number of ours is comparable
+    start          how first images are chosen as published, '' = there are none to choose
+    iterates       which iterates of its sets can be evaluated
+    learns         names of the tensors it learns
+    objective      the class whose steps it takes, None = it has no loop; `no_batches` says why it takes no sampler, '' = it does
+    prunes         whether real images may be pruned first
+    """
+
+    name: ClassVar[str] = ""
+    kind: ClassVar[str] = "selection"
+    paper: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    labels: ClassVar[bool | None] = True
+    makes_set: ClassVar[bool] = True
+    Settings: ClassVar[type[Settings]] = Settings
+    common: ClassVar[dict] = {}
+    published: ClassVar[dict[str, dict[int, dict]]] = {}
+    about: ClassVar[tuple[str, ...]] = ("start", "normalization", "depth", "side", "source")
+    numbers: ClassVar[dict[str, dict[int, tuple[float, float]]]] = {}
+    judged: ClassVar[dict | None] = None
+    start: ClassVar[str] = ""
+    own_starts: ClassVar[tuple[str, ...]] = ()
+    iterates: ClassVar[tuple[str, ...]] = ("last",)
+    learns: ClassVar[tuple[str, ...]] = ()
+    objective: ClassVar[type | None] = None
+    no_batches: ClassVar[str] = "it has no loop"
+    prunes: ClassVar[bool] = True
+
+    # What it declares
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """Names of the first images it may start from."""
+        if not self.start:
+            return ()
+        general = [name for name, one in STARTS.items() if one.general and one.fits(self.labels)]
+        return (*general, *self.own_starts)
+
+    def samples_with(self, sampler: type) -> bool:
+        """Whether a sampler of real batches can serve it."""
+        return not self.no_batches and all(hasattr(self.objective, need) for need in sampler.needs)
+
+    def check(self, recipe) -> None:
+        """Raise InputError on parts of a recipe that the method does not take."""
+        check_choice(f"iterate of {self.name}", recipe.evaluate.iterate, self.iterates)
+        check_size(self, recipe.size)
+        if recipe.start and not self.start:
+            raise InputError(f"start: {recipe.start!r} with {self.name!r}, which starts from nothing; accepted: ''")
+        if recipe.start:
+            check_choice(f"start of {self.name}", recipe.start, self.starts)
+        for name in recipe.settings:
+            check_choice(f"setting of {self.name}", name, [one.name for one in fields(self.Settings)])
+        if recipe.prune and not self.prunes:
+            raise InputError(f"prune: {recipe.prune.keep:g} with {self.name!r}; accepted: None")
+        if recipe.batches and self.no_batches:
+            raise InputError(
+                f"batches: {recipe.batches} with {self.name!r}, which has no real batch: {self.no_batches}; accepted: None"
+            )
+        if recipe.batches and not self.samples_with(recipe.batches.sampler_class):
+            lacking = ", ".join(
+                need for need in recipe.batches.sampler_class.needs if not hasattr(self.objective, need)
+            )
+            raise InputError(
+                f"batches: {recipe.batches} with {self.name!r}, whose objective has no {lacking}; accepted: None, or another sampler"
+            )
+
+    def refuse(self, job: "Job") -> None:
+        """Raise InputError on an experiment that the method does not fit, before anything is computed."""
+
+    def cell(self, dataset: str, size: int, n: int) -> dict:
+        """What is published for a data set and a size beside `common`; n = number of real images.
+
+        raises  InputError where nothing is published
+        """
+        if not self.published:
+            return {}
+        check_choice(f"{self.name} data set", dataset, self.published)
+        cells = self.published[dataset]
+        if size not in cells and ANY not in cells:
+            check_choice(f"{self.name} on {dataset}, size", size, cells)
+        return cells.get(size, cells.get(ANY))
+
+    def settings(
+        self, dataset: str, size: int, n: int = 0, changes: dict | None = None, own: dict | None = None
+    ) -> Settings:
+        """The published settings, with changes of an experiment and then those of a recipe.
+
+        changes  by name; those a method does not have, or does not have on this data set, do not concern it. A dict under the
+                 method's name is for it alone
+        own      changes of a recipe: all must be settings of the method
+        """
+        cell = self.common | self.cell(dataset, size, n)
+        names = {one.name for one in fields(self.Settings)}
+        changes = {name: v for name, v in (changes or {}).items() if name in names} | (changes or {}).get(self.name, {})
+        values = self.changed(cell, changes | (own or {}))
+        return self.Settings(**{name: value for name, value in values.items() if name not in self.about})
+
+    def changed(self, values: dict, changes: dict) -> dict:
+        """Published values with changes; a subclass says what else a change changes."""
+        return values | changes
+
+    def updates(self, settings: Settings, size: int) -> int:
+        """How often the tensors of a set are updated."""
+        return 0
+
+    # What it does
+
+    def spec(self, job: "Job") -> dict:
+        """What identifies a set beside recipe, network, preprocessing and data."""
+        settings = job.settings.spec()
+        return {"settings": settings} if settings else {}
+
+    def scores(self, job: "Job") -> list[str]:
+        """Names of the scores that its set goes by, beside pruning."""
+        how = STARTS.get(job.start)
+        return [how.score] if how and how.score else []
+
+    def stored(self, job: "Job") -> tuple[int, str, str]:
+        """(stored images, of each class where there are classes; formation; how real images shrink into it)."""
+        return job.recipe.size, "identity", "bilinear"
+
+    def prepare(self, job: "Job", where: str = "local") -> None:
+        """Make what many sets share: scores, experts, students. Its cost is billed apart from the set's."""
+        job.score_first()
+
+    def make(self, job: "Job") -> Made:
+        """Make the set."""
+        raise NotImplementedError(self.name)  # a subclass without it is a mistake in its file
+
+    def protocol(self, job: "Job", protocol: Protocol, made: Synthetic | None) -> tuple[Protocol, int]:
+        """(how the set is evaluated, number of images whose training steps it gets, 0 = its own)."""
+        return protocol, job.steps_of(protocol)
+
+    def train(self, job: "Job", network, source, protocol: Protocol, stream, steps_of: int) -> tuple:
+        """Train fresh networks on the set: (weights, what training counted, what the result says beside)."""
+        experiment = job.experiment
+        options = {"steps_of": steps_of, "encoder": experiment.encoder, "device": experiment.device}
+        return *fit(network, source, protocol, stream, **options), {}
+
+
+def check_size(method: Method, size: int) -> None:
+    """Raise InputError on a size that a method does not take."""
+    if method.makes_set:
+        check_positive_int("size", size)
+    elif not isinstance(size, int) or size < 0:
+        raise InputError(f"size: {size!r} with {method.name!r}; accepted: a whole number, 0 or more")

@@ -1,0 +1,117 @@
+"""What methods share whose steps compare a set with real batches, class by class: DC, DSA, DM, IDM, IDC."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distillery.checks import check_choice
+from distillery.data import synthetic
+from distillery.distill import Distilled, Optimizer
+from distillery.matching.step import effective_rate
+from distillery.methods.base import Made, Method, Settings
+from distillery.networks.precision import MixedPrecision
+from distillery.runs import subsample
+
+if TYPE_CHECKING:
+    from distillery.job import Job
+
+
+@dataclass(frozen=True)
+class MatchedSettings(Settings):
+    """Settings of a loop over real batches.
+
+    iterations     published ones; `steps` = updates of the set in all, 0 = those of the published iterations
+    lr, momentum   of SGD on the pixels
+    batch          real images a class and step
+    augmented      whether both sides meet the DSA families of the experiment
+    """
+
+    iterations: int
+    lr: float
+    momentum: float
+    batch: int
+    augmented: bool
+    steps: int = 0
+
+
+class Matched(Method):
+    """A method with real batches. A subclass says what `matching` is made of."""
+
+    kind = "matching"
+    no_batches = ""
+    start = "random"
+    learns = ("images",)
+    Settings = MatchedSettings
+
+    def spec(self, job: "Job") -> dict:
+        return super().spec(job) | {"augmentation": job.experiment.augmentation}
+
+    def updates(self, settings: MatchedSettings, size: int) -> int:
+        return settings.steps or settings.iterations
+
+    def matching(self, job: "Job"):
+        """The objective of a job. Raises InputError on settings that it refuses."""
+        raise NotImplementedError(self.name)
+
+    def optimizers(self, job: "Job") -> dict[str, Optimizer]:
+        """The optimizer of each learned tensor."""
+        return {"images": Optimizer(job.settings.lr, job.settings.momentum)}
+
+    def refuse(self, job: "Job") -> None:
+        self.matching(job)
+
+    def make(self, job: "Job") -> Made:
+        start = job.first()
+        done = job.distill(start, self.matching(job), self.optimizers(job), self.updates(job.settings, job.recipe.size))
+        return made(start, done)
+
+
+def made(start: synthetic.Synthetic, done: Distilled, **log) -> Made:
+    """What a loop yielded, with its iterates and log."""
+    log = {"steps": done.cost["steps"], "samples": done.cost["samples"], "loss": subsample(done.log["loss"])} | log
+    log["seconds"] = done.cost["seconds"]
+    if "effective_batch" in done.log:
+        log["effective_batch"] = float(done.log["effective_batch"].mean())
+    iterates = {name: one for name, one in (("ema", done.ema), ("best", done.best)) if one is not None}
+    return Made(done.last, start.tensors["images"], iterates, log)
+
+
+def once_differentiated(job: "Job") -> MixedPrecision:
+    """The network where no gradient is differentiated again, so that it may be compiled."""
+    return MixedPrecision(job.network, compiled=job.experiment.compute.compiled)
+
+
+def augmentation(job: "Job") -> str:
+    """The DSA families that both sides meet."""
+    return job.experiment.augmentation if job.settings.augmented else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormedSettings(MatchedSettings):
+    """Settings of a set whose stored images may hold several each.
+
+    formation      'partition2', four images in each stored one, or 'identity'
+    interpolation  how real images shrink into the first ones, 'bilinear' or 'nearest'
+    lr, momentum   of one published step a class on all pixels
+    """
+
+    formation: str
+    interpolation: str
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("formation", self.formation, synthetic.FORMATIONS)
+        check_choice("interpolation", self.interpolation, synthetic.INTERPOLATIONS)
+
+
+class Formed(Matched):
+    """A method whose stored images may hold several each, published with one step a class on all pixels: IDM, IDC."""
+
+    Settings = FormedSettings
+
+    def stored(self, job: "Job") -> tuple[int, str, str]:
+        return job.recipe.size, job.settings.formation, job.settings.interpolation
+
+    def optimizers(self, job: "Job") -> dict[str, Optimizer]:
+        """One step for all classes instead, at the rate that moves pixels as far; see `effective_rate`."""
+        settings, classes = job.settings, len(job.experiment.classes)
+        return {"images": Optimizer(effective_rate(settings.lr, settings.momentum, classes))}

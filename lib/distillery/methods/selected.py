@@ -1,0 +1,68 @@
+"""Selections: real images chosen by each of the registered starts, kept as they are. No loop, nothing learned.
+
+Random selection of the same size is what every method stands beside.
+"""
+
+from typing import TYPE_CHECKING
+
+from distillery.methods.base import METHODS, Made, Method, register
+from distillery.starts import STARTS, Start
+
+if TYPE_CHECKING:
+    from distillery.job import Job
+
+
+class Selected(Method):
+    """The real images that a start chooses."""
+
+    paper, source = "", ""
+
+    def scores(self, job: "Job") -> list[str]:
+        score = STARTS[self.name].score
+        return [score] if score else []
+
+    def make(self, job: "Job") -> Made:
+        return Made(job.packed(job.chosen(self.name)))
+
+
+# of random and herded images under the evaluation of DC and DSA; a published zero-shot of the same size is not known elsewhere
+NUMBERS = {
+    "random": {
+        "cifar10": {10: (26.0, 1.2), 50: (43.4, 1.0)},
+        "cifar100": {1: (4.2, 0.3), 10: (14.6, 0.5), 50: (30.0, 0.4)},
+        "tiny-imagenet": {1: (1.4, 0.1), 10: (5.0, 0.2), 50: (15.0, 0.4)},
+    },
+    "herding": {
+        "cifar10": {1: (21.5, 1.2), 10: (31.6, 0.7), 50: (40.4, 0.6)},
+        "cifar100": {1: (8.4, 0.3), 10: (17.3, 0.3), 50: (33.7, 0.5)},
+    },
+}
+
+
+def selection(one: Start) -> type[Selected]:
+    """The selection that a start is, as a method."""
+    declared = {
+        "name": one.name,
+        "labels": one.labels,
+        "numbers": NUMBERS.get(one.name, {}),
+        "__doc__": one.choose.__doc__,
+    }
+    return type("Selected", (Selected,), declared)
+
+
+for _start in list(STARTS.values()):
+    if _start.selection:
+        METHODS[_start.name] = selection(_start)()
+
+
+@register
+class RandomPacked(Method):
+    """Random images shrunk to a quarter, four in each stored one: as many stored pixels, four times as many images to train on."""
+
+    name = "random, packed"
+
+    def stored(self, job: "Job") -> tuple[int, str, str]:
+        return job.recipe.size, "partition2", "bilinear"
+
+    def make(self, job: "Job") -> Made:
+        return Made(job.packed(job.chosen("random")))

@@ -1,0 +1,34 @@
+"""Whole data: what a network reaches with all real images, in as many steps as a small set takes, or trained out."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from distillery.methods.base import Method, Settings, register
+
+if TYPE_CHECKING:
+    from distillery.job import Job
+
+
+@register
+class Whole(Method):
+    """All real images, or those that pruning leaves.
+
+    The size is that of the set whose training steps are taken, 0 = its own. With `epochs`, trained out: so many passes over all
+    images, whatever the protocol says; `batch` images a step, 0 = as the protocol says.
+    """
+
+    name, kind, labels, makes_set = "whole", "all real images", None, False
+
+    @dataclass(frozen=True)
+    class Settings(Settings):
+        epochs: int = 0
+        batch: int = 0
+
+    def protocol(self, job: "Job", protocol, made):
+        settings, n = job.settings, len(job.experiment.real)
+        if settings.epochs:
+            return replace(protocol.passes(settings.epochs), batch=settings.batch or protocol.batch), 0
+        classes = job.experiment.classes
+        if job.recipe.size:
+            return protocol, job.recipe.size * (len(classes) if classes else 1)
+        return protocol, protocol.steps_of(0, 0, n)

@@ -1,0 +1,120 @@
+"""First images of a set, chosen among the real ones: each by name under `@start`, and each a selection by itself.
+
+| name | images | source |
+|---|---|---|
+| random | at random | |
+| noise | none: standard normal pixels | DC |
+| herding | means of features of trained networks followed greedily | iCaRL, as DC and DM compare it |
+| k-means | nearest to centres of features | |
+| lowest loss, highest loss | easiest and hardest early in training | BiLP |
+| ridge sensitivity, leverage, k-means sensitivity | drawn in proportion to a sensitivity | arXiv 2307.08086 |
+| k-means++ | D^2 seeding | Arthur and Vassilvitskii 2007 |
+
+Without classes, features are the targets. A start of one method alone is registered in its file.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from distillery.data.synthetic import Synthetic, gaussian_noise
+from distillery.scores.geometry import herding, kmeans_nearest
+from distillery.seeds import generator
+from distillery.selection import select
+
+if TYPE_CHECKING:
+    from distillery.job import Job
+
+STARTS: dict[str, "Start"] = {}
+
+
+@dataclass(frozen=True)
+class Start:
+    """A way to choose first images.
+
+    choose     (job, n) -> n positions (of each class, where there are classes) among the images that the job keeps
+    score      the score it goes by, '' = none
+    general    whether every method may start so
+    selection  whether what it chooses is also a method of its own
+    labels     True where it needs classes, False where it needs real-valued targets, None = it takes either
+    then       what becomes of the real images it chose, None = they are the first images
+    """
+
+    name: str
+    choose: Callable[["Job", int], Tensor]
+    score: str = ""
+    general: bool = True
+    selection: bool = True
+    labels: bool | None = None
+    then: Callable[["Job", Synthetic], Synthetic] | None = None
+
+    def fits(self, labels: bool | None) -> bool:
+        """Whether it serves a method that needs labels (True), targets (False), or takes either (None)."""
+        return labels is None or self.labels in (None, labels)
+
+
+def start(name: str, **declared) -> Callable:
+    """Function decorator: `choose` of a `Start` with this name."""
+
+    def add(choose: Callable[["Job", int], Tensor]) -> Callable:
+        STARTS[name] = Start(name, choose, **declared)
+        return choose
+
+    return add
+
+
+@start("random")
+def random(job: "Job", n: int) -> Tensor:
+    """At random."""
+    return select(None, n, job.kept_labels, "random", generator(job.recipe.seed, "random subset"), total=len(job.kept))
+
+
+def as_noise(job: "Job", real: Synthetic) -> Synthetic:
+    """Standard normal images in place of real ones, whose labels stay."""
+    noise = gaussian_noise(len(real), tuple(real.tensors["images"].shape[1:]), generator(job.recipe.seed, "noise"))
+    return real.replace(images=noise.to(real.device))
+
+
+start("noise", selection=False, labels=True, then=as_noise)(random)
+
+
+@start("herding", score="loss", labels=True)
+def by_herding(job: "Job", n: int) -> Tensor:
+    """The next image is the one that brings the mean feature of those taken nearest to the class mean."""
+    return select(herding(job.features, job.kept_labels, n), n, job.kept_labels, "lowest")
+
+
+@start("k-means", score="loss")
+def by_kmeans(job: "Job", n: int) -> Tensor:
+    """Nearest to the centres of k-means with k = n."""
+    rank = kmeans_nearest(job.features, job.kept_labels, n, generator(job.recipe.seed, "k-means"))
+    return select(rank, n, job.kept_labels, "lowest")
+
+
+def _by_loss(rule: str) -> Callable:
+    return lambda job, n: select(job.score("loss")[job.kept], n, job.kept_labels, rule)
+
+
+start("lowest loss", score="loss", labels=True)(_by_loss("lowest"))
+start("highest loss", score="loss", labels=True)(_by_loss("highest"))
+
+
+def _in_proportion(score: str) -> Callable:
+    def choose(job: "Job", n: int) -> Tensor:
+        scores = job.score(score, n)[job.kept]
+        return select(scores, n, job.kept_labels, "proportional", generator(job.recipe.seed, score))
+
+    return choose
+
+
+for _name in ("ridge sensitivity", "leverage", "k-means sensitivity"):
+    start(_name, score=_name, labels=True)(_in_proportion(_name))
+
+
+@start("k-means++", score="k-means++", labels=True)
+def by_seeding(job: "Job", n: int) -> Tensor:
+    """The order in which D^2 seeding takes them."""
+    rank = job.experiment.scores.seeded(job.recipe.seed, n, job.kept)
+    return select(rank, n, job.kept_labels, "lowest")
