@@ -6,9 +6,10 @@ import torch.nn.functional as F
 
 from distillery.data.synthetic import Synthetic, form, pack
 from distillery.distill import Optimizer, distill
-from distillery.matching import idc, step
+from distillery.matching import step as matching_step
 from distillery.matching.gradient import class_gradients
-from distillery.matching.idc import METRICS, FormationContext, MultiFormation, convolutions
+from distillery.methods import METHODS, idc
+from distillery.methods.idc import METRICS, FormationContext, MultiFormation, convolutions
 from distillery.networks import ConvNet, ModuleNetwork
 from distillery.sampling import RealBatches, Uniform
 from distillery.seeds import generator
@@ -49,7 +50,7 @@ def gradients(seed=0):
 def packed(tiny, formation="partition2"):
     chosen = torch.cat([tiny.of_class(c)[:4] for c in range(CLASSES)])
     images = pack(tiny.batch(chosen), formation)
-    return Synthetic({"images": images, "targets": tiny.targets[chosen][:: 12 // len(images)]}, tiny.classes, formation)
+    return Synthetic({"images": images, "targets": tiny.targets[chosen][:: 12 // len(images)]}, tiny.classes, formation)  # fmt: skip
 
 
 def objective(net=None, **options):
@@ -59,15 +60,9 @@ def objective(net=None, **options):
 
 def run(tiny, made, steps=4, lr=0.01, **options):
     return distill(
-        packed(tiny, made.formation),
-        made,
-        tiny,
-        Uniform(tiny.targets),
-        {"images": Optimizer(lr)},
-        steps,
-        generator(0, "run"),
-        **options,
-    )
+        packed(tiny, made.formation), made, tiny, Uniform(tiny.targets), {"images": Optimizer(lr)}, steps,
+        generator(0, "run"), **options,
+    )  # fmt: skip
 
 
 # The distance
@@ -78,7 +73,7 @@ def test_distances_by_brute_force(metric):
     ours, real = gradients(0), gradients(1)
     found = METRICS[metric](ours, real)
     for c in range(CLASSES):
-        pairs = [(a, b) for n in ours for a, b in zip(ours[n][c].flatten().tolist(), real[n][c].flatten().tolist())]
+        pairs = [(a, b) for n in ours for a, b in zip(ours[n][c].flatten().tolist(), real[n][c].flatten().tolist())]  # fmt: skip
         expected = sum((a - b) ** 2 if metric == "mse" else abs(a - b) for a, b in pairs)
         assert float(found[c]) == pytest.approx(expected, rel=1e-12)
     assert METRICS[metric](ours, ours).tolist() == [0] * CLASSES
@@ -110,14 +105,14 @@ def test_only_convolution_weights_are_compared():
 def test_loss_is_that_of_one_class_after_another(metric, drawn, as_module):
     """Through a plain module, with torch's own second derivatives."""
     net, params, real, weights, images = problem()
-    moment = FormationContext(params, LABELS, drawn)
-    ours = objective(metric=metric).loss(moment, real, weights, images, slice(None))
+    context = FormationContext(params, LABELS, drawn)
+    ours = objective(metric=metric).loss(context, real, weights, images, slice(None))
     total = torch.zeros(())
     for c in range(CLASSES):
         one = None if drawn is None else drawn[c : c + 1]
         module = as_module(net, params, 0)
         kernels = [module.conv0.weight, module.conv1.weight]
-        wrong = F.cross_entropy(module(dsa.augment(real[c : c + 1], one)[0]), torch.tensor([c] * N), reduction="none")
+        wrong = F.cross_entropy(module(dsa.augment(real[c : c + 1], one)[0]), torch.tensor([c] * N), reduction="none")  # fmt: skip
         target = torch.autograd.grad((wrong * weights[c]).sum(), kernels)
         wrong = F.cross_entropy(module(dsa.augment(images[c : c + 1], one)[0]), torch.tensor([c] * M))
         found = torch.autograd.grad(wrong, kernels, create_graph=True)
@@ -131,10 +126,10 @@ def test_loss_is_that_of_one_class_after_another(metric, drawn, as_module):
 @pytest.mark.parametrize("metric", METRICS)
 def test_equal_batches_have_no_distance_and_duplicates_change_nothing(metric):
     net, params, real, weights, images = problem(torch.float64)
-    made, moment = objective(metric=metric), FormationContext(params, LABELS, siamese())
+    made, context = objective(metric=metric), FormationContext(params, LABELS, siamese())
     uniform = torch.full_like(weights, 1 / N)
-    assert made.loss(moment, real, uniform, real.clone().requires_grad_(), slice(None)) < 1e-12
-    once, twice = (made.loss(moment, real, weights, i, slice(None)) for i in (images, images.repeat(1, 2, 1, 1, 1)))
+    assert made.loss(context, real, uniform, real.clone().requires_grad_(), slice(None)) < 1e-12
+    once, twice = (made.loss(context, real, weights, i, slice(None)) for i in (images, images.repeat(1, 2, 1, 1, 1)))
     assert twice.item() == pytest.approx(once.item(), rel=1e-10)
 
 
@@ -143,13 +138,13 @@ def test_equal_batches_have_no_distance_and_duplicates_change_nothing(metric):
 
 def test_networks_train_between_updates_and_then_a_new_one_comes(tiny, monkeypatch):
     """Matched states are those after 0 .. inner - 1 trainings, and momentum is kept in between."""
-    calls, real = [], step.train
+    calls, real = [], matching_step.train
 
     def train(*args, **options):
         calls.append((len(options["done"][1]), options["steps"], options["augmentation"], options["cutmix"]))
         return real(*args, **options)
 
-    monkeypatch.setattr(step, "train", train)
+    monkeypatch.setattr(matching_step, "train", train)
     net = Counting(network())
     done = run(tiny, objective(net), steps=7)
     assert net.drawn == 3  # of 3, 3 and 1 updates
@@ -240,7 +235,7 @@ def test_effects_see_the_chosen_images():
         found = made.distance(FormationContext(params, LABELS, picked=picked), used[c][None], means, c)
         expected = made.distance(FormationContext(params, LABELS), chosen[c][None], means, c)
         assert torch.allclose(found, expected)
-        alone = made.loss(FormationContext(params, LABELS, picked=picked), real, weights, used, slice(c, c + 1))
+        alone = made.loss(FormationContext(params, LABELS, picked=picked), real, weights, used, slice(c, c + 1))  # fmt: skip
         assert float(found.detach()) == pytest.approx(alone.item(), rel=1e-10)
 
 
@@ -267,10 +262,9 @@ def test_names():
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"metric": "cos"}, {"formation": "grid"}, {"inner": 0}, {"n_data": 0}, {"most": 0}, {"transform": "zca"}],
+    "wrong", [{"metric": "cos"}, {"formation": "grid"}, {"inner": 0}, {"n_data": 0}, {"most": 0}, {"transform": "zca"}],
     ids=str,
-)
+)  # fmt: skip
 def test_bad_settings_are_refused(wrong, refused):
     with refused(next(iter(wrong))):
         objective(**wrong)
@@ -282,3 +276,30 @@ def test_foreign_sets_and_networks_are_refused(tiny, refused):
     flat = ModuleNetwork(lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)), "MLP")
     with refused("MLP", "convolution"):
         objective(flat).start(packed(tiny), generator(0, "x"))
+
+
+# Published settings
+
+
+@pytest.mark.parametrize(
+    "name, dataset, size, expected",
+    [
+        ("IDC", "cifar10", 10, {"lr": 5e-3, "n_data": 2000, "metric": "mse", "formation": "partition2"}),
+        ("IDC", "svhn", 50, {"lr": 2.5e-2, "n_data": 500, "interpolation": "nearest"}),
+        ("IDC", "mnist", 10, {"lr": 1e-4, "metric": "l1", "augmentation": "color+crop", "cutmix": 0.0}),
+        ("IDC-I", "mnist", 10, {"augmentation": "color+crop+cutout", "cutmix": 0.5, "formation": "identity", "n_data": 500}),
+        ("IDC-I", "fashion-mnist", 50, {"lr": 3.83e-4, "metric": "l1"}),
+        ("IDC-I", "cifar100", 20, {"lr": 1e-2, "cutmix": 0.5}),
+    ],
+)  # fmt: skip
+def test_some_cells_by_hand(name, dataset, size, expected):
+    settings = METHODS[name].settings(dataset, size)
+    for setting, value in expected.items():
+        assert getattr(settings, setting) == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value)
+    assert METHODS[name].updates(settings, size) == 200_000
+
+
+def test_the_rate_of_a_recipe_stands_for_itself():
+    """The published rate grows with the images of a class, a given one does not."""
+    assert METHODS["IDC"].settings("cifar10", 10, own={"lr": 0.5, "steps": 7}).lr == 0.5
+    assert METHODS["IDC"].updates(METHODS["IDC"].settings("cifar10", 10, own={"steps": 7}), 10) == 7

@@ -3,19 +3,16 @@
 import pytest
 import torch
 
-from distillery.data import TensorSource
 from distillery.data.synthetic import Synthetic, pack
 from distillery.distill import Optimizer, distill
-from distillery.matching import idm
 from distillery.matching.distribution import distribution_loss
-from distillery.matching.idm import FIRST, QueueContext, QueueMatching, queue_loss, queue_loss_plain
-from distillery.matching.step import effective_rate, train_on_real
+from distillery.methods import METHODS, idm
+from distillery.methods.idm import FIRST, QueueContext, QueueMatching, queue_loss, queue_loss_plain
 from distillery.networks import ConvNet
 from distillery.sampling import RealBatches, Uniform
 from distillery.seeds import generator
-from distillery.training import dsa, train
+from distillery.training import dsa
 from distillery.training.dsa import DSA
-from distillery.training.optimizers import SGD
 
 CLASSES, N, M = 3, 5, 2
 LABELS = torch.arange(CLASSES)
@@ -54,15 +51,9 @@ def objective(**options):
 
 def run(tiny, made, steps=4, **options):
     return distill(
-        packed(tiny),
-        made,
-        tiny,
-        Uniform(tiny.targets),
-        {"images": Optimizer(0.2)},
-        steps,
-        generator(0, "run"),
-        **options,
-    )
+        packed(tiny), made, tiny, Uniform(tiny.targets), {"images": Optimizer(0.2)}, steps,
+        generator(0, "run"), **options,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("normalization", ["instance", "batch"])
@@ -124,31 +115,6 @@ def test_every_update_trains_a_few_networks_and_counts_what_they_see(tiny):
     assert draw.samples == 3 * 4 + 2 * 10
 
 
-def test_small_sets_are_visited_again(tiny):
-    """10 steps of 5 images on 24: the last batch of a pass is smaller."""
-    draw = RealBatches(tiny, Uniform(tiny.targets), generator(0, "real"))
-    params = network().init(generator(0, "init"))
-    _, stats = train_on_real(network(), params, draw, 10, 5, SGD(), generator(0, "train"))
-    assert stats.steps == 10 and stats.samples == 48 and draw.samples == 24
-
-
-def test_weights_of_the_sampler_stay_in_the_mean(tiny):
-    """A sampler that drops half of its draw trains on the other half, twice as heavy."""
-
-    class Half(Uniform):
-        def draw(self, label, n, generator):
-            batch = super().draw(label, n, generator)
-            return batch._replace(weights=(torch.arange(len(batch.indices)) % 2).float())
-
-    params = network().init(generator(0, "init"))
-    draw = RealBatches(tiny, Half(tiny.targets), generator(0, "real"))
-    ours, _ = train_on_real(network(), params, draw, 1, 24, SGD(), generator(0, "train"))
-    images, targets, weights = RealBatches(tiny, Half(tiny.targets), generator(0, "real"))(None, 24)
-    kept = TensorSource(images[weights > 0], targets[weights > 0])
-    alone, _ = train(network(), params, kept, optimizer=SGD(), generator=generator(0, "train"), steps=1)
-    assert all(torch.allclose(ours[name], alone[name], atol=1e-6) for name in ours)
-
-
 def test_a_killed_run_goes_on_with_its_queue(tiny, tmp_path, monkeypatch):
     whole = run(tiny, objective(augmentation=DSA), 6)
     path, calls, step = tmp_path / "checkpoint.safetensors", [], QueueMatching.step
@@ -178,42 +144,42 @@ def test_four_images_of_each_stored_one_are_matched(tiny, monkeypatch):
     assert shapes == [(CLASSES, 4, 1, 8, 8)]
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"capacity": 0}, {"interval": 0}, {"trained": 0}, {"train_steps": 1.5}, {"ce_weight": -1.0}]
-)
+@pytest.mark.parametrize("wrong", [{"capacity": 0}, {"interval": 0}, {"trained": 0}, {"train_steps": 1.5}, {"ce_weight": -1.0}])  # fmt: skip
 def test_bad_settings_are_refused(wrong, refused):
     with refused(next(iter(wrong)), next(iter(wrong.values()))):
         objective(**wrong)
 
 
-def test_moments_of_the_queue_are_moments():
-    moment = QueueContext({}, LABELS)
-    assert moment.push == 0 and moment.train_mode
+def test_contexts_of_the_queue_are_contexts():
+    context = QueueContext({}, LABELS)
+    assert context.push == 0 and context.train_mode
 
 
-# Steps of one class at a time, both hosts
+# Published settings
 
 
-@pytest.mark.parametrize("momentum, classes", [(0.5, 10), (0.5, 3), (0.9, 100), (0.0, 4)])
-def test_one_step_a_class_is_plain_sgd_at_another_rate(momentum, classes):
-    """SGD with momentum on all pixels, one class after another, moves each like plain SGD, up to momentum ** classes."""
-    lr, rounds = 0.1, 5
-    slopes = torch.rand(classes, 4, generator=generator(0, "slopes"), dtype=torch.float64) * 0.5
+@pytest.mark.parametrize(
+    "dataset, size, expected",
+    [
+        ("cifar10", 1, {"ce_weight": 0.5, "batch": 5000, "interval": 5, "lr": 0.2, "capacity": 100}),
+        ("cifar100", 10, {"ce_weight": 0.1, "train_steps": 50, "interval": 30, "batch": 256}),
+        ("tiny-imagenet", 50, {"ce_weight": 0.8, "train_steps": 50, "interpolation": "bilinear"}),
+        ("imagenet-100", 10, {"ce_weight": 3.0, "batch": 128, "interval": 50, "capacity": 50}),
+    ],
+)  # fmt: skip
+def test_some_cells_by_hand(dataset, size, expected):
+    settings = METHODS["IDM"].settings(dataset, size)
+    assert {name: getattr(settings, name) for name in expected} == expected
+    assert (
+        settings.formation == "partition2" and settings.augmented and METHODS["IDM"].updates(settings, size) == 20_000
+    )
+    assert METHODS["IDM"].cell("tiny-imagenet", 50, 0)["depth"] == 4
 
-    def descend(turns, optimizer_of):
-        pixels = torch.ones(classes, 4, dtype=torch.float64, requires_grad=True)
-        optimizer = optimizer_of([pixels])
-        for turn in range(rounds * len(turns)):
-            here = turns[turn % len(turns)]
-            pixels.grad = torch.zeros_like(pixels)
-            pixels.grad[here] = (slopes * pixels.detach())[here]
-            optimizer.step()
-        return pixels.detach()
 
-    one = [torch.tensor([c]) for c in range(classes)]
-    published = descend(one, lambda p: torch.optim.SGD(p, lr, momentum))
-    rate = effective_rate(lr, momentum, classes)
-    ours = descend([torch.arange(classes)], lambda p: torch.optim.SGD(p, rate))
-    # the run ends before the last classes have coasted: the first class has gone all its way
-    assert torch.allclose(ours[0], published[0], rtol=4 * momentum**classes + 1e-12)
-    assert rate == pytest.approx(lr * sum(momentum**k for k in range(classes)))
+def test_unpublished_cells_are_refused(refused):
+    with refused("svhn", "tiny-imagenet"):
+        METHODS["IDM"].settings("svhn", 1)
+    with refused(20, "1, 10, 50"):
+        METHODS["IDM"].settings("cifar10", 20)
+    with refused("interpolation", "cubic", "nearest"):
+        METHODS["IDM"].settings("cifar10", 1, own={"interpolation": "cubic"})

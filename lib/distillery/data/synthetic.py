@@ -17,6 +17,7 @@ from distillery.checks import InputError, check_choice, check_finite
 from distillery.data.tensors import TensorSource
 
 FORMATIONS = {"identity": 1, "partition2": 4}  # images that one stored image holds
+INTERPOLATIONS = ("bilinear", "nearest")  # how real images shrink into a stored one
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,7 @@ def pack(images: Tensor, formation: str, mode: str = "bilinear") -> Tensor:
     raises  InputError on an unknown mode, or a number of images that fills no whole ones
     """
     check_choice("formation", formation, FORMATIONS)
-    check_choice("mode", mode, ("bilinear", "nearest"))
+    check_choice("mode", mode, INTERPOLATIONS)
     if formation == "identity":
         return images
     if len(images) % FORMATIONS[formation]:

@@ -1,0 +1,172 @@
+r"""RFAD, random feature approximation distillation (arXiv 2210.12067): a ridge regression on features of random networks.
+
+$$\min_S\; \mathrm{mean}\; \mathrm{CE}\big( e^k K_{TS} (K_{SS} + \lambda I)^{-1} y_S,\, y_T \big), \qquad K = 2 \psi \psi^T + .01,
+\quad \lambda = .005\,\mathrm{tr}(K_{SS}) / |S|$$
+
+with the last features $\psi$ of random networks side by side, drawn anew in every step, and a learned scale $k$ (Platt's); or half the mean
+squared error. Slow references: `rfad_kernel_plain`, `rfad_loss_plain`.
+
+Left out: the learned linear map of all pixels, the stop by validation loss (published: after 100,000 steps at most), and evaluations
+with scaled and centred labels. `zca` here adds .1 to eigenvalues of pixels in [0, 1]; the public code adds .1 of the mean eigenvalue of
+standardized ones, which whitens more, and normalizes images of SVHN one by one before.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from distillery.checks import check_positive_int
+from distillery.data.synthetic import Synthetic
+from distillery.matching.ridge import KernelRegression
+from distillery.methods.base import ANY, register
+from distillery.methods.regression import Regression, RegressionSettings
+from distillery.networks import ConvNet, Params
+from distillery.networks.precision import MixedPrecision
+from distillery.networks.ridge import embeddings, gaussian, kernel_ridge_plain
+from distillery.training.losses import centred, cross_entropy
+
+
+class RandomFeatures(KernelRegression):
+    """RFAD. Networks: three blocks of convolution, ReLU and pooling, weights N(0, 2 / fan in), biases N(0, .1^2), no norm.
+
+    width     channels of each network (published: 256)
+    networks  drawn in every step, 8; `eval_networks` for a finished set, 16
+    platt     cross-entropy with a learned scale; False = half the mean squared error
+    Others as `KernelRegression`; batch is of all classes (published: 5,120), rho 5e-3.
+    """
+
+    name, learns = "RFAD", ("images", "log_scale")
+
+    def __init__(self, network, batch: int = 5120, real_network=None, *, rho: float = 5e-3, width: int = 256,
+                 networks: int = 8, eval_networks: int = 16, platt: bool = True, labels: bool = False):  # fmt: skip
+        super().__init__(network, batch, real_network, rho=rho, labels=labels)
+        check_positive_int("networks", networks)
+        self.networks, self.eval_networks, self.platt = networks, eval_networks, platt
+        self.own = ConvNet(network.shape, self.classes, width, normalization="none")
+        self.fast = MixedPrecision(self.own, self.precision, self.compiled)
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        return (*super().learned, "log_scale") if self.platt else super().learned
+
+    def prepare(self, synthetic: Synthetic) -> Synthetic:
+        synthetic = super().prepare(synthetic)
+        scale = {"log_scale": torch.zeros((), device=synthetic.device)} if self.platt else {}
+        return synthetic.replace(**scale)
+
+    def networks_of_step(self, synthetic, state, generator: Generator) -> Params:
+        return gaussian(self.own, generator, self.networks, synthetic.device)
+
+    def fresh(self, synthetic: Synthetic, generator: Generator) -> Params:
+        return gaussian(self.own, generator, self.eval_networks, synthetic.device)
+
+    def features(self, params: Params, images: Tensor, real: bool) -> Tensor:
+        return embeddings(self.fast if real else self.own, params, images).double()
+
+    def kernel(self, a: Tensor, b: Tensor | None = None) -> Tensor:
+        """Twice the mean product of features and .01: the dropped last layer. Slow reference: `rfad_kernel_plain`."""
+        return 2 * super().kernel(a, b) / a.shape[1] + 0.01
+
+    def error(self, outputs: Tensor, targets: Tensor, weights: Tensor, made: Synthetic) -> Tensor:
+        """Cross-entropy of exp(k) f, or half the mean squared error. Slow reference: `rfad_loss_plain`."""
+        if self.platt:
+            wrong = cross_entropy(made.tensors["log_scale"].double().exp() * outputs[None], targets[None])[0]
+            return (weights * wrong).sum()
+        return 0.5 * (weights * (outputs - centred(targets, self.classes)).square().mean(1)).sum()
+
+
+def rfad_kernel_plain(networks: Sequence[Callable[[Tensor], Tensor]], a: Tensor, b: Tensor) -> Tensor:
+    """RFAD's kernel, K = 2 psi(a) psi(b)^T + .01, psi = concatenated features / sqrt(networks x F).
+
+    The 2 and the .01 are the squared weight and bias deviations of the dropped dense layer.
+
+    networks   functions (n, c, h, w) -> (n, F): flattened last activations of random networks
+    a, b       (n, c, h, w) and (m, c, h, w) float64
+    returns    (n, m) float64
+    """
+    total = 0
+    for network in networks:
+        left, right = network(a), network(b)  # (n, F), (m, F)
+        # psi psi^T of concatenated blocks is the sum of the blocks' products.
+        total = total + left @ right.T / (len(networks) * left.shape[1])  # (n, m)
+    return 2 * total + 0.01
+
+
+def rfad_loss_plain(
+    networks: Sequence[Callable[[Tensor], Tensor]],
+    images: Tensor,
+    labels: Tensor,
+    real: Tensor,
+    real_labels: Tensor,
+    weights: Tensor,
+    log_scale: Tensor | None = None,
+) -> Tensor:
+    """RFAD: kernel ridge regression with ridge 5e-3 tr(K_SS) / |S|, under the squared or the Platt loss.
+
+    Source: 2210.12067 and its released code.
+
+    networks     functions (n, c, h, w) -> (n, F), the same for images and targets
+    images       (m, c, h, w) float64: synthetic images;   labels (m, C) float64
+    real         (n, c, h, w) float64: targets;       real_labels (n, C) float64
+    weights      (n,) float64
+    log_scale    None: half the weighted mean over targets of the mean over classes of the squared error.
+                 () float64, k: weighted mean of the cross-entropy (nats) of softmax(exp(k) prediction) with the
+                 class argmax(real_labels)
+    returns      () float64, differentiable in log_scale too
+    """
+    kernel_ss = rfad_kernel_plain(networks, images, images)  # (m, m)
+    kernel_ts = rfad_kernel_plain(networks, real, images)  # (n, m)
+    penalty = 5e-3 * torch.trace(kernel_ss) / len(images)
+    predictions = kernel_ridge_plain(kernel_ss, labels, kernel_ts, penalty)  # (n, C)
+    loss = torch.zeros_like(penalty)
+    for weight, prediction, truth in zip(weights, predictions, real_labels, strict=True):
+        if log_scale is None:
+            loss = loss + weight * (prediction - truth).square().mean() / 2
+        else:
+            logits = torch.exp(log_scale) * prediction  # (C,)
+            loss = loss + weight * (torch.logsumexp(logits, dim=0) - logits[truth.argmax()])
+    return loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class RFADSettings(RegressionSettings):
+    """Settings of RFAD; batch is of all classes, `lr_scale` the rate of the learned scale, the others as `RandomFeatures`."""
+
+    lr_scale: float
+    width: int
+    networks: int
+    eval_networks: int
+    platt: bool
+
+
+@register
+class RFAD(Regression):
+    """Last features of random networks, new in every step; cross-entropy under a learned scale."""
+
+    name, paper = "RFAD", "2210.12067"
+    source = "code: yolky/RFAD"
+    objective, Settings = RandomFeatures, RFADSettings
+    learns = ("images", "log_scale")
+    common = {
+        "optimizer": "adabelief", "schedule": "constant", "lr": 1e-3, "lr_scale": 1e-2, "batch": 5120, "iterations": 100_000,
+        "rho": 5e-3, "width": 256, "networks": 8, "eval_networks": 16, "platt": True, "labels": False, "normalization": "zca",
+    }  # fmt: skip
+    published = {
+        "cifar10": {ANY: {}},
+        "cifar100": {ANY: {}},
+        "svhn": {ANY: {}},
+        "mnist": {ANY: {"normalization": "published"}},
+        "fashion-mnist": {ANY: {"normalization": "published"}},
+    }
+
+    def rates(self, settings: RFADSettings) -> dict[str, float]:
+        return {"log_scale": settings.lr_scale}
+
+    def regression(self, job) -> RandomFeatures:
+        s = job.settings
+        return RandomFeatures(
+            job.network, s.batch, job.experiment.fast, rho=s.rho, labels=s.labels, width=s.width, networks=s.networks,
+            eval_networks=s.eval_networks, platt=s.platt,
+        )  # fmt: skip

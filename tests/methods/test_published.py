@@ -1,0 +1,37 @@
+"""Published settings of every method: each cell is complete, of known settings, and has a source."""
+
+import pytest
+
+from distillery.data import NORMALIZATIONS
+from distillery.methods import METHODS, published
+
+CELLS = [(name, data, size) for name, one in METHODS.items() for data, sizes in one.published.items() for size in sizes]
+
+
+@pytest.mark.parametrize("name, dataset, size", CELLS)
+def test_a_cell_makes_settings(name, dataset, size):
+    method = METHODS[name]
+    values = method.common | method.cell(dataset, size or 1, 50_000)
+    settings = method.settings(dataset, size or 1, 50_000)
+    unknown = set(values) - set(vars(settings)) - set(method.about)
+    assert not unknown, unknown
+    assert all(getattr(settings, key) == value for key, value in values.items() if key not in method.about)
+    assert values.get("normalization", "own") in NORMALIZATIONS
+    source = values.get("source", method.source)
+    assert source.split(":")[0] in ("paper", "code", "issue", "other paper"), source
+    assert method.updates(settings, size or 1) > 0 or not method.learns
+
+
+def test_settings_of_one_cell_are_not_those_of_another():
+    """Cells are shared: what is made of them is a copy."""
+    cell = METHODS["IDM"].cell("cifar10", 1, 0)
+    METHODS["IDM"].settings("cifar10", 1, own={"batch": 7})
+    assert cell["batch"] == METHODS["IDM"].settings("cifar10", 1).batch == 5000
+
+
+def test_published_numbers_are_pairs_in_percent():
+    rows = [row for one in METHODS.values() for table in one.numbers.values() for row in table.items()]
+    assert rows and all(size >= 0 and 0 < std < mean < 100 for size, (mean, std) in rows)
+    assert published("cifar10", "IDM", 50) == {"mean": 0.675, "std": pytest.approx(0.001)}
+    assert published("cifar10", "IDC", 1) == {"mean": 0.5, "std": pytest.approx(0.004)}
+    assert published("svhn", "IDM", 1) is None

@@ -1,0 +1,110 @@
+"""RFAD: its kernel and losses by hand, and its published settings."""
+
+import math
+
+import pytest
+import torch
+
+from distillery.methods import METHODS
+from distillery.methods.rfad import RandomFeatures, rfad_kernel_plain, rfad_loss_plain
+from distillery.networks import ConvNet
+from distillery.seeds import generator
+from distillery.training.losses import centred
+
+F64 = torch.float64
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+@pytest.fixture
+def problem():
+    """4 synthetic and 5 real images of 2 x 3 x 4, 3 classes, unequal weights. One real image is also synthetic."""
+    images, real = draw(4, 2, 3, 4, seed=1), draw(5, 2, 3, 4, seed=2)
+    real[0] = images[0]
+    labels = centred(torch.tensor([0, 1, 2, 0]), 3) + 0.1 * draw(4, 3, seed=3)
+    weights = torch.tensor([0.1, 0.4, 0.2, 0.3, 0.0], dtype=F64)
+    return images, labels, real, centred(torch.tensor([0, 1, 2, 1, 0]), 3), weights
+
+
+def network(seed, features=12):
+    """A smooth random feature map, so that finite differences are exact enough."""
+    matrix = draw(24, features, seed=seed)
+    return lambda images: torch.tanh(images.flatten(1) @ matrix / 24**0.5)
+
+
+def flat(images):
+    return images.flatten(1)
+
+
+def test_rfad_kernel_by_hand():
+    # psi = (1, 2 | 3, 6) / sqrt(2 x 2) on one point, (0, 1 | 0, 3) / 2 on another: psi.psi' = 20 / 4.
+    a, b = torch.tensor([[[[1.0, 2.0]]]], dtype=F64), torch.tensor([[[[0.0, 1.0]]]], dtype=F64)
+    networks = [flat, lambda images: 3 * images.flatten(1)]
+    torch.testing.assert_close(rfad_kernel_plain(networks, a, b), torch.tensor([[10.01]], dtype=F64))
+
+
+def test_rfad_kernel_is_of_the_concatenated_features(problem):
+    images, _, real, _, _ = problem
+    networks = [network(seed) for seed in range(3)]
+    psi_a, psi_b = (torch.cat([f(x) for f in networks], dim=1) / (3 * 12) ** 0.5 for x in (real, images))
+    torch.testing.assert_close(rfad_kernel_plain(networks, real, images), 2 * psi_a @ psi_b.T + 0.01)
+
+
+def test_rfad_kernel_does_not_change_with_repeated_networks(problem):
+    images = problem[0]
+    torch.testing.assert_close(
+        rfad_kernel_plain([flat], images, images), rfad_kernel_plain([flat, flat, flat], images, images)
+    )
+
+
+def test_rfad_losses_by_hand():
+    # Predicting the one support image shrinks its label by 1.005: (.5, -.5) / 1.005.
+    image, label = draw(1, 1, 1, 2), torch.tensor([[0.5, -0.5]], dtype=F64)
+    truth, one = torch.tensor([[-0.5, 0.5]], dtype=F64), torch.ones(1, dtype=F64)
+    p = 0.5 / 1.005
+    found = rfad_loss_plain([flat], image, label, image, truth, one)
+    torch.testing.assert_close(found, torch.tensor((p + 0.5) ** 2 / 2, dtype=F64))
+    # Platt at k = ln 3: logits (3 p, -3 p), true class 1.
+    found = rfad_loss_plain([flat], image, label, image, truth, one, torch.tensor(math.log(3), dtype=F64))
+    torch.testing.assert_close(found, torch.tensor(math.log(1 + math.exp(6 * p)), dtype=F64))
+
+
+def test_rfad_losses_with_equal_weights_are_means(problem):
+    images, labels, real, truth, _ = problem
+    networks = [network(1), network(2)]
+    kernel = rfad_kernel_plain(networks, images, images)
+    ridge = kernel + 5e-3 * kernel.diagonal().mean() * torch.eye(4, dtype=F64)
+    predictions = rfad_kernel_plain(networks, real, images) @ torch.linalg.solve(ridge, labels)
+    args = (networks, images, labels, real, truth, torch.full((5,), 0.2, dtype=F64))
+    torch.testing.assert_close(rfad_loss_plain(*args), 0.5 * (predictions - truth).square().mean())
+    scale = torch.tensor(0.5, dtype=F64)
+    expected = torch.nn.functional.cross_entropy(predictions * math.exp(0.5), truth.argmax(1))
+    torch.testing.assert_close(rfad_loss_plain(*args, log_scale=scale), expected)
+
+
+def test_rfad_platt_of_a_tiny_scale_is_chance(problem):
+    found = rfad_loss_plain([flat], *problem, log_scale=torch.tensor(-40.0, dtype=F64))
+    torch.testing.assert_close(found, torch.tensor(math.log(3), dtype=F64))
+
+
+def test_the_kernel_of_rfad_is_its_twin(tiny):
+    objective = RandomFeatures(ConvNet(tiny.shape, 3, width=4), 12, width=4, networks=2, eval_networks=8)
+    params = objective.networks_of_step(tiny, {}, generator(0, "x"))
+    rows = tiny.batch(torch.arange(6))
+    networks = [
+        lambda x, i=i: objective.own.embed({n: v[i : i + 1] for n, v in params.items()}, x, False)[0] for i in range(2)
+    ]
+    a, b = (objective.features(params, one, False) for one in (rows[:4], rows[3:]))
+    torch.testing.assert_close(
+        objective.kernel(a, b), rfad_kernel_plain(networks, rows[:4], rows[3:]).double(), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_published_settings():
+    settings = METHODS["RFAD"].settings("cifar10", 1)
+    assert (settings.lr, settings.lr_scale, settings.batch, settings.rho) == (1e-3, 1e-2, 5120, 5e-3)
+    assert (settings.networks, settings.eval_networks, settings.width) == (8, 16, 256)
+    assert settings.optimizer == "adabelief" and settings.platt
+    assert METHODS["RFAD"].cell("mnist", 1, 0)["normalization"] == "published"
