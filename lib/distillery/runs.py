@@ -39,6 +39,17 @@ class Runs:
         own = {"clock": time.time, "deadline": until, "wait": True, "computed": 0, "reused": 0, "missing": []}
         return self.__dict__ | own
 
+    @property
+    def counts(self) -> dict:
+        """What was 'computed', 'reused' and 'missing' so far."""
+        return {"computed": self.computed, "reused": self.reused, "missing": self.missing}
+
+    def add(self, counts: dict) -> None:
+        """Count what a copy has counted, as its `counts` say."""
+        self.computed += counts["computed"]
+        self.reused += counts["reused"]
+        self.missing += counts["missing"]
+
     def spent(self) -> bool:
         """Whether the budget is."""
         return self.clock() >= self.deadline
@@ -58,14 +69,14 @@ class Runs:
         path = self.path(key)
         if path.exists():
             self.reused += 1
-            return self._read(path, key)
+            return self.read(key)
         if self.spent():
             self.missing.append(inputs)
             return None
         with lock(path.with_suffix(".lock"), self.wait):
             if path.exists():  # another worker finished it meanwhile
                 self.reused += 1
-                return self._read(path, key)
+                return self.read(key)
             if self.wait and self.spent():  # spent by waiting
                 self.missing.append(inputs)
                 return None
@@ -75,7 +86,7 @@ class Runs:
         self.computed += 1
         return result
 
-    def attempt(self, producer: str, version: int, inputs: dict, data_digest: str, compute: Callable[[str], dict]):
+    def try_get(self, producer: str, version: int, inputs: dict, data_digest: str, compute: Callable[[str], dict]):
         """`get`, where a run that cannot be finished is listed as missing, with the reason, and stops no other."""
         try:
             return self.get(producer, version, inputs, data_digest, compute)
@@ -85,7 +96,9 @@ class Runs:
             self.missing.append(inputs | {"stopped": str(error).split(";")[0]})
         return None
 
-    def _read(self, path: Path, key: str) -> dict:
+    def read(self, key: str) -> dict:
+        """The result of a stored run by its id. Raises InputError if it is not there, or does not match its digest."""
+        path = self.path(key)
         run = read_json(path)
         if not isinstance(run, dict) or run.get("id") != key or run.get("digest") != _digest(run.get("result")):
             raise InputError(

@@ -39,12 +39,13 @@ def select(
 ) -> Tensor:
     """Indices of `n` samples, of every class if `targets` are given: ascending by class, in the rule's order within it.
 
-    scores     (N,) float; may be None for 'random' with targets
+    scores     (N,) float; may be None for 'random' with targets or `total`
     n          samples to keep (per class)
     rule       'lowest' (easiest), 'highest' (hardest), 'middle' (equally many dropped at both ends of the order, the odd
                one at the hard end), 'random', 'flexrand', 'coverage' or 'proportional' (which need a generator); ties go to
                the smaller index
     gamma      of 'flexrand': the share of a class that is its easy part
+    total      N, for 'random' without scores and targets
     raises     InputError on unknown rules, scores that are not finite or not one a sample, a class with fewer than n
                samples, a gamma with which half of the budget does not fit into a part, or scores for 'proportional' that
                are negative or of which fewer than n in a class are above 0

@@ -1,23 +1,127 @@
-"""Linear classifiers on frozen features, from few labels. Slow reference: `fit_linear_plain`."""
+"""Probe features: pre-train networks on a set with real-valued targets, then fit a linear classifier to few labels.
 
+Source: MKDT (arXiv 2410.02116) and its public code. There the solver of the classifier stops after a set number of
+iterations; here it converges. Slow reference of that classifier, `fit_linear`: `fit_linear_plain`.
+"""
+
+import math
 import warnings
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from distillery.checks import check_finite, check_fraction
+from distillery import store
+from distillery.checks import InputError, check_finite, check_fraction, check_positive_int
 from distillery.data import ImageSet
 from distillery.evaluation.outputs import embed
-from distillery.evaluation.protocol import Probing
+from distillery.evaluation.protocol import Protocol
 from distillery.networks import Params
+from distillery.seeds import generator as stream_of
 from distillery.seeds import split
+from distillery.training import Stats
+from distillery.training.losses import check_targets
+from distillery.training.optimizers import SGD
+
+if TYPE_CHECKING:
+    from distillery.experiment import Experiment
 
 TOLERANCE = 1e-6  # largest entry of the gradient of a linear classifier on centred features of spread 1
-
-
 ITERATIONS = 10_000  # of a linear classifier; convergence takes some hundreds
+
+
+@dataclass(frozen=True)
+class Probing(Protocol):
+    """Train networks from scratch on real-valued targets by squared error, then a linear classifier on frozen features.
+
+    epochs      passes over the set; the rate does not fall
+    lr          .1 for real images; a distilled set brings its own, see `fitting`
+    labels      fractions of the labelled images whose labels the classifier sees
+    penalty     of the squared weights of the classifier, see `fit_linear`
+    stratified  draw the labels by class; published: not
+    """
+
+    networks: int = 3
+    epochs: int = 20
+    lr: float = 0.1
+    weight_decay: float = 1e-4
+    loss: str = "squared error"
+    labels: tuple[float, ...] = (0.01, 0.05)
+    penalty: float = 1e-3
+    stratified: bool = False
+
+    kind: ClassVar[str] = "probe"
+    stream: ClassVar[str] = "pre-training"
+    losses: ClassVar[tuple[str, ...]] = ("squared error",)
+    needs_labelled: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive_int("epochs", self.epochs)
+        if not isinstance(self.labels, tuple) or not self.labels:
+            raise InputError(f"labels: {self.labels!r}; accepted: a tuple of one fraction or more")
+        for fraction in self.labels:
+            check_fraction("labels", fraction)
+        if not (math.isfinite(self.penalty) and self.penalty > 0):
+            raise InputError(f"penalty: {self.penalty!r} is not accepted; accepted: a number above 0")
+
+    def check(self, experiment: "Experiment") -> None:
+        if experiment.classes is not None:
+            raise InputError(
+                f"protocol: {self.kind!r} with labels; accepted: real images with real-valued targets, and tasks"
+            )
+        real = experiment.real
+        check_targets(real.targets, real, experiment.network.classes)
+        for name, task in experiment.tasks.items():
+            if task.train.shape != real.shape:
+                raise InputError(f"task {name}: images of {task.train.shape}; accepted: {real.shape}")
+
+    def check_source(self, source, network) -> None:
+        targets = source.targets
+        if not (targets.is_floating_point() and targets.shape == (len(source), network.classes)):
+            raise InputError(
+                f"targets: {targets.dtype} {tuple(targets.shape)} of a set to regress; accepted: real numbers "
+                f"({len(source)}, {network.classes}), as wide as the network's output"
+            )
+
+    def context(self, experiment: "Experiment") -> dict:
+        """The tasks: name -> [digest of images and labels, digest of their standardization]."""
+        found = {}
+        for name, task in experiment.tasks.items():
+            transform = task.train.transform
+            found[name] = [task.digest, store.tensor_digest(transform.tensors())[:16] if transform else None]
+        return {"tasks": found}
+
+    def steps(self, n: int) -> tuple[int, int]:
+        """(training steps, the same: no drop of the rate comes before) for a set of n images."""
+        steps = self.epochs * math.ceil(n / self.batch)
+        return steps, steps
+
+    def optimizer(self, n: int) -> tuple[SGD, int]:
+        return SGD(self.lr, self.momentum, self.weight_decay), self.steps(n)[0]
+
+    def steps_of(self, size: int, classes: int, n: int) -> int:
+        return 0
+
+    def passes(self, epochs: int) -> "Probing":
+        return replace(self, epochs=epochs)
+
+    def accuracies(
+        self, network, params: Params, test: ImageSet, labelled: ImageSet | None, stream: Generator
+    ) -> Tensor:
+        """Those of `probe`: (networks, fractions of labels)."""
+        return probe(network, params, labelled, test, self, stream)[0]
+
+    def judge(self, experiment: "Experiment", network, params: Params, stats: Stats, seed: int) -> dict:
+        """'accuracies'[task][fraction of labels][network], how the 'probes' went, and the 'pretraining_steps' of each network."""
+        accuracies, probes = {}, {}
+        for name, task in experiment.tasks.items():
+            stream = stream_of(seed, "labels", name)
+            found, probes[name] = probe(network, params, task.train, task.test, self, stream)
+            accuracies[name] = {f"{fraction:g}": found[:, i].tolist() for i, fraction in enumerate(self.labels)}
+        return {"accuracies": accuracies, "probes": probes, "pretraining_steps": stats.steps}
 
 
 class Linear(NamedTuple):

@@ -1,35 +1,26 @@
-"""The one protocol that turns a set into accuracies: fresh networks, trained on the set alone, tested at the end.
-
-Source: the evaluation shared by DC, DSA, DM and the trajectory methods, as in the public code of the first three
-(github.com/VICO-UoE/DatasetCondensation): SGD with momentum .9, weight decay 5e-4, batch 256, epochs 0..E inclusive;
-after epoch E // 2 + 1 the rate falls to a tenth once and momentum restarts. Accuracy is that of the final weights;
-nothing is chosen on the test images.
-
-Beside it stand fine-tuning (`FineTuning`): a pre-trained encoder with a fresh classifier, trained on a part of a task; and
-probing (`Probing`), MKDT's (arXiv 2410.02116): networks pre-trained on a set with real-valued targets, whose features, frozen,
-a linear classifier learns from few labels. Slow reference of that classifier, `fit_linear`: `fit_linear_plain`.
-"""
+"""Train fresh networks on a set under a protocol, and test them."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
 from distillery.checks import InputError
 from distillery.data import ImageSet
-from distillery.evaluation.outputs import accuracy, distributions
-from distillery.evaluation.probe import probe
-from distillery.evaluation.protocol import LOSSES, Protocol
 from distillery.networks import Params
 from distillery.networks.encoder import Encoder
 from distillery.seeds import split
-from distillery.training import Plan, Stats, squared_error, train
+from distillery.training import Plan, Stats, train
+
+if TYPE_CHECKING:
+    from distillery.evaluation.protocol import Protocol
 
 
 def evaluate(
     network,
     source,
-    protocol: Protocol,
+    protocol: "Protocol",
     test: ImageSet,
     generator: Generator,
     *,
@@ -42,25 +33,22 @@ def evaluate(
 
     Under `Probing` those of `probe`: (networks, fractions of labels).
 
-    source    a TensorSource (`Synthetic.source()`), an ImageSet, or images with real-valued targets (`students.Regression`)
+    source    a TensorSource (`Synthetic.source()`), an ImageSet, or images with real-valued targets (`RegressionSet`)
     steps_of  train exactly the steps that a set of this many images gets: whole data beside a small set, 0 = own size
     labelled  real images of which `Probing` draws the labels that it sees
-    encoder   where protocol kind 'fine-tune' starts
+    encoder   where fine-tuning starts
     """
-    if protocol.kind == "probe" and labelled is None:
+    if protocol.needs_labelled and labelled is None:
         raise InputError("labelled: None; accepted: labelled real images for the linear probe")
-    params, _ = fit(
-        network, source, protocol, generator, steps_of=steps_of, encoder=encoder, chunk=chunk, device=test.device
-    )
-    if protocol.kind == "probe":
-        return probe(network, params, labelled, test, protocol, generator)[0]
-    return accuracy(network, params, test)
+    options = {"steps_of": steps_of, "encoder": encoder, "chunk": chunk, "device": test.device}
+    params, _ = fit(network, source, protocol, generator, **options)
+    return protocol.accuracies(network, params, test, labelled, generator)
 
 
 def fit(
     network,
     source,
-    protocol: Protocol,
+    protocol: "Protocol",
     generator: Generator,
     *,
     steps_of: int = 0,
@@ -71,25 +59,14 @@ def fit(
 ) -> tuple[Params, Stats]:
     """The weights that `evaluate` tests, leading axis `protocol.networks`, and what training counted.
 
-    hiding  a `hiding.Hiding`, which leaves images out of an epoch: rates then follow epochs, and steps are saved
+    hiding  leaves images out of an epoch: has `plan`, `collect` and `after_epoch` of `training.train`. Rates then follow epochs,
+            at the protocol's `milestones`, and steps are saved
+    raises  InputError on a set that the protocol does not take, and hiding where rates would fall elsewhere than without
     """
-    if protocol.kind == "fine-tune" and encoder is None:
-        raise InputError("encoder: None; accepted: an encoder to fine-tune")
-    if protocol.kind == "scratch" and protocol.loss == "cross-entropy" and not distributions(source.targets):
-        raise InputError(
-            "loss: 'cross-entropy' with labels that are no distributions; accepted: 'squared error', for learned real-valued labels"
-        )
-    targets = source.targets
-    if protocol.kind == "probe" and not (
-        targets.is_floating_point() and targets.shape == (len(source), network.classes)
-    ):
-        raise InputError(
-            f"targets: {targets.dtype} {tuple(targets.shape)} of a set to regress; accepted: real numbers "
-            f"({len(source)}, {network.classes}), as wide as the network's output"
-        )
+    protocol.check_source(source, network)
     init_stream, train_stream = split(generator, 2)
-    start = encoder.start if protocol.kind == "fine-tune" else network.init
-    params = {name: value.to(device) for name, value in start(init_stream, protocol.networks).items()}
+    start = protocol.start(network, encoder, init_stream, protocol.networks)
+    params = {name: value.to(device) for name, value in start.items()}
     optimizer, steps = protocol.optimizer(steps_of or len(source))
     length = {"steps": steps}
     if hiding:
@@ -102,16 +79,16 @@ def fit(
         optimizer = replace(optimizer, drops=())
 
         def plan(epoch: int, stats: Stats) -> Plan:
-            found = hiding.plan(epoch, stats)
+            visits = hiding.plan(epoch, stats)
             drops = sum(epoch >= milestone for milestone in protocol.milestones)
-            return replace(found, scale=found.scale * optimizer.factor**drops)
+            return replace(visits, scale=visits.scale * optimizer.factor**drops)
 
         length = {"epochs": protocol.epochs, "plan": plan, "collect": hiding.collect, "after_epoch": hiding.after_epoch}
     return train(
         network,
         params,
         source,
-        squared_error if protocol.kind == "probe" else LOSSES[protocol.loss],
+        protocol.loss_function,
         optimizer,
         generator=train_stream,
         batch=protocol.batch,
