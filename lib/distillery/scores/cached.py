@@ -1,53 +1,37 @@
-"""Scores of one task by name, each from a pass over the images that many scores share: made once, stored, with its cost.
+"""Passes over the real images of a task that many scores share: each made once, stored, with its cost.
 
 | pass | yields | what it takes |
 |---|---|---|
 | scratch | loss, converged loss; features of a trained network | an ensemble of networks trained from nothing |
 | encoder | complexity and the geometry of features | a pre-trained encoder: one forward pass a mask, no training |
 | tuning | what fine-tuning tells of a sample | an encoder and one fine-tuning on all images |
-| importance | sensitivities of `sensitivity.py`, of a kernel ridge regression or of k-means | one kernel, or distances |
+| ridge, clusters | sensitivities of `sensitivity.py`, of a kernel ridge regression or of k-means | one kernel, or distances |
 
-High = hard in every one; greedy methods give their rank, low = taken first.
+`CachedScores.get` looks up a score by its name in SCORES.
 """
 
 import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distillery import store
 from distillery.checks import InputError, check_choice
-from distillery.data import Splits
-from distillery.evaluation import FineTuning
+from distillery.evaluation import FineTuning, Protocol
 from distillery.lock import lock
 from distillery.networks import ConvNet
 from distillery.networks.encoder import Encoder
 from distillery.networks.ridge import embeddings, gaussian, ntk
 from distillery.runs import Runs
-from distillery.scores import complexity, geometry, sensitivity
-from distillery.scores import dynamics as training
+from distillery.scores import complexity, dynamics, sensitivity
 from distillery.scores.kmeans_sensitivity import kmeans, seeding
+from distillery.scores.registry import ORDERS, SCORES, Score
 from distillery.seeds import generator
 from distillery.training.losses import centred
 
-VERSION = 1  # of the scores; raise it when a change makes stored ones stale
-SCRATCH = ("loss", "converged loss")  # early in training, and over all of it
-FREE = ("complexity", "prototype loss", "prototype distance", "herding", "k-center", "D2")
-TUNED = (
-    "cumulative loss",
-    "forgetting",
-    "EL2N",
-    "GraNd",
-    "AUM",
-    "least confidence",
-    "entropy",
-    "margin",
-    "contextual diversity",
-)
-SENSITIVE = ("ridge sensitivity", "leverage", "k-means sensitivity", "k-means++")
-NAMES = (*SCRATCH, *FREE, *TUNED, *SENSITIVE[:-1])
+VERSION = 1  # of the passes; raise it when a change makes stored ones stale
 SPACES = ("ntk", "random features", "pixels")
 IMPORTANCE = {
     "ridge": "random features",
@@ -58,189 +42,135 @@ IMPORTANCE = {
     "factor": "bounded",
 }
 COLLECTED = ("loss", "margin", "correct")
-REVISED = {"EL2N": 2, "forgetting": 2}  # versions of scores that changed by themselves
 
 
-class CachedScores:
-    """The stored scores of the training images of a task."""
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How passes are made.
 
-    def __init__(
-        self,
-        data: Splits,
-        network,
-        runs: Runs,
-        lengths: dict[str, tuple[int, int]],
-        encoder: Encoder | None = None,
-        tuning: FineTuning | None = None,
-        path: dict | None = None,
-        trials: int = 1,
-        importance: dict | None = None,
-    ):
-        """What the passes need.
+    early, converged  (networks, epochs) behind the scores 'loss' and 'converged loss'
+    path        options of `complexity.prototype_path`, the masks of an encoder
+    tunings     networks that are fine-tuned
+    importance  of sensitivities: 'ridge' and 'k-means', the space each is of, one of SPACES; 'rho', the ridge over the mean
+                diagonal of the kernel; 'width' and 'networks' of random features; 'factor' of the k-means bound
+    raises      InputError on options and spaces that there are not
+    """
 
-        network  as it runs (`MixedPrecision`)
-        lengths  (networks, epochs) of each of SCRATCH
-        encoder, tuning, trials  of the scores in FREE and TUNED: networks that are fine-tuned
-        path     options of `complexity.prototype_path`
-        importance  of SENSITIVE: 'ridge' and 'k-means', the space each is of, one of SPACES; 'rho', the ridge over the mean
-                 diagonal of the kernel; 'width' and 'networks' of random features; 'factor' of the k-means bound
-        """
-        self.images, self.network, self.runs, self.lengths = data.train, network, runs, lengths
-        self.digest, self.encoder, self.tuning, self.trials = data.digest, encoder, tuning, trials
-        self.path = {"steps": 5} | (path or {})
-        self.importance = IMPORTANCE | (importance or {})
+    early: tuple[int, int] = (5, 5)
+    converged: tuple[int, int] = (50, 50)
+    path: dict = field(default_factory=dict)
+    tunings: int = 1
+    importance: dict = field(default_factory=dict)
+
+    def __post_init__(self):
         for name in self.importance:
             check_choice("importance", name, IMPORTANCE)
         for name in ("ridge", "k-means"):
-            check_choice(f"space of {name}", self.importance[name], SPACES[name == "k-means" :])
-        self.transform = store.tensor_digest(data.train.transform.tensors())[:16]
-        self.costs: dict[tuple[str, int], dict] = {}  # of each pass: seconds, samples
+            check_choice(f"space of {name}", (IMPORTANCE | self.importance)[name], SPACES[name == "k-means" :])
+
+
+class CachedScores:
+    """The stored scores of the real images of an experiment.
+
+    costs       of each pass that was used: 'seconds' and 'samples'
+    experiment  whose they are, for scores that stand on more than passes; set from outside
+    """
+
+    def __init__(
+        self,
+        images,
+        digest: str,
+        network,
+        runs: Runs,
+        settings: ScoreSettings = ScoreSettings(),
+        encoder: Encoder | None = None,
+        protocol: Protocol | None = None,
+    ):
+        """What the passes need.
+
+        images    an ImageSet, or a RegressionSet, which scores that need classes refuse
+        digest    of the data they are of
+        network   as it runs (`MixedPrecision`)
+        protocol  its fine-tuning is that of scores that need one; of another protocol, the published one
+        """
+        self.images, self.digest, self.network, self.runs, self.encoder = images, digest, network, runs, encoder
+        self.lengths = {"loss": settings.early, "converged loss": settings.converged}
+        self.path, self.tunings, self.importance = (
+            {"steps": 5} | settings.path,
+            settings.tunings,
+            IMPORTANCE | settings.importance,
+        )
+        tuning = protocol if isinstance(protocol, FineTuning) else FineTuning() if encoder else None
+        self.tuning = replace(tuning, networks=1, equal="epochs") if tuning else None
+        self.transform = store.tensor_digest(images.transform.tensors())[:16] if images.transform else None
+        self.experiment = None
+        self.costs: dict[tuple[str, int], dict] = {}
         self._read: dict[tuple[str, int], dict[str, Tensor]] = {}
-        self._known: dict[tuple[str, int], Tensor] = {}
+        self._known: dict[tuple[str, int, int], Tensor] = {}
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_read": {}, "_known": {}, "costs": {}}
 
-    def of(self, name: str, seed: int, k: int = 1) -> Tensor:
-        """The scores (N,) of one name. Raises InputError on an unknown one, and without the encoder it needs.
+    # Scores by name
 
-        k  clusters of a class behind 'k-means sensitivity'
+    def get(self, name: str, seed: int, k: int = 1) -> Tensor:
+        """The scores (N,) of one name. Raises InputError on an unknown one, and without the encoder or classes it needs.
+
+        k  images of a class that it serves: the clusters behind 'k-means sensitivity'
         """
-        check_choice("score", name, NAMES)
-        key = name, 0 if name in (*FREE, *SENSITIVE[:2]) else seed, k
+        score = self._registered(name)
+        key = name, seed if score.seeded else 0, k
         if key not in self._known:
-            self._known[key] = self._score(name, seed, k)
+            self._known[key] = score.compute(self, seed, k)
         return self._known[key]
 
-    def _score(self, name: str, seed: int, k: int) -> Tensor:
-        if name in SENSITIVE[:2]:
-            found = self.ridge()
-            return found["tau"] + 1 / len(found["tau"]) if name == SENSITIVE[0] else found["leverage"]
-        if name in SENSITIVE:
-            return self._clusters(seed, k)
-        if name in SCRATCH:
-            return self.scratch(seed, name)["loss"]
-        targets, n = self.images.targets.cpu(), len(self.images)
-        if name == "GraNd":
-            return self._gradients(seed)
-        if name in TUNED:
-            found = self.tuned(seed)
-            if name == "EL2N":
-                p = training.predictions(self.network, self._early_weights(seed), self.images)
-                return training.el2n(p, targets)
-            if name == "forgetting":  # most samples tie at no event: they go in a drawn order
-                ties = torch.rand(n, generator=generator(seed, "forgetting ties"))
-                return found[name] + ties / (2 * self.trials)
-            if name == "contextual diversity":
-                return geometry.contextual_diversity(found["probabilities"], targets, n)
-            return found[name]
-        found = self.free()
-        rows, whole = found["features"], found["losses"].mean(0)
-        if name == "prototype loss":
-            return found["losses"][0]
-        if name == "prototype distance":
-            return geometry.prototype_distance(rows, targets).float()
-        if name == "herding":
-            return geometry.herding(rows, targets, n)
-        if name == "k-center":
-            return geometry.k_center(rows, targets, n)
-        if name == "D2":  # of unit length: its kernel exp(-d) knows no scale
-            return geometry.d2(F.normalize(rows), whole, targets=targets)
-        return whole
+    def make(self, name: str, seed: int, k: int = 1) -> None:
+        """Compute and store the scores of a name; for an order in which images are drawn there is nothing to store."""
+        if name not in ORDERS:
+            self.get(name, seed, k)
 
     def spec(self, name: str) -> dict | list[int]:
-        """What identifies a score, besides images, network and preprocessing."""
-        if name in SCRATCH:
-            return list(self.lengths[name])
-        if name in SENSITIVE:
-            return self._space("ridge" if name in SENSITIVE[:2] else "k-means")
-        if name in FREE:
-            return {"encoder": self._encoder().digest, "path": self.path, "version": VERSION}
-        found = {"encoder": self._encoder().digest, "tuning": self._tuning().spec(), "trials": self.trials}
-        return found | {"version": VERSION} | ({"revised": REVISED[name]} if name in REVISED else {})
+        """What identifies a score, besides images, network and preprocessing. Raises InputError as `get`."""
+        if name in ORDERS:
+            return ORDERS[name](self)
+        score = self._registered(name)
+        if score.spec:
+            return score.spec(self)
+        found = {"": dict, "encoder": self._encoder_spec, "tuning": self._tuning_spec}[score.needs]()
+        return found | ({"revised": score.version} if score.version > 1 else {})
 
-    def _space(self, which: str) -> dict:
-        """What identifies sensitivities of one kind."""
-        one = self.importance
-        found = {"space": one[which], "version": VERSION}
-        found |= {"rho": one["rho"]} if which == "ridge" else {"factor": one["factor"]}
-        drawn = one[which] == "random features"
-        return found | ({"width": one["width"], "networks": one["networks"]} if drawn else {})
+    def _registered(self, name: str) -> Score:
+        """The score of a name, whose needs are there."""
+        check_choice("score", name, SCORES)
+        score, labels = SCORES[name], hasattr(self.images, "classes")
+        if score.labels is not None and score.labels != labels:
+            needed = "classes" if score.labels else "real-valued targets and no classes"
+            fit = [one for one in SCORES if SCORES[one].labels in (None, labels)]
+            raise InputError(f"score: {name!r} needs {needed}; accepted: {', '.join(fit) or 'none'}")
+        if score.needs:
+            self._encoder()
+        return score
 
-    def rows(self, which: str) -> Tensor:
-        """The images as 'ridge' or 'k-means' see them, (N, D) on their device: pixels, or features of random networks."""
-        n, one = len(self.images), self.importance
-        parts = torch.arange(n, device=self.images.device).split(1000)
-        if one[which] != "random features":
-            return torch.cat([self.images.batch(part).flatten(1) for part in parts])
-        network = ConvNet(self.images.shape, len(self.images.classes), one["width"], normalization="none")
-        params = gaussian(network, generator(0, "sensitivity"), one["networks"], self.images.device)
-        with torch.no_grad():
-            parts = [embeddings(network, params, self.images.batch(some)) for part in parts for some in part.split(128)]
-        return torch.cat(parts) / parts[0].shape[1] ** 0.5
-
-    def ridge(self) -> dict[str, Tensor]:
-        """'tau', 'leverage' (N,) of the ridge regression on the labels, 'dimension' () and 'penalty' ()."""
-        inputs = self._space("ridge") | {"transform": self.transform}
-
-        def make() -> tuple[dict, int]:
-            n = len(self.images)
-            labels = centred(self.images.targets, len(self.images.classes))
-            rows, rho = self.rows("ridge"), self.importance["rho"]
-            if self.importance["ridge"] == "ntk":
-                sensitivity.check_points(n)
-                matrix = ntk(rows.double())
-                penalty = sensitivity.penalty_of(float(matrix.trace()), n, rho)
-                found = sensitivity.ridge_kernel(matrix, labels, penalty)
-            else:
-                penalty = sensitivity.penalty_of(float(rows.double().square().sum()), n, rho)
-                found = sensitivity.ridge_features(rows, labels, penalty)
-            values = {"tau": found.tau, "leverage": found.leverage}
-            values |= {"dimension": torch.tensor(found.effective_dimension), "penalty": torch.tensor(penalty)}
-            return {name: value.cpu().float() for name, value in values.items()}, n
-
-        return self._stored("ridge-scores", inputs, make, ("ridge", 0))
-
-    def _clusters(self, seed: int, k: int) -> Tensor:
-        """K-means sensitivities (N,) within each class."""
-        name = SENSITIVE[2]
-        inputs = self._space("k-means") | {"transform": self.transform, "name": name, "seed": seed, "k": k}
-
-        def make() -> tuple[dict, int]:
-            rows, targets = self.rows("k-means"), self.images.targets.cpu()
-            found = torch.empty(len(rows))
-            for label in targets.unique():
-                members = torch.nonzero(targets == label)[:, 0]
-                own, stream = rows[members.to(rows.device)], generator(seed, name, int(label))
-                scores = kmeans(own, k, stream, self.importance["factor"]).scores
-                found[members] = scores.cpu().float()
-            return {"scores": found}, len(rows)
-
-        return self._stored("cluster-scores", inputs, make, (f"{name} {k}", seed))["scores"]
-
-    def seeded(self, seed: int, k: int, kept: Tensor) -> Tensor:
-        """Rank (len(kept),) in which D^2 seeding takes k of the kept images of each class, the rest last."""
-        rows, targets = self.rows("k-means"), self.images.targets.cpu()[kept]
-        rank = torch.full((len(kept),), float(len(kept)))
-        for label in targets.unique():
-            members = torch.nonzero(targets == label)[:, 0]
-            own, stream = rows[kept[members].to(rows.device)], generator(seed, SENSITIVE[3], int(label))
-            rank[members[seeding(own, k, stream).cpu()]] = torch.arange(float(k))
-        return rank
+    # From scratch
 
     def scratch(self, seed: int, name: str = "loss") -> dict[str, Tensor]:
-        """'loss' (N,) mean training loss and 'features' (N, F), from one ensemble pass."""
+        """'loss' (N,) mean training loss and 'features' (N, F), from one ensemble pass.
+
+        name  'loss' or 'converged loss': how many networks are trained, and how long
+        """
         trials, epochs = self.lengths[name]
         inputs = {"seed": seed, "trials": trials, "epochs": epochs, "network": self.network.spec()}
         inputs["transform"] = self.transform
 
         def make() -> tuple[dict, int]:
             stream = generator(seed, "scores")
-            passed = training.dynamics(self.network, self.images, trials, epochs, stream, collect_mean=True)
-            tensors = {"loss": training.mean_loss(passed), "features": training.features(passed, self.images)}
+            passed = dynamics.dynamics(self.network, self.images, trials, epochs, stream, collect_mean=True)
+            tensors = {"loss": dynamics.mean_loss(passed), "features": dynamics.features(passed, self.images)}
             return tensors, passed.stats.samples * trials
 
         return self._stored("scores", inputs, make, (name, seed))
+
+    # Through an encoder
 
     def free(self) -> dict[str, Tensor]:
         """'losses' (T, N) along the masks and 'features' (N, F) of the encoder, which no seed changes."""
@@ -264,84 +194,164 @@ class CachedScores:
 
         return self._stored("encoder-scores", inputs, make, key)
 
+    def _encoder(self) -> Encoder:
+        if self.encoder is None:
+            names = ", ".join(name for name, one in SCORES.items() if one.needs)
+            raise InputError(f"encoder: None; accepted: an encoder for the scores {names}")
+        return self.encoder
+
+    def _encoder_spec(self) -> dict:
+        return {"encoder": self._encoder().digest, "path": self.path, "version": VERSION}
+
+    # By fine-tuning
+
     def tuned(self, seed: int) -> dict[str, Tensor]:
-        """All of TUNED but EL2N and GraNd, (N,) each, 'probabilities' (N, C) of the last weights, and the early weights 'early.*'."""
-        inputs = self.spec("AUM") | {"network": self.network.spec(), "transform": self.transform, "seed": seed}
+        """Scores (N,) of one fine-tuning by name, 'probabilities' (N, C) of the last weights, and the early weights 'early.*'."""
+        inputs = self._tuning_spec() | {"network": self.network.spec(), "transform": self.transform, "seed": seed}
 
         def make() -> tuple[dict, int]:
             passed = self._fine_tune(seed)
-            p = training.predictions(passed.network, passed.params, self.images)
+            p = dynamics.predictions(passed.network, passed.params, self.images)
             tensors = {
-                "cumulative loss": training.cumulative_loss(passed),
-                "forgetting": training.forgetting(passed),
-                "AUM": training.aum(passed),
-                "least confidence": training.least_confidence(p),
-                "entropy": training.entropy(p),
-                "margin": training.margin(p),
+                "cumulative loss": dynamics.cumulative_loss(passed),
+                "forgetting": dynamics.forgetting(passed),
+                "AUM": dynamics.aum(passed),
+                "least confidence": dynamics.least_confidence(p),
+                "entropy": dynamics.entropy(p),
+                "margin": dynamics.margin(p),
                 "probabilities": p.mean(0),
             } | {f"early.{k}": v for k, v in passed.stats.snapshots[self.early].items()}
             # a visit in training and one in evaluation an epoch, and the last predictions
-            return tensors, (2 * self._tuning().epochs + 1) * self.trials * len(self.images)
+            return tensors, (2 * self.tuning.epochs + 1) * self.tunings * len(self.images)
 
         return self._stored("tuning-scores", inputs, make, ("tuning", seed))
 
     @property
     def early(self) -> int:
         """The epoch of EL2N and GraNd: a tenth of all."""
-        return max(1, round(self._tuning().epochs / 10))
+        return max(1, round(self.tuning.epochs / 10))
 
-    def _fine_tune(self, seed: int):
-        tuning, stream = self._tuning(), generator(seed, "tuning scores")
-        return training.dynamics(
+    def early_weights(self, seed: int) -> dict[str, Tensor]:
+        """Weights at the end of the epoch `early` of the fine-tuning, leading axis `tunings`."""
+        found, device = self.tuned(seed), self.images.device
+        return {k.removeprefix("early."): v.to(device) for k, v in found.items() if k.startswith("early.")}
+
+    def gradients(self, seed: int) -> Tensor:
+        """Norms (N,) of each sample's gradient at the early weights."""
+        params = self.early_weights(seed)
+        inputs = self._tuning_spec() | {"network": self.network.spec(), "transform": self.transform, "seed": seed}
+
+        def make() -> tuple[dict, int]:
+            network = getattr(self.network, "network", self.network)
+            return {"GraNd": dynamics.grand(network, params, self.images)}, self.tunings * len(self.images)
+
+        return self._stored("gradient-scores", inputs, make, ("GraNd", seed))["GraNd"]
+
+    def _fine_tune(self, seed: int) -> dynamics.Dynamics:
+        tuning, stream = self.tuning, generator(seed, "tuning scores")
+        return dynamics.dynamics(
             self.network,
             self.images,
-            self.trials,
+            self.tunings,
             tuning.epochs,
             stream,
             batch=tuning.batch,
             collect=COLLECTED,
-            start=self._encoder().to(self.images.device).start(stream, self.trials),
+            start=self._encoder().to(self.images.device).start(stream, self.tunings),
             optimizer=tuning.optimizer(len(self.images))[0],
             augmentation=tuning.augmentation,
             snapshots=(self.early,),
             checkpoints=True,
         )
 
-    def _gradients(self, seed: int) -> Tensor:
-        params = self._early_weights(seed)
-        inputs = self.spec("GraNd") | {"network": self.network.spec(), "transform": self.transform, "seed": seed}
+    def _tuning_spec(self) -> dict:
+        found = {"encoder": self._encoder().digest, "tuning": self.tuning.spec(), "trials": self.tunings}
+        return found | {"version": VERSION}
+
+    # Sensitivities
+
+    def space(self, which: str) -> dict:
+        """What identifies sensitivities of one kind, 'ridge' or 'k-means'."""
+        one = self.importance
+        found = {"space": one[which], "version": VERSION}
+        found |= {"rho": one["rho"]} if which == "ridge" else {"factor": one["factor"]}
+        drawn = one[which] == "random features"
+        return found | ({"width": one["width"], "networks": one["networks"]} if drawn else {})
+
+    def rows(self, which: str) -> Tensor:
+        """The images as 'ridge' or 'k-means' see them, (N, D) on their device: pixels, or features of random networks."""
+        n, one = len(self.images), self.importance
+        parts = torch.arange(n, device=self.images.device).split(1000)
+        if one[which] != "random features":
+            return torch.cat([self.images.batch(part).flatten(1) for part in parts])
+        network = ConvNet(self.images.shape, len(self.images.classes), one["width"], normalization="none")
+        params = gaussian(network, generator(0, "sensitivity"), one["networks"], self.images.device)
+        with torch.no_grad():
+            parts = [embeddings(network, params, self.images.batch(some)) for part in parts for some in part.split(128)]
+        return torch.cat(parts) / parts[0].shape[1] ** 0.5
+
+    def ridge(self) -> dict[str, Tensor]:
+        """'tau', 'leverage' (N,) of the ridge regression on the labels, 'dimension' () and 'penalty' ()."""
+        inputs = self.space("ridge") | {"transform": self.transform}
 
         def make() -> tuple[dict, int]:
-            network = getattr(self.network, "network", self.network)
-            return {"GraNd": training.grand(network, params, self.images)}, self.trials * len(self.images)
+            n = len(self.images)
+            labels = centred(self.images.targets, len(self.images.classes))
+            rows, rho = self.rows("ridge"), self.importance["rho"]
+            if self.importance["ridge"] == "ntk":
+                sensitivity.check_points(n)
+                matrix = ntk(rows.double())
+                penalty = sensitivity.penalty_of(float(matrix.trace()), n, rho)
+                found = sensitivity.ridge_kernel(matrix, labels, penalty)
+            else:
+                penalty = sensitivity.penalty_of(float(rows.double().square().sum()), n, rho)
+                found = sensitivity.ridge_features(rows, labels, penalty)
+            values = {"tau": found.tau, "leverage": found.leverage}
+            values |= {"dimension": torch.tensor(found.effective_dimension), "penalty": torch.tensor(penalty)}
+            return {name: value.cpu().float() for name, value in values.items()}, n
 
-        return self._stored("gradient-scores", inputs, make, ("GraNd", seed))["GraNd"]
+        return self._stored("ridge-scores", inputs, make, ("ridge", 0))
 
-    def _early_weights(self, seed: int) -> dict[str, Tensor]:
-        found, device = self.tuned(seed), self.images.device
-        return {k.removeprefix("early."): v.to(device) for k, v in found.items() if k.startswith("early.")}
+    def clusters(self, seed: int, k: int) -> Tensor:
+        """K-means sensitivities (N,) with k clusters within each class."""
+        name = "k-means sensitivity"
+        inputs = self.space("k-means") | {"transform": self.transform, "name": name, "seed": seed, "k": k}
 
-    def _encoder(self) -> Encoder:
-        if self.encoder is None:
-            raise InputError(f"encoder: None; accepted: an encoder for the scores {', '.join((*FREE, *TUNED))}")
-        return self.encoder
+        def make() -> tuple[dict, int]:
+            rows, targets = self.rows("k-means"), self.images.targets.cpu()
+            found = torch.empty(len(rows))
+            for label in targets.unique():
+                members = torch.nonzero(targets == label)[:, 0]
+                own, stream = rows[members.to(rows.device)], generator(seed, name, int(label))
+                scores = kmeans(own, k, stream, self.importance["factor"]).scores
+                found[members] = scores.cpu().float()
+            return {"scores": found}, len(rows)
 
-    def _tuning(self) -> FineTuning:
-        if self.tuning is None:
-            raise InputError(f"tuning: None; accepted: a way to fine-tune for the scores {', '.join(TUNED)}")
-        return self.tuning
+        return self._stored("cluster-scores", inputs, make, (f"{name} {k}", seed))["scores"]
+
+    def seeded(self, seed: int, k: int, kept: Tensor) -> Tensor:
+        """Rank (len(kept),) in which D^2 seeding takes k of the kept images of each class, the rest last."""
+        rows, targets = self.rows("k-means"), self.images.targets.cpu()[kept]
+        rank = torch.full((len(kept),), float(len(kept)))
+        for label in targets.unique():
+            members = torch.nonzero(targets == label)[:, 0]
+            own, stream = rows[kept[members].to(rows.device)], generator(seed, "k-means++", int(label))
+            rank[members[seeding(own, k, stream).cpu()]] = torch.arange(float(k))
+        return rank
+
+    # Stored passes
 
     def _stored(self, producer: str, inputs: dict, make, key: tuple[str, int]) -> dict[str, Tensor]:
         """Tensors of a pass, made once; `make` returns them and the images it touched."""
         if key not in self._read:
-            version = 1 if producer == "scores" else VERSION
-            path = self.runs.artifact(f"{producer}-" + store.identity(producer, version, inputs, self.digest))
+            path = self.runs.artifact(f"{producer}-" + store.identity(producer, VERSION, inputs, self.digest))
             if not path.exists():
                 with lock(path.with_suffix(".lock"), wait=True):
                     if not path.exists():  # else another worker made them meanwhile
                         self._make(path, inputs, make)
             tensors, card = store.load_tensors(path)
-            kept = {k: v for k, v in self._read.items() if k[0] == "encoder"}  # else one at a time: features are large
+            # but for the encoder's one at a time: features are large
+            kept = {k: v for k, v in self._read.items() if k[0] == "encoder"}
             self._read = kept | {key: tensors}
             self.costs[key] = {name: card[name] for name in ("seconds", "samples")}
         return self._read[key]

@@ -17,6 +17,7 @@ crops them anew in every pass. Slow references: `masked_plain`, `prototype_losse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,10 @@ from distillery.data import ImageSet
 from distillery.evaluation import embed
 from distillery.networks import Params
 from distillery.scores.geometry import check_features
+from distillery.scores.registry import register_score
+
+if TYPE_CHECKING:
+    from distillery.scores.cached import CachedScores
 
 SCHEDULES = ("linear", "geometric")
 MASKS = ("magnitude", "random")
@@ -297,3 +302,15 @@ def _skeleton(network) -> nn.Module:
         return network.skeleton
     with torch.device("meta"):
         return network.module()
+
+
+@register_score("complexity", needs="encoder", seeded=False, labels=True)
+def mean_over_path(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """The learning complexity of DLC."""
+    return scores.free()["losses"].mean(0)
+
+
+@register_score("prototype loss", needs="encoder", seeded=False, labels=True)
+def unmasked_loss(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """The loss of the encoder without a mask, DLC at T = 1."""
+    return scores.free()["losses"][0]

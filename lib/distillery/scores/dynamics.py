@@ -18,7 +18,9 @@ The other scores, and where each reads the networks:
 Plain twins: `mean_loss_plain`, `forgetting_plain`, `grand_plain`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +30,13 @@ from distillery.checks import InputError, check_positive_int
 from distillery.data import ImageSet
 from distillery.evaluation import embed
 from distillery.networks import Params, trainable
+from distillery.scores.registry import register_score
+from distillery.seeds import generator as stream_of
 from distillery.training import Stats, cross_entropy, train
 from distillery.training.optimizers import SGD
+
+if TYPE_CHECKING:
+    from distillery.scores.cached import CachedScores
 
 
 @dataclass(frozen=True)
@@ -290,3 +297,46 @@ def grand_plain(network, params: Params, images: ImageSet) -> list[float]:
             gradients = torch.autograd.grad(F.cross_entropy(logits, images.targets[index]), learned)
             scores[i] += float(torch.cat([gradient.flatten() for gradient in gradients]).norm()) / k
     return scores
+
+
+# Scores by name, from stored passes
+
+
+@register_score("loss", labels=True, spec=lambda scores: list(scores.lengths["loss"]))
+def early_loss(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`mean_loss` early in training."""
+    return scores.scratch(seed, "loss")["loss"]
+
+
+@register_score("converged loss", labels=True, spec=lambda scores: list(scores.lengths["converged loss"]))
+def converged_loss(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`mean_loss` over all of training."""
+    return scores.scratch(seed, "converged loss")["loss"]
+
+
+@register_score("forgetting", needs="tuning", labels=True, version=2)
+def drawn_forgetting(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`forgetting`; most samples tie at no event: they go in a drawn order."""
+    ties = torch.rand(len(scores.images), generator=stream_of(seed, "forgetting ties"))
+    return scores.tuned(seed)["forgetting"] + ties / (2 * scores.tunings)
+
+
+@register_score("EL2N", needs="tuning", labels=True, version=2)
+def early_el2n(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`el2n` at the early weights of a fine-tuning."""
+    p = predictions(scores.network, scores.early_weights(seed), scores.images)
+    return el2n(p, scores.images.targets.cpu())
+
+
+@register_score("GraNd", needs="tuning", labels=True)
+def early_grand(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`grand` at the early weights of a fine-tuning."""
+    return scores.gradients(seed)
+
+
+def _of_tuning(name: str) -> Callable[["CachedScores", int, int], Tensor]:
+    return lambda scores, seed, k: scores.tuned(seed)[name]
+
+
+for _name in ("cumulative loss", "AUM", "least confidence", "entropy", "margin"):
+    register_score(_name, needs="tuning", labels=True)(_of_tuning(_name))

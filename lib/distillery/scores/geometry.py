@@ -16,12 +16,18 @@ smaller index. Slow references: `herding_plain`, `k_center_plain` (of both k-cen
 
 import math
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_choice, check_finite, check_positive_int
+from distillery.scores.registry import register_score
+
+if TYPE_CHECKING:
+    from distillery.scores.cached import CachedScores
 
 CENTRES = ("mean", "median")
 BLOCK = 256  # rows whose distances to all others are held at once
@@ -359,3 +365,34 @@ def _rank(features: Tensor, targets: Tensor | None, n: int, order: Callable[[Ten
         chosen = order(rows, min(n, len(members)))
         rank[members[chosen]] = torch.arange(len(chosen), dtype=rank.dtype)
     return rank
+
+
+@register_score("prototype distance", needs="encoder", seeded=False, labels=True)
+def encoder_distance(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`prototype_distance`."""
+    return prototype_distance(scores.free()["features"], scores.images.targets.cpu()).float()
+
+
+@register_score("herding", needs="encoder", seeded=False, labels=True)
+def encoder_herding(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`herding` of all images."""
+    return herding(scores.free()["features"], scores.images.targets.cpu(), len(scores.images))
+
+
+@register_score("k-center", needs="encoder", seeded=False, labels=True)
+def encoder_k_center(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`k_center` of all images."""
+    return k_center(scores.free()["features"], scores.images.targets.cpu(), len(scores.images))
+
+
+@register_score("D2", needs="encoder", seeded=False, labels=True)
+def encoder_d2(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`d2` by learning complexity, of features of unit length: its kernel exp(-d) knows no scale."""
+    found = scores.free()
+    return d2(F.normalize(found["features"]), found["losses"].mean(0), targets=scores.images.targets.cpu())
+
+
+@register_score("contextual diversity", needs="tuning", labels=True)
+def tuned_diversity(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`contextual_diversity` of all images after fine-tuning."""
+    return contextual_diversity(scores.tuned(seed)["probabilities"], scores.images.targets.cpu(), len(scores.images))

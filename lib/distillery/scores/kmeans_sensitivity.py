@@ -2,12 +2,17 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.scores.geometry import check_features
+from distillery.scores.registry import ORDERS, register_score
+
+if TYPE_CHECKING:
+    from distillery.scores.cached import CachedScores
 
 FACTORS = ("bounded", "measured")
 
@@ -124,3 +129,12 @@ def kmeans_plain(rows: Tensor, centres: list[int], factor: float) -> list[float]
         members = [other for other, c in zip(distance, cluster) if c == b]
         found.append(2 * factor * d / cost + 4 * factor * sum(members) / (len(members) * cost) + 4 / len(members))
     return found
+
+
+@register_score("k-means sensitivity", labels=True, spec=lambda scores: scores.space("k-means"))
+def cluster_sensitivity(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """The bounds of `kmeans` with k clusters within each class."""
+    return scores.clusters(seed, k)
+
+
+ORDERS["k-means++"] = lambda scores: scores.space("k-means")

@@ -18,6 +18,7 @@ All in float64 but for distances to centres, which are in the precision of the r
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,6 +26,10 @@ from torch import Tensor
 from distillery.checks import InputError, check_finite, check_positive_int
 from distillery.networks.ridge import factor
 from distillery.scores.geometry import check_features
+from distillery.scores.registry import register_score
+
+if TYPE_CHECKING:
+    from distillery.scores.cached import CachedScores
 
 LARGEST = 10_000  # points whose kernel is held as one matrix, 800 MB
 BLOCK = 1024  # rows in float64 at once
@@ -198,3 +203,19 @@ def _half_inverse(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     kept = values > CUTOFF * values[-1]
     return vectors[:, kept] / values[kept].sqrt()
+
+
+# Scores by name; the space they are measured in is an experiment's
+
+
+@register_score("ridge sensitivity", seeded=False, labels=True, spec=lambda scores: scores.space("ridge"))
+def ridge_sensitivity(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """The bounds `Ridge.scores` of a ridge regression on the labels."""
+    tau = scores.ridge()["tau"]
+    return tau + 1 / len(tau)
+
+
+@register_score("leverage", seeded=False, labels=True, spec=lambda scores: scores.space("ridge"))
+def ridge_leverage(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """The leverages of a ridge regression."""
+    return scores.ridge()["leverage"]
