@@ -1,4 +1,4 @@
-"""The command line: `distillery run NOTEBOOK`, `sweep GRID`, `report`, `evaluate FILE`, `data check PATH`.
+"""The command line: `distillery run NOTEBOOK`, `sweep GRID`, `report`, `methods`, `evaluate FILE`, `data check PATH`.
 
 `run` is a thin layer over papermill: it checks parameters before starting, executes into a temporary file, and counts a
 run as done only by the record that the notebook's last cell writes. Bad input gives one line and exit code 2.
@@ -18,13 +18,21 @@ from distillery.checks import InputError
 ROOT = Path(__file__).resolve().parents[2]
 
 
+class _Parser(argparse.ArgumentParser):
+    """The command's parser, whose help ends with the registered methods; they are looked up only then, which takes seconds."""
+
+    def format_help(self) -> str:
+        from distillery.methods import METHODS
+
+        self.epilog = f"methods: {', '.join(METHODS)}"
+        return super().format_help()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="distillery", description="Learning from less data: prune, distill, evaluate."
-    )
+    parser = _Parser(prog="distillery", description="Learning from less data: prune, distill, evaluate.")
     parser.add_argument("--version", action="version", version=f"distillery {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=argparse.ArgumentParser)
 
     run = commands.add_parser("run", help="execute a notebook with checked parameters")
     run.add_argument("notebook", help="name such as 00_quickstart, or a path")
@@ -47,9 +55,17 @@ def main(argv: list[str] | None = None) -> int:
     report.add_argument("--results", default="", help="results folder (default: that of the repository)")
     report.add_argument("--scale", default="", help="only this scale")
     report.add_argument(
-        "--write", metavar="FILE", help="write the generated tables between the markers of a Markdown file"
+        "--write",
+        action="store_true",
+        help="renew the generated pages of the checkout: results/*.md, README, first cells",
     )
     report.set_defaults(call=_report)
+
+    methods = commands.add_parser("methods", help="what combines with what")
+    methods.add_argument(
+        "--settings", action="store_true", help="published settings of every method, with their sources"
+    )
+    methods.set_defaults(call=_methods)
 
     judge = commands.add_parser("evaluate", help="test accuracy of a finished set, beside random images")
     judge.add_argument("file", help="an exported set, or a foreign .pt, .pth or .safetensors file of images and labels")
@@ -213,34 +229,26 @@ def _summary(record: dict, name: str) -> None:
 
 
 def _report(arguments) -> int:
-    from distillery import pretraining, recipes, report
+    from distillery import report
     from distillery.notebook import parameters
+    from distillery.report import pages
 
+    if arguments.write:
+        changed = pages.write(ROOT)
+        print("\n".join(f"wrote {path.relative_to(ROOT)}" for path in changed) or "nothing changed")
+        return 0
     found = report.find(parameters.results_root(arguments.results))
-    if arguments.scale:
-        found = [record for record in found if record["scale"] == arguments.scale]
+    found = [record for record in found if arguments.scale in ("", record["scale"])]
     if not found:
         raise InputError("no record found; accepted: a results folder after `distillery run`")
-    tables = {
-        "claims": report.table(found),
-        "rows": report.rows_by_record(found),
-        "compatibility": f"{recipes.compatibility()}\n\n{pretraining.compatibility()}",
-    }
-    if not arguments.write:
-        print(tables["claims"])
-        return 0
-    from distillery.store import write_bytes
+    print(report.table(found))
+    return 0
 
-    path = Path(arguments.write)
-    if not path.is_file():
-        raise InputError(f"--write: {path} is not found; accepted: a Markdown file with markers")
-    text = path.read_text()
-    for name, table in tables.items():
-        begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
-        if begin in text and end in text:
-            text = text[: text.index(begin) + len(begin)] + f"\n{table}\n" + text[text.index(end) :]
-    write_bytes(path, text.encode())
-    print(f"wrote {path}")
+
+def _methods(arguments) -> int:
+    from distillery.report import registered
+
+    print(registered.settings_page() if arguments.settings else registered.compatibility())
     return 0
 
 
