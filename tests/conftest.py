@@ -67,15 +67,17 @@ def class_folder(tmp_path):
 
 
 PARAMETERS = """
-scale: str = "smoke"  # scale
-results_dir: str = ""  # results
-data_root: str = ""  # data
-engine: str = "local"  # engine
-seed: int = 0  # seed
-ipc: list[int] = [1]  # images per class
-rate: float = 0.1  # rate
+from distillery.notebook.types import Count, Engine, LocalPath, Number, Scale, Whole
+
+scale: Scale = "smoke"  # scale
+results_dir: LocalPath = ""  # results
+data_root: LocalPath = ""  # data
+engine: Engine = "local"  # engine
+seed: Whole = 0  # seed
+ipc: list[Count] = [1]  # images per class
+rate: Number = 0.1  # rate
 fail: str = ""  # how to fail
-budget_minutes: float = 0.0  # budget
+budget_minutes: Number = 0.0  # budget
 """
 
 

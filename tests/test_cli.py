@@ -13,12 +13,15 @@ from PIL import Image
 from distillery import cli, report
 from distillery.checks import InputError
 from distillery.notebook import parameters
+from distillery.notebook.types import Count, Device
 
 ROOT = Path(__file__).resolve().parents[1]
 BODY = """
 import os
-from distillery import parameters, records
 from distillery.checks import InputError
+from distillery.notebook import parameters
+from distillery.notebook.types import Count, Device
+from distillery.report import records
 P = parameters.settings(globals())
 if P.fail == "input":
     raise InputError("rate: 7 is not accepted; accepted: less")
@@ -32,7 +35,7 @@ if P.fail != "no record":
     (folder / "starts" / str(os.getpid())).touch()
     claim = records.claim("c", "ours is better", "nobody", [[0.9], [0.92]], [[0.1], [0.11]], against="random")
     records.write(folder / "record.json", notebook="tiny", key=records.record_key("tiny", vars(P)), scale=P.scale,
-                  parameters=records.public(vars(P)), claims=[claim], rows=[], costs={}, data={"label": "made-up"}, missing=[])
+                  parameters=vars(P), claims=[claim], rows=[], costs={}, data={"label": "made-up"}, missing=[])
 """
 
 
@@ -148,7 +151,7 @@ def test_parse(text, value):
 
 def test_settings_of_a_notebook():
     """Plain papermill injects values into the notebook's globals; the notebook refuses what the command line refuses."""
-    space = {"__annotations__": {"ipc": list[int], "device": str}, "ipc": 3, "device": "cpu"}
+    space = {"__annotations__": {"ipc": list[Count], "device": Device}, "ipc": 3, "device": "cpu"}
     assert parameters.settings(space).ipc == [3]
     with pytest.raises(InputError, match="tpu"):
         parameters.settings(space | {"device": "tpu"})

@@ -10,7 +10,7 @@ from distillery import engine
 from distillery.checks import check_finite, check_fraction, check_positive_int
 from distillery.data import ImageSet, load, synthetic
 from distillery.data.synthetic import Synthetic
-from distillery.notebook import parameters
+from distillery.notebook import parameters, types
 from distillery.recipes import Recipe
 from distillery.selection import prune, select
 from distillery.training import dsa
@@ -191,18 +191,9 @@ def test_recipes_that_make_no_sense(options, word, refused):
 # Parameters of notebooks
 
 TYPES = {
-    "dataset": "str",
-    "ipc": "list[int]",
-    "keep": "list[float]",
-    "n_seeds": "int",
-    "device": "str",
-    "scale": "str",
-    "max_side": "int",
-    "budget_minutes": "float",
-    "progress": "bool",
-    "engine": "str",
-    "seed": "int",
-}
+    "dataset": types.Dataset, "ipc": list[types.Count], "keep": list[types.Keep], "n_seeds": types.Count, "device": types.Device,
+    "scale": types.Scale, "max_side": int, "budget_minutes": float, "progress": bool, "engine": types.Engine, "seed": types.Whole,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

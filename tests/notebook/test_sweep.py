@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BODY = """
 import os, signal, time
 from pathlib import Path
-from distillery import parameters, records
+from distillery.notebook import parameters
+from distillery.report import records
 P = parameters.settings(globals())
 folder = parameters.results_root(P.results_dir)
 (folder / f"start {time.time()} {os.environ['OMP_NUM_THREADS']} {P.budget_minutes}").touch()
@@ -30,7 +31,7 @@ if P.fail == "worker" and len(list(folder.glob("start *"))) == 1:
     time.sleep(60)
 claim = records.claim("c", "ours is better", "nobody", [[0.9], [0.92]], [[0.1], [0.11]], against="random")
 records.write(folder / P.scale / "tiny" / "made-up" / "record.json", notebook="tiny", key=records.record_key("tiny", vars(P)),
-              scale=P.scale, parameters=records.public(vars(P)), claims=[claim], rows=[], costs={},
+              scale=P.scale, parameters=vars(P), claims=[claim], rows=[], costs={},
               data={"label": "made-up"}, missing=[])
 """
 

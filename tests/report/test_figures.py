@@ -35,18 +35,58 @@ def test_keep_curves(axis, tmp_path):
     assert ring.get_xydata()[0] == pytest.approx(lines["lowest loss"][1])
     assert axis.get_xscale() == "log" and "%" in axis.get_xlabel()
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "10", "50"]
-    shown = {text.get_text() for text in axis.get_legend().get_texts()}
-    assert shown == {"lowest loss", "random", "all images", "critical size"}
+    assert {text.get_text() for text in axis.texts} == {
+        "lowest loss",
+        "random",
+        "all images",
+    } and "ring" in axis.get_xlabel()
     assert figures.save(axis.figure, tmp_path / "keep.png").stat().st_size > 1000
 
 
 def test_keep_curves_of_numbers_of_images_without_all_data(axis):
     figures.keep_curves(axis, {"made up": {50: sets(0.5), 2: sets(0.4)}}, [None], {})
     assert "every class" in axis.get_xlabel()
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["made up"]
+    assert [text.get_text() for text in axis.texts] == ["made up"] and "ring" not in axis.get_xlabel()
 
 
 @pytest.mark.parametrize("curves", [{"random": {0.5: None}}, {}])
 def test_keep_curves_before_anything_has_run(axis, curves):
     figures.keep_curves(axis, curves, [], {})
     axis.figure.canvas.draw()
+
+
+def test_colours_tell_methods_apart_and_grey_is_for_baselines():
+    found = figures.palette(["random images", "DC", "DC, level 1", "DM", "all images"])
+    assert (
+        found["DC"] == found["DC, level 1"]
+        and len({found[name] for name in ("DC", "DM", "random images", "all images")}) == 4
+    )
+    assert found["random images"] == figures.BASELINES["random"]
+
+
+def test_bars_hold_value_sets_and_published_number(axis):
+    rows = [
+        {"method": "DM", "accuracies": sets(0.5, 0.6), "published": {"mean": 0.7, "std": 0.0}},
+        {"method": "random", "accuracies": sets(0.05)},
+    ]
+    figures.accuracy_bars(axis, rows)
+    assert [text.get_text() for text in axis.texts] == ["55.0", "5.0"]
+    assert any(line.get_marker() == "D" and line.get_xdata()[0] == pytest.approx(70) for line in axis.lines)
+    assert axis.get_xlim()[1] > 70 and "published" in axis.get_xlabel()
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_names_stand_beside_their_lines_and_do_not_meet(axis, scale):
+    axis.set_yscale(scale)
+    axis.set_ylim(1, 100)
+    curves = {
+        "a": ([1, 2], [10, 50]),
+        "b": ([1, 2], [10, 50.5]),
+        "c": ([1, 2], [10, 51], [1, 1]),
+        "d": ([1, 2], [3, 99]),
+    }
+    figures.lines(axis, curves)
+    heights = [text.get_position()[1] for text in axis.texts]
+    assert [text.get_text() for text in axis.texts] == ["a", "b", "c", "d"]
+    assert min(b - a for a, b in zip(heights, heights[1:])) > 0.03 and max(heights) <= 1.001
+    assert axis.get_ylim() == pytest.approx((1, 100))

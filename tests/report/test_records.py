@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from distillery import report, store
-from distillery.report import VERDICTS, claim, critical_size, difference, measured, records, verdict
+from distillery.report import VERDICTS, claim, critical_size, difference, measured, verdict
 
 
 def row(value, std_sets=0.0):
@@ -102,14 +102,6 @@ def test_claims():
     closed = claim("e", "DM beats random", "paper", ours, baseline, against="random", untestable="the gate is closed")
     assert (closed["verdict"], closed["why"]) == ("not testable at this scale", "the gate is closed")
     store.canonical([won, lost, unpaired, value, closed])  # a record holds nothing that JSON does not
-
-
-def test_public_parameters_name_no_place():
-    shown = records.public({"data_root": "/home/me/pets", "results_dir": "/tmp/x", "seed": 1})
-    assert shown == {"data_root": "pets", "seed": 1}
-    given = {"encoder": "torchvision:resnet18", "encoder_root": "/data/cars", "language_model": "some-group/some-model"}
-    assert records.public(given) == given | {"encoder_root": "cars"}
-    assert records.public({"other_roots": ["/data/cars", ""]}) == {"other_roots": ["cars", ""]}
 
 
 def test_record_key_follows_what_decides_the_numbers():

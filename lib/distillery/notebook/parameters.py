@@ -1,77 +1,31 @@
 """Notebook parameters: annotated in the parameters cell, checked before anything is computed.
 
 The same check serves the command line, which reads the cell without running it, and the notebook itself, so that plain
-papermill refuses the same values with the same words. Only a misspelt name passes plain papermill, with its own warning.
+papermill refuses the same values and the same misspelt names with the same words. Types are those of `notebook/types.py`.
 """
 
 import ast
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_origin
 
 import nbformat
-import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
-from distillery import engine
-from distillery.checks import InputError, check_choice, check_keep, check_positive_int
-from distillery.networks import pool
-from distillery.networks.precision import PRECISIONS
+from distillery.checks import InputError, check_choice
+from distillery.notebook import types
 
-COUNTS = (
-    "n_seeds",
-    "n_seeds_large",
-    "n_seeds_rest",
-    "n_seeds_cross",
-    "networks",
-    "width",
-    "batch",
-    "evaluation_batch",
-    "epochs_whole",
-    "score_trials",
-    "score_epochs",
-    "rounds",
-    "at_once",
-    "batches",
-    "masks",
-    "agreement_masks",
-    "gammas",
-    "draws",
-    "encoder_epochs",
-    "encoder_batch",
-    "n_seeds_one",
-    "toy_points",
-    "trials",
-    "spectrum_points",
-    "validations",
-    "tuning_epochs",
-    "tuning_batch",
-    "score_tunings",
-    "teacher_epochs",
-    "teacher_batch",
-    "projector",
-    "neighbours",
-    "partitions",
-    "variance_images",
-    "copies",
-    "variance_epochs",
-    "variance_seeds",
-    "pretraining_epochs",
-    "pretraining_batch",
-)
-SCALES = ("smoke", "small", "paper")
-TYPES = {
-    "str": str,
-    "int": int,
-    "float": float,
-    "bool": bool,
-    "list[int]": [int],
-    "list[float]": [float],
-    "list[str]": [str],
-}
+BUILT_IN = {"str": str, "int": int, "float": float, "bool": bool}
+PLAIN = {"str": "a text", "bool": "True or False"}
 
 
-def declared(notebook: str | Path) -> tuple[dict[str, str], dict]:
-    """(annotation by name, default by name) of a notebook's parameters cell, read without running it."""
+def declared(notebook: str | Path) -> tuple[dict, dict]:
+    """(type by name, default by name) of a notebook's parameters cell, read without running it.
+
+    raises  InputError on a file that is no notebook, has no such cell, or declares a type that is not accepted
+    """
     try:
         cells = nbformat.read(notebook, as_version=4).cells
     except (OSError, ValueError, AttributeError) as error:
@@ -80,76 +34,130 @@ def declared(notebook: str | Path) -> tuple[dict[str, str], dict]:
     if not tagged:
         raise InputError(f"{notebook} has no cell tagged 'parameters'; accepted: a notebook with one")
     nodes = [node for node in ast.parse(tagged[0].source).body if isinstance(node, ast.AnnAssign)]
-    types = {node.target.id: ast.unparse(node.annotation) for node in nodes}
-    return types, {node.target.id: ast.literal_eval(node.value) for node in nodes}
+    kinds = {node.target.id: _resolved(node.target.id, ast.unparse(node.annotation)) for node in nodes}
+    return kinds, {node.target.id: ast.literal_eval(node.value) for node in nodes}
 
 
-def check(types: dict[str, str], values: dict) -> dict:
+def _resolved(name: str, spelled: str):
+    """The type behind an annotation: a name of `notebook/types.py`, str, int, float or bool, or a list of one."""
+    inner = spelled[5:-1] if spelled.startswith("list[") and spelled.endswith("]") else spelled
+    known = BUILT_IN | {one: getattr(types, one) for one in types.__all__ if get_origin(getattr(types, one))}
+    check_choice(f"annotation of {name}", inner, known)
+    return known[inner] if inner == spelled else list[known[inner]]
+
+
+def check(kinds: dict, values: dict) -> dict:
     """The values with the right types: a scalar where a list is meant becomes a list, a whole number may be a float.
 
-    raises  InputError on an unknown name, a wrong type, or a value that makes no sense for a common parameter
+    raises  InputError on an unknown name, a wrong type, or a value that its type does not accept
     """
     for name in values:
-        if name not in types:
-            raise InputError(f"parameter {name!r} is unknown; accepted: {', '.join(types)}")
-    checked = {name: _typed(name, types[name], value) for name, value in values.items()}
-    for name, value in checked.items():
-        if name == "ipc":
-            [check_positive_int("ipc", one) for one in value]
-        elif name == "keep":
-            [check_keep("keep", one) for one in value]
-        elif name == "scale":
-            check_choice("scale", value, SCALES)
-        elif name == "engine":
-            engine.check(value)
-        elif name == "precision":
-            check_choice("precision", value, PRECISIONS)
-        elif name == "device":
-            device(value)
-        elif name == "architectures":
-            [check_choice("architectures", one, pool.NAMES) for one in value]
-        elif name in COUNTS:
-            [check_positive_int(name, one) for one in (value if isinstance(value, list) else [value])]
-        else:
-            for one in value if isinstance(value, list) else [value]:
-                if isinstance(one, int | float) and one < 0:
-                    raise InputError(f"{name}: {one} is not accepted; accepted: 0 or more")
-    return checked
+        if name not in kinds:
+            raise InputError(f"parameter {name!r} is unknown; accepted: {', '.join(kinds)}")
+    return {name: _checked(name, kinds[name], value) for name, value in values.items()}
+
+
+def _bounded(kind):
+    """A type whose plain numbers are not below 0."""
+    if get_origin(kind) is list:
+        return list[_bounded(get_args(kind)[0])]
+    return {int: types.Whole, float: types.Number}.get(kind, kind)
+
+
+def _checked(name: str, kind, value):
+    kind = _bounded(kind)
+    if get_origin(kind) is list:
+        value = list(value) if isinstance(value, list | tuple) else [value]
+        if not value:
+            raise InputError(f"{name}: [] is empty; accepted: a list with at least one value")
+    try:
+        return TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError as failed:
+        error = failed.errors()[0]
+        cause = error.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):  # a check of the library's own, which says all of it
+            raise InputError(str(cause)) from None
+        given = error["input"]
+        if cause is not None or "literal" in error["type"]:
+            raise InputError(f"{name}: {given!r} is unknown; accepted: {cause}") from None
+        wrong = f"is a {type(given).__name__}" if error["type"].endswith("_type") else "is not accepted"
+        raise InputError(f"{name}: {given!r} {wrong}; accepted: {described(kind)}") from None
+
+
+def described(kind) -> str:
+    """What a type accepts, in words."""
+    if get_origin(kind) is list:
+        return f"{described(get_args(kind)[0])}, or a list of such"
+    for part in get_args(kind)[1:]:
+        if isinstance(part, FieldInfo) and part.description:
+            return part.description
+        if isinstance(getattr(part, "func", None), types.OneOf):
+            return ", ".join(part.func.names)
+    return PLAIN.get(getattr(kind, "__name__", ""), "another value")
+
+
+def _of_this_machine(kind) -> types.OfThisMachine | None:
+    """The mark of a path, also of a list of paths."""
+    inner = get_args(kind)[0] if get_origin(kind) is list else kind
+    return next((part for part in get_args(inner) if isinstance(part, types.OfThisMachine)), None)
 
 
 def planned(notebook: str | Path, given: dict) -> tuple[dict, dict]:
-    """(given values, all values) with which a notebook starts, checked; paths are those of the caller's folder."""
-    types, defaults = declared(notebook)
+    """(given values, all values) with which a notebook starts, checked; paths are those of the caller's folder.
+
+    The kernel runs in the notebook's folder. What may be a name as well is a path where there is one.
+    """
+    kinds, defaults = declared(notebook)
     given = dict(given)
-    # the kernel runs in the notebook's folder; what may be a name as well is a path where it is there
-    for path, sure in (
-        ("data_root", True),
-        ("other_roots", True),
-        ("teacher", False),
-        ("results_dir", True),
-        ("encoder_root", True),
-        ("instructions", True),
-        ("encoder", False),
-        ("language_model", False),
-    ):
-        if isinstance(given.get(path), list):
-            given[path] = [str(Path(one).expanduser().resolve()) if one else one for one in given[path]]
-        elif isinstance(given.get(path), str) and given[path]:
-            found = Path(given[path]).expanduser().resolve()
-            if sure or found.exists():
-                given[path] = str(found)
-    given = check(types, given)
-    return given, check(types, defaults | given)
+    for name, value in given.items():
+        if mark := _of_this_machine(kinds.get(name)):
+            given[name] = [_absolute(one, mark) for one in value] if isinstance(value, list) else _absolute(value, mark)
+    given = check(kinds, given)
+    return given, check(kinds, defaults | given)
+
+
+def _absolute(value, mark: types.OfThisMachine):
+    if not isinstance(value, str) or not value:
+        return value
+    path = Path(value).expanduser().resolve()
+    return str(path) if mark.sure or path.exists() else value
+
+
+def public(kinds: dict, values: dict) -> dict:
+    """Parameters for a record: of a path of one machine only its last part, and nothing of where results lie."""
+    shown = {name: value for name, value in values.items() if name != "results_dir"}
+    for name, value in shown.items():
+        if _of_this_machine(kinds[name]):
+            shown[name] = [Path(one).name for one in value] if isinstance(value, list) else _last(value)
+    return shown
+
+
+def _last(value: str) -> str:
+    return Path(value).name if Path(value).is_absolute() else value
 
 
 def settings(namespace: dict) -> SimpleNamespace:
-    """For the cell after the parameters: check the annotated names of a notebook's `globals()` and hand them over."""
-    types = {name: t if isinstance(t, str) else _spell(t) for name, t in namespace["__annotations__"].items()}
-    return SimpleNamespace(**check(types, {name: namespace[name] for name in types}))
+    """For the cell after the parameters: check the annotated names of a notebook's `globals()` and hand them over.
+
+    Plain papermill sets what it is given whether the notebook knows it or not: plain data under a name that is not annotated
+    is refused. Only the first time, for later cells have names of their own.
+    """
+    kinds = namespace["__annotations__"]
+    values = {name: namespace[name] for name in kinds}
+    if not namespace.get("__checked__"):
+        own = {name for name in namespace if name.startswith("_") or name in ("In", "Out")}
+        values |= {
+            n: v for n, v in namespace.items() if n not in own and isinstance(v, str | int | float | bool | list)
+        }
+    checked = check(kinds, values)
+    namespace["__checked__"] = True
+    return SimpleNamespace(**checked)
 
 
-def device(name: str) -> torch.device:
-    """'cpu', 'cuda' or 'auto' (cuda where there is one). Raises InputError if unknown or not present."""
+def device(name: str):
+    """'cpu', 'cuda' or 'auto' (cuda where there is one), as a torch device. Raises InputError if unknown or not present."""
+    import torch
+
     check_choice("device", name, ("auto", "cpu", "cuda"))
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device: 'cuda' is not present on this machine; accepted: cpu, auto")
@@ -160,28 +168,3 @@ def results_root(results_dir: str) -> Path:
     """The folder of all results: as given, else $DISTILLERY_RESULTS, else results/ of the repository."""
     chosen = results_dir or os.environ.get("DISTILLERY_RESULTS", "")
     return Path(chosen).expanduser().resolve() if chosen else Path(__file__).resolve().parents[3] / "results"
-
-
-def _spell(annotation) -> str:
-    return (
-        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    )
-
-
-def _typed(name: str, spelled: str, value):
-    check_choice(f"annotation of {name}", spelled, TYPES)
-    kind = TYPES[spelled]
-    if isinstance(kind, list):
-        values = list(value) if isinstance(value, list | tuple) else [value]
-        if not values:
-            raise InputError(f"{name}: [] is empty; accepted: {spelled} with at least one value")
-        return [_scalar(name, spelled, kind[0], one) for one in values]
-    return _scalar(name, spelled, kind, value)
-
-
-def _scalar(name: str, spelled: str, kind: type, value):
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise InputError(f"{name}: {value!r} is a {type(value).__name__}; accepted: {spelled}")
-    return value

@@ -1,86 +1,68 @@
-"""Figures: one style, PNG files named after their notebook's data and claim, written atomically."""
+"""Figures: one style on seaborn, names beside what they name, PNG files written atomically.
+
+A colour goes by the place of a name in the list it is drawn with, not by a table of names: baselines are grey, everything else
+takes the next colour of a palette that colour-blind readers tell apart.
+"""
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+import seaborn
 from torch import Tensor
 
 from distillery import store
 from distillery.report.records import measured
 
-COLORS = {
+BASELINES = {
+    "random": "#9a9a9a",
+    "all": "#555555",
     "whole": "#555555",
-    "random": "#999999",
-    "random at the student's rate": "#cccccc",
-    "herding": "#b07aa1",
-    "k-means": "#9c755f",
-    "random images": "#999999",
-    "DC": "#4e79a7",
-    "DSA": "#76b7b2",
-    "DM": "#e15759",
-    "IDM": "#ff9da7",
-    "IDC": "#a0cbe8",
-    "MTT": "#4e79a7",
-    "FTD": "#f28e2b",
-    "FTD + EMA": "#ffbe7d",
-    "DATM": "#59a14f",
-    "TESLA": "#76b7b2",
-    "lowest loss": "#4e79a7",
-    "middle": "#59a14f",
-    "highest loss": "#e15759",
-    "FlexRand": "#4e79a7",
-    "FlexRand, 1/2": "#76b7b2",
-    "hardest": "#e15759",
-    "easiest": "#59a14f",
-    "forgetting": "#b07aa1",
-    "ridge sensitivity": "#4e79a7",
-    "leverage": "#76b7b2",
-    "k-means sensitivity": "#59a14f",
-    "k-means++": "#9c755f",
-    "none": "#cccccc",
     "full": "#555555",
-    "high loss": "#e15759",
-    "KRR-ST": "#b07aa1",
-    "MKDT": "#4e79a7",
-    "MTT-SSL": "#f28e2b",
-    "KIP": "#4e79a7",
-    "RFAD": "#f28e2b",
-    "FRePo": "#59a14f",
-    "EL2N": "#9c755f",
-    "entropy": "#ff9da7",
-    "k-center": "#f28e2b",
-    "Moderate": "#edc948",
-    "CCS strata": "#a0cbe8",
+    "none": "#c8c8c8",
+    "start": "#c8c8c8",
 }
+INK = "#333333"
 
 
 def style() -> None:
-    """House style for every figure of a notebook."""
-    matplotlib.rcParams.update(
-        {
-            "figure.dpi": 100,
-            "savefig.dpi": 110,
-            "figure.constrained_layout.use": True,
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-            "axes.titlesize": 10,
-            "legend.frameon": False,
-            "image.cmap": "gray",
-            "image.interpolation": "nearest",
-        }
-    )
+    """Set the house style for every figure of a notebook."""
+    rc = {
+        "figure.dpi": 100, "savefig.dpi": 110, "figure.constrained_layout.use": True, "font.size": 10, "axes.labelsize": 10,
+        "xtick.labelsize": 9, "ytick.labelsize": 9, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
+        "legend.fontsize": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888", "grid.color": "#e6e6e6",
+        "axes.linewidth": 0.8, "image.cmap": "gray", "image.interpolation": "nearest", "figure.titlesize": 11,
+    }  # fmt: skip
+    seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind", font="DejaVu Sans", rc=rc)
+
+
+def palette(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name: greys for baselines ('random ..', 'all ..', 'none' ..), else the next one of the palette.
+
+    What follows a comma is a variant and shares the colour of what stands before it.
+    """
+    colors, taken = seaborn.color_palette("colorblind").as_hex(), {}
+    for name in names:
+        base = name.split(",")[0]
+        if (word := base.split(" ")[0]) in BASELINES:
+            taken[base] = BASELINES[word]
+        elif base not in taken:
+            taken[base] = colors[sum(one not in BASELINES.values() for one in taken.values()) % len(colors)]
+        taken[name] = taken[base]
+    return taken
+
+
+def png(figure) -> bytes:
+    """A figure as PNG, without a software stamp."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def save(figure, path: str | Path) -> Path:
-    """Write a figure as PNG, without a software stamp, atomically."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return store.write_bytes(path, buffer.getvalue())
+    """Write a figure as PNG, atomically."""
+    return store.write_bytes(path, png(figure))
 
 
 def tile(images: Tensor, columns: int, pad: int = 1) -> np.ndarray:
@@ -95,7 +77,7 @@ def tile(images: Tensor, columns: int, pad: int = 1) -> np.ndarray:
     return canvas[..., 0] if channels == 1 else canvas
 
 
-def show_tiles(axis, images: Tensor, columns: int, title: str, rows: list[str] | None = None) -> None:
+def show_tiles(axis, images: Tensor, columns: int, title: str = "", rows: list[str] | None = None) -> None:
     """Draw a tile of images on an axis; `rows` names the rows at the left."""
     picture = tile(images, columns)
     axis.imshow(picture, vmin=0, vmax=1, aspect="equal")
@@ -110,26 +92,68 @@ def show_tiles(axis, images: Tensor, columns: int, title: str, rows: list[str] |
         axis.tick_params(left=False)
 
 
-def accuracy_bars(axis, rows: list[dict]) -> None:
-    """Accuracy of each row in percent: a bar with the deviation over sets, a dot for every set's mean.
+def accuracy_bars(axis, rows: list[dict], colors: dict[str, str] | None = None) -> None:
+    """Draw the accuracy of each row in percent: a bar with its value, a line for the deviation over sets, a dot for every set.
 
-    rows  dicts with 'method' and 'accuracies'[set][network]
+    rows  dicts with 'method', 'accuracies'[set][network] and, for a diamond, 'published'
     """
-    for i, row in enumerate(rows):
-        means = [100 * float(np.mean(one)) for one in row["accuracies"]]
-        spread = float(np.std(means, ddof=1)) if len(means) > 1 else 0
-        axis.barh(
-            i,
-            np.mean(means),
-            xerr=spread or None,
-            color=COLORS.get(row["method"].split(",")[0], "#4e79a7"),
-            alpha=0.85,
-            height=0.7,
+    colors = colors or palette(row["method"] for row in rows)
+    values = [[100 * float(np.mean(one)) for one in row["accuracies"]] for row in rows]
+    longest = max((np.mean(means) for means in values), default=1)
+    for i, (row, means) in enumerate(zip(rows, values)):
+        mean, spread = float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else 0
+        axis.barh(i, mean, color=colors[row["method"]], alpha=0.85, height=0.68, lw=0)
+        axis.plot([mean - spread, mean + spread], [i, i], color=INK, lw=1.2)
+        axis.plot(means, [i] * len(means), ".", color=INK, markersize=4)
+        if row.get("published"):
+            axis.plot(100 * row["published"]["mean"], i, "D", color="white", markeredgecolor=INK, markersize=5)
+        within = mean > 0.25 * longest  # the value stands in its bar, or beside a short one
+        where = (
+            {"xy": (0, i), "xytext": (5, 0), "color": "white", "weight": "bold"}
+            if within
+            else {"xy": (max(*means, mean + spread), i), "xytext": (5, 0), "color": INK}
         )
-        axis.plot(means, [i] * len(means), "k.", markersize=3)
+        axis.annotate(f"{mean:.1f}", textcoords="offset points", va="center", fontsize=9, **where)
     axis.set_yticks(range(len(rows)), [row["method"] for row in rows])
     axis.invert_yaxis()
-    axis.set_xlabel("test accuracy, % (one dot a set)")
+    axis.grid(axis="y", visible=False)
+    axis.set_xlim(0, 1.04 * axis.get_xlim()[1])
+    diamond = "; diamond: published" if any(row.get("published") for row in rows) else ""
+    axis.set_xlabel(f"test accuracy, % (dot: a set{diamond})")
+
+
+def lines(axis, curves: dict[str, tuple], colors: dict[str, str] | None = None, **options) -> None:
+    """Draw curves name -> (x, y) or (x, y, deviation), each with its name at its right end.
+
+    Scales of the axis are to be set before: the names go by them.
+    """
+    colors = colors or palette(curves)
+    for name, (x, y, *spread) in curves.items():
+        how = {"color": colors[name], "lw": 1.6, "marker": "o", "ms": 4, "mew": 0} | options
+        if spread:
+            axis.errorbar(x, y, spread[0], capsize=0, elinewidth=1, **how)
+        else:
+            axis.plot(x, y, **how)
+    name_ends(axis, {name: (x[-1], y[-1]) for name, (x, y, *_) in curves.items() if len(x)}, colors)
+
+
+def name_ends(axis, ends: dict[str, tuple[float, float]], colors: dict[str, str]) -> None:
+    """Write names right of the axis at the heights of their last points, moved apart where they would meet."""
+    if not ends:
+        return
+    axis.margins(x=0.03)
+    low, high = axis.get_ylim()
+    log = axis.get_yscale() == "log"
+    place = (lambda v: np.log(v / low) / np.log(high / low)) if log else (lambda v: (v - low) / (high - low))
+    points = axis.figure.get_figheight() * 72 * 0.72
+    gap, at = 11.5 / points, float("-inf")
+    heights = {}
+    for name in sorted(ends, key=lambda one: ends[one][1]):
+        heights[name] = at = max(float(place(ends[name][1])), at + gap)
+    over = max(0.0, at - 1.0)  # all move down by what the last one is too high
+    for name, height in heights.items():
+        axis.text(1.02, height - over, name, transform=axis.transAxes, va="center", fontsize=9, color=colors[name])
+    axis.set_ylim(low, high)
 
 
 def keep_curves(
@@ -138,40 +162,41 @@ def keep_curves(
     full: list[list[float] | None],
     critical: dict[str, float | None],
 ) -> None:
-    """Test accuracy in percent against the real images kept: a line for each order in which images are dropped.
+    """Draw test accuracy in percent against the real images kept: a line for each order in which images are dropped.
 
     curves    order ('lowest loss', 'random', ...) -> part kept -> accuracies[set][network], bars are the deviation over
               sets; parts are fractions, or images of every class where one is above 1
     full      accuracies[set][network] with all images: the horizontal line, its band the deviation over sets
     critical  order -> the critical sample size, marked by a ring, None = none found
     """
+    colors, ends = palette(curves), {}
+    axis.set_xscale("log")
     level = measured(full)
     if level:
         mean, spread = 100 * level["value"], 100 * (level["std_sets"] or 0)
-        axis.axhspan(mean - spread, mean + spread, color=COLORS["whole"], alpha=0.15, lw=0)
-        axis.axhline(mean, color=COLORS["whole"], lw=1, ls="--", label="all images")
+        axis.axhspan(mean - spread, mean + spread, color=BASELINES["all"], alpha=0.12, lw=0)
+        axis.axhline(mean, color=BASELINES["all"], lw=1, ls="--")
+        ends["all images"], colors["all images"] = (0, mean), BASELINES["all"]
     parts = sorted({keep for curve in curves.values() for keep in curve})
     fractions = not parts or parts[-1] <= 1
     for i, (order, curve) in enumerate(curves.items()):
         found = {keep: measured(curve[keep]) for keep in sorted(curve)}
         found = {keep: one for keep, one in found.items() if one}
+        if not found:
+            continue
         # bars of several orders stand side by side, 0.6% of the axis apart
         aside = (parts[-1] / parts[0]) ** (0.006 * (i - (len(curves) - 1) / 2))
         x = [keep * aside for keep in found]
         y = [100 * one["value"] for one in found.values()]
         bars = [100 * (one["std_sets"] or 0) for one in found.values()]
-        color = COLORS.get(order, f"C{i}")
-        axis.errorbar(x, y, bars, color=color, fmt="o-", lw=1.4, ms=3.5, capsize=2, elinewidth=0.9, label=order)
-        size = critical.get(order)
-        if size in found:
-            at = size * aside, 100 * found[size]["value"]
-            axis.plot(*at, "o", ms=11, mfc="none", mec=color, mew=1.4)
-    if any(size is not None for size in critical.values()):
-        axis.plot([], [], "o", ms=9, mfc="none", mec="#333333", label="critical size")
-    axis.set_xscale("log")
+        axis.errorbar(x, y, bars, color=colors[order], fmt="o-", lw=1.6, ms=4, elinewidth=1, label=order)
+        ends[order] = x[-1], y[-1]
+        if critical.get(order) in found:
+            at = critical[order] * aside, 100 * found[critical[order]]["value"]
+            axis.plot(*at, "o", ms=11, mfc="none", mec=colors[order], mew=1.4)
     axis.set_xticks(parts, [f"{100 * keep:g}" if fractions else f"{keep:g}" for keep in parts])
     axis.minorticks_off()
-    axis.set_xlabel("real images kept, %" if fractions else "real images kept of every class")
+    ring = "\n(ring: fewest that serve as well as all)" if any(size is not None for size in critical.values()) else ""
+    axis.set_xlabel(("real images kept, %" if fractions else "real images kept of every class") + ring)
     axis.set_ylabel("test accuracy, %")
-    if curves:
-        axis.legend()
+    name_ends(axis, ends, colors)

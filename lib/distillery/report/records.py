@@ -19,6 +19,7 @@ from distillery.report.provenance import notebook_digest, provenance
 from distillery.runs import Runs
 
 SCHEMA = 1
+SCALES = ("smoke", "small", "night", "paper")  # smallest first
 VERDICTS = (
     "reproduced",
     "direction reproduced",
@@ -295,20 +296,9 @@ def _stamp(data_root: str) -> str:
     return store.canonical([str(root), len(files), sum(file.st_size for file in files), newest])
 
 
-def public(parameters: dict) -> dict:
-    """Parameters without the paths of one machine."""
-    shown = {name: value for name, value in parameters.items() if name != "results_dir"}
-    for name in ("data_root", "encoder_root", "encoder", "teacher", "instructions", "language_model"):
-        if shown.get(name) and Path(shown[name]).is_absolute():
-            shown[name] = Path(shown[name]).name
-    if "other_roots" in shown:
-        shown["other_roots"] = [Path(one).name for one in shown["other_roots"]]
-    return shown
-
-
 def find(root: str | Path) -> list[dict]:
     """All records under a results folder, by notebook, largest scale first; files that are no records are passed over."""
-    order = {"paper": 0, "small": 1, "smoke": 2}
+    order = {scale: -i for i, scale in enumerate(SCALES)}
     records = []
     for path in sorted(Path(root).glob("*/*/*/record.json")):
         try:

@@ -1,33 +1,48 @@
 """Tables in Markdown, from records."""
 
 
+def markdown(head: list, rows: list[list]) -> str:
+    """A Markdown table; a bar within a cell is escaped."""
+
+    def line(cells: list) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
+
+
 def rows_table(rows: list[dict], against: str = "random") -> str:
-    """LazyImages as Markdown: accuracy with both spreads, paired difference, steps, seconds a set."""
-    lines = [
-        f"| method | ipc | published, % | accuracy, % | ± sets | ± networks | sets x networks | difference to {against}, 95% interval | steps | seconds a set |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+    """Rows as Markdown: accuracy with both spreads, paired difference, steps, seconds a set."""
+    head = [
+        "method",
+        "ipc",
+        "published, %",
+        "accuracy, %",
+        "± sets",
+        "± networks",
+        "sets x networks",
+        f"difference to {against}, 95% interval",
+        "steps",
+        "seconds a set",
     ]
+    lines = []
     for one in rows:
         value, gap, ipc = one["measured"], one["difference"], "-" if one["ipc"] is None else one["ipc"]
         if value is None:
-            lines.append(f"| {one['method']} | {ipc} | {_published(one['published'])} | not run | | | | | | |")
+            lines.append([one["method"], ipc, published(one["published"]), "not run", *[""] * 6])
             continue
         spreads = ["-" if value[key] is None else f"{100 * value[key]:.1f}" for key in ("std_sets", "std_networks")]
-        shown = "-" if gap is None or one["method"].split(",")[0] == against else f"{100 * gap['mean']:+.1f}"
-        if shown != "-" and gap["ci95"]:
-            shown += f" [{100 * gap['ci95'][0]:+.1f}, {100 * gap['ci95'][1]:+.1f}]"
+        shown = "-" if gap is None or one["method"].split(",")[0] == against else points(gap)
         cells = [
             one["method"],
             ipc,
-            _published(one["published"]),
+            published(one["published"]),
             f"{100 * value['value']:.1f}",
             *spreads,
             f"{value['n_sets']} x {value['n_networks']}",
             shown,
         ]
-        cells += [one["steps"] or "-", f"{one['seconds'] / value['n_sets']:.1f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, one["steps"] or "-", f"{one['seconds'] / value['n_sets']:.1f}"])
+    return markdown(head, lines)
 
 
 def rows_by_record(records: list[dict]) -> str:
@@ -43,8 +58,15 @@ def rows_by_record(records: list[dict]) -> str:
     return "\n\n".join(parts)
 
 
-def _published(value: dict | None) -> str:
+def published(value: dict | None) -> str:
+    """A published accuracy in percent with its deviation, '-' for none."""
     return "-" if value is None else f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
+
+
+def points(gap: dict) -> str:
+    """A difference in points with its 95% interval, where it has one: '+3.3 [+2.8, +3.9]'."""
+    shown = f"{100 * gap['mean']:+.1f}"
+    return f"{shown} [{100 * gap['ci95'][0]:+.1f}, {100 * gap['ci95'][1]:+.1f}]" if gap["ci95"] else shown
 
 
 def percent(row: dict | None) -> str:
@@ -57,18 +79,36 @@ def percent(row: dict | None) -> str:
 
 def table(records: list[dict]) -> str:
     """The claim table in Markdown: what the paper says, what was measured, the verdict."""
-    lines = [
-        "| claim | data, scale | published | measured, % (sets x networks) | difference, 95% interval | verdict |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ["claim", "data, scale", "published", "measured, % (sets x networks)", "difference, 95% interval", "verdict"]
+    lines = []
     for record in records:
+        where = f"{record['data']['label']}, {record['scale']}"
         for one in record["claims"]:
-            gap, cell = one["difference"], "-"
-            if gap and gap["ci95"]:
-                low, high = (100 * value for value in gap["ci95"])
-                cell = f"{100 * gap['mean']:+.1f} [{low:+.1f}, {high:+.1f}] to {one['against']}"
-            where = f"{record['data']['label']}, {record['scale']}"
             lines.append(
-                f"| {one['statement']} | {where} | {_published(one['published'])} | {percent(one['measured'])} | {cell} | **{one['verdict']}** |"
+                [
+                    one["statement"],
+                    where,
+                    published(one["published"]),
+                    percent(one["measured"]),
+                    _difference(one),
+                    f"**{one['verdict']}**",
+                ]
             )
-    return "\n".join(lines)
+    return markdown(head, lines)
+
+
+def verdicts(claims: list[dict]) -> str:
+    """Claims in Markdown with what was measured, their verdicts and why."""
+    head = ["claim", "measured, % (sets x networks)", "difference, 95% interval", "verdict", "why"]
+    return markdown(
+        head,
+        [
+            [one["statement"], percent(one["measured"]), _difference(one), f"**{one['verdict']}**", one["why"]]
+            for one in claims
+        ],
+    )
+
+
+def _difference(claim: dict) -> str:
+    gap = claim["difference"]
+    return f"{points(gap)} to {claim['against']}" if gap and gap["ci95"] else "-"

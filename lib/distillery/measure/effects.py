@@ -1,0 +1,104 @@
+"""How well, and how cheaply, fast treatment effects follow their definition (`matching/effects.py`), on real images of one step."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from distillery.data.synthetic import Synthetic
+from distillery.matching import effects
+from distillery.matching.step import StepContext
+from distillery.sampling import RealBatches, TreatmentEffect, Uniform
+from distillery.seeds import generator
+from distillery.training.dsa import draw
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What was found on some classes.
+
+    effects  of each class by the definition, (n,)
+    exact    of each class (rank correlation with the definition, share of its time) of the exact effects
+    probed   the same of estimates: number of random directions -> of each class
+    """
+
+    effects: list[Tensor] = field(default_factory=list)
+    exact: list[tuple[float, float]] = field(default_factory=list)
+    probed: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+
+
+def real_step(real, classes: Tensor, images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(images (classes, n, C, H, W), weights (classes, n)) of one step."""
+    return RealBatches(real, Uniform(real.targets), generator(seed, "effects")).classes(classes, images)
+
+
+def agreement(
+    objective,
+    network,
+    made: Synthetic,
+    step: tuple,
+    classes: Tensor,
+    families: str,
+    probes: Iterable[int],
+    seed: int,
+    name: str,
+) -> Agreement:
+    """The definition, the exact effects and their estimates on the images of a step, class by class.
+
+    objective  of a method whose real images enter by the mean of a statistic
+    step       images and weights of `classes`, see `real_step`
+    families   DSA families that both sides meet, '' = none
+    probes     numbers of random directions of the estimates
+    name       of the streams, such as that of the method
+    """
+    real, weights = step
+    params = {k: v.to(real.device) for k, v in network.init(generator(seed, "effects", name), 1).items()}
+    siamese = draw(families, len(classes), 1, generator(seed, "effects draw", name), siamese=True)
+    found = Agreement()
+    for label in range(len(classes)):
+        this = slice(label, label + 1)
+        context = StepContext(params, classes[this].to(real.device), None if siamese is None else siamese[this])
+        own = made.stored_by_class()[label]
+        one = Synthetic({key: made.tensors[key][own] for key in ("images", "targets")})
+        setting = (objective, context, one, real[this], weights[this])
+        few = (*setting[:3], *(value[:, :4] for value in setting[3:]))
+        timed(effects.treatment_effects_plain, *few)  # the first time a shape is met is slower
+        truth, whole = timed(effects.treatment_effects_plain, *setting)
+        found.effects.append(truth[0].cpu())
+        found.exact.append(_against(truth, whole, effects.treatment_effects, *setting))
+        for k in probes:
+            way = (effects.treatment_effects_probed, *setting, k, generator(seed, "probes", k))
+            found.probed.setdefault(k, []).append(_against(truth, whole, *way))
+    return found
+
+
+def _against(truth: Tensor, whole: float, way: Callable, *more) -> tuple[float, float]:
+    """(rank correlation with the definition, share of its time) of a way to effects."""
+    timed(way, *more)
+    found, seconds = timed(way, *more)
+    return float(spearmanr(found[0].cpu(), truth[0].cpu())[0]), seconds / whole
+
+
+def looking(objective, made: Synthetic, real, share: float, seed: int) -> float:
+    """The time that a look at the effects adds to a step, in steps."""
+    spent = []
+    for sampler in (Uniform(real.targets), TreatmentEffect(real.targets, share)):
+        state, seconds = objective.start(made, generator(seed, "start")), []
+        for i in range(3):
+            batches = RealBatches(real, sampler, generator(seed, "cost", i))
+            seconds.append(timed(objective.step, made, state, batches, generator(seed, "step", i))[1])
+        spent.append(min(seconds))
+    return spent[1] / spent[0] - 1
+
+
+def timed(way: Callable, *more) -> tuple:
+    """(what it returns, its seconds), the device's work included."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    began = time.perf_counter()
+    found = way(*more)
+    wait()
+    return found, time.perf_counter() - began

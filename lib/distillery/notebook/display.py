@@ -1,0 +1,110 @@
+"""What a notebook shows: rows as bars and strips, source of the library, committed figures of the largest scale."""
+
+import inspect
+import io
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from IPython.display import Image, Markdown, display
+from PIL import Image as Pictures
+
+from distillery import store
+from distillery.report import figures
+from distillery.report.records import SCALES
+
+ROOT = Path(__file__).resolve().parents[3]
+WIDTH = 1000  # pixels of an embedded figure at most
+
+
+def source(function: Callable) -> Markdown:
+    """The code of a function of the library, as it is now, under its full name."""
+    name = f"{function.__module__}.{function.__qualname__}"
+    return Markdown(f"`{name}`\n```python\n{textwrap.dedent(inspect.getsource(function)).rstrip()}\n```")
+
+
+def embedded(data: bytes) -> Image:
+    """A PNG as it is shown in a notebook: no wider than WIDTH, in 256 colours."""
+    picture = Pictures.open(io.BytesIO(data)).convert("RGB")
+    if picture.width > WIDTH:
+        picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Pictures.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.quantize(256, dither=Pictures.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return Image(buffer.getvalue(), format="png")
+
+
+def largest(notebook: str, file: str = "record.json", root: Path = ROOT / "results") -> Path | None:
+    """The committed file of this name of a notebook's largest scale above smoke, None where there is none.
+
+    Of several data sets, that of CIFAR-10 where it is among them, else the first.
+    """
+    for scale in reversed(SCALES[1:]):
+        found = sorted(
+            root.glob(f"{scale}/{notebook}/*/{file}"), key=lambda path: (path.parent.name != "cifar10", path)
+        )
+        if found:
+            return found[0]
+    return None
+
+
+def committed(notebook: str, name: str, root: Path = ROOT / "results") -> list:
+    """What to display of the committed figure `name`: a caption and the figure itself; nothing where there is none."""
+    path = largest(notebook, f"{name}.png", root)
+    if path is None:
+        return []
+    label = path.parent.name
+    if (record := path.with_name("record.json")).exists():
+        label = store.read_json(record)["data"]["label"]
+    scale = path.parents[2].name
+    return [Markdown(f"*The same figure at {scale} scale, on {label}:*"), embedded(path.read_bytes())]
+
+
+class Shown:
+    """Parts of a session that show something of its rows."""
+
+    def bars(self, names: Iterable[str] = (), axis=None, title: str = ""):
+        """Accuracies of rows as bars; returns the figure."""
+        names = [name for name in names or self.rows if name in self.rows]
+        drawn = [one for one in map(self.summary, names) if one["accuracies"]]
+        axis = axis or plt.figure(figsize=(6.2, 0.7 + 0.34 * max(2, len(drawn)))).subplots()
+        figures.accuracy_bars(axis, drawn)
+        axis.set_title(title)
+        return axis.figure
+
+    def strips(self, names: Iterable[str], subfigure, start_of: str = "", columns: int = 10) -> None:
+        """Draw a strip of images for each row: of its first set one image of each class; first the start of one of them."""
+        per_class = {name: self.rows[name].recipes[0].size for name in names if self.set_of(name)}
+        parts = [(self.rows[name].label, self.set_of(name).tensors["images"][::n]) for name, n in per_class.items()]
+        if start_of in per_class and (start := self.set_of(start_of).card["start"]) is not None:
+            parts.insert(0, ("start", start[:: per_class[start_of]]))
+        for axis, (label, images) in zip(subfigure.subplots(max(1, len(parts)), squeeze=False)[:, 0], parts):
+            figures.show_tiles(axis, self.pixels(images[:columns]), min(columns, len(images)), "", [label])
+
+    def sets_and_bars(self, sets: Iterable[str], bars: Iterable[str], titles: tuple[str, str], start_of: str = ""):
+        """Images of some rows at the left, accuracies at the right; returns the figure."""
+        sets, bars = list(sets), list(bars)
+        figure = plt.figure(figsize=(10.5, max(3.0, 0.9 + 0.36 * max(len(bars), 1.6 * len(sets)))))
+        left, right = figure.subfigures(1, 2, width_ratios=[1.15, 1])
+        self.strips(sets, left, start_of)
+        self.bars(bars, right.subplots())
+        left.suptitle(titles[0])
+        right.suptitle(titles[1])
+        return figure
+
+    def save(self, figure, name: str) -> None:
+        """Write a figure to `here` and show it."""
+        data = figures.save(figure, self.here / f"{name}.png").read_bytes()
+        plt.close(getattr(figure, "figure", figure))
+        display(embedded(data))
+
+    def show(self, *functions: Callable) -> None:
+        """Show the source of functions of the library, such as the plain twin of an equation."""
+        for function in functions:
+            display(source(function))
+
+    def committed(self, *names: str) -> None:
+        """Show committed figures of the largest scale; nothing where there are none."""
+        for name in names:
+            for part in committed(self.notebook, name):
+                display(part)

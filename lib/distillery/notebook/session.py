@@ -1,0 +1,304 @@
+"""What every notebook needs and no paper is about, in one object.
+
+    S = Session("01_bilp", globals())                    # after the parameters cell: checks them, sets the style, prints versions
+    S.describe()                                         # the data, loaded from the standard parameters
+    S.row("DC", "DC", 1, n=2)                            # runs all seeds and keeps S.results["DC"]
+    S.row("DC, level 1", "DC", 1, n=2, prune=Prune(0.1))
+    S.claim("selected-beats-full", "DC from the selected 10% beats DC", "DC, level 1", "DC", source="BiLP, arXiv 2305.18381")
+    S.table(); S.save(S.bars(), "headline"); S.record()
+
+Standard parameters, each used where the notebook declares it: dataset, data_root, label, published_for, normalization, resize,
+max_side, per_class, test_per_class, flip, seed, ipc, width, networks, evaluation_epochs, evaluation_batch, evaluation_augmentation,
+settings_for, score_trials, score_epochs, converged_trials, converged_epochs, validations, validation_networks, validation_epochs,
+scale, results_dir, device, precision, compiled, engine, budget_minutes, progress.
+"""
+
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from IPython.display import Markdown
+
+import distillery
+from distillery.data.synthetic import Synthetic, export
+from distillery.experiment import Experiment
+from distillery.methods import METHODS, published
+from distillery.notebook import parameters
+from distillery.notebook.comparable import as_published
+from distillery.notebook.display import Shown
+from distillery.notebook.standard import Standard
+from distillery.recipe import Recipe
+from distillery.report import figures, records, tables
+from distillery.scores import files
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: what it is called, its size, what stands beside it, and its recipes by seed, where it has some."""
+
+    label: str
+    size: int | None
+    published: dict | None
+    against: str
+    recipes: list[Recipe] = field(default_factory=list)
+    experiment: Experiment | None = None
+
+
+class Session(Standard, Shown):
+    """One run of a notebook. `p` holds the checked parameters, `results` the results of each row by seed, None = not run.
+
+    against  the row that differences are to, unless a row names another one
+    source   who says what is claimed, '' = the paper of the method at hand
+    """
+
+    def __init__(self, notebook: str, namespace: dict, against: str = "random", source: str = ""):
+        self.notebook, self.against, self.source = notebook, against, source
+        self.p = parameters.settings(namespace)  # refused before anything is computed
+        self.kinds = dict(namespace["__annotations__"])
+        self.began = time.monotonic()
+        self.rows: dict[str, Row] = {}
+        self.results: dict[str, list[dict | None]] = {}
+        self.claims: list[dict] = []
+        self.bills: list[dict] = []  # 'seconds' and 'samples' of what no row holds
+        self.experiments: list[Experiment] = []
+        figures.style()
+        print(f"distillery {distillery.__version__}, Python {platform.python_version()}, torch {torch.__version__}")
+
+    # Rows
+
+    def row(
+        self,
+        name: str,
+        method: str,
+        size: int,
+        n: int = 1,
+        *,
+        label: str = "",
+        published: str | dict | None = "",
+        against: str = "",
+        experiment: Experiment | None = None,
+        **parts,
+    ) -> list[dict | None]:
+        """Run a row, or more seeds of one, and keep its results; what is stored is not run again.
+
+        name       its name in `results`; `label` = what tables call it, where that is another name
+        n          sets, one a seed
+        published  the name of its published number, '' = that of the method where the recipe changes nothing, None = there is none;
+                   more seeds of a row keep that of the row
+        against    the row that its difference is to, '' = that of the session
+        parts      of a Recipe: prune, start, batches, settings, evaluate
+        """
+        experiment = experiment or self.bench
+        n = max(n, len(self.results.get(name, [])))
+        recipes = [Recipe(method, size, seed, **parts) for seed in self.seeds(n)]
+        if name in self.rows:  # more seeds of it
+            number = self.rows[name].published
+        else:
+            number = self._number(recipes[0], published) if isinstance(published, str) else published
+        shown = size if METHODS[method].makes_set else None
+        self.rows[name] = Row(label or name, shown, number, against or self.against, recipes, experiment)
+        self.results[name] = experiment.run_all(recipes)
+        return self.results[name]
+
+    def add(
+        self,
+        name: str,
+        results: list[dict | None],
+        *,
+        label: str = "",
+        size: int | None = None,
+        published: dict | None = None,
+        against: str = "",
+    ) -> None:
+        """Keep a row whose results, by seed, are known already: the best of several, or numbers of another kind."""
+        self.rows[name], self.results[name] = Row(label or name, size, published, against or self.against), results
+
+    def _number(self, recipe: Recipe, name: str) -> dict | None:
+        plain = not (recipe.prune or recipe.batches or recipe.start or recipe.evaluate.spec())
+        return published(self.published_set, name or recipe.method, recipe.size) if name or plain else None
+
+    def comparable(self, name: str) -> bool:
+        """Whether data, network, settings and evaluation of a row are those of its published number."""
+        row = self.rows[name]
+        return bool(row.published and row.recipes) and as_published(
+            row.experiment, row.recipes[0], self.p, self.published_set
+        )
+
+    def set_of(self, name: str, i: int = 0) -> Synthetic | None:
+        """The set of a row's i-th seed, None where it was not run or its file was not kept."""
+        result = self.results[name][i] if name in self.results else None
+        row = self.rows.get(name)
+        return row.experiment.synthetic(result, row.recipes[i].evaluate.iterate) if result and row.recipes else None
+
+    def accuracies(self, name: str) -> list[list[float] | None]:
+        """accuracies[set][network] of a row."""
+        return records.accuracies(self.results[name])
+
+    def summary(self, name: str, against: str = "") -> dict:
+        """A row as records and tables hold it."""
+        row = self.rows[name]
+        baseline = self.results.get(against or row.against)
+        return records.row(row.label, row.size, self.results[name], baseline, row.published)
+
+    def table(self, names: Iterable[str] = (), against: str = "") -> Markdown:
+        """Rows as a table, '' = all; differences are paired by seed.
+
+        against  the row that differences are to, '' = that of each row
+        """
+        names = [name for name in names or self.rows if name in self.rows]
+        other = against or (self.rows[names[0]].against if names else self.against)
+        called = self.rows[other].label if other in self.rows else other
+        return Markdown(tables.rows_table([self.summary(name, against) for name in names], called))
+
+    # Claims
+
+    def claim(
+        self,
+        id: str,
+        statement: str,
+        ours: str,
+        against: str = "",
+        *,
+        source: str = "",
+        margin: float = 0.0,
+        note: str = "",
+        untestable: str = "",
+        comparable: bool | None = None,
+    ) -> None:
+        """Claim that a row is more accurate than another one, or no worse by a margin; nothing where one of them was not asked for.
+
+        against     a row, '' = the claim is about the value of `ours`
+        source      who says so, '' = as the session says
+        comparable  whether the published number is of this setting, None = by `comparable`
+        """
+        if ours not in self.rows or (against and against not in self.rows):
+            return
+        row = self.rows[ours]
+        if row.published and len(self.data.validation):
+            note = "; ".join(filter(None, [note, "a tenth of the training images was held out"]))
+        source = source or self.source or _source(row)
+        same = self.comparable(ours) if comparable is None else comparable
+        theirs = self.accuracies(against) if against else None
+        called = self.rows[against].label if against else ""
+        self.claims.append(
+            records.claim(
+                id,
+                statement,
+                source,
+                self.accuracies(ours),
+                theirs,
+                row.published,
+                same,
+                called,
+                note,
+                margin,
+                untestable,
+            )
+        )
+
+    def claim_values(
+        self,
+        id: str,
+        statement: str,
+        ours: list,
+        theirs: list | None,
+        against: str,
+        *,
+        source: str = "ours",
+        margin: float = 0.0,
+        note: str = "",
+        untestable: str = "",
+    ) -> None:
+        """Claim that numbers which are no accuracies are above others: one list for each seed, class or image, paired."""
+        self.claims.append(
+            records.claim(id, statement, source, ours, theirs, None, False, against, note, margin, untestable)
+        )
+
+    def verdicts(self) -> Markdown:
+        """All claims with what was measured and their verdicts."""
+        return Markdown(tables.verdicts(self.claims))
+
+    # What is left behind
+
+    def export(self, name: str, file: str, **card) -> Synthetic | None:
+        """Write the first set of a row, made or kept, as a file for others; what was written, None where it was not run.
+
+        card  what else the file says of itself
+        """
+        if not self.results.get(name) or self.results[name][0] is None:
+            return None
+        row, result = self.rows[name], self.results[name][0]
+        recipe = row.recipes[0]
+        made = self.set_of(name)
+        if not METHODS[recipe.method].makes_set:
+            kept = row.experiment.kept(recipe).to(self.train.device)
+            made = Synthetic({"images": self.train.batch(kept), "targets": self.train.targets[kept]}, self.classes)
+        if made is None:
+            return None
+        known = {
+            "method": recipe.method,
+            "size": recipe.size,
+            "seed": recipe.seed,
+            "data": self.label,
+            "data_digest": self.data.digest,
+        }
+        known |= {"steps": result["steps"], "network": row.experiment.network.spec()} | (
+            {"prune": recipe.prune.spec()} if recipe.prune else {}
+        )
+        export(made, self.here / f"{file}.safetensors", known | card, self.train.transform)
+        return made
+
+    def export_scores(self, *names: str) -> None:
+        """Write scores as files that say what they are and of which images, and are refused for any others."""
+        for name in names:
+            path = self.here / f"{name.replace(' ', '-')}.safetensors"
+            files.save(
+                path, self.bench.scores.get(name, self.p.seed), self.train, self.bench.scores.card(name, self.p.seed)
+            )
+            read_back, card = files.load(path, self.train)
+            print(f"{card['score']}: {len(read_back)} images, {card['trials']} networks of {card['epochs']} epochs")
+
+    def record(self, **data) -> None:
+        """Write the record: what was claimed, measured and spent. A run counts as done only if this file is there.
+
+        data  what else it says of the data
+        """
+        finished = [result for row in self.results.values() for result in row if result]
+        billed = self.bench.billed(finished)
+        passes = [*self.bills, *(bill for one in self.experiments for bill in one.billed_passes)]
+        passes = [bill for i, bill in enumerate(passes) if bill not in passes[:i]]  # experiments share stored scores
+        splits = self.data
+        records.write(
+            self.here / "record.json",
+            notebook=self.notebook,
+            key=records.record_key(self.notebook, vars(self.p)),
+            scale=self.p.scale,
+            parameters=parameters.public(self.kinds, vars(self.p)),
+            claims=self.claims,
+            rows=[self.summary(name) for name in self.rows],
+            costs=records.cost(time.monotonic() - self.began, self.runs, billed, passes),
+            missing=self.runs.missing,
+            against=self.against,
+            data={
+                "label": self.label,
+                "digest": splits.digest,
+                "notes": list(splits.notes),
+                "train": len(splits.train),
+                "test": len(splits.test),
+            }
+            | data,
+        )
+        print(
+            f"record written: {len(self.rows)} rows, {len(finished)} sets, {len(self.claims)} claims; {len(self.runs.missing)} not run within the budget"
+        )
+
+
+def _source(row: Row) -> str:
+    """Paper and code of a row's method."""
+    method = METHODS[row.recipes[0].method]
+    return f"arXiv {method.paper}; {method.source}"
+
+
+__all__ = ["Row", "Session"]

@@ -1,0 +1,152 @@
+"""What the standard parameters of a notebook describe: data, folders, protocol, experiments."""
+
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+
+from torch import Tensor
+
+from distillery.data import Splits, check_enough, load
+from distillery.evaluation import Protocol
+from distillery.experiment import Compute, Experiment, Presets, ScoreSettings, Validation
+from distillery.networks import ConvNet
+from distillery.notebook import parameters
+from distillery.runs import Runs
+from distillery.training.dsa import DSA, DSA_NO_FLIP
+
+
+class Standard:
+    """Parts of a session that follow from `p`, the checked parameters, and from the notebook's name."""
+
+    p: SimpleNamespace
+    notebook: str
+    experiments: list[Experiment]
+
+    def _given(self, *names: str) -> dict:
+        return {name: getattr(self.p, name) for name in names if hasattr(self.p, name)}
+
+    # Data and places
+
+    @cached_property
+    def data(self) -> Splits:
+        """Training, validation and test images, on the device; refused where a class has fewer than the largest ipc."""
+        names = ("max_side", "resize", "per_class", "test_per_class", "normalization", "progress")
+        found = load(self.p.dataset, self.p.data_root, seed=self.p.seed, **self._given(*names))
+        if hasattr(self.p, "ipc"):
+            check_enough(found.train, max(self.p.ipc))
+        return found.to(parameters.device(self.p.device))
+
+    @property
+    def train(self):
+        """The training images."""
+        return self.data.train
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.data.train.classes
+
+    @property
+    def label(self) -> str:
+        """What the data are called in tables."""
+        return getattr(self.p, "label", "") or self.train.name
+
+    @property
+    def published_set(self) -> str:
+        """The published data set whose numbers stand beside ours."""
+        return getattr(self.p, "published_for", "") or self.p.dataset
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where runs lie, which all data sets share."""
+        return parameters.results_root(self.p.results_dir) / self.p.scale / self.notebook
+
+    @cached_property
+    def here(self) -> Path:
+        """Where figures, exported files and the record of this data set lie."""
+        return self.folder / self.train.name
+
+    @cached_property
+    def runs(self) -> Runs:
+        """Stored results."""
+        return Runs(self.folder, self.p.budget_minutes)
+
+    def describe(self) -> None:
+        """Print what the data are."""
+        data, train, names = self.data, self.train, self.classes
+        print(f"{self.label}: {len(train)} training, {len(data.validation)} validation, {len(data.test)} test images")
+        print(
+            f"{len(names)} classes, images of {train.shape[2]} x {train.shape[1]} pixels, {train.shape[0]} channel(s)"
+        )
+        for note in data.notes:
+            print("note:", note)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Standardized images back to [0, 1]."""
+        return self.train.transform.inverse(images.to(self.train.device)).clamp(0, 1)
+
+    # Experiments
+
+    @property
+    def augmentation(self) -> str:
+        """DSA families; without mirroring where a mirrored image is another class."""
+        return DSA if self.p.flip else DSA_NO_FLIP
+
+    @property
+    def protocol(self) -> Protocol:
+        """The evaluation that the standard parameters describe."""
+        batch = {"batch": self.p.evaluation_batch} if hasattr(self.p, "evaluation_batch") else {}
+        families = self.augmentation if getattr(self.p, "evaluation_augmentation", False) else ""
+        return Protocol(self.p.networks, self.p.evaluation_epochs, augmentation=families, **batch)
+
+    def experiment(self, *, presets: dict | Presets | None = None, **parts) -> Experiment:
+        """An experiment of the standard parameters; the first one made is `bench`, under which rows run by default.
+
+        presets  changes of published settings by name, those of one method as a dict under its name; 0 = as published
+        parts    what differs: data, network, protocol, scores, validation, compute, augmentation, encoder, tasks
+        """
+        p = self.p
+        if not isinstance(presets, Presets):
+            presets = Presets(getattr(p, "settings_for", "cifar10"), _changes(presets or {}))
+        if "data" not in parts:
+            parts["data"] = self.data
+        parts["network"] = parts.get("network") or ConvNet(self.train.shape, len(self.classes), p.width)
+        parts["protocol"] = parts.get("protocol") or self.protocol
+        defaults = {
+            "augmentation": self.augmentation,
+            "scores": self.scores,
+            "compute": Compute(**self._given("precision", "compiled", "engine", "progress")),
+        }
+        if hasattr(p, "validations"):
+            defaults["validation"] = Validation(p.validations, p.validation_networks, p.validation_epochs)
+        made = Experiment(runs=self.runs, presets=presets, **(defaults | parts))
+        self.experiments.append(made)
+        return made
+
+    @property
+    def scores(self) -> ScoreSettings:
+        """How scores are computed."""
+        p, given = self.p, {}
+        if hasattr(p, "score_trials"):
+            given |= {"trials": p.score_trials, "epochs": p.score_epochs}
+        if hasattr(p, "converged_trials"):
+            given["converged"] = (p.converged_trials, p.converged_epochs)
+        return ScoreSettings(**given)
+
+    @property
+    def bench(self) -> Experiment:
+        """The first experiment; made of the standard parameters where there is none yet."""
+        return self.experiments[0] if self.experiments else self.experiment()
+
+    def seeds(self, n: int) -> range:
+        """The first n seeds."""
+        return range(self.p.seed, self.p.seed + n)
+
+
+def _changes(presets: dict) -> dict:
+    """Changes without those that are 0: as published."""
+    return {
+        name: _changes(value) if isinstance(value, dict) else value
+        for name, value in presets.items()
+        if value or value is False
+    }

@@ -1,0 +1,130 @@
+"""Types of notebook parameters: what a value may be stands beside the parameter.
+
+    from distillery.notebook.types import Count, Keep
+    n_seeds: Count = 2  # seeds of the teaser
+    keep: list[Keep] = [0.1, 50]  # parts of the curve
+
+Each is an `Annotated` type that pydantic checks strictly: a whole number may stand for a float, a text never for a number. Its
+description is what a refusal says is accepted. Names of registries are looked up when a value is checked, so that this module
+imports nothing heavy. `str` and `bool` are accepted as they are.
+"""
+
+import math
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from distillery.checks import check_keep
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A validator: one of these names.
+
+    where  the names, or 'module:NAME ...' of registries that hold them
+    more   further names
+    """
+
+    where: str | tuple[str, ...]
+    more: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """What is accepted."""
+        if not isinstance(self.where, str):
+            return [*self.more, *self.where]
+        found = [one.split(":") for one in self.where.split()]
+        return [*self.more, *(name for module, registry in found for name in getattr(import_module(module), registry))]
+
+    def __call__(self, value: str) -> str:
+        if value not in self.names:
+            raise ValueError(", ".join(map(repr, self.names)))
+        return value
+
+
+@dataclass(frozen=True)
+class OfThisMachine:
+    """Marks a path of the caller's machine: made absolute before a kernel starts in another folder, and in no record.
+
+    sure  False where the value may be a name as well: it is a path where one is there
+    """
+
+    sure: bool = True
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("a finite number")
+    return value
+
+
+def _keep(value: float) -> float:
+    check_keep("keep", value)
+    return value
+
+
+def _device(value: str) -> str:
+    from distillery.notebook.parameters import device
+
+    device(value)
+    return value
+
+
+def _engine(value: str) -> str:
+    from distillery import engine
+
+    engine.check(value)
+    return value
+
+
+def _names(where: str | tuple[str, ...], *more: str):
+    return Annotated[str, AfterValidator(OneOf(where, more))]
+
+
+Count = Annotated[int, Field(ge=1, description="a whole number, 1 or more")]
+Whole = Annotated[int, Field(ge=0, description="a whole number, 0 or more")]
+Number = Annotated[float, Field(ge=0, description="a number, 0 or more"), AfterValidator(_finite)]
+Share = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1")]
+Keep = Annotated[
+    float,
+    Field(description="a fraction above 0 and at most 1, or a whole number of images of every class"),
+    AfterValidator(_keep),
+]
+LocalPath = Annotated[str, Field(description="a path"), OfThisMachine()]
+NameOrPath = Annotated[str, Field(description="a name or a path"), OfThisMachine(sure=False)]
+Scale = _names("distillery.report.records:SCALES")
+Device = Annotated[str, Field(description="'auto', 'cpu' or 'cuda'"), AfterValidator(_device)]
+Precision = _names("distillery.networks.precision:PRECISIONS")
+Engine = Annotated[str, Field(description="'local' or 'ray'"), AfterValidator(_engine)]
+Dataset = _names("distillery.data:NAMES")
+Normalization = _names("distillery.data:NORMALIZATIONS")
+Rule = _names("distillery.selection:RULES")
+ScoreName = _names("distillery.scores:SCORES")
+MethodName = _names("distillery.methods:METHODS")
+StartName = _names("distillery.starts:STARTS")
+NetworkName = _names("distillery.networks.pool:NAMES")
+
+__all__ = [
+    "Count",
+    "Dataset",
+    "Device",
+    "Engine",
+    "Keep",
+    "LocalPath",
+    "MethodName",
+    "NameOrPath",
+    "NetworkName",
+    "Normalization",
+    "Number",
+    "OfThisMachine",
+    "OneOf",
+    "Precision",
+    "Rule",
+    "Scale",
+    "ScoreName",
+    "Share",
+    "StartName",
+    "Whole",
+]

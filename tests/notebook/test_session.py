@@ -1,0 +1,129 @@
+"""A session runs rows, pairs them by seed, judges claims, knows what is comparable, and writes the record last."""
+
+import json
+from types import SimpleNamespace
+
+import matplotlib
+import pytest
+
+from distillery.data import synthetic
+from distillery.evaluation import Protocol
+from distillery.experiment import Experiment
+from distillery.methods import METHODS
+from distillery.networks import ConvNet
+from distillery.notebook import display
+from distillery.notebook.comparable import as_published
+from distillery.notebook.session import Session
+from distillery.notebook.types import Count, Dataset, LocalPath, Number, Scale, Whole
+from distillery.recipe import Evaluate, Prune, Recipe
+from distillery.runs import Runs
+from made_up import blobs
+
+PARAMETERS = {
+    "dataset": (Dataset, "digits"), "data_root": (LocalPath, ""), "label": (str, ""), "max_side": (Whole, 8), "per_class": (Whole, 12),
+    "flip": (bool, False), "ipc": (list[Count], [1]), "width": (Count, 4), "networks": (Count, 2), "evaluation_epochs": (Whole, 2),
+    "score_trials": (Count, 1), "score_epochs": (Count, 1), "seed": (Whole, 0), "scale": (Scale, "smoke"), "results_dir": (LocalPath, ""),
+    "device": (str, "cpu"), "budget_minutes": (Number, 0.0),
+}  # fmt: skip
+
+
+def namespace(tmp_path, **changes):
+    """`globals()` of a notebook after its parameters cell."""
+    values = {name: value for name, (_, value) in PARAMETERS.items()} | {"results_dir": str(tmp_path)} | changes
+    return {"__annotations__": {name: kind for name, (kind, _) in PARAMETERS.items()}, **values}
+
+
+@pytest.fixture
+def session(tmp_path):
+    return Session("90_tiny", namespace(tmp_path))
+
+
+def test_rows_claims_figures_files_and_the_record(session, capsys):
+    S = session
+    S.describe()
+    assert "digits: " in capsys.readouterr().out
+    S.row("random", "random", 1, 1)
+    S.row("random", "random", 1, 2)  # more seeds
+    S.row("DM", "DM", 1, 2, settings={"steps": 2, "batch": 4})
+    S.row("DM, pruned", "DM", 1, 2, prune=Prune(0.5), settings={"steps": 2, "batch": 4})
+    S.row("all", "whole", 1, published=None)
+    assert len(S.results["random"]) == 2 and S.runs.computed
+    S.claim("dm", "DM beats random images", "DM", "random")
+    S.claim("nobody", "what was not asked for is not claimed", "DC", "random")
+    S.claim_values("numbers", "ones are above zeros", [[1.0], [1.0]], [[0.0], [0.0]], "zeros")
+    assert [one["id"] for one in S.claims] == ["dm", "numbers"]
+    assert S.claims[0]["difference"]["n_pairs"] == 2 and METHODS["DM"].paper in S.claims[0]["source"]
+    assert "DM, pruned" in S.table().data and "ones are above zeros" in S.verdicts().data
+    S.save(S.sets_and_bars(["DM"], ["random", "DM"], ("sets", "accuracies"), start_of="DM"), "headline")
+    for name, file in (("DM", "dm"), ("all", "kept")):
+        made = S.export(name, file)
+        assert len(synthetic.load(S.here / f"{file}.safetensors")) == len(made)
+    S.record()
+    record = json.loads((S.here / "record.json").read_text())
+    assert [one["method"] for one in record["rows"]] == ["random", "DM", "DM, pruned", "all"]
+    assert (
+        record["rows"][3]["ipc"] is None
+        and record["parameters"]["max_side"] == 8
+        and "results_dir" not in record["parameters"]
+    )
+    assert record["costs"]["runs_missing"] == 0 and (S.here / "headline.png").exists()
+    again = Session("90_tiny", namespace(S.folder.parents[1]))
+    again.row("DM", "DM", 1, 2, settings={"steps": 2, "batch": 4})
+    assert again.runs.computed == 0
+
+
+def test_what_the_budget_leaves_out_is_not_run(tmp_path):
+    S = Session("90_tiny", namespace(tmp_path, budget_minutes=1e-9))
+    S.row("random", "random", 1, 2)
+    S.claim("value", "random images reach something", "random")
+    assert S.results["random"] == [None, None] and S.claims[0]["verdict"] == "not run"
+    assert S.export("random", "nothing") is None and "not run" in S.table().data
+
+
+def test_a_misspelt_parameter_of_plain_papermill_is_refused(tmp_path, refused):
+    with refused("'n_sedes'"):
+        Session("90_tiny", namespace(tmp_path, n_sedes=5))
+    names = namespace(tmp_path)
+    Session("90_tiny", names)
+    Session("90_tiny", names | {"later": 3})  # the cell once more, after other cells gave names
+
+
+def test_numbers_are_those_of_the_published_set(session):
+    recipe = Recipe("DM", 1, 0)
+    session.p.published_for = "cifar10"
+    assert session._number(recipe, "")["mean"] == pytest.approx(0.26)
+    assert session._number(Recipe("DM", 1, 0, prune=Prune(0.5)), "") is None
+    assert session._number(Recipe("DM", 1, 0, evaluate=Evaluate(network="LeNet")), "") is None
+    assert session._number(Recipe("DM", 1, 0, prune=Prune(0.5)), "DC")["mean"] == pytest.approx(0.283)
+
+
+COMPARABLE = {"dataset": "cifar10", "normalization": "published", "per_class": 0}
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"dataset": "folder"}, {"normalization": "own"}, {"per_class": 5}, "width", "epochs", "steps"]
+)
+def test_comparable_is_the_published_setting_alone(tmp_path, changed):
+    from distillery.data import Splits
+
+    tiny = blobs(classes=10, shape=(3, 32, 32), per_class=2)
+    network = ConvNet(tiny.shape, 10, 64 if changed == "width" else 128)
+    protocol = Protocol(5, 300 if changed == "epochs" else 1000, augmentation="flip")
+    experiment = Experiment(Splits(tiny, tiny, tiny), network, protocol, Runs(tmp_path))
+    p = SimpleNamespace(**(COMPARABLE | (changed if isinstance(changed, dict) else {})))
+    recipe = Recipe("DM", 1, 0, settings={"steps": 10} if changed == "steps" else {"steps": 20_000})
+    assert as_published(experiment, recipe, p, "cifar10") == (changed == {})
+
+
+def test_source_and_committed_figures(tmp_path):
+    shown = display.source(display.largest).data
+    assert shown.startswith("`distillery.notebook.display.largest`\n```python\ndef largest(")
+    assert display.committed("90_tiny", "headline", tmp_path) == []
+    figure = matplotlib.figure.Figure()
+    for scale, label in (("small", "A"), ("paper", "B")):
+        folder = tmp_path / scale / "90_tiny" / "x"
+        folder.mkdir(parents=True)
+        figure.savefig(folder / "headline.png")
+        (folder / "record.json").write_text(json.dumps({"data": {"label": label}}))
+    caption, picture = display.committed("90_tiny", "headline", tmp_path)
+    assert "paper scale, on B" in caption.data and picture.data[:4] == b"\x89PNG"

@@ -1,0 +1,38 @@
+"""Every generated table has as many cells in each line as in its head."""
+
+import re
+
+import pytest
+
+from distillery.report import headline, records, registered, tables
+
+ROW = records.row(
+    "DM | pruned", 1, [{"accuracies": [0.5, 0.6], "steps": 3, "seconds": 1.0, "samples": 4, "stored_numbers": 5}]
+)
+CLAIM = records.claim("a", "a | b", "nobody", [[0.5], [0.6]], [[0.4], [0.4]], against="random")
+RECORD = {"rows": [ROW, records.row("DC", 1, [None])], "claims": [CLAIM], "data": {"label": "x", "train": 1, "test": 1}, "scale": "small",
+          "notebook": "90_tiny", "costs": {"seconds_all_runs": 60}}  # fmt: skip
+PAGES = {
+    "rows": lambda: tables.rows_by_record([RECORD]), "claims": lambda: tables.table([RECORD]), "verdicts": lambda: tables.verdicts([CLAIM]),
+    "compatibility": registered.compatibility, "settings": registered.settings_page,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_have_as_many_cells_as_heads(page):
+    cells = 0
+    for line in PAGES[page]().splitlines():
+        if not line.startswith("|"):
+            cells = 0
+            continue
+        n = len(re.findall(r"(?<!\\)\|", line)) - 1
+        cells = cells or n
+        assert n == cells > 1, line
+
+
+def test_every_method_is_in_the_compatibility_table():
+    from distillery.methods import METHODS
+
+    page = registered.compatibility()
+    assert all(f"| {name} |" in page for name in METHODS)
+    assert headline.headline(RECORD)
