@@ -11,7 +11,7 @@ from published_shapes import DEVICE, SHAPE
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
 from distillery.matching.distribution import DistributionMatching
-from distillery.matching.kernel import KernelInducingPoints
+from distillery.methods.kip import KernelInducingPoints
 from distillery.networks import ConvNet
 from distillery.sampling import Importance, RealBatches, Uniform
 from distillery.scores import sensitivity

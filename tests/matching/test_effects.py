@@ -13,9 +13,9 @@ from distillery.distill import Optimizer, distill
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.effects import treatment_effects, treatment_effects_plain, treatment_effects_probed
 from distillery.matching.gradient import GradientMatching
-from distillery.matching.idc import FormationContext, MultiFormation
-from distillery.matching.idm import QueueContext, QueueMatching
 from distillery.matching.step import StepContext
+from distillery.methods.idc import FormationContext, MultiFormation
+from distillery.methods.idm import QueueContext, QueueMatching
 from distillery.networks import ConvNet
 from distillery.sampling import RealBatches, TreatmentEffect, Uniform
 from distillery.seeds import generator

@@ -15,8 +15,8 @@ from distillery.distill import Optimizer, distill
 from distillery.evaluation import accuracy
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
-from distillery.matching.idc import MultiFormation
-from distillery.matching.idm import QueueMatching
+from distillery.methods.idc import MultiFormation
+from distillery.methods.idm import QueueMatching
 from distillery.networks import ConvNet
 from distillery.networks.precision import MixedPrecision
 from distillery.sampling import TreatmentEffect, Uniform

@@ -30,7 +30,7 @@ from torch import Generator, Tensor, nn
 
 from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.data.synthetic import Synthetic
-from distillery.matching.kernel import PooledRegression
+from distillery.matching.ridge import PooledRegression
 from distillery.matching.step import under
 from distillery.networks import ModuleNetwork, Params, depth_for, trainable
 from distillery.networks.ridge import kernel_ridge_plain
