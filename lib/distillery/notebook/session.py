@@ -253,10 +253,16 @@ class Session(Standard, Shown):
     def export_scores(self, *names: str) -> None:
         """Write scores as files that say what they are and of which images, and are refused for any others."""
         for name in names:
-            path = self.here / f"{name.replace(' ', '-')}.safetensors"
-            files.save(
-                path, self.bench.scores.get(name, self.p.seed), self.train, self.bench.scores.card(name, self.p.seed)
-            )
+            path, scores = self.here / f"{name.replace(' ', '-')}.safetensors", self.bench.scores
+            trials, epochs = scores.lengths.get(name, (1, 0))
+            card = {
+                "score": name,
+                "network": self.bench.network.spec(),
+                "trials": trials,
+                "epochs": epochs,
+                "seed": self.p.seed,
+            }
+            files.save(path, scores.get(name, self.p.seed), self.train, card)
             read_back, card = files.load(path, self.train)
             print(f"{card['score']}: {len(read_back)} images, {card['trials']} networks of {card['epochs']} epochs")
 

@@ -128,7 +128,7 @@ class Standard:
         """How scores are computed."""
         p, given = self.p, {}
         if hasattr(p, "score_trials"):
-            given |= {"trials": p.score_trials, "epochs": p.score_epochs}
+            given["early"] = (p.score_trials, p.score_epochs)
         if hasattr(p, "converged_trials"):
             given["converged"] = (p.converged_trials, p.converged_epochs)
         return ScoreSettings(**given)
