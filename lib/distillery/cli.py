@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     judge.add_argument("--no-flip", action="store_true", help="a mirrored image is another class (digits)")
     judge.add_argument("--no-augmentation", action="store_true", help="train without DSA augmentation")
     judge.add_argument(
-        "--loss", default="cross-entropy", help="cross-entropy, or 'squared error' for real-valued labels"
+        "--loss", default="cross-entropy", help="cross-entropy, or 'half squared error' for real-valued labels"
     )
     judge.add_argument("--width", type=int, default=128, help="channels of the ConvNet")
     judge.add_argument("--networks", type=int, default=5)

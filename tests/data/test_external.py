@@ -124,7 +124,7 @@ def test_command(tmp_path, tensors, capsys):
     real = torch.nn.functional.one_hot(tensors[1], 10) - 0.1  # labels as kernel methods learn them
     torch.save((tensors[0], real), tmp_path / "pair.pt")
     assert cli.main(words) == 2 and "squared error" in capsys.readouterr().err
-    assert cli.main([*words, "--loss", "squared error"]) == 0 and "squared error" in capsys.readouterr().out
+    assert cli.main([*words, "--loss", "half squared error"]) == 0 and "squared error" in capsys.readouterr().out
     assert cli.main([*words, "--loss", "hinge"]) == 2
     assert cli.main(["evaluate", str(tmp_path / "none.pt"), "--dataset", "digits"]) == 2
     assert cli.main(["evaluate", str(tmp_path / "pair.pt"), "--dataset", "dogs"]) == 2

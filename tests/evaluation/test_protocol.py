@@ -93,9 +93,7 @@ def test_linear_probe_separates_what_is_separable(tiny):
         ({"batch": -1}, -1),
         ({"epochs": 1.5}, 1.5),
         ({"epochs": -1}, -1),
-        ({"kind": "knn"}, "knn"),
-        ({"kind": "probe"}, "Probing"),
-        ({"kind": "fine-tune"}, "FineTuning"),
+        ({"loss": "squared error"}, "half squared error"),
     ],
 )
 def test_refused_protocols(options, word, refused):
@@ -121,7 +119,7 @@ def test_what_identifies_a_protocol_stays():
         "kind": "scratch",
     }
     assert Protocol().spec() == scratch
-    assert Protocol(loss="squared error").spec() == scratch | {"loss": "squared error"}
+    assert Protocol(loss="half squared error").spec() == scratch | {"loss": "half squared error"}
     assert FineTuning().spec() == {
         "networks": 1,
         "epochs": 50,
@@ -133,3 +131,46 @@ def test_what_identifies_a_protocol_stays():
         "kind": "fine-tune",
         "equal": "epochs",
     }
+
+
+def test_what_identifies_probing_stays():
+    assert Probing().spec() == {
+        "networks": 3,
+        "epochs": 20,
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.0001,
+        "batch": 256,
+        "augmentation": "",
+        "kind": "probe",
+        "labels": (0.01, 0.05),
+        "penalty": 0.001,
+        "stratified": False,
+    }
+
+
+@pytest.mark.parametrize(
+    "protocol", [Protocol(epochs=7, batch=8), FineTuning(epochs=7, batch=8), Probing(epochs=7, batch=8)]
+)
+def test_so_many_passes_over_a_set(protocol):
+    assert protocol.passes(3).steps(20)[0] == 3 * 3
+
+
+def test_whose_steps_an_evaluation_takes():
+    """Those of a set of the size from scratch, or its own; of all real images where parts get equal steps."""
+    assert Protocol().steps_of(2, 10, 500) == 20 and Protocol().steps_of(0, 10, 500) == 0
+    assert FineTuning().steps_of(2, 10, 500) == 0 and FineTuning(equal="steps").steps_of(2, 10, 500) == 500
+    assert Probing().steps_of(20, 0, 500) == 0
+
+
+def test_a_protocol_of_ones_own(tiny):
+    """One subclass: another start and another loss."""
+
+    class Frozen(Protocol):
+        kind = "first weights of zero"
+
+        def start(self, network, encoder, stream, k):
+            return {name: torch.zeros_like(value) for name, value in super().start(network, encoder, stream, k).items()}
+
+    found = evaluate(network(), tiny, Frozen(2, 0, lr=0.0), tiny, generator(0, "e"))
+    assert found.tolist() == [1 / 3, 1 / 3] and Frozen().spec()["kind"] == Frozen.kind

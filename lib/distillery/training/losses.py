@@ -42,7 +42,7 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).square().mean(-1)
 
 
-# of experts, and of the students matched to them; the evaluation of kernel methods has another squared error
+# of experts, and of the students matched to them; sets of kernel methods are learned by another, `half_squared_error`
 LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "squared error": squared_error}
 
 
