@@ -246,9 +246,8 @@ class Experiment:
         if where == "local":
             return engine.map(self.run, recipes)
         self.check_mapped(where)
-        for recipe in (
-            recipes
-        ):  # known before the experiment is copied, and experts are a map of their own: workers only load them
+        # what is shared is known before the experiment is copied, and experts are a map of their own: workers only load them
+        for recipe in recipes:
             key = self.set_id(recipe)
             if METHODS[recipe.method].makes_set and not self.runs.path(key).exists() and not self.runs.spent():
                 METHODS[recipe.method].prepare(self.job(recipe, key), where)
@@ -303,12 +302,8 @@ class Experiment:
         bills, seen = [], set()
         for one in results:
             again = one["artifact"] in seen
-            bills.append(
-                {
-                    "seconds": one["seconds_evaluation"] if again else one["seconds"],
-                    "samples": 0 if again else one["samples"],
-                }
-            )
+            seconds, samples = (one["seconds_evaluation"], 0) if again else (one["seconds"], one["samples"])
+            bills.append({"seconds": seconds, "samples": samples})
             seen |= {one["artifact"]} - {None}
         return bills
 
@@ -316,18 +311,12 @@ class Experiment:
 
     def set_result(self, recipe: Recipe) -> dict:
         """What is stored of a recipe's set, made now if need be. Raises DependencyMissing if the budget is spent."""
-        found = self.runs.get(
-            "set",
-            METHODS[recipe.method].version,
-            self.set_inputs(recipe),
-            self.data.digest,
-            lambda key: self._make(recipe, key),
-        )
+        version, inputs = METHODS[recipe.method].version, self.set_inputs(recipe)
+        found = self.runs.get("set", version, inputs, self.data.digest, lambda key: self._make(recipe, key))
         if found is None:
             raise DependencyMissing
-        self.runs.artifact(found["artifact"], ".checkpoint.safetensors").unlink(
-            missing_ok=True
-        )  # only now: a kill before loses a minute
+        # only now: a kill before loses a minute
+        self.runs.artifact(found["artifact"], ".checkpoint.safetensors").unlink(missing_ok=True)
         return found
 
     def synthetic(self, result: dict, iterate: str = "last") -> Synthetic | None:
@@ -378,9 +367,9 @@ class Experiment:
 
     def _evaluate(self, recipe: Recipe) -> dict:
         job, made = self._job_and_set(recipe)
-        if made is None:
-            job.score_first()
         with float32_matmul(self.compute.precision):
+            if made is None:
+                job.score_first()  # before the clock starts: they serve many recipes
             began = time.monotonic()
             source = made.source() if made else job.source
             protocol, steps_of = self._protocol(job, made)
