@@ -36,19 +36,19 @@ MOMENTS = {
 
 
 def problem(host="DM", ipc=2, strategy="", formation="identity", dtype=torch.float64, **options):
-    """(objective, moment, synthetic set, real, weights): unequal weights, two of them zero."""
+    """(objective, context, synthetic set, real, weights): unequal weights, two of them zero."""
     stream = generator(0, "effects")
     net = ConvNet((2, 8, 8), CLASSES, width=4, depth=1, **options)
     objective = HOSTS[host](net)
     params = {name: value.to(dtype) for name, value in net.init(stream, 1).items()}
     drawn = dsa.draw(strategy, CLASSES, 1, generator(1, "draw"), siamese=True)
-    moment = MOMENTS.get(host, StepContext)(params, torch.arange(CLASSES), drawn)
+    context = MOMENTS.get(host, StepContext)(params, torch.arange(CLASSES), drawn)
     images = torch.randn(ipc * CLASSES, 2, 8, 8, generator=stream, dtype=dtype)
     made = Synthetic({"images": images, "targets": torch.arange(CLASSES).repeat(ipc)}, formation=formation)
     real = torch.randn(CLASSES, N, 2, 8, 8, generator=stream, dtype=dtype)
     weights = torch.rand(CLASSES, N, generator=stream, dtype=dtype)
     weights[0, 2] = weights[1, 0] = 0
-    return objective, moment, made, real, weights / weights.sum(1, keepdim=True)
+    return objective, context, made, real, weights / weights.sum(1, keepdim=True)
 
 
 @pytest.mark.parametrize("formation", ["identity", "partition2"])
@@ -71,13 +71,13 @@ def test_effects_of_all_rows_at_once_are_those_of_a_few(monkeypatch):
 
 def test_effects_in_dm_have_a_closed_form_and_sum_to_zero():
     """ITE_i = -2 J^T (phi_i - m) w_i / (1 - w_i), J of the mean synthetic embedding; with equal weights the vectors sum to 0."""
-    objective, moment, made, real, _ = problem("DM")
+    objective, context, made, real, _ = problem("DM")
     weights = torch.full((CLASSES, N), 1 / N, dtype=real.dtype)
-    found = treatment_effects(objective, moment, made, real, weights)
+    found = treatment_effects(objective, context, made, real, weights)
     for c in range(CLASSES):
-        phi = objective.statistic(moment, real[c], c)
+        phi = objective.statistic(context, real[c], c)
         stored = made.tensors["images"][made.stored_by_class()[c]].requires_grad_()
-        mean = objective.network.embed(moment.params, stored)[0].mean(0)
+        mean = objective.network.embed(context.params, stored)[0].mean(0)
         vectors = torch.stack(
             [torch.autograd.grad(mean, stored, -2 * (row - phi.mean(0)) / (N - 1), retain_graph=True)[0] for row in phi]
         )
@@ -87,12 +87,12 @@ def test_effects_in_dm_have_a_closed_form_and_sum_to_zero():
 
 def test_dc_does_not_see_the_length_of_the_mean():
     """[dG/dm] m = 0 up to the guard of 1e-6 in the distance."""
-    objective, moment, made, real, weights = problem("DC")
+    objective, context, made, real, weights = problem("DC")
     stored = made.tensors["images"][made.stored_by_class()[0]]
-    mean = weights[0] @ objective.statistic(moment, real[0], 0)
-    pulled = objective.pull(moment, stored, torch.stack([mean, 1.3 * mean]), 0, "identity")
+    mean = weights[0] @ objective.statistic(context, real[0], 0)
+    pulled = objective.pull(context, stored, torch.stack([mean, 1.3 * mean]), 0, "identity")
     change = (pulled[0] - pulled[1]).norm() / pulled[0].norm()
-    other = objective.pull(moment, stored, (mean + 0.3 * mean.flip(0))[None], 0, "identity")[0]
+    other = objective.pull(context, stored, (mean + 0.3 * mean.flip(0))[None], 0, "identity")[0]
     assert change < 1e-3 < (other - pulled[0]).norm() / pulled[0].norm()
 
 
@@ -100,10 +100,10 @@ def test_dc_does_not_see_the_length_of_the_mean():
 @pytest.mark.parametrize("host", HOSTS)
 def test_first_order_is_second_order_close(host, strategy):
     """Probed effects with very many directions are the first-order ones: exact in DM, and close in DC."""
-    objective, moment, made, real, weights = problem(host, 1, strategy, "partition2")
+    objective, context, made, real, weights = problem(host, 1, strategy, "partition2")
     real = real[:, :1] + 0.02 * (real - real[:, :1])  # a small spread around one image
-    exact = treatment_effects(objective, moment, made, real, weights)
-    probed = treatment_effects_probed(objective, moment, made, real, weights, 4000, generator(0, "probes"))
+    exact = treatment_effects(objective, context, made, real, weights)
+    probed = treatment_effects_probed(objective, context, made, real, weights, 4000, generator(0, "probes"))
     seen = exact > 0
     assert torch.allclose(probed[seen], exact[seen], rtol=0.12)
 
@@ -122,17 +122,17 @@ def test_probes_have_the_spread_of_a_chi_square():
 
 
 def test_coupled_networks_are_refused():
-    objective, moment, *rest = problem()
-    coupled = replace(moment, params=moment.params | {"norm0.running_mean": torch.zeros(1, 4)})
+    objective, context, *rest = problem()
+    coupled = replace(context, params=context.params | {"norm0.running_mean": torch.zeros(1, 4)})
     with pytest.raises(InputError, match="BatchNorm.*accepted"):
         treatment_effects(objective, coupled, *rest)
 
 
 def test_an_image_that_is_alone_has_no_effect():
-    objective, moment, made, real, _ = problem()
+    objective, context, made, real, _ = problem()
     weights = torch.zeros(CLASSES, N, dtype=real.dtype)
     weights[:, 1] = 1
-    assert treatment_effects(objective, moment, made, real, weights).abs().max() == 0
+    assert treatment_effects(objective, context, made, real, weights).abs().max() == 0
 
 
 # The sampler

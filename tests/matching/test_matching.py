@@ -229,23 +229,17 @@ def test_inner_training_sees_the_updated_pixels_and_the_augmentation(tiny, monke
     assert not torch.equal(args[2].images, done.last.tensors["images"])
 
 
-def test_names():
-    assert GradientMatching(network()).name == "DC"
-    assert GradientMatching(network(), augmentation=DSA).name == "DSA"
-    assert DistributionMatching(network()).name == "DM"
-
-
 def test_batch_norm_statistics_come_from_real_images_and_are_frozen(tiny):
     """As published: statistics first frozen from 16 real images of every class."""
     net = ConvNet((1, 8, 8), 3, width=4, depth=1, normalization="batch")
     params = net.init(generator(0, "x"))
     real = tiny.batch(torch.arange(24)).unflatten(0, (3, 8))
-    moment = GradientMatching(net).settle(StepContext(params, torch.arange(3)), real)
-    frozen = moment.params
+    context = GradientMatching(net).settle(StepContext(params, torch.arange(3)), real)
+    frozen = context.params
     mean = torch.nn.functional.conv2d(
         real.flatten(0, 1), params["conv0.weight"][0], params["conv0.bias"][0], padding=1
     ).mean((0, 2, 3))
-    assert moment.train_mode is False
+    assert context.train_mode is False
     assert torch.allclose(frozen["norm0.running_mean"][0], 0.1 * mean, atol=1e-5)
     done = run(GradientMatching(net), tiny, steps=3)
     assert done.last.tensors["images"].isfinite().all()

@@ -82,7 +82,7 @@ class DistributionMatching(Separable):
     real_network  the same network as it runs on real images, such as `MixedPrecision(network, "bfloat16")`; None = `network`
     """
 
-    name = "DM"
+    name = "distribution matching"
     learns = ("images",)
 
     def __init__(self, network, batch: int = 256, augmentation: str = "", real_network=None):
@@ -101,34 +101,34 @@ class DistributionMatching(Separable):
         params = {name: value.to(device, non_blocking=True) for name, value in fresh.items()}
         labels, _ = synthetic.classes_present()
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
-        moment = StepContext(params, labels.to(device, non_blocking=True), drawn)
-        real, weights = draw_real.classes(labels, self.batch, self.effects(moment, synthetic))
+        context = StepContext(params, labels.to(device, non_blocking=True), drawn)
+        real, weights = draw_real.classes(labels, self.batch, self.effects(context, synthetic))
         coupled = len(trainable(params)) < len(params)  # BatchNorm: one forward pass of all classes, as published
         size = len(labels) if coupled else classes_at_once(self.network, real.shape[1], real.shape, MAP_LIMIT)
 
         def one(images: Tensor, here: slice) -> Tensor:
-            return self.loss(moment, real, weights, images, here)
+            return self.loss(context, real, weights, images, here)
 
         loss, gradient = gradient_by_classes(synthetic, size, one)
         return {"images": gradient}, state, {"loss": loss}
 
-    def loss(self, moment: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
+    def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The loss of some classes, ()."""
         pairs = real[here], weights[here], images[here]
         return distribution_loss(
-            self.network, moment.params, *pairs, moment.drawn_for(here), self.real_network, moment.train_mode
+            self.network, context.params, *pairs, context.drawn_for(here), self.real_network, context.train_mode
         )
 
-    def statistic(self, moment: StepContext, images: Tensor, c: int) -> Tensor:
+    def statistic(self, context: StepContext, images: Tensor, c: int) -> Tensor:
         """Embeddings of real images (n, C, H, W) of class c: (n, F)."""
-        images = self.see(moment, images[None], c)[0]
+        images = self.see(context, images[None], c)[0]
         size = images_at_once(self.network, images.shape, images.device)
         with torch.no_grad():
-            parts = [self.network.embed(moment.params, p, moment.train_mode)[0] for p in images.split(size)]
+            parts = [self.network.embed(context.params, p, context.train_mode)[0] for p in images.split(size)]
             return torch.cat(parts)
 
-    def distance(self, moment: StepContext, images: Tensor, means: Tensor, c: int) -> Tensor:
+    def distance(self, context: StepContext, images: Tensor, means: Tensor, c: int) -> Tensor:
         """Squared distance of the mean embedding of images (rows, m, C, H, W) to each of means (rows, F): (rows,)."""
-        features = self.network.embed(moment.params, images.flatten(0, 1), moment.train_mode)[0]
+        features = self.network.embed(context.params, images.flatten(0, 1), context.train_mode)[0]
         features = features.unflatten(0, images.shape[:2])
         return (means - features.mean(1)).square().sum(1)

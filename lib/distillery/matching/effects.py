@@ -41,8 +41,8 @@ class Separable:
     """An objective whose loss of a class sees its real images by the mean of a statistic.
 
     It has a `network` and the same as it runs on real images, `real_network`.
-    What it offers: `loss(moment, real, weights, images, classes)`, `statistic(moment, images, c)` -> (n, D) and
-    `distance(moment, images, means, c)` -> (rows,) for augmented images, where the mean of a class is one of `means`.
+    What it offers: `loss(context, real, weights, images, classes)`, `statistic(context, images, c)` -> (n, D) and
+    `distance(context, images, means, c)` -> (rows,) for augmented images, where the mean of a class is one of `means`.
     """
 
     def predict(self, synthetic: Synthetic, state: dict, images, generator: Generator) -> Tensor:
@@ -55,32 +55,32 @@ class Separable:
         with torch.no_grad():
             return torch.cat([self.real_network.apply(params, images.batch(i), False).logits[0] for i in parts])
 
-    def see(self, moment: StepContext, images: Tensor, c: int) -> Tensor:
+    def see(self, context: StepContext, images: Tensor, c: int) -> Tensor:
         """Images (rows, m, C, H, W) of class c as the network meets them: an affine function of them."""
-        flat = augment(images.flatten(0, 1)[None], moment.drawn_for(slice(c, c + 1)))[0]
+        flat = augment(images.flatten(0, 1)[None], context.drawn_for(slice(c, c + 1)))[0]
         return flat.unflatten(0, images.shape[:2])
 
-    def pull(self, moment: StepContext, stored: Tensor, means: Tensor, c: int, formation: str) -> Tensor:
+    def pull(self, context: StepContext, stored: Tensor, means: Tensor, c: int, formation: str) -> Tensor:
         """The gradient on stored images (m, C, H, W) of class c for each of `means` (rows, D): (rows, m, C, H, W)."""
         rows = stored.detach().expand(len(means), *stored.shape).clone().requires_grad_()
-        loss = self.distance(moment, self.see(moment, _used(rows, formation), c), means, c).sum()
+        loss = self.distance(context, self.see(context, _used(rows, formation), c), means, c).sum()
         return torch.autograd.grad(loss, rows)[0]
 
-    def effects(self, moment: StepContext, synthetic: Synthetic) -> Callable[[Tensor, Tensor], Tensor]:
-        """(real, weights) -> `treatment_effects` at this moment, for a sampler that follows them."""
+    def effects(self, context: StepContext, synthetic: Synthetic) -> Callable[[Tensor, Tensor], Tensor]:
+        """(real, weights) -> `treatment_effects` in this step, for a sampler that follows them."""
 
         def effects(real: Tensor, weights: Tensor) -> Tensor:
             with float32_matmul("float32"):  # small differences of gradients that are nearly equal
-                return treatment_effects(self, self.settle(moment, real), synthetic, real, weights)
+                return treatment_effects(self, self.settle(context, real), synthetic, real, weights)
 
         return effects
 
-    def settle(self, moment: StepContext, real: Tensor) -> StepContext:
-        """The moment once its real images are known."""
-        return moment
+    def settle(self, context: StepContext, real: Tensor) -> StepContext:
+        """The context once its real images are known."""
+        return context
 
 
-def treatment_effects(objective, moment: StepContext, synthetic: Synthetic, real: Tensor, weights: Tensor) -> Tensor:
+def treatment_effects(objective, context: StepContext, synthetic: Synthetic, real: Tensor, weights: Tensor) -> Tensor:
     """Norms of the effects of all real images of a step on the stored pixels, (classes, n) float.
 
     real     (classes, n, C, H, W), with weights (classes, n) whose rows sum to one; weight zero has effect zero, and so
@@ -88,17 +88,17 @@ def treatment_effects(objective, moment: StepContext, synthetic: Synthetic, real
     raises   InputError on a network whose images couple (BatchNorm)
     Source: BiLP, the effect above. Slow reference: `treatment_effects_plain`.
     """
-    stored, used = _checked(moment, synthetic), synthetic.classes_present()[1].shape[1]
+    stored, used = _checked(context, synthetic), synthetic.classes_present()[1].shape[1]
     found = []
     for c, images in enumerate(real):
-        statistic = objective.statistic(moment, images, c)  # (n, D)
+        statistic = objective.statistic(context, images, c)  # (n, D)
         mean, share = _leave_out(statistic, weights[c])
-        whole = objective.pull(moment, stored[c], mean[None], c, synthetic.formation)
+        whole = objective.pull(context, stored[c], mean[None], c, synthetic.formation)
         size = rows_at_once(len(images), used, stored.shape, stored.device)
         norms = []
         for phi, part in zip(statistic.split(size), share.split(size), strict=True):
             without = mean - part[:, None] * (phi - mean)
-            gap = whole - objective.pull(moment, stored[c], without, c, synthetic.formation)
+            gap = whole - objective.pull(context, stored[c], without, c, synthetic.formation)
             norms.append(torch.where(part > 0, gap.flatten(1).norm(dim=1), 0))
         found.append(torch.cat(norms))
     return torch.stack(found)
@@ -106,7 +106,7 @@ def treatment_effects(objective, moment: StepContext, synthetic: Synthetic, real
 
 def treatment_effects_probed(
     objective,
-    moment: StepContext,
+    context: StepContext,
     synthetic: Synthetic,
     real: Tensor,
     weights: Tensor,
@@ -118,10 +118,10 @@ def treatment_effects_probed(
     With directions $u_k$ from a normal distribution and $w_k$ the gradient of $\\langle$pull$, u_k\\rangle$ on the mean,
     $\\|\\mathrm{ITE}_i\\|^2$ is estimated by the mean over k of $((\\phi_i - m) \\cdot w_k)^2$, times the squared share.
     """
-    stored, used = _checked(moment, synthetic), synthetic.classes_present()[1].shape[1]
+    stored, used = _checked(context, synthetic), synthetic.classes_present()[1].shape[1]
     found = []
     for c, images in enumerate(real):
-        statistic = objective.statistic(moment, images, c)
+        statistic = objective.statistic(context, images, c)
         mean, share = _leave_out(statistic, weights[c])
         directions = torch.randn(probes, *stored[c].shape, generator=generator).to(mean)
         total = torch.zeros_like(share)
@@ -129,9 +129,11 @@ def treatment_effects_probed(
             means = mean.expand(len(some), -1).clone().requires_grad_()
             rows = stored[c].expand(len(some), *stored[c].shape)
             with torch.no_grad():  # what a direction moves is seen by the difference, since `see` is affine
-                seen, moved = (objective.see(moment, _used(one, synthetic.formation), c) for one in (rows, rows + some))
+                seen, moved = (
+                    objective.see(context, _used(one, synthetic.formation), c) for one in (rows, rows + some)
+                )
             leaf = seen.requires_grad_()
-            loss = objective.distance(moment, leaf, means, c).sum()
+            loss = objective.distance(context, leaf, means, c).sum()
             (pulled,) = torch.autograd.grad(loss, leaf, create_graph=True)
             (change,) = torch.autograd.grad((pulled * (moved - seen.detach())).sum(), means)  # (some, D)
             total += (statistic @ change.T - (change @ mean)).square().sum(1)
@@ -140,17 +142,17 @@ def treatment_effects_probed(
 
 
 def treatment_effects_plain(
-    objective, moment: StepContext, synthetic: Synthetic, real: Tensor, weights: Tensor
+    objective, context: StepContext, synthetic: Synthetic, real: Tensor, weights: Tensor
 ) -> Tensor:
     """The definition: the whole gradient again without each image in turn, (classes, n)."""
-    stored = _checked(moment, synthetic)
+    stored = _checked(context, synthetic)
 
     def pixels(c: int, weight: Tensor) -> Tensor:
         leaf = stored.clone().requires_grad_()
         used = _used(leaf, synthetic.formation)
         some = weights.clone()
         some[c] = weight / weight.sum()
-        return torch.autograd.grad(objective.loss(moment, real, some, used, slice(c, c + 1)), leaf)[0]
+        return torch.autograd.grad(objective.loss(context, real, some, used, slice(c, c + 1)), leaf)[0]
 
     found = torch.zeros_like(weights)
     for c in range(len(real)):
@@ -176,10 +178,10 @@ def _used(stored: Tensor, formation: str) -> Tensor:
     return form(stored.flatten(0, 1), formation).unflatten(0, (len(stored), -1))
 
 
-def _checked(moment: StepContext, synthetic: Synthetic) -> Tensor:
+def _checked(context: StepContext, synthetic: Synthetic) -> Tensor:
     """Stored images by class, (classes, m, C, H, W)."""
-    if moment.train_mode:
-        check_uncoupled(moment.params)
+    if context.train_mode:
+        check_uncoupled(context.params)
     return synthetic.tensors["images"].detach()[synthetic.stored_by_class()]
 
 

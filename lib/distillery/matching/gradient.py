@@ -201,6 +201,7 @@ class GradientMatching(Separable):
     real_network   the same network as it runs on real images, such as `MixedPrecision(network, "bfloat16")`; None = `network`
     """
 
+    name = "gradient matching"
     learns = ("images",)
     names = staticmethod(matrices)  # which weights are compared
     compare = staticmethod(gradient_distance)  # of which effects are taken
@@ -219,7 +220,6 @@ class GradientMatching(Separable):
         self.network, self.real_network = network, real_network or network
         self.updates, self.inner_epochs = updates, inner_epochs
         self.batch, self.augmentation, self.lr_network = batch, augmentation, lr_network
-        self.name = "DSA" if augmentation else "DC"
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the network in training and how many updates it has seen."""
@@ -243,50 +243,50 @@ class GradientMatching(Separable):
         loss, gradient = self._pixels(StepContext(params, labels, drawn), synthetic, draw_real, members.shape[1])
         return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
 
-    def _pixels(self, moment: StepContext, synthetic: Synthetic, draw_real, used: int) -> tuple[Tensor, Tensor]:
+    def _pixels(self, context: StepContext, synthetic: Synthetic, draw_real, used: int) -> tuple[Tensor, Tensor]:
         """(loss, its gradient on the stored images), with `used` synthetic images a class."""
         labels, _ = synthetic.classes_present()
-        real, weights = draw_real.classes(labels, self.batch, self.effects(moment, synthetic))
-        moment = self.settle(moment, real)
+        real, weights = draw_real.classes(labels, self.batch, self.effects(context, synthetic))
+        context = self.settle(context, real)
         size = classes_at_once(self.network, max(real.shape[1], used), real.shape, MAP_LIMIT)
 
         def one(images: Tensor, here: slice) -> Tensor:
-            return self.loss(moment, real, weights, images, here)
+            return self.loss(context, real, weights, images, here)
 
         return gradient_by_classes(synthetic, size, one)
 
-    def loss(self, moment: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
+    def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The loss of some classes, ()."""
-        pairs = real[here], weights[here], images[here], moment.labels[here]
+        pairs = real[here], weights[here], images[here], context.labels[here]
         return gradient_loss(
             self.network,
-            moment.params,
+            context.params,
             *pairs,
-            moment.drawn_for(here),
-            moment.train_mode,
+            context.drawn_for(here),
+            context.train_mode,
             self.real_network,
             self.names,
             self.metric,
         )
 
-    def statistic(self, moment: StepContext, images: Tensor, c: int) -> Tensor:
+    def statistic(self, context: StepContext, images: Tensor, c: int) -> Tensor:
         """Loss gradients of real images (n, C, H, W) of class c, on the weights that are compared: (n, D)."""
-        images = self.see(moment, images[None], c)[0]
+        images = self.see(context, images[None], c)[0]
         size = rows_at_once(len(images), 1, images.shape, images.device)
-        parts = [self._gradients(moment, some[:, None], c, False) for some in images.split(size)]
+        parts = [self._gradients(context, some[:, None], c, False) for some in images.split(size)]
         return torch.cat([torch.cat([g.flatten(1) for g in one.values()], 1) for one in parts])
 
-    def distance(self, moment: StepContext, images: Tensor, means: Tensor, c: int) -> Tensor:
+    def distance(self, context: StepContext, images: Tensor, means: Tensor, c: int) -> Tensor:
         """Distance of the gradient on images (rows, m, C, H, W) to each of means (rows, D): (rows,)."""
-        ours = self._gradients(moment, images, c, True)
+        ours = self._gradients(context, images, c, True)
         parts = means.split([value[0].numel() for value in ours.values()], 1)
         return self.compare(ours, {n: p.view_as(ours[n]) for n, p in zip(ours, parts, strict=True)})
 
-    def _gradients(self, moment: StepContext, images: Tensor, c: int, differentiable: bool) -> dict[str, Tensor]:
+    def _gradients(self, context: StepContext, images: Tensor, c: int, differentiable: bool) -> dict[str, Tensor]:
         """Those of each group of images (groups, m, C, H, W) of class c."""
-        labels = moment.labels[c].expand(len(images))
+        labels = context.labels[c].expand(len(images))
         return class_gradients(
-            self.network, moment.params, images, labels, None, differentiable, moment.train_mode, self.names
+            self.network, context.params, images, labels, None, differentiable, context.train_mode, self.names
         )
 
     def _loops(self, synthetic: Synthetic) -> tuple[int, int]:
@@ -317,10 +317,10 @@ class GradientMatching(Separable):
         )
         return {f"network.{name}": value for name, value in params.items()} | {"updates": state["updates"]}
 
-    def settle(self, moment: StepContext, real: Tensor) -> StepContext:
+    def settle(self, context: StepContext, real: Tensor) -> StepContext:
         """BatchNorm networks: running statistics from 16 real images a class, then frozen (as published)."""
-        if len(trainable(moment.params)) == len(moment.params):
-            return moment
+        if len(trainable(context.params)) == len(context.params):
+            return context
         with torch.no_grad():
-            buffers = self.network.apply(moment.params, real[:, :16].flatten(0, 1), train=True).buffers
-        return replace(moment, params=moment.params | buffers, train_mode=False)
+            buffers = self.network.apply(context.params, real[:, :16].flatten(0, 1), train=True).buffers
+        return replace(context, params=context.params | buffers, train_mode=False)
