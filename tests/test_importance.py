@@ -9,13 +9,13 @@ from distillery.data import load
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
 from distillery.evaluation import Protocol
+from distillery.experiment import Experiment
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
 from distillery.methods.idc import MultiFormation
 from distillery.methods.idm import QueueMatching
 from distillery.networks import ConvNet
-from distillery.pipeline import Bench
-from distillery.recipes import TRAJECTORIES, Recipe
+from distillery.recipe import ByLoss, Effect, Recipe
 from distillery.runs import Runs
 from distillery.sampling import Batch, Importance, RealBatches
 from distillery.seeds import generator
@@ -170,21 +170,17 @@ def test_bad_options_are_refused(bad, tiny, refused):
         Importance(tiny, **{"share": 0.5} | bad, generator=generator(0, "x"))
 
 
-def test_refused_where_there_is_no_real_batch_or_another_sampler(refused):
-    for method in (*TRAJECTORIES, "random", "whole"):
-        with refused("importance", method):
-            Recipe(method, 1, 0, importance=0.5)
-    with refused("effect", "importance"):
-        Recipe("DM", 1, 0, importance=0.5, effect=0.2)
-    with refused("importance"):
-        Recipe("DM", 1, 0, reweight=True)
-    with refused("effect", "KIP"):
-        Recipe("KIP", 1, 0, effect=0.2)
+def test_refused_where_there_is_no_real_batch_or_another_statistic(refused):
+    for method in ("MTT", "FTD", "TESLA", "DATM", "random", "whole"):
+        with refused("batches", method):
+            Recipe(method, 1, 0, batches=ByLoss(0.5))
+    with refused("batches", "KIP"):
+        Recipe("KIP", 1, 0, batches=Effect(0.2))
 
 
-def test_recipes_from_before_keep_their_identity():
-    assert not {"importance", "importance_every", "reweight"} & set(Recipe("DM", 1, 0).spec())
-    assert Recipe("DM", 1, 0, importance=0.5).spec()["importance"] == 0.5
+def test_what_identifies_it_is_what_is_set():
+    assert ByLoss(0.5).spec() == {"share": 0.5}
+    assert ByLoss(0.5, 7, True).spec() == {"share": 0.5, "every": 7, "reweight": True}
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +188,10 @@ def splits():
     return load("digits", per_class=20)
 
 
-def test_a_bench_runs_it_and_the_cost_of_looks_is_counted(splits, tmp_path):
-    bench = Bench(splits, ConvNet(splits.train.shape, 10, width=4), Protocol(1, 1), Runs(tmp_path))
-    plain = bench.run(Recipe("DM", 1, 0, steps=4, batch=8))
-    by_loss = bench.run(Recipe("DM", 1, 0, steps=4, batch=8, importance=0.5, importance_every=2))
+def test_an_experiment_runs_it_and_the_cost_of_looks_is_counted(splits, tmp_path):
+    here = Experiment(splits, ConvNet(splits.train.shape, 10, width=4), Protocol(1, 1), Runs(tmp_path))
+    short = {"steps": 4, "batch": 8}
+    plain = here.run(Recipe("DM", 1, 0, settings=short))
+    by_loss = here.run(Recipe("DM", 1, 0, batches=ByLoss(0.5, every=2), settings=short))
     assert by_loss["samples"] == plain["samples"] + 2 * len(splits.train)
-    assert not torch.equal(*(bench.synthetic(one).tensors["images"] for one in (plain, by_loss)))
+    assert not torch.equal(*(here.synthetic(one).tensors["images"] for one in (plain, by_loss)))

@@ -25,6 +25,23 @@ from distillery.checks import InputError, check_choice, check_finite, check_keep
 RULES = ("lowest", "highest", "middle", "random", "flexrand", "coverage", "proportional")
 DRAWN = ("random", "flexrand", "coverage", "proportional")  # rules that draw
 STRATA = 50  # of 'coverage'
+# published ways to keep a part: the score and the rule of each; 'Moderate' and 'CCS' by a score that takes no training
+BASELINES: dict[str, tuple[str, str]] = {
+    "forgetting": ("forgetting", "highest"),
+    "EL2N": ("EL2N", "highest"),
+    "GraNd": ("GraNd", "highest"),
+    "AUM": ("AUM", "highest"),
+    "least confidence": ("least confidence", "highest"),
+    "entropy": ("entropy", "highest"),
+    "margin": ("margin", "highest"),
+    "cumulative loss": ("cumulative loss", "highest"),
+    "contextual diversity": ("contextual diversity", "lowest"),
+    "herding": ("herding", "lowest"),
+    "k-center": ("k-center", "lowest"),
+    "D2": ("D2", "lowest"),
+    "Moderate": ("prototype distance", "middle"),
+    "CCS strata": ("complexity", "coverage"),
+}
 
 
 def select(
