@@ -38,7 +38,7 @@ $(VENV)/.done: requirements.lock pyproject.toml
 # JupyterLab is not in the lock: in one environment with it, every worker of Ray takes seconds longer to start
 lab: env
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[lab]"
-	cd notebooks && ../$(BIN)/jupyter lab
+	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
 
 format: env
 	$(BIN)/ruff check --fix lib tests notebooks
@@ -47,7 +47,7 @@ format: env
 clean:
 	rm -rf $(VENV) results/smoke
 
-# refresh the committed outputs of the notebooks: executed at smoke scale, everything but the tagged outputs stripped
+# refresh the committed notebooks: executed at smoke scale, outputs kept, times and versions stripped
 reference: env
 	results=$$(mktemp -d) && DISTILLERY_RESULTS=$$results $(BIN)/jupyter execute --inplace notebooks/*.ipynb && \
 		cp $$results/smoke/00_quickstart/digits/headline.png docs/quickstart.png && \
@@ -56,4 +56,5 @@ reference: env
 		cp $$results/smoke/03_ftd/digits/headline.png docs/ftd.png && \
 		cp $$results/smoke/04_mkdt/digits/headline.png docs/mkdt.png && \
 		cp $$results/smoke/05_provable/digits/headline.png docs/provable.png ; rm -rf "$$results"
-	$(BIN)/nbstripout --keep-count --keep-id --extra-keys "metadata.language_info.version" notebooks/*.ipynb
+	$(BIN)/nbstripout --keep-output --keep-count --keep-id \
+		--extra-keys "metadata.language_info cell.metadata.execution cell.metadata.papermill" notebooks/*.ipynb

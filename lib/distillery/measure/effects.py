@@ -30,33 +30,30 @@ class Agreement:
     probed: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
 
 
-def real_step(real, classes: Tensor, images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(images (classes, n, C, H, W), weights (classes, n)) of one step."""
-    return RealBatches(real, Uniform(real.targets), generator(seed, "effects")).classes(classes, images)
+def one_step(experiment, recipe, classes: Tensor, images: int) -> tuple[Synthetic, tuple[Tensor, Tensor]]:
+    """(the set that a recipe starts from, (real images (classes, n, C, H, W), weights (classes, n)) of one step).
+
+    recipe  of a method that keeps real images as they are
+    """
+    real, chosen = experiment.real, experiment.job(recipe).chosen(recipe.method, recipe.size)
+    chosen = chosen.to(real.device)
+    made = Synthetic({"images": real.batch(chosen), "targets": real.targets[chosen]}, real.classes)
+    return made, RealBatches(real, Uniform(real.targets), generator(recipe.seed, "effects")).classes(classes, images)
 
 
 def agreement(
-    objective,
-    network,
-    made: Synthetic,
-    step: tuple,
-    classes: Tensor,
-    families: str,
-    probes: Iterable[int],
-    seed: int,
-    name: str,
+    objective, made: Synthetic, step: tuple, classes: Tensor, probes: Iterable[int], seed: int, name: str
 ) -> Agreement:
     """The definition, the exact effects and their estimates on the images of a step, class by class.
 
     objective  of a method whose real images enter by the mean of a statistic
-    step       images and weights of `classes`, see `real_step`
-    families   DSA families that both sides meet, '' = none
+    step       images and weights of `classes`, see `one_step`
     probes     numbers of random directions of the estimates
     name       of the streams, such as that of the method
     """
     real, weights = step
-    params = {k: v.to(real.device) for k, v in network.init(generator(seed, "effects", name), 1).items()}
-    siamese = draw(families, len(classes), 1, generator(seed, "effects draw", name), siamese=True)
+    params = {k: v.to(real.device) for k, v in objective.network.init(generator(seed, "effects", name), 1).items()}
+    siamese = draw(objective.augmentation, len(classes), 1, generator(seed, "effects draw", name), siamese=True)
     found = Agreement()
     for label in range(len(classes)):
         this = slice(label, label + 1)

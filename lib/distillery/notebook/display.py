@@ -81,6 +81,11 @@ class Shown:
         for axis, (label, images) in zip(subfigure.subplots(max(1, len(parts)), squeeze=False)[:, 0], parts):
             figures.show_tiles(axis, self.pixels(images[:columns]), min(columns, len(images)), "", [label])
 
+    def tiles(self, axis, indices, columns: int, title: str = "", rows: list[str] | None = None) -> None:
+        """Draw training images by their indices; `rows` names the rows at the left."""
+        images = self.pixels(self.train.batch(indices.to(self.train.device)))
+        figures.show_tiles(axis, images, columns, title, rows)
+
     def sets_and_bars(self, sets: Iterable[str], bars: Iterable[str], titles: tuple[str, str], start_of: str = ""):
         """Images of some rows at the left, accuracies at the right; returns the figure."""
         sets, bars = list(sets), list(bars)

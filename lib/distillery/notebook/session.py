@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from IPython.display import Markdown
 
@@ -148,9 +149,37 @@ class Session(Standard, Shown):
         against  the row that differences are to, '' = that of each row
         """
         names = [name for name in names or self.rows if name in self.rows]
-        other = against or (self.rows[names[0]].against if names else self.against)
+        if not names:
+            return Markdown("Not asked for.")
+        other = against or self.rows[names[0]].against
         called = self.rows[other].label if other in self.rows else other
         return Markdown(tables.rows_table([self.summary(name, against) for name in names], called))
+
+    def costs(self, names: Iterable[str], against: str) -> Markdown:
+        """What sets cost to make, relative to a row: seconds (median) and real images touched; last the score itself."""
+        head, rows = ["made from", "accuracy, %", f"seconds, {against} = 1", f"real images touched, {against} = 1"], []
+        base = self._paid(against)
+        for name in names:
+            paid = self._paid(name)
+            if paid and base:
+                shares = [
+                    f"{ours / theirs:.{digits}f}" if theirs else "-"
+                    for ours, theirs, digits in zip(paid[1:], base[1:], (2, 3))
+                ]
+                rows.append([name, f"{paid[0]:.1f}", *shares])
+        score = self.bench.scores.costs.get(("loss", self.p.seed))
+        if score and base and base[2]:
+            rows.append(["*the score itself, once*", "", "", f"{score['samples'] / base[2]:.3f}"])
+        return Markdown(tables.markdown(head, rows))
+
+    def _paid(self, name: str) -> tuple[float, float, float] | None:
+        """Accuracy in percent, seconds and real images touched to make a set of a row, None where none was made."""
+        done = [result for result in self.results.get(name, []) if result and result["artifact"]]
+        if not done:
+            return None
+        accuracy = 100 * np.mean([np.mean(one["accuracies"]) for one in done])
+        seconds = np.median([one["seconds"] - one["seconds_evaluation"] for one in done])
+        return float(accuracy), float(seconds), float(np.mean([one["samples"] for one in done]))
 
     # Claims
 

@@ -107,7 +107,9 @@ class Standard:
         """
         p = self.p
         if not isinstance(presets, Presets):
-            presets = Presets(getattr(p, "settings_for", "cifar10"), _changes(presets or {}))
+            presets = Presets(
+                getattr(p, "settings_for", "cifar10"), _changes({"expert_seed": p.seed} | (presets or {}))
+            )
         if "data" not in parts:
             parts["data"] = self.data
         parts["network"] = parts.get("network") or ConvNet(self.train.shape, len(self.classes), p.width)
