@@ -43,6 +43,7 @@ class RandomFeatures(KernelRegression):
                  networks: int = 8, eval_networks: int = 16, platt: bool = True, labels: bool = False):  # fmt: skip
         super().__init__(network, batch, real_network, rho=rho, labels=labels)
         check_positive_int("networks", networks)
+        check_positive_int("eval_networks", eval_networks)
         self.networks, self.eval_networks, self.platt = networks, eval_networks, platt
         self.own = ConvNet(network.shape, self.classes, width, normalization="none")
         self.fast = MixedPrecision(self.own, self.precision, self.compiled)
