@@ -26,19 +26,19 @@ def small():
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("host", workloads.HOSTS)
-def test_effects_of_256_images(measure, small, host, path):
-    paths = workloads.treatment(small[0], host, small[1], 256)
+@pytest.mark.parametrize("matching", workloads.OBJECTIVES)
+def test_effects_of_256_images(measure, small, matching, path):
+    paths = workloads.treatment(small[0], matching, small[1], 256)
     if path == "fast":
         ours, plain = (paths[one]()[0].cpu() for one in PATHS)
         assert spearmanr(ours, plain)[0] > 0.99
-    measure(f"treatment effects in {host}, 256 images, ipc 1, 8 x 8", path, paths[path], 10.0)
+    measure(f"treatment effects in {matching}, 256 images, ipc 1, 8 x 8", path, paths[path], 10.0)
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("host", workloads.HOSTS)
-def test_level_two_adds_a_tenth(measure, small, host, path):
-    every = PERIOD[host]
-    paths = workloads.level_two(*small[:1], host, small[1], 256, every)
-    name = f"{host} step with effects every {every} steps, 256 images, 8 x 8"
+@pytest.mark.parametrize("matching", workloads.OBJECTIVES)
+def test_level_two_adds_a_tenth(measure, small, matching, path):
+    every = PERIOD[matching]
+    paths = workloads.level_two(*small[:1], matching, small[1], 256, every)
+    name = f"{matching} step with effects every {every} steps, 256 images, 8 x 8"
     measure(name, path, paths[path], 1 / 1.1, per=every, rounds=5)

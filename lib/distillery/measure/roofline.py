@@ -90,3 +90,29 @@ def measure_machine(device: torch.device, side: int = 2048, rounds: int = 5) -> 
         a = torch.ones(side, side, device=device, dtype=dtype)
         rates.append(2 * side**3 / min(seconds(lambda a=a: a @ a, device, rounds)))
     return Machine(*rates)
+
+
+def profile(machine: Machine, paths: dict[str, Callable], touched: int, device: torch.device, rounds: int = 3) -> dict:
+    """What a piece of work takes: 'seconds' of each path, what the plain one counts (`Work`), its bound, and images touched."""
+    work = count(paths["plain"])
+    least, bound = machine.least(work)
+    taken = {path: min(seconds(run, device, rounds)) for path, run in paths.items()}
+    return {"seconds": taken, "least": least, "bound": bound, "touched": touched, **vars(work)}
+
+
+def table(profiles: dict[str, dict]) -> str:
+    """Profiles by name as Markdown."""
+    head = "work|images touched|GFLOP|MB moved|MB kept|plain, ms|fast, ms|faster|at least, ms|bound by".split("|")
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name, one in profiles.items():
+        plain, fast = (1e3 * one["seconds"][path] for path in ("plain", "fast"))
+        cells = [
+            name,
+            one["touched"],
+            f"{one['flops'] / 1e9:.2f}",
+            f"{one['moved'] / 1e6:.0f}",
+            f"{one['kept'] / 1e6:.1f}",
+        ]
+        cells += [f"{plain:.1f}", f"{fast:.1f}", f"{plain / fast:.1f}x", f"{1e3 * one['least']:.1f}", one["bound"]]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)

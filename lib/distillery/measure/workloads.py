@@ -1,7 +1,7 @@
 """The pieces of work whose cost is measured, each as its plain twin and as the fast path, on the same images.
 
 Used by the benchmarks and by the cost notebook, so that both speak of the same thing. Plain: one network, one class at a
-time, float32, uncompiled. MixedPrecision: what the pipeline runs with the given options.
+time, float32, uncompiled. Fast: what experiments run with the given options.
 """
 
 from collections.abc import Callable
@@ -153,12 +153,12 @@ def _matching(network, objective, state, streams, plain_loss, images: ImageSet, 
     return {"plain": plain, "fast": lambda: objective.step(made, state, batches(), generator(2, "step"))}
 
 
-HOSTS = {"DM": DistributionMatching, "DC": GradientMatching}
+OBJECTIVES = {"distribution": DistributionMatching, "gradient": GradientMatching}
 
 
-def treatment(network: ConvNet, host: str, images: ImageSet, n: int, augmentation: str = "") -> Paths:
+def treatment(network: ConvNet, matching: str, images: ImageSet, n: int, augmentation: str = "") -> Paths:
     """The effects of n real images of the first class on one stored image, at a fresh network."""
-    objective, device = HOSTS[host](network, augmentation=augmentation), images.device
+    objective, device = OBJECTIVES[matching](network, augmentation=augmentation), images.device
     params = {name: value.to(device) for name, value in network.init(generator(0, "effects"), 1).items()}
     label = torch.zeros(1, dtype=torch.int64)
     drawn = draw(augmentation, 1, 1, generator(1, "effects"), siamese=True)
@@ -169,10 +169,10 @@ def treatment(network: ConvNet, host: str, images: ImageSet, n: int, augmentatio
     return {"plain": lambda: treatment_effects_plain(*given), "fast": lambda: treatment_effects(*given)}
 
 
-def level_two(network: ConvNet, host: str, images: ImageSet, batch: int, every: int) -> Paths:
+def level_two(network: ConvNet, matching: str, images: ImageSet, batch: int, every: int) -> Paths:
     """`every` steps at one stored image a class: without treatment effects ('plain'), and with one look at them ('fast')."""
     made = first_of_class(images, 1)
-    objective = HOSTS[host](network, batch=batch)
+    objective = OBJECTIVES[matching](network, batch=batch)
 
     def steps(sampler) -> None:
         state = objective.start(made, generator(0, "start"))

@@ -112,3 +112,21 @@ def verdicts(claims: list[dict]) -> str:
 def _difference(claim: dict) -> str:
     gap = claim["difference"]
     return f"{points(gap)} to {claim['against']}" if gap and gap["ci95"] else "-"
+
+
+def cost_table(records: list[dict]) -> str:
+    """What the finished rows of every record above smoke cost, in Markdown."""
+    lines = []
+    for record in records:
+        if record["scale"] == "smoke" or not record["rows"]:
+            continue
+        device = record["provenance"]["gpu"] or f"{record['provenance']['cpu_count']} CPU cores"
+        sets = sum(len(row["accuracies"]) for row in record["rows"])
+        touched, seconds = (sum(row[name] for row in record["rows"]) for name in ("samples", "seconds"))
+        where = f"{record['scale']}, {record['data']['label']}"
+        lines.append([where, record["notebook"], device, sets, f"{touched:,}", f"{seconds / 3600:.1f}"])
+    if not any(record["scale"] == "paper" for record in records):
+        lines.append(["paper", "all", "-", "not run", "", ""])
+    return markdown(
+        ["scale, data", "notebook", "device", "finished sets", "real images touched", "hours of runs"], lines
+    )
