@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from distillery.checks import check_choice
+from distillery.checks import check_choice, check_positive_int
 from distillery.data import synthetic
 from distillery.distill import Distilled, Optimizer
 from distillery.matching.step import effective_rate
@@ -31,6 +31,10 @@ class MatchedSettings(Settings):
     batch: int
     augmented: bool
     steps: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive_int("batch", self.batch)
 
 
 class Matched(Method):
