@@ -14,7 +14,7 @@ from distillery.experiment import Experiment
 from distillery.methods import METHODS
 from distillery.networks import ConvNet
 from distillery.recipe import ByLoss, Evaluate, Prune, Recipe
-from distillery.report.tables import compatibility
+from distillery.report.registered import compatibility
 from distillery.runs import Runs
 from distillery.scores import SCORES, register_score
 

@@ -15,14 +15,8 @@ from torch import Tensor
 from distillery import store
 from distillery.report.records import measured
 
-BASELINES = {
-    "random": "#9a9a9a",
-    "all": "#555555",
-    "whole": "#555555",
-    "full": "#555555",
-    "none": "#c8c8c8",
-    "start": "#c8c8c8",
-}
+BASELINES = {"random": "#9a9a9a", "all|whole|full": "#555555", "none|start": "#c8c8c8"}  # first words of names
+ALL = BASELINES["all|whole|full"]
 INK = "#333333"
 
 
@@ -45,8 +39,9 @@ def palette(names: Iterable[str]) -> dict[str, str]:
     colors, taken = seaborn.color_palette("colorblind").as_hex(), {}
     for name in names:
         base = name.split(",")[0]
-        if (word := base.split(" ")[0]) in BASELINES:
-            taken[base] = BASELINES[word]
+        grey = next((one for words, one in BASELINES.items() if base.split(" ")[0] in words.split("|")), None)
+        if grey:
+            taken[base] = grey
         elif base not in taken:
             taken[base] = colors[sum(one not in BASELINES.values() for one in taken.values()) % len(colors)]
         taken[name] = taken[base]
@@ -122,6 +117,25 @@ def accuracy_bars(axis, rows: list[dict], colors: dict[str, str] | None = None) 
     axis.set_xlabel(f"test accuracy, % (dot: a set{diamond})")
 
 
+def intervals(axis, gaps: dict[str, dict | None], against: str, color: str | None = None) -> None:
+    """Draw paired differences (`records.difference`) in points: a dot with its 95% interval for each name, a line at none.
+
+    gaps     None or without an interval where too few have run: no line, or nothing at all
+    against  what the differences are to
+    """
+    color = color or seaborn.color_palette("colorblind").as_hex()[0]
+    for i, gap in enumerate(gaps.values()):
+        if gap and gap["ci95"]:
+            axis.plot([100 * bound for bound in gap["ci95"]], [i, i], color=color, lw=2.5, alpha=0.5)
+        if gap:
+            axis.plot(100 * gap["mean"], i, "o", color=color, ms=6)
+    axis.axvline(0, color=INK, lw=0.8)
+    axis.set_yticks(range(len(gaps)), list(gaps))
+    axis.set_ylim(len(gaps) - 0.5, -0.5)
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel(f"points to {against}")
+
+
 def lines(axis, curves: dict[str, tuple], colors: dict[str, str] | None = None, **options) -> None:
     """Draw curves name -> (x, y) or (x, y, deviation), each with its name at its right end.
 
@@ -174,9 +188,9 @@ def keep_curves(
     level = measured(full)
     if level:
         mean, spread = 100 * level["value"], 100 * (level["std_sets"] or 0)
-        axis.axhspan(mean - spread, mean + spread, color=BASELINES["all"], alpha=0.12, lw=0)
-        axis.axhline(mean, color=BASELINES["all"], lw=1, ls="--")
-        ends["all images"], colors["all images"] = (0, mean), BASELINES["all"]
+        axis.axhspan(mean - spread, mean + spread, color=ALL, alpha=0.12, lw=0)
+        axis.axhline(mean, color=ALL, lw=1, ls="--")
+        ends["all images"], colors["all images"] = (0, mean), ALL
     parts = sorted({keep for curve in curves.values() for keep in curve})
     fractions = not parts or parts[-1] <= 1
     for i, (order, curve) in enumerate(curves.items()):
