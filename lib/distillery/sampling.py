@@ -263,8 +263,8 @@ class RealBatches:
         self.samples += len(indices)
         device = self.real.targets.device
         indices, weights = (value.to(device, non_blocking=True) for value in (indices, weights))
-        whole = weights.sum() if self.sampler.relative else len(weights)
-        return self.real.batch(indices), self.real.targets[indices], weights / whole
+        total = weights.sum() if self.sampler.relative else len(weights)
+        return self.real.batch(indices), self.real.targets[indices], weights / total
 
     def classes(
         self, labels: Tensor, n: int, effects: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -283,8 +283,8 @@ class RealBatches:
         self.samples += sum(len(batch.indices) for batch in batches)
         device = self.real.targets.device
         indices, weights = (value.to(device, non_blocking=True) for value in (indices, weights))
-        whole = weights.sum(1, keepdim=True) if self.sampler.relative else widest
-        real, weights = self.real.batch(indices), weights / whole
+        total = weights.sum(1, keepdim=True) if self.sampler.relative else widest
+        real, weights = self.real.batch(indices), weights / total
         weights = self.sampler.weigh(labels, indices, weights, lambda: effects(real, weights))
         self.effective = (weights > 0).sum(1).float().mean()
         return real, weights

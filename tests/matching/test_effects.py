@@ -90,9 +90,9 @@ def test_dc_does_not_see_the_length_of_the_mean():
     objective, context, made, real, weights = problem("DC")
     stored = made.tensors["images"][made.stored_by_class()[0]]
     mean = weights[0] @ objective.statistic(context, real[0], 0)
-    pulled = objective.pull(context, stored, torch.stack([mean, 1.3 * mean]), 0, "identity")
+    pulled = objective.pixel_gradient(context, stored, torch.stack([mean, 1.3 * mean]), 0, "identity")
     change = (pulled[0] - pulled[1]).norm() / pulled[0].norm()
-    other = objective.pull(context, stored, (mean + 0.3 * mean.flip(0))[None], 0, "identity")[0]
+    other = objective.pixel_gradient(context, stored, (mean + 0.3 * mean.flip(0))[None], 0, "identity")[0]
     assert change < 1e-3 < (other - pulled[0]).norm() / pulled[0].norm()
 
 

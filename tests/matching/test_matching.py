@@ -234,7 +234,7 @@ def test_batch_norm_statistics_come_from_real_images_and_are_frozen(tiny):
     net = ConvNet((1, 8, 8), 3, width=4, depth=1, normalization="batch")
     params = net.init(generator(0, "x"))
     real = tiny.batch(torch.arange(24)).unflatten(0, (3, 8))
-    context = GradientMatching(net).settle(StepContext(params, torch.arange(3)), real)
+    context = GradientMatching(net).with_real(StepContext(params, torch.arange(3)), real)
     frozen = context.params
     mean = torch.nn.functional.conv2d(
         real.flatten(0, 1), params["conv0.weight"][0], params["conv0.bias"][0], padding=1

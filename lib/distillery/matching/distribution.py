@@ -121,7 +121,7 @@ class DistributionMatching(Separable):
 
     def statistic(self, context: StepContext, images: Tensor, c: int) -> Tensor:
         """Embeddings of real images (n, C, H, W) of class c: (n, F)."""
-        images = self.see(context, images[None], c)[0]
+        images = self.augmented(context, images[None], c)[0]
         size = images_at_once(self.network, images.shape, images.device)
         with torch.no_grad():
             parts = [self.network.embed(context.params, p, context.train_mode)[0] for p in images.split(size)]

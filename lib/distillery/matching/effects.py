@@ -55,15 +55,15 @@ class Separable:
         with torch.no_grad():
             return torch.cat([self.real_network.apply(params, images.batch(i), False).logits[0] for i in parts])
 
-    def see(self, context: StepContext, images: Tensor, c: int) -> Tensor:
+    def augmented(self, context: StepContext, images: Tensor, c: int) -> Tensor:
         """Images (rows, m, C, H, W) of class c as the network meets them: an affine function of them."""
         flat = augment(images.flatten(0, 1)[None], context.drawn_for(slice(c, c + 1)))[0]
         return flat.unflatten(0, images.shape[:2])
 
-    def pull(self, context: StepContext, stored: Tensor, means: Tensor, c: int, formation: str) -> Tensor:
+    def pixel_gradient(self, context: StepContext, stored: Tensor, means: Tensor, c: int, formation: str) -> Tensor:
         """The gradient on stored images (m, C, H, W) of class c for each of `means` (rows, D): (rows, m, C, H, W)."""
         rows = stored.detach().expand(len(means), *stored.shape).clone().requires_grad_()
-        loss = self.distance(context, self.see(context, _used(rows, formation), c), means, c).sum()
+        loss = self.distance(context, self.augmented(context, _used(rows, formation), c), means, c).sum()
         return torch.autograd.grad(loss, rows)[0]
 
     def effects(self, context: StepContext, synthetic: Synthetic) -> Callable[[Tensor, Tensor], Tensor]:
@@ -71,11 +71,11 @@ class Separable:
 
         def effects(real: Tensor, weights: Tensor) -> Tensor:
             with float32_matmul("float32"):  # small differences of gradients that are nearly equal
-                return treatment_effects(self, self.settle(context, real), synthetic, real, weights)
+                return treatment_effects(self, self.with_real(context, real), synthetic, real, weights)
 
         return effects
 
-    def settle(self, context: StepContext, real: Tensor) -> StepContext:
+    def with_real(self, context: StepContext, real: Tensor) -> StepContext:
         """The context once its real images are known."""
         return context
 
@@ -93,12 +93,12 @@ def treatment_effects(objective, context: StepContext, synthetic: Synthetic, rea
     for c, images in enumerate(real):
         statistic = objective.statistic(context, images, c)  # (n, D)
         mean, share = _leave_out(statistic, weights[c])
-        whole = objective.pull(context, stored[c], mean[None], c, synthetic.formation)
+        full = objective.pixel_gradient(context, stored[c], mean[None], c, synthetic.formation)
         size = rows_at_once(len(images), used, stored.shape, stored.device)
         norms = []
         for phi, part in zip(statistic.split(size), share.split(size), strict=True):
             without = mean - part[:, None] * (phi - mean)
-            gap = whole - objective.pull(context, stored[c], without, c, synthetic.formation)
+            gap = full - objective.pixel_gradient(context, stored[c], without, c, synthetic.formation)
             norms.append(torch.where(part > 0, gap.flatten(1).norm(dim=1), 0))
         found.append(torch.cat(norms))
     return torch.stack(found)
@@ -128,9 +128,9 @@ def treatment_effects_probed(
         for some in directions.split(rows_at_once(probes, used, stored.shape, stored.device)):
             means = mean.expand(len(some), -1).clone().requires_grad_()
             rows = stored[c].expand(len(some), *stored[c].shape)
-            with torch.no_grad():  # what a direction moves is seen by the difference, since `see` is affine
+            with torch.no_grad():  # what a direction moves is seen by the difference, since `augmented` is affine
                 seen, moved = (
-                    objective.see(context, _used(one, synthetic.formation), c) for one in (rows, rows + some)
+                    objective.augmented(context, _used(one, synthetic.formation), c) for one in (rows, rows + some)
                 )
             leaf = seen.requires_grad_()
             loss = objective.distance(context, leaf, means, c).sum()
@@ -156,12 +156,12 @@ def treatment_effects_plain(
 
     found = torch.zeros_like(weights)
     for c in range(len(real)):
-        whole = pixels(c, weights[c])
+        full = pixels(c, weights[c])
         for i in torch.nonzero(weights[c])[:, 0]:
             without = weights[c].clone()
             without[i] = 0
             if without.sum() > 0:
-                found[c, i] = (whole - pixels(c, without)).norm()
+                found[c, i] = (full - pixels(c, without)).norm()
     return found
 
 

@@ -247,7 +247,7 @@ class GradientMatching(Separable):
         """(loss, its gradient on the stored images), with `used` synthetic images a class."""
         labels, _ = synthetic.classes_present()
         real, weights = draw_real.classes(labels, self.batch, self.effects(context, synthetic))
-        context = self.settle(context, real)
+        context = self.with_real(context, real)
         size = classes_at_once(self.network, max(real.shape[1], used), real.shape, MAP_LIMIT)
 
         def one(images: Tensor, here: slice) -> Tensor:
@@ -271,7 +271,7 @@ class GradientMatching(Separable):
 
     def statistic(self, context: StepContext, images: Tensor, c: int) -> Tensor:
         """Loss gradients of real images (n, C, H, W) of class c, on the weights that are compared: (n, D)."""
-        images = self.see(context, images[None], c)[0]
+        images = self.augmented(context, images[None], c)[0]
         size = rows_at_once(len(images), 1, images.shape, images.device)
         parts = [self._gradients(context, some[:, None], c, False) for some in images.split(size)]
         return torch.cat([torch.cat([g.flatten(1) for g in one.values()], 1) for one in parts])
@@ -317,7 +317,7 @@ class GradientMatching(Separable):
         )
         return {f"network.{name}": value for name, value in params.items()} | {"updates": state["updates"]}
 
-    def settle(self, context: StepContext, real: Tensor) -> StepContext:
+    def with_real(self, context: StepContext, real: Tensor) -> StepContext:
         """BatchNorm networks: running statistics from 16 real images a class, then frozen (as published)."""
         if len(trainable(context.params)) == len(context.params):
             return context

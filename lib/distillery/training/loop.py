@@ -192,10 +192,12 @@ class _History:
 class _Stack:
     """One chunk of networks in training."""
 
-    def __init__(self, network, params, source, loss, optimizer, streams, batch, augmentation, cutmix, whole=False):
+    def __init__(
+        self, network, params, source, loss, optimizer, streams, batch, augmentation, cutmix, whole_batches=False
+    ):
         self.network, self.source, self.loss, self.optimizer = network, source, loss, optimizer
         self.streams, self.batch, self.augmentation = streams, batch, augmentation
-        self.cutmix, self.whole = cutmix, whole
+        self.cutmix, self.whole_batches = cutmix, whole_batches
         self.params = {name: value.detach().clone() for name, value in params.items()}
         self.names = list(trainable(self.params))
         for name in self.names:
@@ -216,7 +218,7 @@ class _Stack:
 
     def _batches(self, m: int) -> int:
         """Steps that an epoch over m images takes."""
-        return m // self.batch if self.whole else math.ceil(m / self.batch)
+        return m // self.batch if self.whole_batches else math.ceil(m / self.batch)
 
     def run(self, epochs, steps, plan, history, snapshots, after_epoch):
         stats, everything = self.stats, Plan(torch.arange(len(self.source)))
