@@ -17,7 +17,7 @@ MOST = 2**30  # bytes, features (100 MB) included
 # VmHWM, not ru_maxrss: that of a child starts at the memory of the process which started it
 PEAK = """
 import re, torch
-from distillery.scoring.geometry import {name}
+from distillery.scores.geometry import {name}
 def status(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 before = status("VmRSS")

@@ -26,7 +26,8 @@ EVERY = 100  # steps between two looks at the losses
 # VmHWM, not ru_maxrss: that of a child starts at the memory of the process which started it
 PEAK = f"""
 import re, torch
-from distillery.scoring.sensitivity import centred, ridge_features
+from distillery.scores.sensitivity import ridge_features
+from distillery.training.losses import centred
 def status(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 before = status("VmRSS")

@@ -308,20 +308,20 @@ def test_a_teacher_that_is_killed_goes_on_bit_for_bit(small, narrow, finished, t
     """SIGKILL in the second epoch, out of the training itself."""
     program = f"""
 import os, signal, sys, torch
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 torch.set_num_threads(1)
-from distillery import selfsup
-from distillery.augment import Views
-from distillery.selfsup import Recipe
+from distillery.encoders import teacher
+from distillery.encoders.teacher import TeacherTraining
+from distillery.training.views import Views
 from made_up import blobs
-inner, calls = selfsup.barlow_twins, []
+inner, calls = teacher.barlow_twins, []
 def dying(*arguments):
     calls.append(0)
     if len(calls) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return inner(*arguments)
-selfsup.barlow_twins = dying
-selfsup.train_teacher({str(tmp_path)!r}, selfsup.resnet18((1, 8, 8), 1 / 32), blobs(per_class=8), {QUICK!r})
+teacher.barlow_twins = dying
+teacher.train_teacher({str(tmp_path)!r}, teacher.resnet18((1, 8, 8), 1 / 32), blobs(per_class=8), {QUICK!r})
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()

@@ -11,7 +11,7 @@ import yaml
 from distillery import cli, report
 from distillery.notebook import sweep
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BODY = """
 import os, signal, time
 from pathlib import Path

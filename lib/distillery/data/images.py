@@ -105,7 +105,7 @@ class LazyImages:
 class ImageSet:
     """Labelled images: uint8 at rest, floats through `batch`.
 
-    pixels   (N, C, H, W) uint8, in memory or as `Rows` of a file
+    pixels   (N, C, H, W) uint8, in memory or as `LazyImages` of a file
     targets  (N,) int64 class labels
     classes  the class names, in label order
     """
