@@ -23,7 +23,7 @@ from distillery.distill import Optimizer, distill
 from distillery.experts import Experts
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
-from distillery.matching.trajectory import Starts, TrajectoryMatching
+from distillery.matching.trajectory import StartEpochs, TrajectoryMatching
 from distillery.networks import ConvNet
 from distillery.sampling import Uniform
 from distillery.seeds import generator
@@ -36,7 +36,7 @@ OBJECTIVES = {
     "DC": lambda net: GradientMatching(net, updates=4, inner_epochs=2, batch=8),
     "DSA": lambda net: GradientMatching(net, updates=4, inner_epochs=2, batch=8, augmentation=DSA),
     "MTT": lambda net: TrajectoryMatching(
-        net, experts(net), 3, 1, Starts(0, 2), batch=4, augmentation=DSA, threshold=1.5
+        net, experts(net), 3, 1, StartEpochs(0, 2), batch=4, augmentation=DSA, threshold=1.5
     ),
     "made up": PixelsAndLabels,
 }

@@ -1,4 +1,4 @@
-"""Experts: what is stored, refused, resumed, and how the first images and labels are chosen."""
+"""Experts: what is stored, refused, resumed and billed."""
 
 from dataclasses import replace
 
@@ -9,7 +9,6 @@ from distillery import experts as ex
 from distillery import store
 from distillery.data import fit_standardize
 from distillery.networks import ConvNet
-from distillery.seeds import generator
 from distillery.training.optimizers import GSAM, SGD
 
 FLAT = GSAM(0.05, 0.0, 0.0, rho=0.02, alpha=0.3)
@@ -185,23 +184,11 @@ def test_statistics_of_batch_norm_are_stored_too(tiny, tmp_path):
     assert not torch.allclose(*experts.weights["norm0.running_mean"][0, :2])
 
 
-def test_images_that_an_expert_classifies_right(tiny, tmp_path, refused):
-    experts = made(tmp_path, tiny, 12)
-    chosen = ex.choose_correct(network(), experts, tiny, 2, generator(0, "x"))
-    assert tiny.targets[chosen].tolist() == [0, 0, 1, 1, 2, 2] and len(set(chosen.tolist())) == 6
-    one = int(torch.randint(3, (), generator=generator(0, "x")))
-    logits = network().apply(experts.at(one, 12), tiny.batch(chosen), train=False).logits[0]
-    assert torch.equal(logits.argmax(1), tiny.targets[chosen])
-    with refused("right", 9):
-        ex.choose_correct(network(), experts, tiny, 9, generator(0, "x"))
-
-
-def test_first_logits_are_the_mean_over_experts_that_are_right(tiny, tmp_path):
-    experts = made(tmp_path, tiny, 6)
-    indices = torch.arange(24)
-    logits = network().apply(experts.final(), tiny.batch(indices), train=False).logits  # (E, M, classes)
-    first = ex.first_logits(network(), experts, tiny, indices)
-    for i in range(24):
-        right = [e for e in range(3) if logits[e, i].argmax() == tiny.targets[i]] or [0, 1, 2]
-        assert torch.allclose(first[i], logits[right, i].mean(0), atol=1e-5)
-    assert torch.allclose(ex.first_logits(network(), experts, tiny, indices, one=2), logits[2], atol=1e-5)
+def test_a_bank_is_billed_once(tiny, tmp_path):
+    """What another bank trained before is on that one's bill."""
+    first = ex.bill(tmp_path, network(), tiny, training(), 2)
+    assert first["samples"] == 3 * 2 * 24 and first["seconds"] > 0
+    assert ex.bill(tmp_path, network(), tiny, training(), 2) == first
+    more = ex.bill(tmp_path, network(), tiny, training(), 3)
+    assert more["id"] != first["id"] and more["samples"] == 3 * 24
+    assert ex.bill(tmp_path, network(), tiny, training(), 2) == first

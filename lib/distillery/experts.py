@@ -4,8 +4,8 @@ An artifact is a folder `experts-<id>` for a chunk of experts trained together, 
 who trained (network, optimizer, batch, augmentation, seed, which experts), on what (data digest, preprocessing), and not
 how long: more epochs go on from the last file, and a kill or a full disk loses at most the epoch under way.
 
-Sources: buffers of MTT (arXiv 2203.11932), flat experts of FTD (2211.11004), first images and labels of DATM (2310.05773),
-students of MKDT (2410.02116), which regress a teacher's embeddings (`students.py`).
+Sources: buffers of MTT (arXiv 2203.11932), flat experts of FTD (2211.11004), students of MKDT (2410.02116), which regress a
+teacher's embeddings (`encoders.regression_set`).
 """
 
 import json
@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from distillery import engine, store
-from distillery.checks import InputError, RunFailed, check_choice, check_positive_int
+from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.lock import lock
 from distillery.networks import Params
 from distillery.networks.precision import float32_matmul, networks_at_once
@@ -77,21 +77,12 @@ class Training:
         loss = LOSSES.get(self.loss, two_views_apart)
         if self.views:
             numbers = range(first, first + len(next(iter(params.values()))))
-            images = getattr(source, "images", source)  # of a `Regression`
+            images = getattr(source, "images", source)  # of a `RegressionSet`
             step = epoch * (len(source) // self.batch)
             source = TwoViews(images, self.views, self.seed, step, numbers)
             options["chunk"] = len(numbers)
-        return train(
-            network,
-            params,
-            source,
-            loss,
-            self.optimizer,
-            batch=self.batch,
-            augmentation=self.augmentation,
-            whole_batches=bool(self.views),
-            **options,
-        )[0]
+        how = {"batch": self.batch, "augmentation": self.augmentation, "whole_batches": bool(self.views)}
+        return train(network, params, source, loss, self.optimizer, **how, **options)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,15 +121,15 @@ def make(
     epochs: int,
     *,
     where: str = "local",
-    account: str = "",
+    billed_to: str = "",
     log: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Train and store what is missing of `training.experts` experts up to epoch `epochs`; the artifacts.
 
-    source   an ImageSet: real images, on the device to train on; or `students.Regression`, images with real-valued targets
+    source   an ImageSet: real images, on the device to train on; or a `RegressionSet`, images with real-valued targets
     epochs   trajectory matching reads start epochs plus its span: last start + span (max start - 1 + M)
     where    the engine that chunks of experts are mapped over; each has the caller's threads, and a GPU for images on one
-    account  whom `spent` tells the time of the epochs trained now
+    billed_to  whom `spent` tells the time of the epochs trained now
     log      told the cost before anything is trained
     raises   InputError if the disk refuses; epochs stored before are kept. And on targets that are not those of the loss
     """
@@ -147,16 +138,12 @@ def make(
     if log and missing(folder, network, source, training, epochs):
         log(describe(cost(folder, network, source, training, epochs)))
     firsts = range(0, training.experts, _chunk(network, source, training))
-    return engine.map(
-        lambda first: _make(Path(folder), network, source, training, epochs, first, account),
-        firsts,
-        where,
-        cpus=torch.get_num_threads(),
-        gpus=1 if source.device.type == "cuda" else 0,
-    )
+    options = {"cpus": torch.get_num_threads(), "gpus": 1 if source.device.type == "cuda" else 0}
+    asked = Path(folder), network, source, training, epochs
+    return engine.map(lambda first: _make(*asked, first, billed_to), firsts, where, **options)
 
 
-def _make(folder: Path, network, source, training: Training, epochs: int, first: int, account: str) -> Path:
+def _make(folder: Path, network, source, training: Training, epochs: int, first: int, billed_to: str) -> Path:
     card = _card(network, source, training, first)
     path = _path(folder, card)
     count = card["inputs"]["experts"][1]
@@ -165,7 +152,7 @@ def _make(folder: Path, network, source, training: Training, epochs: int, first:
     def keep(epoch: int, weights: Params, momentum: list[Tensor]) -> None:
         nonlocal began
         now = time.monotonic()
-        _write(path, epoch, weights, momentum, card | {"account": account, "seconds": now - began})
+        _write(path, epoch, weights, momentum, card | {"billed_to": billed_to, "seconds": now - began})
         began = now
 
     with lock(path.with_suffix(".lock")), float32_matmul("float32"):  # weights that will be matched
@@ -183,17 +170,8 @@ def _make(folder: Path, network, source, training: Training, epochs: int, first:
         stream = generator(training.seed, "expert training")
         split(stream, first)  # those of the experts before
         epoch = max(stored - 1, 0)
-        training.train(
-            network,
-            params,
-            source,
-            first,
-            epoch,
-            generator=stream,
-            epochs=epochs,
-            done=(epoch, momentum),
-            after_epoch=keep,
-        )
+        options = {"generator": stream, "epochs": epochs, "done": (epoch, momentum), "after_epoch": keep}
+        training.train(network, params, source, first, epoch, **options)
     return path
 
 
@@ -235,8 +213,8 @@ def cost(folder: str | Path, network, source, training: Training, epochs: int) -
     return {"experts": training.experts, "steps": steps, "seconds": seconds, "bytes": total * numbers}
 
 
-def spent(folder: str | Path, network, source, training: Training, epochs: int, account: str) -> dict[str, float]:
-    """What the stored epochs took that were trained on an account: 'seconds', 'samples' (real images touched).
+def spent(folder: str | Path, network, source, training: Training, epochs: int, billed_to: str) -> dict[str, float]:
+    """What the stored epochs took that were billed to one: 'seconds', 'samples' (real images touched).
 
     Chunks count one after another. Each epoch keeps its own time, so that a kill forgets no more than the one under way.
     """
@@ -246,10 +224,27 @@ def spent(folder: str | Path, network, source, training: Training, epochs: int, 
         path = _path(Path(folder), card)
         for epoch in range(1, min(_stored(path) - 1, epochs) + 1):
             _, found = store.map_tensors(_file(path, epoch))
-            if found.get("account") == account:
+            if found.get("billed_to") == billed_to:
                 seconds += found["seconds"]
                 samples += card["inputs"]["experts"][1] * _seen(source, training)
     return {"seconds": seconds, "samples": samples}
+
+
+def bill(folder: str | Path, network, source, training: Training, epochs: int, *, where: str = "local") -> dict:
+    """Make what is missing of a bank of experts: what it cost, 'id', 'seconds' and 'samples', kept in `<id>.json` beside them.
+
+    Epochs that another bank shares with it and made before are on that one's bill. Workers wait for each other.
+    """
+    transform = store.tensor_digest(source.transform.tensors())[:16] if source.transform else None
+    identity = {"training": training.spec(), "epochs": epochs, "network": network.spec()}
+    identity |= {"kind": type(training.optimizer).__name__, "transform": transform}
+    key = store.identity("bank", VERSION, identity, source.digest)
+    asked, path = (folder, network, source, training, epochs), Path(folder) / f"{key}.json"
+    with lock(path.with_suffix(".lock"), wait=True):
+        if missing(*asked) or not path.exists():
+            make(*asked, where=where, billed_to=key, log=print)
+            store.write_json(path, {"id": key} | spent(*asked, key))
+    return store.read_json(path)
 
 
 def missing(folder: str | Path, network, source, training: Training, epochs: int) -> int:
@@ -400,55 +395,3 @@ def _refuse(folder: Path, path: Path, card: dict, stored: int, epochs: int) -> N
         others.append(differences(found, card))
     nearest = f"; the nearest ones: {min(others, key=len)[0]}" if others and min(others, key=len) else ""
     raise InputError(f"no such experts in {folder}{nearest}; accepted: the experts of a finished `make`")
-
-
-# First images and labels of DATM
-
-
-def classified(network, params: Params, source, indices: Tensor, batch: int = 500) -> Tensor:
-    """Logits of K networks in evaluation mode for the images at `indices` (M,): (K, M, classes)."""
-    with torch.no_grad():
-        parts = [network.apply(params, source.batch(i), train=False).logits for i in indices.split(batch)]
-    return torch.cat(parts, 1)
-
-
-def choose_correct(network, experts: Experts, source, ipc: int, stream: Generator) -> Tensor:
-    """Indices (classes * ipc,) of random images that one random expert's last epoch classifies right.
-
-    raises  RunFailed if a class has fewer than `ipc` of them
-    Source: DATM's public code, samples predicted correctly.
-    """
-    check_positive_int("ipc", ipc)
-    one = int(torch.randint(len(experts), (), generator=stream))
-    params = experts.at(one, experts.epochs)
-    everything = torch.arange(len(source), device=source.device)
-    right = (classified(network, params, source, everything)[0].argmax(-1) == source.targets).cpu()
-    chosen = []
-    for label, name in enumerate(source.classes):
-        members = torch.nonzero(right & (source.targets.cpu() == label))[:, 0]
-        if len(members) < ipc:
-            raise RunFailed(
-                f"class {name}: an expert classifies {len(members)} images right, fewer than {ipc} a class; "
-                "accepted: a smaller ipc, or experts trained longer"
-            )
-        chosen.append(members[torch.randperm(len(members), generator=stream)[:ipc]])
-    return torch.cat(chosen)
-
-
-def first_logits(network, experts: Experts, source, indices: Tensor, one: int | None = None) -> Tensor:
-    """Label logits to start from: (M, classes).
-
-    one      this expert's last-epoch logits alone (DATM with initialization 'real'); None = the mean over the experts
-             whose last epoch classifies the image right, over all where none does
-    """
-    indices = indices.to(source.device)
-    params = experts.final()
-    if one is not None:
-        return classified(network, experts.at(one, experts.epochs), source, indices)[0]
-    logits = []
-    for i in range(len(experts)):  # one by one: images, not experts, fill the device here
-        logits.append(classified(network, {n: v[i : i + 1] for n, v in params.items()}, source, indices)[0])
-    logits = torch.stack(logits)  # (E, M, classes)
-    right = (logits.argmax(-1) == source.targets[indices]).to(logits)  # (E, M)
-    right = torch.where(right.sum(0) > 0, right, 1.0)
-    return (logits * right[..., None]).sum(0) / right.sum(0)[:, None]

@@ -40,6 +40,7 @@ class Start:
     selection  whether what it chooses is also a method of its own
     labels     True where it needs classes, False where it needs real-valued targets, None = it takes either
     then       what becomes of the real images it chose, None = they are the first images
+    prepare    (job, where) makes what it stands on beside a score, before the clock starts, on an engine; None = nothing
     """
 
     name: str
@@ -49,6 +50,7 @@ class Start:
     selection: bool = True
     labels: bool | None = None
     then: Callable[["Job", Synthetic], Synthetic] | None = None
+    prepare: Callable[["Job", str], None] | None = None
 
     def fits(self, labels: bool | None) -> bool:
         """Whether it serves a method that needs labels (True), targets (False), or takes either (None)."""

@@ -15,7 +15,7 @@ from published_shapes import DEVICE
 from distillery.data import TensorSource
 from distillery.data.synthetic import Synthetic
 from distillery.experts import Experts
-from distillery.matching.trajectory import GRADIENTS, Starts, TrajectoryMatching
+from distillery.matching.trajectory import GRADIENTS, StartEpochs, TrajectoryMatching
 from distillery.networks import ConvNet
 from distillery.seeds import generator, split
 from distillery.training import train
@@ -36,7 +36,7 @@ def problem(steps, ipc):
         "step_size": torch.tensor(0.01),
     }
     made = Synthetic(tensors).to(DEVICE)
-    objective = TrajectoryMatching(network, bank, steps, 1, Starts(0, 1), augmentation=DSA)
+    objective = TrajectoryMatching(network, bank, steps, 1, StartEpochs(0, 1), augmentation=DSA)
     learned = {name: made.tensors[name] for name in objective.learns}
     draws = objective.draws(made, *split(stream, 2))
     return objective.step_loss(made, {}), bank.at(0, 0), bank.at(0, 1), learned, draws

@@ -13,7 +13,7 @@ from published_shapes import DEVICE, SHAPE
 from distillery import evaluation
 from distillery.data import TensorSource
 from distillery.encoders import targets
-from distillery.encoders.students import RegressionSet
+from distillery.encoders.regression_set import RegressionSet
 from distillery.encoders.teacher import resnet18
 from distillery.networks import ConvNet
 from distillery.networks.encoder import Encoder

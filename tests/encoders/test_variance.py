@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from distillery.checks import RunFailed
 from distillery.data import TensorSource
-from distillery.encoders.students import RegressionSet
+from distillery.encoders.regression_set import RegressionSet
 from distillery.encoders.teacher import TeacherTraining
 from distillery.encoders.variance import (
     Pairs,

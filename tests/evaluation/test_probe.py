@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from distillery.data import TensorSource
 from distillery.data.synthetic import Synthetic
-from distillery.encoders.students import RegressionSet
+from distillery.encoders.regression_set import RegressionSet
 from distillery.evaluation import Probing, embed, evaluate, fit, fit_linear, linear_probe, probe
 from distillery.evaluation.probe import draw_labels, fit_linear_plain
 from distillery.networks import ConvNet

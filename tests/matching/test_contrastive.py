@@ -7,7 +7,7 @@ import torch
 
 from distillery import experts as ex
 from distillery.data.synthetic import Synthetic
-from distillery.matching.trajectory import Starts, TrajectoryMatching, sweep, sweep_plain
+from distillery.matching.trajectory import StartEpochs, TrajectoryMatching, sweep, sweep_plain
 from distillery.networks import ConvNet
 from distillery.seeds import generator, split
 from distillery.training.contrastive import simclr, two_views_apart
@@ -68,7 +68,7 @@ def test_cost_counts_whole_batches(tiny, tmp_path):
     training = replace(ADAM, chunk=2)
     cost = ex.cost(tmp_path, network(), tiny, training, 3)
     assert cost["steps"] == 6
-    ex.make(tmp_path, network(), tiny, training, 3, account="us")
+    ex.make(tmp_path, network(), tiny, training, 3, billed_to="us")
     assert ex.spent(tmp_path, network(), tiny, training, 3, "us")["samples"] == 3 * 2 * 20
     stored = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     assert 0.5 < cost["bytes"] / stored < 2
@@ -83,7 +83,7 @@ def problem(images, steps=2, dtype=F64, seed=0, shape=(1, 8, 8)):
         bank,
         steps,
         1,
-        Starts(0, 1),
+        StartEpochs(0, 1),
         batch=3,
         loss=two_views_apart,
         views=VIEWS,
@@ -158,13 +158,13 @@ def test_refusals(tiny, tmp_path, refused):
             made(tmp_path, tiny, training=replace(ADAM, batch=batch))
     bank = made(tmp_path / "a", tiny, 1)
     with refused("flip"):
-        TrajectoryMatching(network(), bank, 2, 1, Starts(0, 1), augmentation="flip", views=VIEWS, loss=two_views_apart)
+        TrajectoryMatching(network(), bank, 2, 1, StartEpochs(0, 1), augmentation="flip", views=VIEWS, loss=two_views_apart)
     for options in (
         {"views": VIEWS},
         {"loss": two_views_apart},
         {"views": VIEWS, "loss": two_views_apart, "targets": True},
     ):
         with refused("views"):
-            TrajectoryMatching(network(), bank, 2, 1, Starts(0, 1), **options)
+            TrajectoryMatching(network(), bank, 2, 1, StartEpochs(0, 1), **options)
     with refused("no such experts", "views differs"):
         ex.load(tmp_path / "a", network(), tiny, replace(ADAM, views=Views()), 1)

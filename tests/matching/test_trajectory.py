@@ -11,7 +11,7 @@ from distillery import store
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
 from distillery.experts import Experts
-from distillery.matching.trajectory import Flat, Starts, TrajectoryMatching, student, sweep, sweep_plain
+from distillery.matching.trajectory import Flat, StartEpochs, TrajectoryMatching, student, sweep, sweep_plain
 from distillery.networks import ConvNet, ModuleNetwork
 from distillery.sampling import Uniform
 from distillery.seeds import generator, split
@@ -260,20 +260,20 @@ def test_bad_problems_are_refused(refused):
 
 def test_the_range_of_start_epochs_grows():
     """U is T at step 0, never above T+, never falls."""
-    starts = Starts(0, 20, begin=10, growth=1000)
+    starts = StartEpochs(0, 20, initial_max_start_epoch=10, expansion_steps=1000)
     bounds = [starts.bound(step) for step in range(0, 3000, 10)]
     assert bounds[0] == 10 and bounds[-1] == 20 and bounds == sorted(bounds)
     assert starts.bound(999) == 19 and starts.bound(1000) == 20 and starts.bound(100) == 11
-    assert Starts(40, 60).bound(0) == 60
+    assert StartEpochs(40, 60).bound(0) == 60
     stream = generator(0, "x")
-    assert {Starts(4, 7).draw(0, stream) for _ in range(100)} == {4, 5, 6}
+    assert {StartEpochs(4, 7).draw(0, stream) for _ in range(100)} == {4, 5, 6}
     assert {starts.draw(150, stream) for _ in range(300)} == set(range(11))
 
 
 @pytest.mark.parametrize("options", [(3, 3), (-1, 3), (0, 5, 6, 10), (2, 5, 2, 10), (0, 5, 3), (0, 5, 0, 10)])
 def test_ranges_that_are_none_are_refused(options, refused):
-    with refused("Starts"):
-        Starts(*options)
+    with refused("start epochs"):
+        StartEpochs(*options)
 
 
 # The objective
@@ -307,10 +307,8 @@ def first(images, ipc=2, step_size=0.05, **tensors):
 
 
 def objective(images, experts=None, **options):
-    given = {"steps": 4, "span": 2, "starts": Starts(0, 3), "augmentation": DSA} | options
-    return TrajectoryMatching(
-        small(), experts or trained(images), given.pop("steps"), given.pop("span"), given.pop("starts"), **given
-    )
+    given = {"student_steps": 4, "expert_epochs": 2, "start_epochs": StartEpochs(0, 3), "augmentation": DSA} | options
+    return TrajectoryMatching(small(), experts or trained(images), **given)
 
 
 RATES = {"images": Optimizer(1.0, 0.5), "step_size": Optimizer(1e-4, 0.5)}
@@ -337,7 +335,7 @@ def test_step_is_the_sweep_on_what_it_drew(tiny):
 def test_the_student_of_the_objective_by_hand(tiny):
     """Expert, start, batches and loss written out for one step."""
     experts, start = trained(tiny), first(tiny)
-    made = objective(tiny, experts, starts=Starts(2, 3), batch=4, augmentation="", steps=3)
+    made = objective(tiny, experts, start_epochs=StartEpochs(2, 3), batch=4, augmentation="", student_steps=3)
     state = made.start(start, generator(0, "start"))
     _, _, log = made.step(start, state, None, generator(3, "step"))
     assert log["start"] == 2
@@ -363,7 +361,7 @@ def test_the_student_of_the_objective_by_hand(tiny):
 
 
 def test_every_pass_uses_every_image_and_every_round_every_expert(tiny):
-    made = objective(tiny, batch=4, steps=6)
+    made = objective(tiny, batch=4, student_steps=6)
     start = first(tiny)
     drawn = made.draws(start, generator(0, "a"), generator(0, "b"))
     assert [len(indices) for indices, _ in drawn] == [4, 2, 4, 2, 4, 2]
@@ -372,7 +370,7 @@ def test_every_pass_uses_every_image_and_every_round_every_expert(tiny):
         assert sorted(torch.cat([drawn[at][0], drawn[at + 1][0]]).tolist()) == list(range(6))
     assert len({tuple(drawn[at][0].tolist()) for at in (0, 2, 4)}) > 1
     assert len({tuple(d.uniforms.flatten().tolist()) for _, d in drawn}) == 6  # drawn anew in every step
-    whole = objective(tiny, batch=0, steps=2).draws(start, generator(0, "a"), generator(0, "b"))
+    whole = objective(tiny, batch=0, student_steps=2).draws(start, generator(0, "a"), generator(0, "b"))
     assert [len(indices) for indices, _ in whole] == [6, 6]
 
     state, used = made.start(start, generator(0, "start")), []
@@ -384,7 +382,7 @@ def test_every_pass_uses_every_image_and_every_round_every_expert(tiny):
 
 
 def test_distillation_moves_pixels_and_step_size_towards_the_experts(tiny):
-    made = objective(tiny, starts=Starts(0, 1), augmentation="", steps=8)
+    made = objective(tiny, start_epochs=StartEpochs(0, 1), augmentation="", student_steps=8)
     rates = {"images": Optimizer(2.0, 0.5), "step_size": Optimizer(1e-3, 0.5)}
     done = run(made, first(tiny), tiny, 60, rates)
     losses = done.log["loss"]
@@ -509,11 +507,11 @@ def test_a_loss_that_leaves_the_finite_numbers_stops_the_run(tiny, refused):
 def test_impossible_problems_are_refused_before_compute(tiny, refused):
     experts = trained(tiny)
     with refused("start epoch 3", "epoch 2"):
-        objective(tiny, experts, starts=Starts(0, 4))
+        objective(tiny, experts, start_epochs=StartEpochs(0, 4))
     with refused("steps", 0):
-        objective(tiny, experts, steps=0)
-    with refused("span", 0):
-        objective(tiny, experts, span=0)
+        objective(tiny, experts, student_steps=0)
+    with refused("expert_epochs", 0):
+        objective(tiny, experts, expert_epochs=0)
     with refused("exakt"):
         objective(tiny, experts, gradient="exakt")
     with refused("batch", 7, 6):
@@ -547,7 +545,7 @@ def test_real_valued_targets_without_classes(tiny):
 
 def test_statistics_of_batch_norm_come_from_the_expert(tiny):
     net = small(normalization="batch")
-    made = TrajectoryMatching(net, trained(tiny, net=net), 3, 2, Starts(0, 2), augmentation=DSA)
+    made = TrajectoryMatching(net, trained(tiny, net=net), 3, 2, StartEpochs(0, 2), augmentation=DSA)
     assert run(made, first(tiny), tiny, 3).last.tensors["images"].isfinite().all()
 
 

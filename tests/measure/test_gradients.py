@@ -4,7 +4,7 @@ import torch
 
 from distillery import experts as ex
 from distillery.data.synthetic import Synthetic
-from distillery.matching.trajectory import Starts, TrajectoryMatching
+from distillery.matching.trajectory import StartEpochs, TrajectoryMatching
 from distillery.measure import gradients
 from distillery.networks import ConvNet
 from distillery.training.optimizers import SGD
@@ -36,7 +36,7 @@ def test_the_sweep_is_exact_and_keeps_little(tiny, tmp_path):
     made = Synthetic({"images": tiny.batch(chosen), "targets": tiny.targets[chosen], "step_size": torch.tensor(0.2)})
     ratios = []
     for n in (1, 12):
-        objective = TrajectoryMatching(network, bank, n, 1, Starts(0, 1))
+        objective = TrajectoryMatching(network, bank, n, 1, StartEpochs(0, 1))
         found = gradients.gradients(objective, made, 0, 0)
         unrolled = found["unrolled"].images
         assert gradients.relative_error(found["exact"].images, unrolled) < 1e-4

@@ -6,16 +6,14 @@ import torch
 from distillery.data import NORMALIZATIONS
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
-from distillery.encoders.students import RegressionSet
-from distillery.matching.representation import (
-    SelfSupervisedRegression,
-    build,
-    krrst_loss_plain,
-    krrst_network,
-    preset,
-    presets,
-)
+from distillery.encoders.regression_set import RegressionSet
+from distillery.evaluation import Probing
+from distillery.experiment import Experiment, Presets
+from distillery.methods import METHODS
+from distillery.methods.krr_st import SelfSupervisedRegression, krrst_loss_plain, krrst_network
 from distillery.networks import ConvNet
+from distillery.recipe import ByLoss, Recipe
+from distillery.runs import Runs
 from distillery.sampling import Importance, RealBatches, Uniform
 from distillery.seeds import generator, split
 
@@ -63,7 +61,7 @@ def problem(real, net, m=6, **options):
     weights = torch.rand(12, generator=generator(0, "weights"), dtype=F64)
     images = real.batch(torch.arange(12, 24)).double()
     batch = images, real.targets[12:].double(), weights / weights.sum()
-    params = objective.moment(begin, state, split(generator(0, "step"), 2)[0])
+    params = objective.networks_of_step(begin, state, split(generator(0, "step"), 2)[0])
 
     def features(images):
         return objective.own.embed(params, images, False)[0]
@@ -144,7 +142,7 @@ def test_gradients_are_central_differences_at_a_fixed_lambda(real, net, name):
 def test_the_dual_prediction_is_that_of_primal_ridge(real, net, m):
     """At equal lambda, with fewer and with more images than it has features (8 and a 1)."""
     objective, begin, state, (images, *_), features = problem(real, net, m, width=1, rho=1e-3)
-    params = objective.moment(begin, state, split(generator(0, "step"), 2)[0])
+    params = objective.networks_of_step(begin, state, split(generator(0, "step"), 2)[0])
     f_s, f_b = (
         torch.cat([features(x), torch.ones(len(x), 1, dtype=F64)], 1) for x in (begin.tensors["images"], images)
     )
@@ -321,34 +319,62 @@ def test_the_schedule_is_that_of_torch():
     torch.testing.assert_close(done.last.tensors["images"], wanted.detach(), rtol=1e-6, atol=0)
 
 
-# Published settings
+# Published settings, and in an experiment
 
 
 @pytest.mark.parametrize(
-    "dataset, images, lr, width",
-    [("cifar100", 1000, 1e-4, 128), ("tiny-imagenet", 2000, 1e-5, 64), ("imagenet-1k", 1000, 1e-5, 64)],
+    "dataset, lr, width",
+    [("cifar10", 1e-4, 128), ("cifar100", 1e-4, 128), ("tiny-imagenet", 1e-5, 64), ("imagenet-1k", 1e-5, 64)],
 )
-def test_published_settings_make_an_objective(dataset, images, lr, width):
-    settings = preset(dataset)
-    assert (settings["images"], settings["lr"], settings["iterations"]) == (images, lr, 160_000)
-    assert settings["source"].split(":")[0] == "code" and settings["initialize"] == "real"
-    assert settings["normalization"] in NORMALIZATIONS
-    side = settings.get("side", 32)
-    network = ConvNet((3, side, side), 512, depth=settings.get("depth", 0))
-    objective = build(settings, network)
+def test_published_settings_make_an_objective(dataset, lr, width, tmp_path, tiny):
+    """Those of CIFAR-100 serve CIFAR-10, for which there are none."""
+    method = METHODS["KRR-ST"]
+    cell = method.common | method.cell(dataset, 1000, 50_000)
+    side = cell.get("side", 32)
+    network = ConvNet((3, side, side), 512, depth=cell.get("depth", 0))
+    real = RegressionSet(tiny, torch.zeros(24, 512), tiny.digest)
+    job = Experiment(real, network, Probing(), Runs(tmp_path), presets=Presets(dataset)).job(Recipe("KRR-ST", 5, 0))
+    objective, optimizers = method.regression(job), method.optimizers(job)
+    assert (job.settings.lr, method.updates(job.settings, 5)) == (lr, 160_000)
+    assert cell["normalization"] in NORMALIZATIONS and job.start == "random"
     assert (objective.batch, objective.pool, objective.age, objective.rho) == (1024, 10, 1000, 1e-6)
     assert (objective.sgd.lr, objective.sgd.momentum, objective.sgd.weight_decay) == (0.1, 0.9, 1e-3)
     assert objective.own.channels == width and objective.own.head.out_features == 512
-    assert build(settings, network, pool=2).pool == 2
-    assert Optimizer(settings["lr"], kind=settings["optimizer"], schedule=settings["schedule"])
+    assert optimizers == rates(objective, lr)
 
 
 def test_a_data_set_without_published_settings_is_refused(refused):
-    assert set(presets()) == {"common", "cifar100", "tiny-imagenet", "imagenet-1k"}
-    with refused("cifar10", "cifar100"):
-        preset("cifar10")
-    with refused("common"):
-        preset("common")
+    with refused("mnist", "cifar100"):
+        METHODS["KRR-ST"].settings("mnist", 10)
+
+
+SHORT = {"width": 4, "pool": 2, "age": 4, "batch": 8, "lr": 1e-2, "steps": 3}
+
+
+def test_a_set_is_that_of_the_loop_by_hand(real, net, tmp_path):
+    """First images at random, labels nowhere; images and targets are learned."""
+    here = Experiment(real, net, Probing(2, 3, batch=4, labels=(0.5,)), Runs(tmp_path))
+    recipe = Recipe("KRR-ST", 6, 0, settings=SHORT)
+    result = here.run(recipe)
+    found = here.synthetic(result)
+    chosen = torch.randperm(24, generator=generator(0, "random subset"))[:6]
+    start = Synthetic({"images": real.batch(chosen), "targets": real.targets[chosen]})
+    objective = SelfSupervisedRegression(net, 8, width=4, pool=2, age=4)
+    done = distill(start, objective, real, Uniform(None, 24), rates(objective, 1e-2), 3, generator(0, "distill"))
+    assert torch.equal(found.card["start"], start.tensors["images"])
+    assert all(torch.equal(value, found.tensors[name]) for name, value in done.last.tensors.items())
+    assert result["moved"] > 0 and result["samples"] == 3 * 8
+
+
+def test_settings_and_samplers_that_it_has_not_are_refused(real, net, tmp_path, refused):
+    with refused("widht", "width"):
+        Recipe("KRR-ST", 5, 0, settings={"widht": 4})
+    with refused("real batch", "KRR-ST"):
+        Recipe("KRR-ST", 5, 0, batches=ByLoss(0.5))
+    here = Experiment(real, net, Probing(), Runs(tmp_path))
+    for name, value in (("rho", 0.0), ("batch", 0), ("optimizer", "sgdd"), ("schedule", "steep"), ("pool", 0)):
+        with refused(name, value):
+            here.check(Recipe("KRR-ST", 5, 0, settings={name: value}))
 
 
 # Refused

@@ -1,13 +1,4 @@
-r"""MKDT's students (arXiv 2410.02116): experts that regress the embeddings a teacher gives to real images, and its first images.
-
-A student $f_\theta$ is a network whose output is as wide as the targets $Z$; over a batch B of N images, and D outputs,
-
-$$L_{KD}(\theta; B) = \frac{1}{|B| D} \sum_{i \in B} \|f_\theta(x_i) - z_i\|^2$$
-
-`Regression` is what `experts.make` trains them on, under `Training(loss="squared error")`. A distilled set starts from the
-images of highest loss early in training (`high_loss`; slow reference: `high_loss_plain`), and is matched to the students by
-`trajectory.TrajectoryMatching(loss=squared_error)`.
-"""
+"""Keep real images together with the real-valued targets that students regress: the embeddings of a teacher."""
 
 import hashlib
 from dataclasses import dataclass
@@ -21,10 +12,7 @@ from distillery import store
 from distillery.checks import InputError
 from distillery.data import ImageSet
 from distillery.encoders.targets import teacher_targets
-from distillery.experts import Experts
 from distillery.networks.encoder import Encoder
-from distillery.networks.precision import float32_matmul, images_at_once
-from distillery.training import squared_error
 from distillery.training.losses import check_targets
 
 
@@ -51,7 +39,7 @@ class RegressionSet:
 
     @staticmethod
     def of(teacher: Encoder, images: ImageSet, path: str | Path | None = None) -> "RegressionSet":
-        """With a teacher's embeddings, stored at `path` if given. Raises InputError as `selfsup.targets` does."""
+        """With a teacher's embeddings, stored at `path` if given. Raises InputError as `teacher_targets` does."""
         return RegressionSet(images, teacher_targets(teacher, images, path), images.digest)
 
     def __len__(self) -> int:
@@ -82,49 +70,3 @@ class RegressionSet:
         """The images at `indices` (M,) with their targets, in that order."""
         images = self.images.subset(indices)
         return RegressionSet(images, self.targets[torch.as_tensor(indices, device=self.device)], images.digest)
-
-
-def losses(network, students: Experts, source: RegressionSet, epoch: int = 1) -> Tensor:
-    """Squared error of each image, mean over outputs and over the students after `epoch` epochs: (N,) float64 on the CPU.
-
-    raises  InputError on an epoch that is not stored, and targets that are not as wide as the network's output
-    """
-    check_targets(source.targets, source, network.classes)
-    everything = torch.arange(len(source), device=source.device)
-    weights = [students.at(i, epoch) for i in range(len(students))]
-    parts = []
-    with torch.no_grad(), float32_matmul("float32"):
-        for indices in everything.split(images_at_once(network, source.shape, source.device)):
-            images, targets = source.batch(indices)[None], source.targets[indices][None]
-            total = torch.zeros(len(indices), dtype=torch.float64, device=source.device)
-            for params in weights:  # one by one: images, not students, fill the device here
-                total += squared_error(network.apply(params, images, train=False).logits, targets)[0]
-            parts.append(total)
-    return (torch.cat(parts) / len(students)).cpu()
-
-
-def high_loss(network, students: Experts, source: RegressionSet, m: int, epoch: int = 1) -> Tensor:
-    """Indices (m,) of the images of highest `losses`, highest first, on the CPU. Slow reference: `high_loss_plain`.
-
-    Labels are not read, classes not balanced; of equal losses the lower index comes first, so that a smaller subset is the
-    beginning of a larger one.
-
-    raises  InputError unless 1 <= m <= N, and as `losses` does
-    Source: MKDT, its high-loss subset; `epoch` as in the paper's final runs.
-    """
-    if not isinstance(m, int) or not 1 <= m <= len(source):
-        raise InputError(f"m: {m!r} of {len(source)} images; accepted: a whole number from 1 to {len(source)}")
-    return losses(network, students, source, epoch).sort(descending=True, stable=True).indices[:m]
-
-
-def high_loss_plain(network, students: Experts, source: RegressionSet, m: int, epoch: int = 1) -> list[int]:
-    """`high_loss` student by student and image by image."""
-    means = []
-    for i in range(len(source)):
-        image, target = source.batch(torch.tensor([i])), source.targets[i]
-        errors = []
-        for k in range(len(students)):
-            output = network.apply(students.at(k, epoch), image, train=False).logits[0, 0]  # (D,)
-            errors.append(float(((output - target) ** 2).sum() / len(target)))
-        means.append(sum(errors) / len(errors))
-    return sorted(range(len(source)), key=lambda i: (-means[i], i))[:m]

@@ -18,19 +18,16 @@ at its first value: exact for N = 1 alone. MKDT's students regress real-valued t
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import Any
 
 import torch
-import yaml
 from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.data.synthetic import Synthetic
 from distillery.networks import Params, trainable
 from distillery.seeds import split
-from distillery.training import LOSSES, cross_entropy, squared_error
+from distillery.training import cross_entropy, squared_error
 from distillery.training.contrastive import two_views_apart
 from distillery.training.dsa import Draw, augment, draw
 from distillery.training.losses import check_targets
@@ -146,34 +143,38 @@ def _check(theta0: Params, target: Params, synthetic: dict[str, Tensor], draws: 
 
 
 @dataclass(frozen=True)
-class Starts:
-    """Which expert epoch a step starts from: t ~ U{first .. bound(step) - 1}.
+class StartEpochs:
+    """Which expert epoch a step starts from: t ~ U{min_start_epoch .. bound(step) - 1}.
 
-    first   lowest start epoch (T- of DATM; 0 elsewhere)
-    last    one above the highest (T+; "max start epoch" of MTT and FTD)
-    begin   the bound at step 0 where it grows (T), 0 = no growth
-    growth  steps until it reaches `last` (Delta)
-    raises  InputError unless 0 <= first < begin <= last and growth is positive where begin is
+    min_start_epoch          lowest one (T- of DATM; 0 elsewhere)
+    max_start_epoch          one above the highest (T+)
+    initial_max_start_epoch  the bound at step 0 where it grows (T), 0 = no growth
+    expansion_steps          steps until it reaches `max_start_epoch` (Delta)
+    raises  InputError unless 0 <= min < initial max <= max and expansion_steps is positive where the initial one is
     Source: DATM's public configuration; the bound is min(T+, T + int((T+ - T) step / Delta)).
     """
 
-    first: int
-    last: int
-    begin: int = 0
-    growth: int = 0
+    min_start_epoch: int
+    max_start_epoch: int
+    initial_max_start_epoch: int = 0
+    expansion_steps: int = 0
 
     def __post_init__(self):
-        if not 0 <= self.first < (self.begin or self.last) <= self.last or (self.begin > 0) != (self.growth > 0):
-            raise InputError(f"starts: {self}; accepted: 0 <= first < begin <= last, begin and growth both or none")
+        low, high, begin, growth = vars(self).values()
+        if not 0 <= low < (begin or high) <= high or (begin > 0) != (growth > 0):
+            raise InputError(
+                f"start epochs: {self}; accepted: 0 <= min_start_epoch < initial_max_start_epoch <= max_start_epoch, "
+                "initial_max_start_epoch and expansion_steps both or none"
+            )
 
     def bound(self, step: int) -> int:
         """One above the highest start epoch at a step."""
-        if not self.begin:
-            return self.last
-        return min(self.last, self.begin + int((self.last - self.begin) * step / self.growth))
+        begin, high = self.initial_max_start_epoch, self.max_start_epoch
+        return min(high, begin + int((high - begin) * step / self.expansion_steps)) if begin else high
 
     def draw(self, step: int, generator: Generator) -> int:
-        return int(torch.randint(self.first, self.bound(step), (), generator=generator))
+        """The start epoch of a step."""
+        return int(torch.randint(self.min_start_epoch, self.bound(step), (), generator=generator))
 
 
 GRADIENTS: dict[str, Callable] = {
@@ -187,14 +188,14 @@ class TrajectoryMatching:
     """The objective of MTT, TESLA, FTD, DATM and MKDT; they differ in their experts and options.
 
     network       architecture of the experts
-    experts       `len()`, `.epochs`, `.at(expert, epoch)` -> weights with leading axis 1 (see `experts.Experts`)
-    steps         N, student steps
-    span          M, expert epochs a student shall cover
-    starts        start epochs
+    experts       their trajectories, see `experts.Experts`
+    student_steps N
+    expert_epochs M, how many a student shall cover
+    start_epochs  where students start
     batch         synthetic images a student step, 0 = all; stored ones where one stored image is several
     oversize      a batch larger than the set: 'refuse', or 'all' of the set (DATM)
     augmentation  DSA families, drawn anew in every student step
-    views         in their place two random views of each image (`augment.Views`), for a loss that compares them; their pixels
+    views         in their place two random views of each image (`training.views`), for a loss that compares them; their pixels
                   are clamped to [0, 1] where colors are jittered, and pass no gradient there
     transform     the standardization of the images, which views undo and apply again; None = there is none
     loss          (output (1, B, D), targets (1, B[, D])) -> (1, B), or (1,) where samples are coupled
@@ -202,7 +203,7 @@ class TrajectoryMatching:
     targets       whether real-valued 'targets' are (MKDT's public code; in its paper they stay as they are)
     threshold     updates with a loss above it are skipped (DATM); costs a wait for the device in every step
     gradient      'exact', 'frozen' (TESLA as published) or 'unrolled' (the twin)
-    raises        InputError if a start epoch plus `span` lies beyond the stored ones, an expert does not move, or labels
+    raises        InputError if a start epoch plus M lies beyond the stored ones, an expert does not move, or labels
                   and targets are both learned
     """
 
@@ -214,9 +215,9 @@ class TrajectoryMatching:
         self,
         network,
         experts,
-        steps: int,
-        span: int,
-        starts: Starts,
+        student_steps: int,
+        expert_epochs: int,
+        start_epochs: StartEpochs,
         *,
         batch: int = 0,
         oversize: str = "refuse",
@@ -230,18 +231,20 @@ class TrajectoryMatching:
         gradient: str = "exact",
         name: str = "MTT",
     ):
-        check_positive_int("steps", steps)
-        check_positive_int("span", span)
+        check_positive_int("student_steps", student_steps)
+        check_positive_int("expert_epochs", expert_epochs)
         check_choice("gradient", gradient, GRADIENTS)
         check_choice("oversize", oversize, ("refuse", "all"))
         if batch < 0:
             raise InputError(f"batch: {batch} is not accepted; accepted: 0 for all of the set, or a positive number")
-        if starts.last - 1 + span > experts.epochs:
+        last = start_epochs.max_start_epoch - 1
+        if last + expert_epochs > experts.epochs:
             raise InputError(
-                f"start epoch {starts.last - 1} with a span of {span}: experts are stored up to epoch {experts.epochs}; "
-                f"accepted: at most epoch {experts.epochs - span}, or experts trained longer"
+                f"start epoch {last} with {expert_epochs} expert epochs: experts are stored up to epoch {experts.epochs}; "
+                f"accepted: at most epoch {experts.epochs - expert_epochs}, or experts trained longer"
             )
-        self.network, self.experts, self.steps, self.span, self.starts = network, experts, steps, span, starts
+        self.network, self.experts, self.start_epochs = network, experts, start_epochs
+        self.student_steps, self.expert_epochs = student_steps, expert_epochs
         self.batch, self.oversize, self.augmentation, self.loss = batch, oversize, augmentation, loss
         self.views, self.transform = views, transform
         if views and (augmentation or labels or targets):
@@ -272,8 +275,8 @@ class TrajectoryMatching:
         order, used, step = state["order"].cpu(), int(state["used"]), int(state["step"])
         if used == len(order):
             order, used = torch.randperm(len(order), generator=expert_stream), 0
-        expert, epoch = int(order[used]), self.starts.draw(step, start_stream)
-        start, target = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.span))
+        expert, epoch = int(order[used]), self.start_epochs.draw(step, start_stream)
+        start, target = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.expert_epochs))
         buffers = {name: v for name, v in self.experts.at(expert, epoch).items() if name not in start}
         tensors = {name: synthetic.tensors[name] for name in self.learns}
         problem = (self.step_loss(synthetic, buffers), start, target, tensors, self.draws(synthetic, *student_streams))
@@ -312,17 +315,17 @@ class TrajectoryMatching:
         """
         n, batch = len(synthetic), self._batch(synthetic)
         chunks: list[Tensor] = []
-        while len(chunks) < self.steps:
+        while len(chunks) < self.student_steps:
             found = torch.randperm(n, generator=order_stream).split(batch)
             chunks += found[: n // batch] if self.views else found
-        chunks = chunks[: self.steps]
+        chunks = chunks[: self.student_steps]
         factor = len(synthetic.decode(torch.tensor([0], device=synthetic.device))[0])  # images of a stored one
         sizes = [len(chunk) for chunk in chunks]
         indices = torch.cat(chunks).to(synthetic.device).split(sizes)
         if self.views:
             shape = tuple(synthetic.tensors["images"].shape[1:])
             return [(here, draw_views(self.views, shape, 2 * factor * len(here), augment_stream)) for here in indices]
-        drawn = draw(self.augmentation, self.steps, factor * batch, augment_stream)
+        drawn = draw(self.augmentation, self.student_steps, factor * batch, augment_stream)
         if drawn is not None:  # all at once onto the device
             drawn = Draw(drawn.families, drawn.uniforms.to(synthetic.device))
         return [
@@ -339,12 +342,12 @@ class TrajectoryMatching:
     def _check_experts_move(self) -> None:
         """Refuse a segment of length zero, whose loss is 0 / 0, and weights that are not finite."""
         for expert in range(len(self.experts)):
-            for epoch in range(self.starts.first, self.starts.last):
-                start, target = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.span))
+            for epoch in range(self.start_epochs.min_start_epoch, self.start_epochs.max_start_epoch):
+                start, target = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.expert_epochs))
                 distance = float(sum((target[name] - start[name]).square().sum() for name in start))
                 if not 0 < distance < math.inf:
                     raise InputError(
-                        f"expert {expert}: squared distance {distance:g} from epoch {epoch} to {epoch + self.span}; "
+                        f"expert {expert}: squared distance {distance:g} from epoch {epoch} to {epoch + self.expert_epochs}; "
                         "accepted: experts whose weights move and stay finite"
                     )
 
@@ -355,39 +358,3 @@ def learned(labels: bool, targets: bool = False) -> tuple[str, ...]:
         raise InputError("labels, targets: both learned; accepted: at most one of them")
     more = ("label_logits",) * labels + ("targets",) * targets
     return (*TrajectoryMatching.learns, *more)
-
-
-@cache
-def presets() -> dict[str, dict]:
-    """Method -> 'common' and data set -> ipc -> settings, as in `trajectory.yaml`, where they are explained."""
-    return yaml.safe_load(resources.files("distillery.matching").joinpath("trajectory.yaml").read_text())
-
-
-def preset(method: str, dataset: str, ipc: int) -> dict:
-    """The published settings of one cell, with `source`. Raises InputError where nothing is published."""
-    check_choice("method", method, presets())
-    table = presets()[method]
-    check_choice(f"{method} data set", dataset, [name for name in table if name != "common"])
-    check_choice(f"{method} on {dataset}, ipc", ipc, table[dataset])
-    optional = {"begin": 0, "growth": 0, "threshold": 0, "ema": 0, "gradient_scale": 1.0}
-    return optional | table["common"] | table[dataset][ipc]
-
-
-def starts(settings: dict) -> Starts:
-    """The start epochs of a preset."""
-    return Starts(*(settings[name] for name in ("first", "last", "begin", "growth")))
-
-
-def build(name: str, network, experts, settings: dict, **options) -> TrajectoryMatching:
-    """The objective of a preset; `options` of `TrajectoryMatching` go before it (such as augmentation and loss)."""
-    published = {
-        "batch": settings["batch"],
-        "oversize": "all",  # "all" of the set is written as a larger number in DATM's configurations
-        "loss": LOSSES.get(settings.get("loss", "cross-entropy"), two_views_apart),
-        "labels": settings["labels"],
-        "targets": settings.get("targets", False),
-        "threshold": settings["threshold"] or math.inf,
-        "gradient": settings["gradient"],
-    }
-    steps, span = settings["steps"], settings["span"]
-    return TrajectoryMatching(network, experts, steps, span, starts(settings), name=name, **published | options)

@@ -36,12 +36,12 @@ def gradients(
     'kept' holds, besides the graph, the N + 1 weights along the student's path where they are stored ('exact', 'frozen').
     """
     experts = objective.experts
-    start, target = (trainable(experts.at(expert, e)) for e in (epoch, epoch + objective.span))
+    start, target = (trainable(experts.at(expert, e)) for e in (epoch, epoch + objective.expert_epochs))
     buffers = {name: value for name, value in experts.at(expert, epoch).items() if name not in start}
     tensors = {name: synthetic.tensors[name] for name in objective.learns}
     draws = objective.draws(synthetic, *split(generator(seed, "compare", expert, epoch), 2))
     problem = (objective.step_loss(synthetic, buffers), start, target, tensors, draws)
-    path = (objective.steps + 1) * sum(value.numel() * value.element_size() for value in start.values())
+    path = (objective.student_steps + 1) * sum(value.numel() * value.element_size() for value in start.values())
     found = {}
     for name, way in GRADIENTS.items():
         (_, parts), kept = kept_bytes(partial(way, *problem))
@@ -96,3 +96,29 @@ def kept_bytes(function: Callable):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
         result = function()
     return result, most
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Means over experts of what `gradients` found: number of student steps -> [expert] -> way -> Gradient."""
+
+    found: dict[int, list[dict[str, Gradient]]]
+
+    def _curve(self, value: Callable[[dict[str, Gradient]], float]) -> list[float]:
+        return [sum(map(value, ones)) / len(ones) for ones in self.found.values()]
+
+    def error(self, way: str) -> list[float]:
+        """Relative error of the pixels' gradient against the unrolled one, for each number of steps."""
+        return self._curve(lambda one: relative_error(one[way].images, one["unrolled"].images))
+
+    def cosine(self, way: str) -> list[float]:
+        """Cosine with the unrolled gradient."""
+        return self._curve(lambda one: cosine(one[way].images, one["unrolled"].images))
+
+    def memory(self, way: str) -> list[float]:
+        """Bytes kept, over those of the sweep."""
+        return self._curve(lambda one: one[way].kept / one["exact"].kept)
+
+    def seconds(self, way: str) -> list[float]:
+        """Time, over that of the sweep."""
+        return self._curve(lambda one: one[way].seconds / one["exact"].seconds)

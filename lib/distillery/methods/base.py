@@ -187,8 +187,13 @@ class Method:
 
     def scores(self, job: "Job") -> list[str]:
         """Names of the scores that its set goes by, beside pruning."""
-        how = STARTS.get(job.start)
-        return [how.score] if how and how.score else []
+        how = STARTS.get(self.chooses(job))
+        by_classes = how and (how.labels is not None or job.experiment.labels is not None)
+        return [how.score] if by_classes and how.score else []
+
+    def chooses(self, job: "Job") -> str:
+        """The start by which it chooses real images, '' = none."""
+        return job.start
 
     def stored(self, job: "Job") -> tuple[int, str, str]:
         """(stored images, of each class where there are classes; formation; how real images shrink into it)."""
@@ -197,6 +202,9 @@ class Method:
     def prepare(self, job: "Job", where: str = "local") -> None:
         """Make what many sets share: scores, experts, students. Its cost is billed apart from the set's."""
         job.score_first()
+        how = STARTS.get(self.chooses(job))
+        if how and how.prepare:
+            how.prepare(job, where)
 
     def make(self, job: "Job") -> Made:
         """Make the set."""

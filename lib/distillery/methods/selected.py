@@ -17,9 +17,8 @@ class Selected(Method):
 
     paper, source = "", ""
 
-    def scores(self, job: "Job") -> list[str]:
-        score = STARTS[self.name].score
-        return [score] if score else []
+    def chooses(self, job: "Job") -> str:
+        return self.name
 
     def make(self, job: "Job") -> Made:
         return Made(job.packed(job.chosen(self.name)))

@@ -1,0 +1,56 @@
+r"""MTT-SSL: trajectory matching of SimCLR (arXiv 2002.05709 under 2203.11932), which MKDT's paper (2410.02116) shows to fail.
+
+Experts are encoders that learn by SimCLR on real images, students take steps of the same loss on two random views of each image
+of the set. Both are random beyond their batches, and their gradients depend on which images meet in a batch.
+"""
+
+from dataclasses import dataclass
+
+from distillery.methods.base import register
+from distillery.methods.mtt import TINY
+from distillery.methods.self_supervised import StudentTrajectories, contrast
+from distillery.methods.trajectories import TrajectorySettings
+from distillery.training.contrastive import two_views_apart
+from distillery.training.views import Views
+
+
+@dataclass(frozen=True, kw_only=True)
+class MTTSSLSettings(TrajectorySettings):
+    """Settings of MTT-SSL; `views` are those of experts, students and pre-training."""
+
+    expert_weight_decay: float
+    views: Views = Views()
+
+
+_CELL = {"student_steps": 10, "expert_epochs": 2, "max_start_epoch": 1, "lr_images": 1000}
+
+
+@register
+class MTTSSL(StudentTrajectories):
+    """Trajectories of encoders that learn by SimCLR, from random images.
+
+    Published for Figure 1 of the paper alone (500 images of CIFAR-100): optimizer and batch of the experts, N, M, start epoch and rate
+    of the pixels; the rest and all other cells are MKDT's.
+    """
+
+    name, paper, loss = "MTT-SSL", "2410.02116", "simclr"
+    source = "paper: Figure 1 of arXiv 2410.02116"
+    Settings = MTTSSLSettings
+    common = {
+        "iterations": 5000, "momentum": 0.5, "optimizer": "Adam", "expert_lr": 1e-3, "expert_weight_decay": 1e-6,
+        "expert_batch": 1024, "expert_training_epochs": 20, "experts": 100, "student_batch": 256, "lr_step_size": 1e-4,
+        "step_size": 0.1, "gradient": "exact", "normalization": "published",
+    }  # fmt: skip
+    published = {
+        "cifar10": {100: _CELL, 250: _CELL},
+        "cifar100": {10: _CELL, 25: _CELL},
+        "tiny-imagenet": {10: _CELL | TINY, 25: _CELL | TINY},
+    }
+
+    def options(self, job) -> dict:
+        return {"loss": two_views_apart, "views": job.settings.views, "transform": job.source.transform}
+
+    def train(self, job, network, source, protocol, stream, steps_of: int) -> tuple:
+        """SimCLR, as its experts learn."""
+        transform, seed = job.experiment.real.transform, job.recipe.seed
+        return *contrast(network, source, protocol, stream, steps_of, job.settings.views, transform, seed), {}

@@ -1,0 +1,164 @@
+"""What an encoder is pre-trained on where there are no labels: what methods share, and the rows beside them.
+
+Real images come with a teacher's embeddings in place of labels (`encoders.regression_set`). An encoder learns to regress those of the
+set, or learns by SimCLR without them; a protocol then fits linear probes on few labels of some tasks.
+
+| method | images | what an encoder learns on them |
+|---|---|---|
+| none | - | nothing |
+| random, k-means, high loss, whole | real | the teacher's embeddings, by squared error |
+| random, self-supervised | real | SimCLR, without the teacher |
+| MKDT | distilled by matching the students' trajectories | their targets |
+| KRR-ST | distilled by kernel ridge regression | their learned targets |
+| MTT-SSL | distilled by matching trajectories of SimCLR | SimCLR |
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from distillery.checks import InputError
+from distillery.encoders.teacher import SIMCLR, pretrain
+from distillery.methods.base import Made, Method, Settings, register
+from distillery.methods.trajectories import Trajectories
+from distillery.seeds import split
+from distillery.training import Stats, train
+from distillery.training.contrastive import two_views_apart
+from distillery.training.views import TwoViews, Views
+
+if TYPE_CHECKING:
+    from distillery.experiment import Experiment
+    from distillery.job import Job
+
+
+class WithoutLabels(Method):
+    """A method that makes a set of images with real-valued targets. It may also start from the images that students find hardest."""
+
+    labels = False
+    own_starts = ("high loss",)  # of MKDT
+    iterates = ("last",)
+
+
+class StudentTrajectories(WithoutLabels, Trajectories):
+    """Trajectory matching without labels. Published are sets of 2 and 5% of the images, given as images over classes."""
+
+    judged = None
+    published: dict
+
+    def cell(self, dataset: str, size: int, n: int) -> dict:
+        """The published settings of the nearer of the two published sizes, for `size` images of n."""
+        sizes = sorted(self.published.get(dataset, ()))
+        return super().cell(dataset, sizes[0 if size <= 0.035 * n else -1] if sizes else size, n)
+
+    def augmentation(self, experiment: "Experiment") -> str:
+        """None: the loss of a student is not random but for its batches."""
+        return ""
+
+    def bank_with(self, experiment: "Experiment", own: dict) -> tuple:
+        """How experts are trained under changes of a recipe, and the last epoch that is kept: one bank serves both sizes."""
+        presets, n = experiment.presets, len(experiment.real)
+        both = [self.settings(presets.dataset, size, n, presets.changes, own) for size in (0, n)]
+        return self.training(both[0], experiment), max(one.last_epoch for one in both)
+
+    def bank(self, job: "Job") -> tuple:
+        return self.bank_with(job.experiment, job.recipe.settings)
+
+
+@register
+class Untrained(Method):
+    """No pre-training: networks as they are drawn, which every set has to beat."""
+
+    name, kind, labels, makes_set, prunes = "none", "no pre-training", False, False, False
+
+    def check(self, recipe) -> None:
+        super().check(recipe)
+        if recipe.size or recipe.evaluate.equal_steps:
+            raise InputError(
+                f"size: {recipe.size} with {self.name!r}, which sees no images; accepted: 0, and its own steps"
+            )
+
+    def train(self, job: "Job", network, source, protocol, stream, steps_of: int) -> tuple:
+        params = network.init(stream, protocol.networks)
+        return {name: value.to(job.experiment.device) for name, value in params.items()}, Stats(), {}
+
+
+@register
+class SelfSupervised(Method):
+    """Random images on which encoders learn by SimCLR as teachers do, without a teacher.
+
+    They see as many images as the protocol's passes over the set, or, with equal steps, over all images.
+    """
+
+    name, kind, labels = "random, self-supervised", "selection", False
+
+    @dataclass(frozen=True)
+    class Settings(Settings):
+        views: Views = Views()
+
+    def make(self, job: "Job") -> Made:
+        return Made(job.packed(job.chosen("random")))
+
+    def train(self, job: "Job", network, source, protocol, stream, steps_of: int) -> tuple:
+        # as bytes: views are made before standardization
+        images = job.experiment.real.images.subset(job.chosen("random"))
+        batch = min(SIMCLR.batch, len(images))
+        steps = len(images) // batch  # of a pass
+        epochs = max(1, round(protocol.epochs * (steps_of or len(images)) / (steps * batch)))
+        warmup = min(SIMCLR.warmup, epochs - 1)
+        how = replace(SIMCLR, epochs=epochs, batch=batch, warmup=warmup, views=job.settings.views, seed=job.recipe.seed)
+        return pretrain(network, images, how, protocol.networks), Stats(steps=epochs * steps), {}
+
+
+def contrast(
+    network, source, protocol, stream, steps_of: int, views: Views, transform, seed: int
+) -> tuple[dict[str, Tensor], Stats]:
+    """Encoders trained on a set by SimCLR under a protocol's optimizer, their output taken for the projection.
+
+    source     standardized images; `transform` standardized them, None = nothing did
+    """
+    k, steps = protocol.networks, protocol.optimizer(steps_of or len(source))[1]
+    first, order = split(stream, 2)
+    params = {name: value.to(source.images.device) for name, value in network.init(first, k).items()}
+    return train(
+        network,
+        params,
+        TwoViews(Pixels.of(source.images, transform), views, seed),
+        two_views_apart,
+        protocol.optimizer(len(source))[0],
+        generator=order,
+        steps=steps,
+        batch=min(protocol.batch, len(source)),
+        whole_batches=True,
+        chunk=k,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """Made images behind what `TwoViews` asks of an ImageSet.
+
+    pixels     (M, C, H, W) float, in [0, 1] but for what distillation moved out of it
+    transform  what standardizes them
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    transform: object = None
+
+    @staticmethod
+    def of(images: Tensor, transform) -> "Pixels":
+        """From standardized images."""
+        pixels = transform.inverse(images) if transform else images
+        return Pixels(pixels, torch.zeros(len(images), dtype=torch.int64, device=images.device), transform)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.pixels.shape[1:])
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.pixels[indices]
