@@ -103,7 +103,7 @@ def test_first_order_is_second_order_close(host, strategy):
     objective, context, made, real, weights = problem(host, 1, strategy, "partition2")
     real = real[:, :1] + 0.02 * (real - real[:, :1])  # a small spread around one image
     exact = treatment_effects(objective, context, made, real, weights)
-    probed = treatment_effects_probed(objective, context, made, real, weights, 4000, generator(0, "probes"))
+    probed = treatment_effects_probed(objective, context, made, real, weights, 1000, generator(0, "probes"))
     seen = exact > 0
     assert torch.allclose(probed[seen], exact[seen], rtol=0.12)
 

@@ -1,6 +1,7 @@
 """A sweep: grids are checked before anything starts, cells run apart, and what is done is not done again."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -13,26 +14,37 @@ from distillery.notebook import sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 BODY = """
-import os, signal, time
-from pathlib import Path
+import os
 from distillery.notebook import parameters
 from distillery.report import records
 P = parameters.settings(globals())
 folder = parameters.results_root(P.results_dir)
-(folder / f"start {time.time()} {os.environ['OMP_NUM_THREADS']} {P.budget_minutes}").touch()
+(folder / f"start 0 {os.environ['OMP_NUM_THREADS']} {P.budget_minutes}").touch()
 if P.fail == "crash":
     raise RuntimeError("it broke")
-if P.fail == "papermill":
-    os.kill(os.getppid(), signal.SIGKILL)
-    time.sleep(60)
-if P.fail == "worker" and len(list(folder.glob("start *"))) == 1:
-    worker = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(worker, signal.SIGKILL)
-    time.sleep(60)
 claim = records.claim("c", "ours is better", "nobody", [[0.9], [0.92]], [[0.1], [0.11]], against="random")
 records.write(folder / P.scale / "tiny" / "made-up" / "record.json", notebook="tiny", key=records.record_key("tiny", vars(P)),
               scale=P.scale, parameters=vars(P), claims=[claim], rows=[], costs={},
               data={"label": "made-up"}, missing=[])
+"""
+# in place of `distillery run NOTEBOOK -f FILE`: it notes its start, fails as asked, or leaves the record that is laid out for it
+STUB = """
+import os, shutil, signal, time
+from pathlib import Path
+import yaml
+given, folder = yaml.safe_load(Path(sys.argv[4]).read_text()), Path(sys.argv[4]).parent
+mark = f"start {time.time()} {os.environ['OMP_NUM_THREADS']} {given.get('budget_minutes', 0.0)}"
+(folder / mark).write_text(f"{os.getpid()} {sys.argv[1]} {sys.argv[3]}")
+if given["fail"] == "crash":
+    sys.exit("error: cell 3: RuntimeError: it broke")
+if given["fail"] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if given["fail"] == "worker" and len(list(folder.glob("start *"))) == 1:
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+record = folder / "smoke" / "tiny" / "made-up" / "record.json"
+record.parent.mkdir(parents=True)
+shutil.copy(folder.parent.parent.parent.parent / "laid out" / folder.name, record)
 """
 
 
@@ -53,6 +65,21 @@ def grid(tmp_path, tiny_notebook):
 
 def cells(path):
     return sweep.read(path, cli._find)[1]
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Run STUB in place of notebooks; call it with a grid to lay out the records that its cells leave."""
+    monkeypatch.setattr(sweep, "COMMAND", sweep.TIED + STUB)
+    claim = report.claim("c", "ours is better", "nobody", [[0.9], [0.92]], [[0.1], [0.11]], against="random")
+
+    def lay_out(path):
+        for cell in cells(path):
+            made = {"parameters": {}, "claims": [claim], "rows": [], "costs": {}, "data": {}, "missing": []}
+            report.write(path.parent / "laid out" / cell.name, notebook="tiny", key=cell.key, scale="smoke", **made)
+        return path
+
+    return lay_out
 
 
 def summary(path):
@@ -133,9 +160,8 @@ def test_an_unknown_engine_is_refused(grid, capsys):
     assert "'cluster'" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_failures_stay_in_their_cell_and_what_is_done_is_not_redone(grid, capfd):
-    path = grid({"fail": ["crash", "", "papermill"]})
+def test_failures_stay_in_their_cell_and_what_is_done_is_not_redone(grid, stub, capfd):
+    path = stub(grid({"fail": ["crash", "", "killed"]}))
     assert cli.main(["sweep", str(path)]) == 1
     out, err = capfd.readouterr()
     crash, good, killed = summary(path)
@@ -144,13 +170,16 @@ def test_failures_stay_in_their_cell_and_what_is_done_is_not_redone(grid, capfd)
     assert good["headline"].startswith("ours is better: direction reproduced, 91.0")
     assert (path.parent / "results" / "sweeps" / "mine" / good["record"]).is_file()
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 2 and "fail=crash" in errors[0] and "fail=papermill" in errors[1]
+    assert len(errors) == 2 and "fail=crash" in errors[0] and "fail=killed" in errors[1]
     assert "2 failed" in out and "1 done" in out
     assert [name for name, *_ in starts(path)] == [one["cell"] for one in (crash, good, killed)]
+    assert all(threads == torch.get_num_threads() and minutes == 0 for _, threads, minutes in starts(path))
 
-    grid({"fail": [""]})
+    assert cli.main(["sweep", str(path)]) == 1
+    assert [name for name, *_ in starts(path)[3:]] == [crash["cell"], killed["cell"]]  # those that failed, once more
+    stub(grid({"fail": [""]}))
     assert cli.main(["sweep", str(path), "--budget", "30m"]) == 0
-    assert len(starts(path)) == 3  # nothing was started
+    assert len(starts(path)) == 5  # nothing was started
     grid({"fail": [""]}, {"rate": 0.2})  # the record is of other parameters
     [cell] = cells(path)
     assert cell.record() is None and cell.state()["status"] != "done"
@@ -191,15 +220,24 @@ def test_a_spent_budget_starts_nothing(grid, capsys):
     assert "2 not run" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_on_ray_a_killed_worker_does_not_lose_its_cell(grid, ray):
-    path = grid({"fail": ["worker", ""]})
+def test_a_budget_goes_to_the_cells(grid, stub):
+    path = stub(grid({"seed": [0, 1]}, {"fail": ""}))
+    assert cli.main(["sweep", str(path), "--budget", "30m"]) == 0
+    minutes = [left for _, _, left in starts(path)]
+    assert len(minutes) == 2 and 0 < minutes[1] < minutes[0] <= 30
+
+
+def test_on_ray_a_killed_worker_does_not_lose_its_cell(grid, stub, ray):
+    path = stub(grid({"fail": ["worker", ""]}))
     assert cli.main(["sweep", str(path), "--engine", "ray", "--budget", "30m"]) == 0
     assert [one["status"] for one in summary(path)] == ["done", "done"]
     found = starts(path)
     assert sorted(name for name, *_ in found) == ["tiny,fail=", "tiny,fail=worker", "tiny,fail=worker"]
     assert all(threads == torch.get_num_threads() and 0 < minutes <= 30 for _, threads, minutes in found)
     assert not [*path.parent.rglob("*.lock")]
+    if sys.platform == "linux":  # a cell ends with the worker that started it
+        for mark in path.parent.rglob("start *"):
+            assert not Path(f"/proc/{mark.read_text().split()[0]}").exists()
 
 
 def test_the_example_is_a_grid():
@@ -208,23 +246,15 @@ def test_the_example_is_a_grid():
 
 
 @pytest.mark.slow
-def test_a_real_sweep(grid):
-    short = {
-        "n_seeds": 2,
-        "networks": 2,
-        "width": 8,
-        "evaluation_epochs": 2,
-        "score_trials": 2,
-        "score_epochs": 1,
-        "steps_dm": 2,
-        "steps_dc": 2,
-        "epochs_whole": 2,
-        "per_class": 30,
-        "ipc": 1,
-    }
-    path = grid({"seed": [0]}, short, notebook="00_quickstart")
-    assert cli.main(["sweep", str(path)]) == 0
-    [cell] = summary(path)
-    assert cell["status"] == "done" and "random images" in cell["headline"]
+def test_a_real_sweep(grid, capfd):
+    path = grid({"fail": ["crash", ""]})
+    assert cli.main(["sweep", str(path), "--budget", "30m"]) == 1
+    assert "fail=crash" in capfd.readouterr().err
+    crash, good = summary(path)
+    assert [one["status"] for one in (crash, good)] == ["failed", "done"]
+    assert "cell 3: RuntimeError: it broke" in crash["error"] and good["headline"].startswith("ours is better")
+    found = starts(path)
+    assert len(found) == 2 and all(n == torch.get_num_threads() and 0 < minutes <= 30 for _, n, minutes in found)
     began = time.monotonic()
-    assert cli.main(["sweep", str(path)]) == 0 and time.monotonic() - began < 20
+    grid({"fail": [""]})
+    assert cli.main(["sweep", str(path)]) == 0 and time.monotonic() - began < 20 and starts(path) == found

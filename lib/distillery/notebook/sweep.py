@@ -27,14 +27,13 @@ from distillery.checks import InputError
 from distillery.lock import lock
 from distillery.notebook import parameters
 
-# `distillery`, ending with the worker that started it (Linux; 1 = PR_SET_PDEATHSIG), so that a cell never runs twice
-COMMAND = """
+# ends a program with the worker that started it, so that a cell never runs twice (Linux; 1 = PR_SET_PDEATHSIG)
+TIED = """
 import ctypes, sys
 libc = ctypes.CDLL(None)
 hasattr(libc, "prctl") and libc.prctl(1, 9)
-from distillery.cli import main
-sys.exit(main())
 """
+COMMAND = TIED + "from distillery.cli import main\nsys.exit(main())"  # what Python runs for a cell: `distillery`
 STATES = ("done", "incomplete", "failed", "not run")
 
 
@@ -146,13 +145,13 @@ def run(folder: Path, cells: list[Cell], where: str = "local", minutes: float = 
     for cell in todo:
         cell.log.unlink(missing_ok=True)
     _summary(folder, cells)
-    threads = torch.get_num_threads()
+    threads, command = torch.get_num_threads(), COMMAND
     with suppress(engine.WorkerDied):  # told by its log
-        engine.map(lambda cell: _run(cell, until, threads), todo, where, cpus=threads, gpus=gpus)
+        engine.map(lambda cell: _run(cell, until, threads, command), todo, where, cpus=threads, gpus=gpus)
     return _summary(folder, cells)
 
 
-def _run(cell: Cell, until: float, threads: int) -> None:
+def _run(cell: Cell, until: float, threads: int, command: str) -> None:
     with lock(cell.folder / "cell.lock", wait=True):
         left = (until - time.time()) / 60
         if left <= 0 or cell.state()["status"] == "done":
@@ -161,7 +160,7 @@ def _run(cell: Cell, until: float, threads: int) -> None:
         if cell.limited and left < float("inf"):
             given["budget_minutes"] = min(left, given.get("budget_minutes") or left)
         chosen = store.write_bytes(cell.folder / "parameters.yaml", yaml.safe_dump(given).encode())
-        words = [sys.executable, "-c", COMMAND, "run", str(cell.notebook), "-f", str(chosen)]
+        words = [sys.executable, "-c", command, "run", str(cell.notebook), "-f", str(chosen)]
         library = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
