@@ -1,4 +1,4 @@
-"""Students that regress a teacher's targets: how they are stored and refused, their high-loss images, and their matching."""
+"""MKDT: students that regress a teacher's targets, their high-loss images, their matching, and published settings."""
 
 import math
 import weakref
@@ -12,11 +12,17 @@ from distillery import experts as ex
 from distillery.data import ImageSet, TensorSource
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
-from distillery.encoders.students import RegressionSet, high_loss, high_loss_plain, losses
+from distillery.encoders.regression_set import RegressionSet
+from distillery.evaluation import Probing
+from distillery.experiment import Experiment, Presets
 from distillery.experts import Experts
-from distillery.matching.trajectory import Flat, Starts, TrajectoryMatching, student, sweep, sweep_plain
+from distillery.matching.trajectory import Flat, StartEpochs, TrajectoryMatching, student, sweep, sweep_plain
+from distillery.methods import METHODS
+from distillery.methods.mkdt import high_loss, high_loss_plain, losses, published_probe
 from distillery.networks import ConvNet, ModuleNetwork
 from distillery.networks.encoder import Encoder
+from distillery.recipe import Recipe
+from distillery.runs import Runs
 from distillery.sampling import Uniform
 from distillery.seeds import generator, split
 from distillery.training import squared_error, train
@@ -213,7 +219,7 @@ def problem(images, n=3, *, learn=True, net=None, step_size=0.1):
     """Arguments of `sweep` as the objective makes them, with its network and its first set of six images."""
     net = net or network(activation="swish")
     matching = TrajectoryMatching(
-        net, bank(images, net), n, 2, Starts(0, 2), batch=4, loss=squared_error, targets=learn
+        net, bank(images, net), n, 2, StartEpochs(0, 2), batch=4, loss=squared_error, targets=learn
     )
     synthetic = Synthetic(
         {
@@ -252,7 +258,7 @@ def test_one_step_of_linear_regression_in_closed_form():
     start, target = normal(2, 4, dtype=F64, seed=2), normal(2, 4, dtype=F64, seed=3)  # (D, inputs and bias)
     ends = [{"1.weight": v[None, :, :3], "1.bias": v[None, :, 3]} for v in (start, target)]
     students = Experts({name: torch.stack([end[name] for end in ends], 1) for name in ends[0]})
-    matching = TrajectoryMatching(net, students, 1, 1, Starts(0, 1), loss=squared_error, targets=True)
+    matching = TrajectoryMatching(net, students, 1, 1, StartEpochs(0, 1), loss=squared_error, targets=True)
     synthetic = Synthetic({"images": x.view(4, 3, 1, 1), "targets": z, "step_size": torch.tensor(eta, dtype=F64)})
     state = matching.start(synthetic, generator(0, "start"))
     found, _, log = matching.step(synthetic, state, None, generator(0, "step"))
@@ -322,7 +328,7 @@ def test_batches_pass_through_the_set_without_replacement(tiny):
     """1000 images in batches of 256 and the rest, as published; a smaller set at once."""
     net = network()
     matching = TrajectoryMatching(
-        net, bank(tiny, net), 8, 2, Starts(0, 2), batch=256, oversize="all", loss=squared_error
+        net, bank(tiny, net), 8, 2, StartEpochs(0, 2), batch=256, oversize="all", loss=squared_error
     )
     for m, sizes in ((1000, [256, 256, 256, 232] * 2), (6, [6] * 8)):
         synthetic = Synthetic({"images": torch.zeros(m, 1, 8, 8), "targets": torch.zeros(m, WIDTH)})
@@ -340,7 +346,9 @@ def test_a_distillation_comes_nearer_and_learns_what_it_shall(tiny, tmp_path, le
     students = made(tmp_path, source, 3)
     part = source.subset(high_loss(network(), students, source, 8))
     start = Synthetic({"images": part.batch(torch.arange(8)), "targets": part.targets, "step_size": torch.tensor(0.1)})
-    matching = TrajectoryMatching(network(), students, 6, 2, Starts(0, 2), batch=4, loss=squared_error, targets=learn)
+    matching = TrajectoryMatching(
+        network(), students, 6, 2, StartEpochs(0, 2), batch=4, loss=squared_error, targets=learn
+    )
     rates = {"images": Optimizer(10.0, 0.5), "step_size": Optimizer(1e-4, 0.5)}
     rates |= {"targets": Optimizer(1.0, 0.5)} if learn else {}
     done = distill(start, matching, tiny, Uniform(tiny.targets), rates, 40, generator(0, "distill"))
@@ -359,4 +367,64 @@ def test_targets_that_do_not_fit_are_refused(tiny, refused):
     with refused("(6,)", "(6, 5)"):
         matching.start(synthetic.replace(targets=torch.zeros(6, dtype=torch.int64)), generator(0, "x"))
     with refused("labels, targets"):
-        TrajectoryMatching(network(), matching.experts, 1, 1, Starts(0, 1), labels=True, targets=True)
+        TrajectoryMatching(network(), matching.experts, 1, 1, StartEpochs(0, 1), labels=True, targets=True)
+
+
+# Published settings
+
+
+@pytest.mark.parametrize(
+    "dataset, images, expected",
+    [
+        ("cifar10", 1000, {"student_steps": 40, "expert_epochs": 2, "max_start_epoch": 5, "lr_images": 1000, "student_batch": 256}),
+        ("cifar100", 1000, {"student_steps": 40, "max_start_epoch": 2, "lr_images": 1000, "step_size": 0.1}),
+        ("cifar100", 2500, {"max_start_epoch": 5, "lr_images": 10000, "learned": False, "lr_step_size": 1e-4}),
+        ("tiny-imagenet", 5000, {"student_steps": 10, "max_start_epoch": 2, "lr_images": 100000}),
+    ],
+)  # fmt: skip
+def test_some_cells_by_hand(dataset, images, expected):
+    settings = METHODS["MKDT"].settings(dataset, images, 100_000 if dataset == "tiny-imagenet" else 50_000)
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+def test_the_nearer_published_size_is_taken():
+    """2 and 5% of the images: below and above 3.5%."""
+    method = METHODS["MKDT"]
+    found = [method.settings("cifar100", size, 50_000).max_start_epoch for size in (1, 1000, 1750, 1751, 2500, 9000)]
+    assert found == [2, 2, 2, 5, 5, 5]
+
+
+@pytest.mark.parametrize("dataset, last", [("cifar10", 6), ("cifar100", 6), ("tiny-imagenet", 3)])
+def test_one_bank_serves_both_sizes_and_no_epoch_is_trained_that_is_not_read(dataset, last, tiny, tmp_path):
+    presets = Presets(dataset, {"expert_seed": 7})
+    here = Experiment(regression(tiny), network(), Probing(), Runs(tmp_path), presets=presets)
+    for size in (1, 20):
+        bank = METHODS["MKDT"].bank(here.job(Recipe("MKDT", size, 0)))
+        assert bank == (ex.Training(100, SGD(0.1, 0.9, 1e-4), 256, "", 7, loss="squared error"), last)
+
+
+def test_settings_become_an_objective(tiny, tmp_path):
+    """Fixed targets, as in the paper, unless it is told to learn them."""
+    changes = {"experts": 2, "max_start_epoch": 1, "expert_batch": 8}
+    here = Experiment(regression(tiny), network(), Probing(), Runs(tmp_path), presets=Presets("cifar100", changes))
+    for learned, names in ((False, ("images", "step_size")), (True, ("images", "step_size", "targets"))):
+        job = here.job(Recipe("MKDT", 5, 0, settings={"learned": learned}))
+        made = job.method.matching(job)
+        assert made.learns == tuple(job.method.optimizers(job)) == names
+        assert made.loss is squared_error and made.augmentation == "" and made.threshold == math.inf
+        assert (made.student_steps, made.expert_epochs, made.batch) == (40, 2, 256)
+        assert made.start_epochs == StartEpochs(0, 1)
+
+
+def test_published_probes_by_hand():
+    assert published_probe("cifar10", "2%", "1%", "cifar10", "MKDT") == {
+        "mean": pytest.approx(0.4436),
+        "std": pytest.approx(0.0161),
+    }
+    assert published_probe("cifar10", "5%", "5%", "cifar10", "random")["mean"] == pytest.approx(0.4813)
+    whole = published_probe("cifar100", "5%", "5%", "cifar100", "whole")
+    assert whole == published_probe("cifar100", "2%", "5%", "cifar100", "whole") and whole["mean"] == pytest.approx(
+        0.3578
+    )
+    assert published_probe("cifar10", "3%", "1%", "cifar10", "MKDT") is None
+    assert published_probe("folder", "2%", "1%", "x", "MKDT") is None
