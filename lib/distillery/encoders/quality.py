@@ -91,3 +91,12 @@ def gate(teacher: Quality, random: Quality, margin: float = 0.05) -> float:
                 f"teacher: {name} accuracy {ours:.3f}, a random encoder's {theirs:.3f}; accepted: {margin:g} above it or more"
             )
     return min(teacher.knn - random.knn, teacher.probe - random.probe)
+
+
+def closed(teacher: Quality, random: Quality, margin: float = 0.05) -> str:
+    """Why the gate is closed, in words; '' = it is open."""
+    try:
+        gate(teacher, random, margin)
+    except RunFailed as error:
+        return str(error).split(";")[0]
+    return ""
