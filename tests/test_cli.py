@@ -18,18 +18,17 @@ from distillery.notebook.types import Count, Device
 ROOT = Path(__file__).resolve().parents[1]
 BODY = """
 import os
-from distillery.checks import InputError
-from distillery.notebook import parameters
-from distillery.notebook.types import Count, Device
-from distillery.report import records
-P = parameters.settings(globals())
-if P.fail == "input":
+if fail == "input":
+    from distillery.checks import InputError
     raise InputError("rate: 7 is not accepted; accepted: less")
-if P.fail == "crash":
+if fail == "crash":
     raise RuntimeError("first line\\nsecond line")
-if P.fail == "die":
+if fail == "die":
     os._exit(9)
-if P.fail != "no record":
+if fail != "no record":
+    from distillery.notebook import parameters
+    from distillery.report import records
+    P = parameters.settings(globals())
     folder = parameters.results_root(P.results_dir) / P.scale / "tiny" / "made-up"
     (folder / "starts").mkdir(parents=True, exist_ok=True)
     (folder / "starts" / str(os.getpid())).touch()
@@ -44,13 +43,25 @@ def tiny(tiny_notebook):
     return tiny_notebook(BODY)
 
 
-def run(*words):
-    """Run the command as a user does: its own process, so a traceback would be seen."""
-    done = subprocess.run(
-        [sys.executable, "-m", "distillery", *map(str, words)], capture_output=True, text=True, cwd=ROOT / "lib"
-    )
+@pytest.fixture
+def run(capfd):
+    """(exit code, stdout, lines of stderr that tell an error) of a command, called in this process."""
+
+    def call(*words):
+        code = cli.main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err, err
+        return code, out, [line for line in err.splitlines() if line.startswith("error: ")]
+
+    return call
+
+
+def apart(*words):
+    """`run` as a user does: in a process of its own."""
+    words = [sys.executable, "-m", "distillery", *map(str, words)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT / "lib")
     assert "Traceback" not in done.stderr, done.stderr
-    return (done.returncode, done.stdout, [line for line in done.stderr.splitlines() if line.startswith("error: ")])
+    return done.returncode, done.stdout, [line for line in done.stderr.splitlines() if line.startswith("error: ")]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +89,7 @@ def test_unknown_notebook(capsys):
     assert "00_quickstart" in capsys.readouterr().err
 
 
-def test_done_by_its_record_and_only_once(tiny):
+def test_done_by_its_record_and_only_once(tiny, run):
     code, out, _ = run("run", tiny, "-p", "ipc", "1,10", "-p", "rate", "1e-3")
     assert code == 0 and "ours is better" in out and "direction reproduced" in out
     folder = tiny.parent / "results" / "smoke" / "tiny"
@@ -92,8 +103,8 @@ def test_done_by_its_record_and_only_once(tiny):
 
 
 @pytest.mark.parametrize("fail, code", [("input", 2), ("crash", 1), ("die", 1), ("no record", 1)])
-def test_failures_are_one_line(tiny, fail, code):
-    got, _, errors = run("run", tiny, "-p", "fail", fail)
+def test_failures_are_one_line(tiny, run, fail, code):
+    got, _, errors = (apart if fail == "die" else run)("run", tiny, "-p", "fail", fail)
     assert got == code and len(errors) == 1
     if fail == "input":
         assert errors[0] == "error: rate: 7 is not accepted; accepted: less"
@@ -104,32 +115,22 @@ def test_report_without_records(tmp_path, capsys):
     assert "no record" in capsys.readouterr().err
 
 
-def test_report_writes_between_markers(tiny, tmp_path):
-    row = report.claim("c", "it holds", "nobody", None, None, against="random")
+def test_report_renews_what_is_generated(tmp_path, monkeypatch, capsys):
+    claims = [report.claim("c", "it holds", "nobody", None, None, against="random")]
+    more = {"parameters": {}, "rows": [], "costs": {}, "data": {"label": "x", "train": 9}, "missing": []}
     folder = tmp_path / "results" / "small" / "tiny" / "x"
-    report.write(
-        folder / "record.json",
-        notebook="tiny",
-        key="k",
-        scale="small",
-        parameters={},
-        claims=[row],
-        rows=[],
-        costs={},
-        data={"label": "x"},
-        missing=[],
-    )
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- claims: generated -->\nstale\n<!-- claims: end -->\nafter\n")
-    assert cli.main(["report", "--write", str(page)]) == 0
+    report.write(folder / "record.json", notebook="tiny", key="k", scale="small", claims=claims, **more)
+    (tmp_path / "results" / "headlines.yaml").write_text("[{notebook: tiny, claim: c, paper: much}]")
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- headlines: generated -->\nstale\n<!-- headlines: end -->\nafter\n")
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    assert cli.main(["report", "--write"]) == 0
     text = page.read_text()
-    assert (
-        "it holds" in text
-        and "not run" in text
-        and "stale" not in text
-        and text.startswith("before")
-        and text.endswith("after\n")
-    )
+    assert "it holds" in text and "not run" in text and "much" in text and "stale" not in text
+    assert text.startswith("before") and text.endswith("after\n")
+    assert "it holds" in (tmp_path / "results" / "tiny.md").read_text()
+    assert "wrote README.md" in capsys.readouterr().out
+    assert cli.main(["report", "--write"]) == 0 and "nothing changed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def class_folders(root, mode, size, seed=0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode, size", [("L", (28, 28)), ("RGB", (48, 40))])
-def test_quickstart_on_folders_nobody_tuned_for(tmp_path, mode, size):
+def test_quickstart_on_folders_nobody_tuned_for(tmp_path, run, mode, size):
     class_folders(tmp_path / "images", mode, size)
     short = {
         "n_seeds": 2,
@@ -202,7 +203,7 @@ def test_quickstart_on_folders_nobody_tuned_for(tmp_path, mode, size):
     )
     assert code == 0, (out, errors)
     record = json.loads((tmp_path / "results" / "smoke" / "00_quickstart" / "images" / "record.json").read_text())
-    assert record["data"]["train"] > 0 and not record["missing"]
+    assert record["data"]["train"] > 0 and not record["missing"] and "random images" in record["claims"][0]["statement"]
     assert str(tmp_path) not in json.dumps(record)
     if max(size) > 16:
         assert "shrunk" in " ".join(record["data"]["notes"])
