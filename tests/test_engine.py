@@ -12,18 +12,20 @@ import torch
 from distillery import engine, store
 from distillery.checks import InputError
 from distillery.evaluation import Protocol
+from distillery.experiment import Experiment
 from distillery.networks import ConvNet
-from distillery.notebook import parameters
-from distillery.pipeline import Bench
-from distillery.recipes import Recipe
+from distillery.notebook import parameters, types
+from distillery.recipe import Evaluate, Prune, Recipe
 from distillery.runs import Runs
+from distillery.scores.cached import ScoreSettings
 from distillery.training.dsa import DSA_NO_FLIP
 
+SHORT = {"steps": 2, "batch": 8}
 RECIPES = [
-    Recipe("DM", 1, 0, keep=0.5, steps=2, batch=8),
+    Recipe("DM", 1, 0, Prune(0.5), settings=SHORT),
     Recipe("herding", 1, 0),
-    Recipe("DM", 1, 0, keep=0.5, steps=2, batch=8, evaluate_on="LeNet"),
-    Recipe("DSA", 1, 0, steps=2, batch=8, initialize="herding"),
+    Recipe("DM", 1, 0, Prune(0.5), settings=SHORT, evaluate=Evaluate(network="LeNet")),
+    Recipe("DSA", 1, 0, start="herding", settings=SHORT),
 ]
 
 
@@ -34,10 +36,10 @@ def splits():
     return load("digits", per_class=30)
 
 
-def bench(splits, folder, **options):
+def experiment(splits, folder, **options):
     network, protocol = ConvNet(splits.train.shape, 10, width=8), Protocol(2, 4)
     runs = Runs(folder, **options)
-    return Bench(splits, network, protocol, runs, augmentation=DSA_NO_FLIP, score_trials=2, score_epochs=1)
+    return Experiment(splits, network, protocol, runs, augmentation=DSA_NO_FLIP, scores=ScoreSettings((2, 1)))
 
 
 def test_local_is_a_loop(refused):
@@ -51,7 +53,7 @@ def test_without_the_extra(monkeypatch, refused):
     with refused("'ray'", 'pip install -e ".[ray]"'):
         engine.map(str, [1], "ray")
     with refused("'ray'"):
-        parameters.check({"engine": "str"}, {"engine": "ray"})
+        parameters.check({"engine": types.Engine}, {"engine": "ray"})
 
 
 class Unwilling:
@@ -119,8 +121,8 @@ def test_the_callers_threads_and_so_its_bits(ray, threads):
         assert n == m == threads and torch.equal(one, two)
 
 
-def test_a_bench_gives_the_same_bits_and_computes_nothing_twice(ray, splits, tmp_path):
-    here, there = bench(splits, tmp_path / "local"), bench(splits, tmp_path / "ray")
+def test_an_experiment_gives_the_same_bits_and_computes_nothing_twice(ray, splits, tmp_path):
+    here, there = experiment(splits, tmp_path / "local"), experiment(splits, tmp_path / "ray")
     local, remote = here.run_all(RECIPES), there.run_all(RECIPES, "ray")
     for one, two in zip(local, remote):
         assert all(one[key] == two[key] for key in ("accuracies", "loss", "artifact", "samples"))
@@ -128,18 +130,18 @@ def test_a_bench_gives_the_same_bits_and_computes_nothing_twice(ray, splits, tmp
         if one["artifact"]:
             same, tensors = here.synthetic(one).tensors, there.synthetic(one).tensors
             assert same.keys() == tensors.keys() and all(torch.equal(same[k], tensors[k]) for k in same)
-    assert there.runs.computed == here.runs.computed == 4 and not there.runs.missing
+    assert there.runs.computed == here.runs.computed == 4 + 3 and not there.runs.missing
     scores = [next((tmp_path / name / "artifacts").glob("scores-*")) for name in ("local", "ray")]
     digests = [store.tensor_digest(store.load_tensors(path)[0]) for path in scores]
-    assert digests[0] == digests[1] and there.scoring.keys() == here.scoring.keys() == {("loss", 0)}
+    assert digests[0] == digests[1] and there.scores.costs.keys() == here.scores.costs.keys() == {("loss", 0)}
     assert not [*tmp_path.rglob("*.lock"), *tmp_path.rglob(".*.tmp")]
-    assert there.run_all(RECIPES, "ray") == remote and there.runs.computed == 4
+    assert there.run_all(RECIPES, "ray") == remote and there.runs.computed == 7
 
 
-def test_a_spent_budget_goes_with_the_bench(ray, splits, tmp_path):
-    late = bench(splits, tmp_path, budget_minutes=1e-9)
+def test_a_spent_budget_goes_with_the_experiment(ray, splits, tmp_path):
+    late = experiment(splits, tmp_path, budget_minutes=1e-9)
     assert late.run_all(RECIPES[1:2], "ray") == [None]
-    assert [one["recipe"]["method"] for one in late.runs.missing] == ["herding"]
+    assert [one["method"] for one in late.runs.missing] == ["herding"]
 
 
 def test_a_pickled_deadline_is_wall_clock(tmp_path):
@@ -154,7 +156,7 @@ def test_images_on_disk_are_refused(ray, splits, tmp_path, refused):
 
     mapped = replace(splits, train=splits.train.lazy())
     with refused("mapped=True"):
-        bench(mapped, tmp_path).run_all(RECIPES[:1], "ray")
+        experiment(mapped, tmp_path).run_all(RECIPES[:1], "ray")
 
 
 def test_what_no_machine_has_is_refused(ray, refused):

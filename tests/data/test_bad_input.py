@@ -11,7 +11,7 @@ from distillery.checks import check_finite, check_fraction, check_positive_int
 from distillery.data import ImageSet, load, synthetic
 from distillery.data.synthetic import Synthetic
 from distillery.notebook import parameters, types
-from distillery.recipes import Recipe
+from distillery.recipe import Prune, Recipe
 from distillery.selection import prune, select
 from distillery.training import dsa
 
@@ -157,12 +157,12 @@ def test_keep_of_more_images_than_a_class_has(tiny, keep, refused):
 @pytest.mark.parametrize("keep", [0, 2.5, -0.5, 1.0001, math.nan, math.inf, "half", True, None])
 def test_keep_of_a_recipe_is_a_fraction_or_a_number_of_images(keep, refused):
     with refused("keep", repr(keep)):
-        Recipe("random", 1, 0, keep=keep)
+        Prune(keep)
 
 
 @pytest.mark.parametrize("ipc", [0, 1.5, -1, "1", True, None])
 def test_ipc_is_a_positive_whole_number(ipc, refused):
-    with refused("ipc", repr(ipc)):
+    with refused("size", repr(ipc)):
         Recipe("DM", ipc, 0)
 
 
@@ -178,14 +178,19 @@ def test_scores_that_are_no_numbers(tiny, refused):
     "options, word",
     [
         ({"method": "MAGIC"}, "MAGIC"),
-        ({"rule": "best"}, "best"),
-        ({"initialize": "zeros"}, "zeros"),
-        ({"method": "random", "initialize": "noise"}, "noise"),
+        ({"start": "zeros"}, "zeros"),
+        ({"method": "random", "start": "noise"}, "noise"),
+        ({"seed": -1}, "-1"),
     ],
 )
 def test_recipes_that_make_no_sense(options, word, refused):
     with refused(word):
-        Recipe(**{"method": "DM", "ipc": 1, "seed": 0} | options)
+        Recipe(**{"method": "DM", "size": 1, "seed": 0} | options)
+
+
+def test_a_rule_that_is_none(refused):
+    with refused("best"):
+        Prune(0.5, "best")
 
 
 # Parameters of notebooks

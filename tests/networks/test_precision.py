@@ -204,6 +204,6 @@ def test_images_at_once_follow_shapes():
 
 def test_importing_the_package_is_importing_torch():
     """The compiler, Ray and the plotting stack wait until they are asked for."""
-    code = "import sys, distillery.pipeline, distillery.cli; print(*sorted(m for m in sys.modules if '.' not in m))"
+    code = "import sys, distillery.experiment, distillery.cli; print(*sorted(m for m in sys.modules if '.' not in m))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"ray", "IPython", "papermill", "pandas"} & set(loaded), loaded
