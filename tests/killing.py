@@ -20,10 +20,7 @@ from distillery import store
 from distillery.data import ImageSet, fit_standardize
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
-from distillery.experts import Experts
 from distillery.matching.distribution import DistributionMatching
-from distillery.matching.gradient import GradientMatching
-from distillery.matching.trajectory import StartEpochs, TrajectoryMatching
 from distillery.networks import ConvNet
 from distillery.sampling import Uniform
 from distillery.seeds import generator
@@ -31,21 +28,11 @@ from distillery.training.dsa import DSA
 from made_up import PixelsAndLabels, Weighted
 
 STEPS = 16
-OBJECTIVES = {
-    "DM": lambda net: DistributionMatching(net, batch=8, augmentation=DSA),
-    "DC": lambda net: GradientMatching(net, updates=4, inner_epochs=2, batch=8),
-    "DSA": lambda net: GradientMatching(net, updates=4, inner_epochs=2, batch=8, augmentation=DSA),
-    "MTT": lambda net: TrajectoryMatching(
-        net, experts(net), 3, 1, StartEpochs(0, 2), batch=4, augmentation=DSA, threshold=1.5
-    ),
-    "made up": PixelsAndLabels,
-}
-
-
-def experts(network) -> Experts:
-    """Three paths of three snapshots that lead somewhere."""
-    first, way = (network.init(generator(seed, "experts"), 3) for seed in (0, 1))
-    return Experts({name: torch.stack([v, v + 0.1 * way[name], v + 0.3 * way[name]], 1) for name, v in first.items()})
+OBJECTIVES = {"made up": PixelsAndLabels, "DM": lambda net: DistributionMatching(net, batch=8, augmentation=DSA)}
+WAYS = {
+    "made up": {"at random": 8, "while writing": 3, "before renaming": 3, "after renaming": 3},
+    "DM": {"at random": 2},
+}  # how, and how often at most, each is killed
 
 
 def run(name: str, folder: Path) -> None:
@@ -56,13 +43,8 @@ def run(name: str, folder: Path) -> None:
     images = ImageSet(pixels, targets, ("a", "b", "c"))
     images = ImageSet(pixels, targets, images.classes, fit_standardize(images))
     chosen = torch.tensor([0, 1, 8, 9, 16, 17])
-    synthetic = Synthetic(
-        {"images": images.batch(chosen), "targets": targets[chosen]}
-        | {"scale": torch.tensor(1.0), "step_size": torch.tensor(0.1)}
-    )
+    synthetic = Synthetic({"images": images.batch(chosen), "targets": targets[chosen], "scale": torch.tensor(1.0)})
     optimizers, sampler = {"images": Optimizer(0.1, 0.5)}, Uniform(targets)
-    if name == "MTT":
-        optimizers["step_size"] = Optimizer(1e-4, 0.5)
     if name == "made up":
         optimizers["scale"] = Optimizer(0.05, kind="adam", schedule="linear")
         sampler = Weighted(targets)
@@ -142,9 +124,10 @@ def until_done(name: str, folder: Path, way: str, seconds: float) -> dict:
     folder.mkdir()
     chance, kills = random.Random(f"{name}/{way}"), 0
     while not (folder / "done.json").exists():
-        if way == "at random" and kills < 8:
+        left = WAYS[name][way] - kills
+        if way == "at random" and left > 0:
             killed = attempt(name, folder, delay=chance.uniform(0.05, 0.35) * seconds)
-        elif way != "at random" and kills < 3:
+        elif left > 0:
             # a checkpoint is two fsyncs (file, folder) and one renaming
             writes = chance.randint(2, 5) * (2 if way == "while writing" else 1) - (way == "while writing")
             killed = attempt(name, folder, way, writes=writes)
@@ -164,7 +147,7 @@ def main(root: Path) -> None:
         attempt(name, folder)
         seconds = time.monotonic() - began
         report[name] = {"unbroken": json.loads((folder / "done.json").read_text())}
-        for way in ("at random", "while writing", "before renaming", "after renaming"):
+        for way in WAYS[name]:
             report[name][way] = until_done(name, folder / way, way, seconds)
     print(json.dumps(report))
 
