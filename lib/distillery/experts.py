@@ -152,7 +152,7 @@ def _make(folder: Path, network, source, training: Training, epochs: int, first:
     def keep(epoch: int, weights: Params, momentum: list[Tensor]) -> None:
         nonlocal began
         now = time.monotonic()
-        _write(path, epoch, weights, momentum, card | {"billed_to": billed_to, "seconds": now - began})
+        _write(path, epoch, weights, momentum, card | {"account": billed_to, "seconds": now - began})
         began = now
 
     with lock(path.with_suffix(".lock")), float32_matmul("float32"):  # weights that will be matched
@@ -224,7 +224,7 @@ def spent(folder: str | Path, network, source, training: Training, epochs: int, 
         path = _path(Path(folder), card)
         for epoch in range(1, min(_stored(path) - 1, epochs) + 1):
             _, found = store.map_tensors(_file(path, epoch))
-            if found.get("billed_to") == billed_to:
+            if found.get("account") == billed_to:
                 seconds += found["seconds"]
                 samples += card["inputs"]["experts"][1] * _seen(source, training)
     return {"seconds": seconds, "samples": samples}
