@@ -72,6 +72,26 @@ def test_rows_claims_figures_files_and_the_record(session, capsys):
     assert again.runs.computed == 0
 
 
+def test_a_view_judges_the_same_sets_in_another_way_and_is_not_paid_again(session):
+    S = session
+    regressed = S.experiment(protocol=Protocol(1, 1, loss="half squared error"))
+    S.row("KIP", "KIP", 1, 2, label="KIP, as networks", experiment=regressed, settings={"steps": 2, "batch": 4})
+    S.view("start", "KIP", "at_start")
+    S.view("end", "KIP", "regression", label="KIP", against="start")
+    assert S.accuracies("end") == [one["regression"] for one in S.results["KIP"]] and S.set_of("end") is not None
+    assert S.summary("end")["difference"]["n_pairs"] == 2 and S.summary("start")["difference"] is None
+    table = S.grid(["from", "start", "end", "else"], {"random": ["start", "end", "nowhere"]}).data
+    assert "| random |" in table and table.rstrip().endswith("| - |")
+    S.record()
+    record = json.loads((S.here / "record.json").read_text())
+    assert [one["method"] for one in record["rows"]] == ["KIP, as networks", "start", "KIP"]
+    assert record["costs"]["samples_all_runs"] == sum(one["samples"] for one in S.results["KIP"])
+
+
+def test_data_are_loaded_with_changes(session):
+    assert max(session.data.train.counts()) <= 12 < min(session.load(per_class=0).train.counts())
+
+
 def test_what_the_budget_leaves_out_is_not_run(tmp_path):
     S = Session("90_tiny", namespace(tmp_path, budget_minutes=1e-9))
     S.row("random", "random", 1, 2)

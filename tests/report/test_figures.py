@@ -90,3 +90,25 @@ def test_names_stand_beside_their_lines_and_do_not_meet(axis, scale):
     assert [text.get_text() for text in axis.texts] == ["a", "b", "c", "d"]
     assert min(b - a for a, b in zip(heights, heights[1:])) > 0.03 and max(heights) <= 1.001
     assert axis.get_ylim() == pytest.approx((1, 100))
+
+
+def test_intervals_are_in_points_and_what_has_not_run_is_left_out(axis):
+    gaps = {
+        "a": {"mean": 0.02, "ci95": [0.01, 0.03], "n_pairs": 2},
+        "b": {"mean": -0.01, "ci95": None, "n_pairs": 1},
+        "c": None,
+    }
+    figures.intervals(axis, gaps, "random")
+    drawn = [line.get_xdata() for line in axis.lines[:-1]]
+    assert np.concatenate(drawn) == pytest.approx([1, 3, 2, -1])
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["a", "b", "c"] and "random" in axis.get_xlabel()
+
+
+def test_regressions_on_the_way_begin_at_the_start():
+    axis = Figure().subfigures(1, 2)[0].subplots()  # a part of a figure
+    rows = [{"at_start": [0.2, 0.4], "curve": [[5, 0.5], [10, last]]} for last in (0.6, 0.8)]
+    figures.on_the_way(axis, {"random": [*rows, None], "not validated": [{"at_start": [0.1]}]})
+    (bars,) = axis.containers
+    assert bars.lines[0].get_xydata() == pytest.approx(np.array([[0, 30], [5, 50], [10, 70]]))
+    low, high = bars.lines[2][0].get_segments()[-1][:, 1]
+    assert (high - low) / 2 == pytest.approx(10)  # the standard error of 60 and 80

@@ -63,12 +63,12 @@ def committed(notebook: str, name: str, root: Path = ROOT / "results") -> list:
 class Shown:
     """Parts of a session that show something of its rows."""
 
-    def bars(self, names: Iterable[str] = (), axis=None, title: str = ""):
-        """Accuracies of rows as bars; returns the figure."""
+    def bars(self, names: Iterable[str] = (), axis=None, title: str = "", colors: dict[str, str] | None = None):
+        """Accuracies of rows as bars; returns the figure. `colors` by label, None = the next ones of the palette."""
         names = [name for name in names or self.rows if name in self.rows]
         drawn = [one for one in map(self.summary, names) if one["accuracies"]]
         axis = axis or plt.figure(figsize=(6.2, 0.7 + 0.34 * max(2, len(drawn)))).subplots()
-        figures.accuracy_bars(axis, drawn)
+        figures.accuracy_bars(axis, drawn, colors)
         axis.set_title(title)
         return axis.figure
 
@@ -97,11 +97,13 @@ class Shown:
         right.suptitle(titles[1])
         return figure
 
-    def save(self, figure, name: str) -> None:
-        """Write a figure to `here` and show it."""
+    def save(self, figure, name: str, committed: bool = False) -> None:
+        """Write a figure to `here` and show it; `committed` also shows the committed figure of the largest scale."""
         data = figures.save(figure, self.here / f"{name}.png").read_bytes()
         plt.close(getattr(figure, "figure", figure))
         display(embedded(data))
+        if committed:
+            self.committed(name)
 
     def show(self, *functions: Callable) -> None:
         """Show the source of functions of the library, such as the plain twin of an equation."""

@@ -16,7 +16,7 @@ scale, results_dir, device, precision, compiled, engine, budget_minutes, progres
 import platform
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -37,7 +37,10 @@ from distillery.scores import files
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: what it is called, its size, what stands beside it, and its recipes by seed, where it has some."""
+    """A row of a table: what it is called, its size, what stands beside it, and its recipes by seed, where it has some.
+
+    view  whether its sets are those of another row, judged in another way, and so paid for there
+    """
 
     label: str
     size: int | None
@@ -45,6 +48,7 @@ class Row:
     against: str
     recipes: list[Recipe] = field(default_factory=list)
     experiment: Experiment | None = None
+    view: bool = False
 
 
 class Session(Standard, Shown):
@@ -116,6 +120,16 @@ class Session(Standard, Shown):
         """Keep a row whose results, by seed, are known already: the best of several, or numbers of another kind."""
         self.rows[name], self.results[name] = Row(label or name, size, published, against or self.against), results
 
+    def view(
+        self, name: str, of: str, by: str, *, label: str = "", published: dict | None = None, against: str = ""
+    ) -> None:
+        """Keep the sets of row `of` as another row, judged by accuracies that their results hold under `by`, such as 'regression'."""
+        row = replace(
+            self.rows[of], label=label or name, published=published, against=against or self.against, view=True
+        )
+        self.rows[name] = row
+        self.results[name] = [one and one | {"accuracies": one[by]} for one in self.results[of]]
+
     def _number(self, recipe: Recipe, name: str) -> dict | None:
         plain = not (recipe.prune or recipe.batches or recipe.start or recipe.evaluate.spec())
         return published(self.published_set, name or recipe.method, recipe.size) if name or plain else None
@@ -154,6 +168,19 @@ class Session(Standard, Shown):
         other = against or self.rows[names[0]].against
         called = self.rows[other].label if other in self.rows else other
         return Markdown(tables.rows_table([self.summary(name, against) for name in names], called))
+
+    def grid(self, head: list[str], lines: dict[str, list[str]]) -> Markdown:
+        """Accuracies in percent, with the deviation over sets, of several rows side by side: what a line is called -> names of rows."""
+        cells = {
+            name: records.measured(self.accuracies(name))
+            for line in lines.values()
+            for name in line
+            if name in self.rows
+        }
+        shown = {name: tables.percent(cell).split(" (")[0] for name, cell in cells.items()}
+        return Markdown(
+            tables.markdown(head, [[called, *(shown.get(one, "-") for one in line)] for called, line in lines.items()])
+        )
 
     def costs(self, names: Iterable[str], against: str) -> Markdown:
         """What sets cost to make, relative to a row: seconds (median) and real images touched; last the score itself."""
@@ -300,7 +327,7 @@ class Session(Standard, Shown):
 
         data  what else it says of the data
         """
-        finished = [result for row in self.results.values() for result in row if result]
+        finished = [one for name, row in self.rows.items() if not row.view for one in self.results[name] if one]
         billed = self.bench.billed(finished)
         passes = [*self.bills, *(bill for one in self.experiments for bill in one.billed_passes)]
         passes = [bill for i, bill in enumerate(passes) if bill not in passes[:i]]  # experiments share stored scores

@@ -27,14 +27,19 @@ class Standard:
 
     # Data and places
 
+    def load(self, **changes) -> Splits:
+        """The data of the standard parameters, with changes such as per_class=0, on the device."""
+        names = ("max_side", "resize", "per_class", "test_per_class", "normalization", "progress")
+        found = load(self.p.dataset, self.p.data_root, seed=self.p.seed, **self._given(*names) | changes)
+        return found.to(parameters.device(self.p.device))
+
     @cached_property
     def data(self) -> Splits:
         """Training, validation and test images, on the device; refused where a class has fewer than the largest ipc."""
-        names = ("max_side", "resize", "per_class", "test_per_class", "normalization", "progress")
-        found = load(self.p.dataset, self.p.data_root, seed=self.p.seed, **self._given(*names))
+        found = self.load()
         if hasattr(self.p, "ipc"):
             check_enough(found.train, max(self.p.ipc))
-        return found.to(parameters.device(self.p.device))
+        return found
 
     @property
     def train(self):
@@ -120,7 +125,9 @@ class Standard:
             "compute": Compute(**self._given("precision", "compiled", "engine", "progress")),
         }
         if hasattr(p, "validations"):
-            defaults["validation"] = Validation(p.validations, p.validation_networks, p.validation_epochs)
+            how = self._given("validation_networks", "validation_epochs")
+            named = {name.removeprefix("validation_"): value for name, value in how.items()}
+            defaults["validation"] = Validation(p.validations, **named)
         made = Experiment(runs=self.runs, presets=presets, **(defaults | parts))
         self.experiments.append(made)
         return made

@@ -104,6 +104,7 @@ Rule = _names("distillery.selection:RULES")
 ScoreName = _names("distillery.scores:SCORES")
 MethodName = _names("distillery.methods:METHODS")
 StartName = _names("distillery.starts:STARTS")
+Space = _names("distillery.scores.cached:SPACES")
 NetworkName = _names("distillery.networks.pool:NAMES")
 
 __all__ = [
@@ -125,6 +126,7 @@ __all__ = [
     "Scale",
     "ScoreName",
     "Share",
+    "Space",
     "StartName",
     "Whole",
 ]

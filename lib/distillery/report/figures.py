@@ -151,6 +151,22 @@ def lines(axis, curves: dict[str, tuple], colors: dict[str, str] | None = None, 
     name_ends(axis, {name: (x[-1], y[-1]) for name, (x, y, *_) in curves.items() if len(x)}, colors)
 
 
+def on_the_way(axis, rows: dict[str, list[dict | None]], colors: dict[str, str] | None = None) -> None:
+    """Draw the accuracy in percent of the regression on a set against its steps: mean and standard error over sets.
+
+    rows  name -> results by seed of a kernel method that is validated: step 0 is 'at_start', on test images, all others are
+          'curve', on validation images
+    """
+    found = {}
+    for name, results in rows.items():
+        if done := [one for one in results if one and one.get("curve")]:
+            y = 100 * np.array([[np.mean(one["at_start"]), *(score for _, score in one["curve"])] for one in done])
+            error = y.std(0, ddof=int(len(done) > 1)) / len(done) ** 0.5
+            found[name] = [0, *(step for step, _ in done[0]["curve"])], y.mean(0), error
+    axis.set(xlabel="steps", ylabel="accuracy of the regression, %")
+    lines(axis, found, colors)
+
+
 def name_ends(axis, ends: dict[str, tuple[float, float]], colors: dict[str, str]) -> None:
     """Write names right of the axis at the heights of their last points, moved apart where they would meet."""
     if not ends:
@@ -159,7 +175,7 @@ def name_ends(axis, ends: dict[str, tuple[float, float]], colors: dict[str, str]
     low, high = axis.get_ylim()
     log = axis.get_yscale() == "log"
     place = (lambda v: np.log(v / low) / np.log(high / low)) if log else (lambda v: (v - low) / (high - low))
-    points = axis.figure.get_figheight() * 72 * 0.72
+    points = axis.figure.bbox.height / axis.figure.dpi * 72 * 0.72  # of a part of a figure too
     gap, at = 11.5 / points, float("-inf")
     heights = {}
     for name in sorted(ends, key=lambda one: ends[one][1]):
