@@ -1,8 +1,12 @@
-"""What the tests make up: easy images; an objective and two samplers that the package does not know."""
+"""What the tests make up: easy images, in memory and on disk; an objective and two samplers that the package does not know."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from distillery import data
 from distillery.sampling import Batch, Uniform
@@ -17,6 +21,52 @@ def blobs(per_class=8, classes=3, shape=(1, 8, 8), seed=0):
     pixels = (0.6 * patterns + 0.4 * noise).flatten(0, 1)
     images = data.ImageSet.of(pixels, torch.arange(classes).repeat_interleave(per_class))
     return replace(images, transform=data.fit_standardize(images))
+
+
+def class_folders(root, mode, size, seed=0):
+    """Three classes of noisy stripes that a network can tell apart."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    for label in range(3):
+        (root / f"class {label}").mkdir(parents=True)
+        for i in range(14):
+            wave = 127 + 90 * np.sin(np.arange(width) * (label + 1) * 6.28 / width + rng.uniform(0, 1))
+            pixels = np.broadcast_to(wave, (height, width))[..., None] + rng.normal(0, 20, (height, width, len(mode)))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8).squeeze(), mode=None).save(
+                root / f"class {label}" / f"{i}.png"
+            )
+
+
+SHORTENED = [
+    *(
+        "-p",
+        "n_seeds",
+        "2",
+        "-p",
+        "networks",
+        "2",
+        "-p",
+        "evaluation_epochs",
+        "3",
+        "-p",
+        "steps_dm",
+        "3",
+        "-p",
+        "steps_dc",
+        "2",
+    ),
+    *("-p", "ipc", "1", "-p", "epochs_whole", "2", "-p", "width", "8"),
+]  # of 00_quickstart
+
+
+def found_in_quickstart(folder: Path, name: str) -> dict:
+    """The record that 00_quickstart left for a folder of images, complete and without a path of this machine."""
+    text = (folder / name / "record.json").read_text()
+    record = json.loads(text)
+    assert record["data"]["train"] > 0 and not record["missing"] and "random images" in record["claims"][0]["statement"]
+    assert str(folder.parents[2]) not in text
+    assert list((folder / "artifacts").iterdir())
+    return record
 
 
 class PixelsAndLabels:

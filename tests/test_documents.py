@@ -1,0 +1,142 @@
+"""What README and CONTRIBUTING show works: every block of code runs, every line of a shell is one, every link leads somewhere."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from distillery import cli, data
+from distillery.data.synthetic import Synthetic, export
+from distillery.evaluation import Protocol
+from distillery.experiment import Experiment
+from distillery.methods import METHODS
+from distillery.networks import ConvNet
+from distillery.notebook import sweep
+from distillery.recipe import Recipe
+from distillery.runs import Runs
+from made_up import SHORTENED, class_folders, found_in_quickstart
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
+NOT_RUN = {"text", "bibtex"}  # diagrams; a citation
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """(language, content) of fenced blocks."""
+    return re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.S | re.M)
+
+
+def lines(block: str) -> list[str]:
+    """Commands of a shell block, without comments."""
+    return [line for line in (line.partition("#")[0].strip() for line in block.splitlines()) if line]
+
+
+PYTHON = [code for language, code in blocks(PAGES["README.md"]) if language == "python"]
+SHELL = [line for language, block in blocks(PAGES["README.md"]) if language == "sh" for line in lines(block)]
+MAKE = [line for line in SHELL if line.startswith("make ")] + re.findall(r"`(make \w+)`", "".join(PAGES.values()))
+COMMANDS = [line for line in SHELL if not line.startswith("make ")]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working folder of a reader: drawn photographs of three classes, a set on disk, a results folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DISTILLERY_RESULTS", str(tmp_path / "results"))
+    class_folders(tmp_path / "photos", "RGB", (48, 40))
+    photos = data.load("folder", "photos", max_side=8).train
+    first = {"images": photos.batch(torch.tensor([0, 12, 24])), "targets": photos.targets[[0, 12, 24]]}
+    export(Synthetic(first, photos.classes), tmp_path / "set.safetensors", {}, photos.transform)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_has_a_language(page):
+    fences = [line for line in PAGES[page].splitlines() if line.startswith("```")]
+    assert len(fences) == 2 * len(blocks(PAGES[page])) and fences[1::2] == ["```"] * (len(fences) // 2)
+    assert {language for language, _ in blocks(PAGES[page])} <= NOT_RUN | {"python", "sh"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", PAGES[page])
+    gone = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert not gone
+
+
+def test_the_readme_is_a_page():
+    assert len(PAGES["README.md"].splitlines()) <= 200
+
+
+@pytest.mark.parametrize("line", MAKE)
+def test_targets_of_make(line):
+    done = subprocess.run([*line.split(), "-n"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.split("\n", 1)[0])
+def test_python(folder, code, capsys, request):
+    before = set(METHODS)
+    request.addfinalizer(lambda: [METHODS.pop(name) for name in set(METHODS) - before])
+    space = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), space)
+    for name in set(METHODS) - before:  # a method of one's own: it runs with the rest
+        splits = data.load("digits", per_class=5)
+        here = Experiment(splits, ConvNet(splits.train.shape, 10, width=4), Protocol(1, 1), Runs(folder / "own"))
+        assert here.run(Recipe(name, 1, 0, settings={"steps": 1, "batch": 4}))["steps"] == 1
+    if "experiment" in space:
+        printed = capsys.readouterr().out.splitlines()
+        assert len(printed) == 3 and space["experiment"].runs.computed == 6
+        assert (
+            all(0 <= value <= 1 for value in space["result"]["accuracies"]) and len(space["result"]["accuracies"]) == 2
+        )
+    if "tensors" in space:
+        assert len(space["images"]) == len(space["targets"]) == 3
+        assert space["images"].min() > -1e-5 and space["images"].max() < 1 + 1e-5
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands(folder, line, monkeypatch, capfd, refused):
+    program, *words = shlex.split(line)
+    assert program == ".venv/bin/distillery"
+    planned = []
+    if words[0] == "sweep":  # planned, not run
+        words[1] = str(ROOT / words[1])
+        monkeypatch.setattr(
+            sweep, "run", lambda _, cells, *more: planned.extend(cells) or [one.state() for one in cells]
+        )
+    if words[0] == "report":
+        monkeypatch.delenv("DISTILLERY_RESULTS")  # the committed records
+    if "-f" in words:  # its data are not here
+        words[words.index("-f") + 1] = str(ROOT / words[words.index("-f") + 1])
+        monkeypatch.setattr(cli, "_execute", lambda notebook, given, results: planned.append(given) or 1)
+    if words[:2] == ["run", "00_quickstart"]:
+        words += SHORTENED
+    code = cli.main(words)
+    out, err = capfd.readouterr()
+    assert code == (1 if "-f" in words else 0), (out, err)
+    if words[0] == "sweep":
+        assert len(planned) == 4 and "4 not run" in out
+    if words[0] == "report":
+        assert out.count("reproduced") > 20
+    if words[0] == "data":
+        assert "class 2" in out and "48x40" in out.replace(" ", "")
+    if words[:2] == ["run", "00_quickstart"]:
+        record = found_in_quickstart(folder / "results" / "smoke" / "00_quickstart", "photos")
+        assert "shrunk" in " ".join(record["data"]["notes"])
+    if "-f" in words:
+        [given] = planned
+        assert given["budget_minutes"] == 120 and given["data_root"] == str(folder / "cifar10.tar.gz")
+        with refused("cifar10.tar.gz"):
+            data.load(given["dataset"], given["data_root"])
+
+
+def test_a_set_from_elsewhere(folder, capsys):
+    """`distillery evaluate`, as README spells it, on data that are here."""
+    [line] = re.findall(r"`(distillery evaluate [^`]+)`", PAGES["README.md"])
+    stand_ins = {"set.pt": "set.safetensors", "cifar10": "folder", "PATH": "photos"}
+    words = [stand_ins.get(word, word) for word in line.split()[1:]]
+    assert cli.main([*words, "--max-side", "8", "--width", "4", "--networks", "1", "--epochs", "1"]) == 0
+    assert "random" in capsys.readouterr().out
