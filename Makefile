@@ -9,7 +9,7 @@ quickstart: env
 	$(BIN)/distillery run 00_quickstart
 
 test: env lint
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2 --dist loadgroup
 	@# the notebooks compute everything anew, in a results folder of their own
 	results=$$(mktemp -d) && DISTILLERY_RESULTS=$$results $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval_sanitize.cfg -p no:cacheprovider notebooks/ ; \

@@ -16,6 +16,12 @@ from made_up import blobs
 torch.set_num_threads(1)  # tensors are tiny: more threads only wait for each other where cores are shared
 
 
+def pytest_collection_modifyitems(items):
+    """On several workers a file runs in one of them, and all that need Ray in the same one, which starts it once."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if "ray" in item.fixturenames else str(item.path)))
+
+
 @contextmanager
 def _refused(*words):
     with pytest.raises(InputError) as caught:
