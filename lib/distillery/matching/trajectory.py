@@ -229,7 +229,7 @@ class TrajectoryMatching:
         targets: bool = False,
         threshold: float = math.inf,
         gradient: str = "exact",
-        name: str = "MTT",
+        name: str = "trajectory matching",
     ):
         check_positive_int("student_steps", student_steps)
         check_positive_int("expert_epochs", expert_epochs)

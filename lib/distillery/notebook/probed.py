@@ -1,12 +1,12 @@
 """Rows of a notebook whose encoders are probed on several tasks, each with several parts of its labels."""
 
 import warnings
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
 from IPython.display import Markdown
 
-from distillery.methods.mkdt import published_probe
 from distillery.notebook.session import Row, Session
 from distillery.recipe import Recipe
 from distillery.report import figures, records, tables
@@ -18,12 +18,13 @@ class Probed:
     tasks       task -> the published set whose numbers stand beside it, '' = none
     parts       fractions of the labels, as the experiment's protocol has them
     unlabelled  the published set whose unlabelled images ours are, '' = none
+    known       (unlabelled set, its part, part of the labels, task's set, method) -> a published number or None
     untestable  why nothing is run, '' = it is
     """
 
-    def __init__(self, session: Session, tasks: dict[str, str], parts: list[float], unlabelled: str, untestable: str):
+    def __init__(self, session: Session, tasks: dict[str, str], parts: list[float], unlabelled: str, known: Callable, untestable: str):
         self.session, self.tasks, self.parts = session, tasks, parts
-        self.unlabelled, self.untestable = unlabelled, untestable
+        self.unlabelled, self.known, self.untestable = unlabelled, known, untestable
         self.raw: dict[str, list[dict | None]] = {}
         warnings.filterwarnings("ignore", message="labels: ")  # few labels a class are what is asked about
 
@@ -55,7 +56,7 @@ class Probed:
     def published(self, name: str, task: str, part: float) -> dict | None:
         """The published number of a row 'method, part of the images' under the published protocol, None where there is none."""
         method, _, size = name.rpartition(", ")
-        return published_probe(self.unlabelled, size, f"{part:.0%}", self.tasks[task], method or name)
+        return self.known(self.unlabelled, size, f"{part:.0%}", self.tasks[task], method or name)
 
     def summaries(self, names: list[str], task: str, part: float, against: str = "none") -> list[dict]:
         """Rows on a task by their short names."""
