@@ -32,29 +32,11 @@ def class_folders(root, mode, size, seed=0):
         for i in range(14):
             wave = 127 + 90 * np.sin(np.arange(width) * (label + 1) * 6.28 / width + rng.uniform(0, 1))
             pixels = np.broadcast_to(wave, (height, width))[..., None] + rng.normal(0, 20, (height, width, len(mode)))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8).squeeze(), mode=None).save(
-                root / f"class {label}" / f"{i}.png"
-            )
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8).squeeze(), mode=None).save(root / f"class {label}" / f"{i}.png")
 
 
 SHORTENED = [
-    *(
-        "-p",
-        "n_seeds",
-        "2",
-        "-p",
-        "networks",
-        "2",
-        "-p",
-        "evaluation_epochs",
-        "3",
-        "-p",
-        "steps_dm",
-        "3",
-        "-p",
-        "steps_dc",
-        "2",
-    ),
+    *("-p", "n_seeds", "2", "-p", "networks", "2", "-p", "evaluation_epochs", "3", "-p", "steps_dm", "3", "-p", "steps_dc", "2"),
     *("-p", "ipc", "1", "-p", "epochs_whole", "2", "-p", "width", "8"),
 ]  # of 00_quickstart
 

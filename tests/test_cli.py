@@ -133,16 +133,7 @@ def test_report_renews_what_is_generated(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "text, value",
-    [
-        ("1", 1),
-        ("1,10", [1, 10]),
-        ("[1, 2]", [1, 2]),
-        ("1e-3", 0.001),
-        ("True", True),
-        ("true", True),
-        ("a b", "a b"),
-        ("007x", "007x"),
-    ],
+    [("1", 1), ("1,10", [1, 10]), ("[1, 2]", [1, 2]), ("1e-3", 0.001), ("True", True), ("true", True), ("a b", "a b"), ("007x", "007x")],
 )
 def test_parse(text, value):
     assert cli.parse(text) == value and type(cli.parse(text)) is type(value)
@@ -160,17 +151,7 @@ def test_settings_of_a_notebook():
 def test_quickstart_on_a_folder_nobody_tuned_for(tmp_path, run):
     """Grey images; README's line on coloured ones is run by test_documents.py."""
     class_folders(tmp_path / "images", "L", (28, 28))
-    words = [
-        "-p",
-        "dataset",
-        "folder",
-        "-p",
-        "data_root",
-        tmp_path / "images",
-        "-p",
-        "results_dir",
-        tmp_path / "results",
-    ]
+    words = ["-p", "dataset", "folder", "-p", "data_root", tmp_path / "images", "-p", "results_dir", tmp_path / "results"]
     code, out, errors = run("run", "00_quickstart", *words, *SHORTENED)
     assert code == 0, (out, errors)
     found_in_quickstart(tmp_path / "results" / "smoke" / "00_quickstart", "images")

@@ -140,9 +140,7 @@ OBJECTIVES = {
     "DM": lambda net: DistributionMatching(net, batch=8, augmentation=DSA),
     "DC": lambda net: GradientMatching(net, updates=4, inner_epochs=2, batch=8),
     "DSA": lambda net: GradientMatching(net, updates=4, inner_epochs=2, batch=8, augmentation=DSA),
-    "MTT": lambda net: TrajectoryMatching(
-        net, experts(net), 3, 1, StartEpochs(0, 2), batch=4, augmentation=DSA, threshold=1.5
-    ),
+    "MTT": lambda net: TrajectoryMatching(net, experts(net), 3, 1, StartEpochs(0, 2), batch=4, augmentation=DSA, threshold=1.5),
 }
 
 
@@ -188,8 +186,7 @@ def test_dropping_a_sample_is_never_having_met_it(tiny):
     noise[kept.dropped] = 255 - noise[kept.dropped]
     other = type(tiny)(noise, tiny.targets, tiny.classes, tiny.transform)
     first, second = (
-        go(start(tiny), DistributionMatching(network()), images, sampler=Dropping(tiny.targets)).last
-        for images in (tiny, other)
+        go(start(tiny), DistributionMatching(network()), images, sampler=Dropping(tiny.targets)).last for images in (tiny, other)
     )
     assert torch.allclose(first.tensors["images"], second.tensors["images"], atol=1e-5)
 
@@ -317,9 +314,7 @@ def test_the_given_set_is_not_modified(tiny):
 
 
 def test_the_seed_decides(tiny):
-    first, again, other = (
-        go(start(tiny), DistributionMatching(network()), tiny, seed=seed).last.tensors["images"] for seed in (0, 0, 1)
-    )
+    first, again, other = (go(start(tiny), DistributionMatching(network()), tiny, seed=seed).last.tensors["images"] for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.allclose(first, other, atol=1e-4)
 
 
@@ -427,19 +422,14 @@ def test_the_checkpoint_of_another_run_is_refused(tiny, tmp_path, change, refuse
 def killed(tmp_path_factory):
     """What `killing.py` reports: every objective distilled unbroken, and killed with SIGKILL over and over."""
     script = Path(__file__).with_name("killing.py")
-    done = subprocess.run(
-        [sys.executable, script, tmp_path_factory.mktemp("killed")], capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, script, tmp_path_factory.mktemp("killed")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize(
     "objective, way",
-    [
-        ("DM", "at random"),
-        *(("made up", way) for way in ("at random", "while writing", "before renaming", "after renaming")),
-    ],
+    [("DM", "at random"), *(("made up", way) for way in ("at random", "while writing", "before renaming", "after renaming"))],
 )
 def test_killed_and_restarted_ends_with_the_same_bits(killed, objective, way):
     """kill -9 at random points, and in the middle of a checkpoint with half a file left behind."""

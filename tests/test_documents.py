@@ -89,9 +89,7 @@ def test_python(folder, code, capsys, request):
     if "experiment" in space:
         printed = capsys.readouterr().out.splitlines()
         assert len(printed) == 3 and space["experiment"].runs.computed == 6
-        assert (
-            all(0 <= value <= 1 for value in space["result"]["accuracies"]) and len(space["result"]["accuracies"]) == 2
-        )
+        assert all(0 <= value <= 1 for value in space["result"]["accuracies"]) and len(space["result"]["accuracies"]) == 2
     if "tensors" in space:
         assert len(space["images"]) == len(space["targets"]) == 3
         assert space["images"].min() > -1e-5 and space["images"].max() < 1 + 1e-5
@@ -104,9 +102,7 @@ def test_commands(folder, line, monkeypatch, capfd, refused):
     planned = []
     if words[0] == "sweep":  # planned, not run
         words[1] = str(ROOT / words[1])
-        monkeypatch.setattr(
-            sweep, "run", lambda _, cells, *more: planned.extend(cells) or [one.state() for one in cells]
-        )
+        monkeypatch.setattr(sweep, "run", lambda _, cells, *more: planned.extend(cells) or [one.state() for one in cells])
     if words[0] == "report":
         monkeypatch.delenv("DISTILLERY_RESULTS")  # the committed records
     if "-f" in words:  # its data are not here

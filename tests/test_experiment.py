@@ -238,11 +238,7 @@ def test_parts_of_a_recipe_are_in_the_id_where_they_are_there(splits, tmp_path):
     here = experiment(splits, tmp_path)
     plain = Recipe("DM", 1, 0)
     assert not {"prune", "batches", "scores"} & set(here.set_inputs(plain))
-    assert (
-        here.set_id(plain)
-        == here.set_id(replace(plain, prune=Prune(1.0)))
-        == here.set_id(replace(plain, start="random"))
-    )
+    assert here.set_id(plain) == here.set_id(replace(plain, prune=Prune(1.0))) == here.set_id(replace(plain, start="random"))
     parts = [
         {"prune": Prune(0.5)}, {"prune": Prune(0.5, rule="highest")}, {"prune": Prune(0.5, "flexrand", gamma=0.5)},
         {"prune": Prune(0.5, "random")}, {"prune": Prune(0.5, "random", draw=1)}, {"start": "noise"}, {"batches": Effect(0.2)},
@@ -411,9 +407,7 @@ def test_a_killed_distillation_goes_on_with_the_same_bits(splits, tmp_path, monk
     recipe = Recipe(method, 1, 0, settings={"steps": 6})
     whole = experiment(splits, tmp_path / "whole", TINY, validation=Validation(2))
     expected = whole.run(recipe)
-    broken = experiment(
-        splits, tmp_path / "broken", TINY, validation=Validation(2), compute=Compute(checkpoint_seconds=0.0)
-    )
+    broken = experiment(splits, tmp_path / "broken", TINY, validation=Validation(2), compute=Compute(checkpoint_seconds=0.0))
     save, left = distilling._save, iter(range(3))
 
     def killed(*args):
@@ -447,10 +441,7 @@ def test_experts_are_made_before_recipes_are_mapped(ray, splits, tmp_path, monke
     """The driver maps the experts of all recipes, then the recipes, whose workers find them: the bits are the same."""
     from distillery import experts
 
-    recipes = [
-        Recipe("FTD", 1, 0, evaluate=Evaluate(iterate="ema")),
-        *(Recipe("MTT", 1, s, Prune(0.5)) for s in (0, 1)),
-    ]
+    recipes = [Recipe("FTD", 1, 0, evaluate=Evaluate(iterate="ema")), *(Recipe("MTT", 1, s, Prune(0.5)) for s in (0, 1))]
     here, there = experiment(splits, tmp_path / "local", TINY), experiment(splits, tmp_path / "ray", TINY)
     expected, mapped, make = here.run_all(recipes), [], experts.make
 

@@ -155,9 +155,7 @@ def test_cost_is_known_before(tiny, tmp_path):
     ex.make(tmp_path, network(), tiny, training(chunk=2), 3, log=lines.append)
     (line,) = lines
     assert "3 experts" in line and "18 steps" in line
-    stored = sum(
-        value.numel() * 4 for value in ex.load(tmp_path, network(), tiny, training(chunk=2), 3).weights.values()
-    )
+    stored = sum(value.numel() * 4 for value in ex.load(tmp_path, network(), tiny, training(chunk=2), 3).weights.values())
     assert told["bytes"] == stored
     left = ex.cost(tmp_path, network(), tiny, training(chunk=2), 5)
     assert left["steps"] == 2 * 2 * 3 and left["bytes"] == stored // 4 * 2

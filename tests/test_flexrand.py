@@ -8,16 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillery.seeds import generator
-from distillery.selection import (
-    check_gamma,
-    count,
-    coverage_plain,
-    flexrand_budgets,
-    flexrand_plain,
-    legal_gammas,
-    prune,
-    select,
-)
+from distillery.selection import check_gamma, count, coverage_plain, flexrand_budgets, flexrand_plain, legal_gammas, prune, select
 
 SCORES = torch.rand(60, generator=generator(0, "scores"))
 TARGETS = torch.tensor([0] * 37 + [1] * 23)

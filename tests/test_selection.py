@@ -29,10 +29,7 @@ def test_mean_loss_equals_its_definition(tiny):
 
 def test_streamed_mean_loss_is_that_of_all_epochs(tiny):
     net = ConvNet((1, 8, 8), 3, width=4)
-    every, mean = (
-        mean_loss(dynamics(net, tiny, 2, 4, generator(0, "x"), batch=9, collect_mean=streamed))
-        for streamed in (False, True)
-    )
+    every, mean = (mean_loss(dynamics(net, tiny, 2, 4, generator(0, "x"), batch=9, collect_mean=streamed)) for streamed in (False, True))
     assert mean.shape == (24,) and torch.allclose(mean, every, rtol=1e-6)
 
 
@@ -41,16 +38,7 @@ def test_mean_loss_does_not_depend_on_the_order_within_a_batch(tiny):
     net, losses = ConvNet((1, 8, 8), 3, width=4), []
     params = net.init(generator(0, "weights"), 2)
     for seed in (1, 2):
-        _, stats = train(
-            net,
-            params,
-            tiny,
-            generator=generator(seed, "order"),
-            epochs=4,
-            batch=24,
-            collect=("loss",),
-            collect_mean=True,
-        )
+        _, stats = train(net, params, tiny, generator=generator(seed, "order"), epochs=4, batch=24, collect=("loss",), collect_mean=True)
         losses.append(mean_loss(Dynamics(net, params, stats)))
     assert torch.allclose(*losses, rtol=1e-4)
 

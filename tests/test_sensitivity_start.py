@@ -61,8 +61,7 @@ def test_draws_are_by_class(tiny):
 
 
 @pytest.mark.parametrize(
-    "scores, words",
-    [([0.0] * 4, ("total 0",)), ([1.0, 0.0, 0.0, 2.0], ("2 of 4", "3")), ([1.0, -1.0, 2.0, 3.0], ("1 below",))],
+    "scores, words", [([0.0] * 4, ("total 0",)), ([1.0, 0.0, 0.0, 2.0], ("2 of 4", "3")), ([1.0, -1.0, 2.0, 3.0], ("1 below",))]
 )
 def test_too_few_or_negative_scores_are_refused(scores, words, refused):
     with refused(*words):

@@ -302,10 +302,7 @@ for i in range(20):
 
 def test_only_one_worker_is_inside(tmp_path):
     held_by(tmp_path / "x.lock", dead_pid())
-    workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(i)], stderr=subprocess.PIPE)
-        for i in range(4)
-    ]
+    workers = [subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(i)], stderr=subprocess.PIPE) for i in range(4)]
     (tmp_path / "go").touch()
     errors = [worker.communicate()[1] for worker in workers]
     assert not any(worker.returncode for worker in workers), errors

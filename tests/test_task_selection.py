@@ -48,9 +48,7 @@ def hide(*pruned, fraction):
 
 def test_classes_are_taken_and_relabelled(splits, refused):
     everything = data.load("digits", per_class=24)
-    assert splits.train.classes == ("5", "6", "7", "8", "9") and splits.train.counts() == [
-        n for n in everything.train.counts()[5:]
-    ]
+    assert splits.train.classes == ("5", "6", "7", "8", "9") and splits.train.counts() == [n for n in everything.train.counts()[5:]]
     rows = torch.nonzero(everything.test.targets >= 5)[:, 0]
     assert torch.equal(splits.test.pixels, everything.test.pixels[rows])
     assert torch.equal(splits.test.targets, everything.test.targets[rows] - 5)

@@ -39,9 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter")
     run.add_argument("-f", action="append", default=[], metavar="FILE", help="YAML file of parameters")
     run.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
-    run.add_argument(
-        "--again", action="store_true", help="execute even if a complete record exists (stored runs are reused)"
-    )
+    run.add_argument("--again", action="store_true", help="execute even if a complete record exists (stored runs are reused)")
     run.set_defaults(call=_run)
 
     grid = commands.add_parser("sweep", help="execute notebooks over a grid of parameters")
@@ -54,17 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     report = commands.add_parser("report", help="print the claim table of all records")
     report.add_argument("--results", default="", help="results folder (default: that of the repository)")
     report.add_argument("--scale", default="", help="only this scale")
-    report.add_argument(
-        "--write",
-        action="store_true",
-        help="renew the generated pages of the checkout: results/*.md, README, first cells",
-    )
+    report.add_argument("--write", action="store_true", help="renew the generated pages of the checkout: results/*.md, README, first cells")
     report.set_defaults(call=_report)
 
     methods = commands.add_parser("methods", help="what combines with what")
-    methods.add_argument(
-        "--settings", action="store_true", help="published settings of every method, with their sources"
-    )
+    methods.add_argument("--settings", action="store_true", help="published settings of every method, with their sources")
     methods.set_defaults(call=_methods)
 
     judge = commands.add_parser("evaluate", help="test accuracy of a finished set, beside random images")
@@ -77,9 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     judge.add_argument("--max-side", type=int, default=0)
     judge.add_argument("--no-flip", action="store_true", help="a mirrored image is another class (digits)")
     judge.add_argument("--no-augmentation", action="store_true", help="train without DSA augmentation")
-    judge.add_argument(
-        "--loss", default="cross-entropy", help="cross-entropy, or 'half squared error' for real-valued labels"
-    )
+    judge.add_argument("--loss", default="cross-entropy", help="cross-entropy, or 'half squared error' for real-valued labels")
     judge.add_argument("--width", type=int, default=128, help="channels of the ConvNet")
     judge.add_argument("--networks", type=int, default=5)
     judge.add_argument("--epochs", type=int, default=1000)
@@ -90,9 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     judge.set_defaults(call=_evaluate)
 
     data = commands.add_parser("data", help="look at image data").add_subparsers(dest="verb", required=True)
-    check = data.add_parser(
-        "check", help="classes, sizes, modes, duplicates, unreadable files; exit code 0 if usable, else 2"
-    )
+    check = data.add_parser("check", help="classes, sizes, modes, duplicates, unreadable files; exit code 0 if usable, else 2")
     check.add_argument("path", help="a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one")
     check.set_defaults(call=_data_check)
 
@@ -201,10 +189,7 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
     if failure.ename == "InputError":
         print(f"error: {message[0]}", file=sys.stderr)
         return 2
-    print(
-        f"error: cell {failure.exec_count}: {failure.ename}: {message[0]}; the whole story is in {executed}",
-        file=sys.stderr,
-    )
+    print(f"error: cell {failure.exec_count}: {failure.ename}: {message[0]}; the whole story is in {executed}", file=sys.stderr)
     return 1
 
 
@@ -215,9 +200,7 @@ def _summary(record: dict, name: str) -> None:
     for one in record["claims"]:
         gap = one["difference"]
         shown = (
-            f"  {100 * gap['mean']:+.1f} points [{100 * gap['ci95'][0]:+.1f}, {100 * gap['ci95'][1]:+.1f}]"
-            if gap and gap["ci95"]
-            else ""
+            f"  {100 * gap['mean']:+.1f} points [{100 * gap['ci95'][0]:+.1f}, {100 * gap['ci95'][1]:+.1f}]" if gap and gap["ci95"] else ""
         )
         print(f"  {one['statement']:<{width}}  {one['verdict']}{shown}")
     if record["missing"]:
@@ -276,12 +259,8 @@ def _evaluate(arguments) -> int:
     made = external.read(arguments.file, arguments.labels, arguments.pixels, splits)
     network = ConvNet(splits.train.shape, len(splits.train.classes), arguments.width)
     rows = compare_with_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
-    print(
-        f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers"
-    )
-    print(
-        f"{network.name}, E {protocol.epochs}, {protocol.loss}, augmentation {protocol.augmentation or 'none'}, final weights\n"
-    )
+    print(f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers")
+    print(f"{network.name}, E {protocol.epochs}, {protocol.loss}, augmentation {protocol.augmentation or 'none'}, final weights\n")
     for row in rows:
         print(f"  {row['method']:<8} {report.percent(row['measured'])}")
     if arguments.json:

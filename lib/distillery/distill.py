@@ -142,8 +142,7 @@ def distill(
     built = {name: spec.build(learned[name]) for name, spec in optimizers.items()}
     now, positive = _Progress(tensors=learned), getattr(objective, "positive", ())
     bounds = {
-        name: [bound.to(synthetic.device, non_blocking=True) for bound in pair]
-        for name, pair in getattr(objective, "bounds", {}).items()
+        name: [bound.to(synthetic.device, non_blocking=True) for bound in pair] for name, pair in getattr(objective, "bounds", {}).items()
     }
     card = {"identity": identity, "root": root, "steps": steps, "objective": getattr(objective, "name", ""), "ema": ema}
     card["optimizers"] = {name: asdict(spec) for name, spec in optimizers.items()}
@@ -232,9 +231,7 @@ def _check_finite(now: _Progress, path: Path | None, positive: tuple[str, ...]) 
             kept = f"; the last good set is in {path}" if path and path.exists() else ""
             left = "positive" if name in positive else "finite"
             at = f" = {value.item():g}" if value.ndim == 0 else ""
-            raise RunFailed(
-                f"distillation left the {left} numbers at step {step}, {name}{at}{kept}; accepted: a smaller rate"
-            )
+            raise RunFailed(f"distillation left the {left} numbers at step {step}, {name}{at}{kept}; accepted: a smaller rate")
 
 
 def _save(path: Path, card: dict, now: _Progress, built: dict, sampler: Sampler) -> None:
@@ -260,9 +257,7 @@ def _resume(path: Path, card: dict, now: _Progress, built: dict, sampler: Sample
         raise InputError(
             f"{path} is the checkpoint of another run, its {next(iter(foreign))} differs; accepted: {card['identity'] or card}"
         )
-    groups: dict[str, dict[str, Tensor]] = {
-        key: {} for key in ("tensors", "state", "ema", "best", "sampler", "log", "optimizer")
-    }
+    groups: dict[str, dict[str, Tensor]] = {key: {} for key in ("tensors", "state", "ema", "best", "sampler", "log", "optimizer")}
     for name, value in tensors.items():
         group, rest = name.split(".", 1)
         # step counters stay on the CPU

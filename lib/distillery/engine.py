@@ -29,15 +29,7 @@ def check(engine: str) -> None:
         _ray()
 
 
-def map(
-    function: Callable,
-    shards: Iterable,
-    engine: str = "local",
-    *,
-    cpus: float = 1,
-    gpus: float = 0.0,
-    max_retries: int = 2,
-) -> list:
+def map(function: Callable, shards: Iterable, engine: str = "local", *, cpus: float = 1, gpus: float = 0.0, max_retries: int = 2) -> list:
     """[function(shard) for shard in shards] on the chosen engine.
 
     On Ray every shard has the caller's number of torch threads, so that its bits are those of the local engine.
@@ -86,9 +78,7 @@ def map(
     if isinstance(error, ray.exceptions.RayTaskError):
         error.cause.add_note(f"in {where}, one of {len(failures)} that failed")
         raise error.cause from error
-    raise WorkerDied(
-        f"{where}: its worker died {max_retries + 1} time(s), killed or out of memory; what was finished is kept"
-    ) from error
+    raise WorkerDied(f"{where}: its worker died {max_retries + 1} time(s), killed or out of memory; what was finished is kept") from error
 
 
 def start(**options):
@@ -137,9 +127,7 @@ def _ray():
         import ray
         import ray.exceptions  # a folder of that name is no Ray
     except ImportError as error:
-        raise InputError(
-            "engine: 'ray' is not installed; accepted: local, or first `pip install -e \".[ray]\"`"
-        ) from error
+        raise InputError("engine: 'ray' is not installed; accepted: local, or first `pip install -e \".[ray]\"`") from error
     return ray
 
 

@@ -43,9 +43,7 @@ class Presets:
         known = {name for one in METHODS.values() for name in one.Settings.__dataclass_fields__}
         for name in self.changes:
             if name not in known and name not in METHODS:
-                raise InputError(
-                    f"setting {name!r} is unknown; accepted: {', '.join(sorted(known))}, or a method with settings of its own"
-                )
+                raise InputError(f"setting {name!r} is unknown; accepted: {', '.join(sorted(known))}, or a method with settings of its own")
 
 
 @dataclass(frozen=True)
@@ -104,14 +102,10 @@ class Experiment:
         self.presets, self.validation, self.compute = presets, validation, compute
         self.augmentation, self.encoder, self.tasks = augmentation, encoder, tasks or {}
         if encoder and encoder.network.spec() != network.spec():
-            raise InputError(
-                f"encoder: of {encoder.network.name}; accepted: one of the experiment's network, {network.name}"
-            )
+            raise InputError(f"encoder: of {encoder.network.name}; accepted: one of the experiment's network, {network.name}")
         protocol.check(self)
         self.fast = MixedPrecision(network, compute.precision, compute.compiled)
-        self.scores = CachedScores(
-            self.real, self.data.digest, self.fast, runs, scores or ScoreSettings(), encoder, protocol
-        )
+        self.scores = CachedScores(self.real, self.data.digest, self.fast, runs, scores or ScoreSettings(), encoder, protocol)
         self.scores.experiment = self  # for scores that stand on students
         self.shared: dict[str, object] = {}  # experts and students, one bank at a time: they are large
         self.costs: dict[str, dict] = {}  # of banks: 'seconds' and 'samples'
@@ -179,9 +173,7 @@ class Experiment:
         for name in ("prune", "batches"):
             if part := getattr(recipe, name):
                 found[name] = part.spec()
-        needed = dict.fromkeys(
-            [*method.scores(job), *([recipe.prune.score] if recipe.prune and recipe.prune.rule != "random" else [])]
-        )
+        needed = dict.fromkeys([*method.scores(job), *([recipe.prune.score] if recipe.prune and recipe.prune.rule != "random" else [])])
         if needed:
             found["scores"] = {name: self.scores.spec(name) for name in needed}
         return found | method.spec(job)
@@ -193,11 +185,7 @@ class Experiment:
     def evaluation_inputs(self, recipe: Recipe) -> dict:
         """What identifies the evaluation of a recipe's set."""
         found = {"set": self.set_id(recipe), "method": recipe.method, "size": recipe.size, "seed": recipe.seed}
-        found |= {
-            "network": self.judged_network(recipe).spec(),
-            "protocol": self.protocol.spec(),
-            "transform": self.transform,
-        }
+        found |= {"network": self.judged_network(recipe).spec(), "protocol": self.protocol.spec(), "transform": self.transform}
         found |= self.protocol.context(self)
         return found | ({"evaluate": spec} if (spec := recipe.evaluate.spec()) else {})
 
@@ -265,15 +253,9 @@ class Experiment:
 
     def check_mapped(self, where: str) -> None:
         """Raise InputError on images that stay on disk, which no other machine sees."""
-        parts = (
-            (self.data.train, self.data.validation, self.data.test)
-            if isinstance(self.data, Splits)
-            else (self.real.images,)
-        )
+        parts = (self.data.train, self.data.validation, self.data.test) if isinstance(self.data, Splits) else (self.real.images,)
         if where != "local" and any(isinstance(part.pixels, LazyImages) for part in parts):
-            raise InputError(
-                f"engine: {where!r} with images that stay on disk (mapped=True); accepted: local, or mapped=False"
-            )
+            raise InputError(f"engine: {where!r} with images that stay on disk (mapped=True); accepted: local, or mapped=False")
 
     def search(self, recipe: Recipe, networks: Sequence) -> dict | None:
         """Architecture search on the set of a recipe: each network of a grid trained on it from scratch, and tested.
@@ -288,9 +270,7 @@ class Experiment:
             source = made.source() if made else job.source
             protocol, steps_of = self._protocol(job, made)
             accuracies = [
-                evaluate(
-                    network, source, protocol, self.data.test, generator(recipe.seed, "search"), steps_of=steps_of
-                ).tolist()
+                evaluate(network, source, protocol, self.data.test, generator(recipe.seed, "search"), steps_of=steps_of).tolist()
                 for network in networks
             ]
             return {"accuracies": accuracies, "seconds": time.monotonic() - began, "samples": 0, "steps": 0}

@@ -268,10 +268,7 @@ def describe(cost: dict[str, float]) -> str:
     """The cost in one line."""
     seconds = cost["seconds"]
     took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-    return (
-        f"{cost['experts']} experts: {cost['steps']} steps of a chunk, about {took}, "
-        f"{cost['bytes'] / 1e6:.0f} MB on disk"
-    )
+    return f"{cost['experts']} experts: {cost['steps']} steps of a chunk, about {took}, {cost['bytes'] / 1e6:.0f} MB on disk"
 
 
 def _seconds_a_step(network, params: Params, source, training: Training) -> float:
@@ -299,9 +296,7 @@ def _check_source(network, source, training: Training) -> None:
         check_targets(source.targets, source, network.classes)
     elif training.views:
         if not 2 <= training.batch <= len(source):
-            raise InputError(
-                f"batch: {training.batch} of {len(source)} images; accepted: 2 or more, which are compared, and at most all"
-            )
+            raise InputError(f"batch: {training.batch} of {len(source)} images; accepted: 2 or more, which are compared, and at most all")
     elif source.targets.is_floating_point():
         raise InputError(f"loss: {training.loss!r} with real-valued targets; accepted: 'squared error'")
 

@@ -37,9 +37,7 @@ class Job:
     def settings(self) -> Settings:
         """The method's settings. Raises InputError where nothing is published for the data set and size."""
         presets = self.experiment.presets
-        return self.method.settings(
-            presets.dataset, self.recipe.size, len(self.experiment.real), presets.changes, self.recipe.settings
-        )
+        return self.method.settings(presets.dataset, self.recipe.size, len(self.experiment.real), presets.changes, self.recipe.settings)
 
     @property
     def network(self):

@@ -50,17 +50,13 @@ class Prune(Part):
         check_choice("rule", self.rule, RULES)
         check_choice("score", self.score, SCORES)
         if self.rule == "random" and self.score != "loss":
-            raise InputError(
-                f"score: {self.score!r} with rule 'random', which goes by none; accepted: 'loss', the default"
-            )
+            raise InputError(f"score: {self.score!r} with rule 'random', which goes by none; accepted: 'loss', the default")
         if self.rule == "flexrand":
             check_gamma(self.gamma, self.keep if self.keep <= 1 else 1e-6)
         elif self.gamma:
             raise InputError(f"gamma: {self.gamma} with rule {self.rule!r}; accepted: 0, or the rule 'flexrand'")
         if self.draw < 0 or (self.draw and self.rule not in DRAWN):
-            raise InputError(
-                f"draw: {self.draw} with rule {self.rule!r}; accepted: 0, or with {', '.join(DRAWN)} a positive number"
-            )
+            raise InputError(f"draw: {self.draw} with rule {self.rule!r}; accepted: 0, or with {', '.join(DRAWN)} a positive number")
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,7 @@ class Uniform:
         """targets: labels (N,), or None for a set of n images without classes."""
         self.state: dict[str, Tensor] = {}
         self.n = len(targets) if targets is not None else n
-        self.members = (
-            {} if targets is None else {int(c): torch.nonzero(targets.cpu() == c)[:, 0] for c in targets.unique()}
-        )
+        self.members = {} if targets is None else {int(c): torch.nonzero(targets.cpu() == c)[:, 0] for c in targets.unique()}
 
     def draw(self, label: int | None, n: int, generator: Generator) -> Batch:
         """At most n distinct images of class `label` (fewer if the class is smaller), or of all classes if None."""
@@ -108,10 +106,7 @@ class TreatmentEffect(Uniform):
                 raise InputError(f"{name}: {value} is not accepted; accepted: a share in (0, 1)")
         self.every, self.momentum, self.due = every, momentum, True
         low, high = {"both": (drop / 2, drop / 2), "low": (drop, 0.0), "high": (0.0, drop)}[tails]
-        self.bounds = (
-            NormalDist().inv_cdf(low) if low else -math.inf,
-            NormalDist().inv_cdf(1 - high) if high else math.inf,
-        )
+        self.bounds = (NormalDist().inv_cdf(low) if low else -math.inf, NormalDist().inv_cdf(1 - high) if high else math.inf)
         classes, device = int(targets.max()) + 1, targets.device
         self.state = {
             "mean": torch.full((classes,), math.nan, device=device),
@@ -266,9 +261,7 @@ class RealBatches:
         total = weights.sum() if self.sampler.relative else len(weights)
         return self.real.batch(indices), self.real.targets[indices], weights / total
 
-    def classes(
-        self, labels: Tensor, n: int, effects: Callable[[Tensor, Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def classes(self, labels: Tensor, n: int, effects: Callable[[Tensor, Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """All classes at once: images (classes, n', C, H, W) and weights (classes, n') whose rows sum to one.
 
         Classes with fewer than n' images are filled up with images of weight zero.

@@ -133,9 +133,7 @@ def check_enough_left(keep: float, targets: Tensor, at_least: int = 1) -> None:
         if n > size:
             raise InputError(f"keep: {keep} images of a class that has {size}; accepted: at most {size}, or a fraction")
         if n < at_least:
-            raise InputError(
-                f"keep: {keep} leaves {n} of {size} images of a class; accepted: at least {at_least} (ipc)"
-            )
+            raise InputError(f"keep: {keep} leaves {n} of {size} images of a class; accepted: at least {at_least} (ipc)")
 
 
 def count(keep: float, size: int) -> int:
@@ -153,24 +151,16 @@ def _check(scores: Tensor | None, total: int, rule: str, generator: Generator | 
     if scores is not None:
         check_finite("scores", scores)
         if scores.shape != (total,):
-            raise InputError(
-                f"scores: {tuple(scores.shape)} for {total} samples; accepted: one score a sample, ({total},)"
-            )
+            raise InputError(f"scores: {tuple(scores.shape)} for {total} samples; accepted: one score a sample, ({total},)")
 
 
 def _per_class(targets, total, count, scores, rule, generator, gamma) -> Tensor:
-    groups = (
-        [torch.arange(total)]
-        if targets is None
-        else [torch.nonzero(targets.cpu() == c)[:, 0] for c in targets.unique()]
-    )
+    groups = [torch.arange(total)] if targets is None else [torch.nonzero(targets.cpu() == c)[:, 0] for c in targets.unique()]
     chosen = []
     for label, members in enumerate(groups):
         n = count(len(members))
         if n > len(members):
-            raise InputError(
-                f"ipc: class {label} has {len(members)} images, {n} were asked for; accepted: at most {len(members)}"
-            )
+            raise InputError(f"ipc: class {label} has {len(members)} images, {n} were asked for; accepted: at most {len(members)}")
         own = None if scores is None else scores.cpu()[members]
         chosen.append(members[_pick(own, len(members), n, rule, generator, gamma)])
     return torch.cat(chosen)

@@ -44,8 +44,7 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
         except OSError:
             pass
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; what was finished before is kept, "
-            "accepted: a writable folder with free space"
+            f"cannot write {path}: {error.strerror or error}; what was finished before is kept, accepted: a writable folder with free space"
         ) from error
     return path
 
@@ -92,9 +91,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Load what `save_tensors` wrote. Raises InputError if the file is missing, truncated, corrupt or not ours."""
     tensors, meta = _open_tensors(path)
     if _card_digest(tensors, meta["card"]) != meta["digest"]:
-        raise InputError(
-            f"{path} is corrupt: its tensors do not match the digest they were saved with; accepted: the file as saved"
-        )
+        raise InputError(f"{path} is corrupt: its tensors do not match the digest they were saved with; accepted: the file as saved")
     return tensors, meta["card"]
 
 
@@ -121,9 +118,7 @@ def load_foreign(path: str | Path):
     except FileNotFoundError as error:
         raise InputError(f"{path} is not found; accepted: a .safetensors, .pt or .pth file") from error
     except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} holds more than tensors, which is not run; accepted: files that load with weights_only"
-        ) from error
+        raise InputError(f"{path} holds more than tensors, which is not run; accepted: files that load with weights_only") from error
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"cannot read {path}: {reason}; accepted: a whole .safetensors, .pt or .pth file") from error

@@ -34,10 +34,7 @@ def works(run: dict, flags: list[str]) -> list[dict]:
 
 
 def markdown(found: dict) -> str:
-    where = (
-        found["provenance"]["gpu"]
-        or f"{found['provenance']['threads']} CPU cores, {', '.join(found['provenance']['cpu_flags'])}"
-    )
+    where = found["provenance"]["gpu"] or f"{found['provenance']['threads']} CPU cores, {', '.join(found['provenance']['cpu_flags'])}"
     lines = [
         f"Least of the rounds of one run on {where}; torch {found['provenance']['packages']['torch']}. The plain twin is 1.",
         "",
@@ -46,10 +43,7 @@ def markdown(found: dict) -> str:
     ]
     for row in found["works"]:
         plain = row["seconds"]["plain"]["least"]
-        cells = [
-            f"{row['seconds'][path]['least'] / plain:.2f}" if path in row["seconds"] else "-"
-            for path in ("bare", "plain", "fast")
-        ]
+        cells = [f"{row['seconds'][path]['least'] / plain:.2f}" if path in row["seconds"] else "-" for path in ("bare", "plain", "fast")]
         met = {True: "yes", False: "**no**", None: "no gate here"}[row["met"]]
         gate = f"{row['least']:.2g}x" if row["least"] else "-"
         lines.append(f"| {row['work']} | {' | '.join(cells)} | {gate} | {row['faster']:.1f}x | {met} |")

@@ -69,10 +69,7 @@ def test_k_means_sensitivities(measure, path):
     from sklearn.cluster import kmeans_plusplus
 
     rows = torch.randn(5000, 3072, generator=generator(0, "rows"))
-    work = {
-        "plain": lambda: kmeans_plusplus(rows.numpy(), 50, random_state=0),
-        "fast": lambda: kmeans(rows, 50, generator(0, "x")),
-    }
+    work = {"plain": lambda: kmeans_plusplus(rows.numpy(), 50, random_state=0), "fast": lambda: kmeans(rows, 50, generator(0, "x"))}
     name = "k-means sensitivities of 5,000 x 3,072, k = 50, beside scikit-learn's kmeans_plusplus"
     measure(name, path, work[path], 1 / 2)
 

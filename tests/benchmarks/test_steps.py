@@ -134,10 +134,7 @@ def bare_gradient(module, real, ours, c):
 @pytest.mark.parametrize("ipc", [1, 10])
 @pytest.mark.parametrize("method", ["DM", "DC"])
 def test_matching_step(measure, network, photographs, path, ipc, method):
-    make, bare = {
-        "DM": (workloads.distribution_step, bare_distribution),
-        "DC": (workloads.gradient_step, bare_gradient),
-    }[method]
+    make, bare = {"DM": (workloads.distribution_step, bare_distribution), "DC": (workloads.gradient_step, bare_gradient)}[method]
     if path == "bare":
         work = bare_matching(network, photographs, ipc, bare)
     else:

@@ -36,26 +36,14 @@ def students(shape, width, outputs, batch, chunk):
     params = {name: value.to(DEVICE) for name, value in network.init(stream, K).items()}
 
     def work():
-        train(
-            network,
-            params,
-            source,
-            squared_error,
-            SGD(0.1, 0.9, 1e-4),
-            generator=generator(0, "x"),
-            epochs=1,
-            batch=batch,
-            chunk=chunk,
-        )
+        train(network, params, source, squared_error, SGD(0.1, 0.9, 1e-4), generator=generator(0, "x"), epochs=1, batch=batch, chunk=chunk)
 
     return work
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    ("size", "batch", "least"),
-    [(SMALL, 32, 1.7), (SMALL, 256, 0.95), (LARGE, 32, 0.95)],
-    ids=["8x8-32", "8x8-256", "32x32-32"],
+    ("size", "batch", "least"), [(SMALL, 32, 1.7), (SMALL, 256, 0.95), (LARGE, 32, 0.95)], ids=["8x8-32", "8x8-256", "32x32-32"]
 )
 def test_students_beside_one_by_one(measure, size, batch, least, path):
     """As many at once as training chooses."""

@@ -33,7 +33,12 @@ def room(path: Path) -> str:
 def modules(path: Path) -> set[str]:
     """Modules of this package that a file imports when it is imported; what stands under TYPE_CHECKING is not."""
     tree, found = ast.parse(path.read_text()), set()
-    skipped = {id(n) for block in ast.walk(tree) if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING" for n in ast.walk(block)}
+    skipped = {
+        id(n)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for n in ast.walk(block)
+    }
     for node in ast.walk(tree):
         if id(node) in skipped:
             continue

@@ -235,13 +235,7 @@ def test_parameters(name, value, refused):
 
 def test_good_parameters_pass():
     given = {"ipc": 1, "keep": [1, 0.5], "budget_minutes": 2, "device": "cpu", "progress": False}
-    assert parameters.check(TYPES, given) == {
-        "ipc": [1],
-        "keep": [1.0, 0.5],
-        "budget_minutes": 2.0,
-        "device": "cpu",
-        "progress": False,
-    }
+    assert parameters.check(TYPES, given) == {"ipc": [1], "keep": [1.0, 0.5], "budget_minutes": 2.0, "device": "cpu", "progress": False}
 
 
 def test_unknown_device(refused):

@@ -54,9 +54,7 @@ def test_pixels_are_standardized_by_the_data(tmp_path, splits, tensors):
     torch.save((unit, labels), tmp_path / "unit.pt")
     torch.save(((unit * 255).round().to(torch.uint8), labels), tmp_path / "bytes.pt")
     for name in ("unit.pt", "bytes.pt"):
-        torch.testing.assert_close(
-            external.read(tmp_path / name, splits=splits).tensors["images"], images, atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(external.read(tmp_path / name, splits=splits).tensors["images"], images, atol=1e-5, rtol=0)
         with pytest.raises(InputError, match="no data set"):
             external.read(tmp_path / name)
 

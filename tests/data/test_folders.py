@@ -208,11 +208,7 @@ def png16(pixels: np.ndarray) -> bytes:
 
     height, width, _ = pixels.shape
     raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(raw)),
-        (b"IEND", b""),
-    ]
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
     body = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
@@ -387,9 +383,7 @@ def test_label_folders_in_other_case(tmp_path):
 
 
 def test_decomposed_letters_match(tmp_path):
-    content = {
-        n.replace("test/cat", "test/e\u0301").replace("train/cat", "train/\u00e9"): v for n, v in files().items()
-    }
+    content = {n.replace("test/cat", "test/e\u0301").replace("train/cat", "train/\u00e9"): v for n, v in files().items()}
     assert load(to_zip(tmp_path / "a.zip", content)).test.counts() == [4, 4]
 
 
@@ -525,9 +519,7 @@ def test_mapped_sets_equal_those_in_memory(tmp_path, kind):
             indices = torch.randint(len(ours), (2, 3), generator=generator(0, "i"))
             assert torch.equal(ours.batch(indices), theirs.batch(indices))
             assert ours.shape == theirs.shape and ours.device == theirs.device
-            assert torch.equal(
-                ours.subset(indices[0]).batch(indices[0] % 3), theirs.subset(indices[0]).batch(indices[0] % 3)
-            )
+            assert torch.equal(ours.subset(indices[0]).batch(indices[0] % 3), theirs.subset(indices[0]).batch(indices[0] % 3))
         assert torch.equal(mapped.to("cpu").train.batch(torch.tensor([1])), memory.train.batch(torch.tensor([1])))
     assert [file.suffix for file in cache.iterdir()] == [".safetensors"]  # and no temporary file
     whole = load(path, per_class=8, cache_dir=cache)  # the same file, read and verified
@@ -632,10 +624,7 @@ def test_unpacked_cifar_is_checked_by_md5(tmp_path, monkeypatch):
         named.load("cifar10", tmp_path)
     publisher = named._publisher("cifar10")
     for table in ("train_list", "test_list"):
-        md5 = [
-            [f, hashlib.md5((tmp_path / publisher.base_folder / f).read_bytes()).hexdigest()]
-            for f, _ in getattr(publisher, table)
-        ]
+        md5 = [[f, hashlib.md5((tmp_path / publisher.base_folder / f).read_bytes()).hexdigest()] for f, _ in getattr(publisher, table)]
         monkeypatch.setattr(publisher, table, md5)
     meta = (tmp_path / publisher.base_folder / "batches.meta").read_bytes()
     monkeypatch.setattr(publisher, "meta", publisher.meta | {"md5": hashlib.md5(meta).hexdigest()})
@@ -823,10 +812,7 @@ contents = st.one_of(
     st.binary(max_size=60),
     st.builds(lambda good, cut: good[:cut], st.sampled_from(GOOD), st.integers(0, 300)),
     st.builds(
-        lambda good, at, byte: good[:at] + bytes([byte]) + good[at + 1 :],
-        st.sampled_from(GOOD),
-        st.integers(0, 200),
-        st.integers(0, 255),
+        lambda good, at, byte: good[:at] + bytes([byte]) + good[at + 1 :], st.sampled_from(GOOD), st.integers(0, 200), st.integers(0, 255)
     ),
 )
 letters = st.characters(codec="utf-8", exclude_characters="/\0")
@@ -834,13 +820,9 @@ parts = st.one_of(
     st.sampled_from(["train", "test", "val", "Train", "cat", "dog", "Cat", "emu", "__MACOSX", ".x", "images"]),
     st.text(letters, min_size=1, max_size=6).filter(lambda text: text not in (".", "..")),
 )
-leaves = st.builds(
-    lambda stem, suffix: stem + suffix, parts, st.sampled_from([".png", ".JPG", ".bmp", ".webp", ".txt", ""])
-)
+leaves = st.builds(lambda stem, suffix: stem + suffix, parts, st.sampled_from([".png", ".JPG", ".bmp", ".webp", ".txt", ""]))
 names = st.builds(lambda folders, leaf: "/".join([*folders, leaf]), st.lists(parts, max_size=4), leaves)
-likely = st.builds(
-    "{}{}/{}.png".format, st.sampled_from(["train/", "test/", ""]), st.sampled_from(["cat", "dog"]), st.integers(0, 9)
-)
+likely = st.builds("{}{}/{}.png".format, st.sampled_from(["train/", "test/", ""]), st.sampled_from(["cat", "dog"]), st.integers(0, 9))
 trees = st.builds(
     lambda base, extra: base | extra,
     st.sampled_from([{}, files(parts=("",)), files(), files(parts=("top/train", "top/val"), mode="L")]),
@@ -850,11 +832,7 @@ trees = st.builds(
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    tree=trees,
-    kind=st.sampled_from(["folder", "zip", "tar.gz"]),
-    options=st.sampled_from([{}, {"resize": 6}, {"mapped": True}]),
-)
+@given(tree=trees, kind=st.sampled_from(["folder", "zip", "tar.gz"]), options=st.sampled_from([{}, {"resize": 6}, {"mapped": True}]))
 @example(tree=files(parts=("",)), kind="zip", options={})
 def test_fuzzed_folders_never_give_a_traceback(tree, kind, options):
     with tempfile.TemporaryDirectory() as scratch:

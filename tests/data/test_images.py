@@ -68,10 +68,7 @@ def test_digits_keep_their_labels(digits):
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    known = {
-        (np.round(image * 255 / 16).astype(np.uint8).tobytes(), int(label))
-        for image, label in zip(bunch.images, bunch.target)
-    }
+    known = {(np.round(image * 255 / 16).astype(np.uint8).tobytes(), int(label)) for image, label in zip(bunch.images, bunch.target)}
     for part in (digits.train, digits.validation, digits.test):
         here = {(image.numpy().tobytes(), int(label)) for image, label in zip(part.pixels[:, 0], part.targets)}
         assert here <= known

@@ -31,12 +31,7 @@ def test_identity_decodes_to_what_is_stored():
 def test_partition2_decodes_to_four_enlarged_quarters():
     pixels, targets = made("partition2").decode()
     assert pixels.shape == (12, 2, 8, 8) and targets.tolist() == [0] * 4 + [1] * 8
-    corners = [
-        (slice(0, 4), slice(0, 4)),
-        (slice(0, 4), slice(4, 8)),
-        (slice(4, 8), slice(0, 4)),
-        (slice(4, 8), slice(4, 8)),
-    ]
+    corners = [(slice(0, 4), slice(0, 4)), (slice(0, 4), slice(4, 8)), (slice(4, 8), slice(0, 4)), (slice(4, 8), slice(4, 8))]
     for m in range(3):
         for q, (top, left) in enumerate(corners):
             quarter = images()[m : m + 1, :, top, left]

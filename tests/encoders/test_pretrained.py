@@ -138,8 +138,7 @@ def test_an_encoder_helps_where_data_are_few(tiny, weights):
     few, protocol = tiny.subset(torch.tensor([0, 8, 16])), FineTuning(networks=10, epochs=10, lr=0.01)
     fresh = {k: v for k, v in network().init(generator(5, "x"), 1).items() if not k.startswith("head")}
     trained, random = (
-        evaluate(network(), few, protocol, tiny, generator(0, "e"), encoder=Encoder(network(), w)).mean()
-        for w in (weights, fresh)
+        evaluate(network(), few, protocol, tiny, generator(0, "e"), encoder=Encoder(network(), w)).mean() for w in (weights, fresh)
     )
     assert trained > random
 

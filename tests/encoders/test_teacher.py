@@ -19,17 +19,7 @@ from distillery.encoders import pretrained
 from distillery.encoders import targets as targets_module
 from distillery.encoders.quality import Quality, gate, nearest, nearest_plain, quality
 from distillery.encoders.targets import deviation, teacher_targets
-from distillery.encoders.teacher import (
-    SIMCLR,
-    Cosine,
-    Projected,
-    TeacherTraining,
-    _card,
-    projector,
-    resnet18,
-    train_teacher,
-    untrained,
-)
+from distillery.encoders.teacher import SIMCLR, Cosine, Projected, TeacherTraining, _card, projector, resnet18, train_teacher, untrained
 from distillery.networks import ConvNet
 from distillery.networks.encoder import Encoder, head_names
 from distillery.networks.precision import MixedPrecision
@@ -130,8 +120,7 @@ def test_views_of_a_step_do_not_depend_on_those_before(tiny):
 
 
 @pytest.mark.parametrize(
-    "name, value",
-    [("flip", 1.5), ("gray", -0.1), ("hue", 0.7), ("scale", (0.5, 0.2)), ("scale", (0.5, 2.0)), ("jitter", math.nan)],
+    "name, value", [("flip", 1.5), ("gray", -0.1), ("hue", 0.7), ("scale", (0.5, 0.2)), ("scale", (0.5, 2.0)), ("jitter", math.nan)]
 )
 def test_views_are_checked(refused, name, value):
     with refused(name, value):
@@ -219,9 +208,7 @@ def test_each_view_has_its_own_statistics():
     x = normal(1, 12, 1, 8, 8, dtype=torch.float32)
     out = network.apply(params, x)
     encoder, head = network.encoder.build(), network.head.build()
-    encoder.load_state_dict(
-        {n.removeprefix("encoder."): v[0] for n, v in params.items() if n.startswith("enc")}, strict=False
-    )
+    encoder.load_state_dict({n.removeprefix("encoder."): v[0] for n, v in params.items() if n.startswith("enc")}, strict=False)
     head.load_state_dict({n.removeprefix("projector."): v[0] for n, v in params.items() if n.startswith("proj")})
     encoder.head = torch.nn.Identity()
     wanted = [head(encoder(part)) for part in x[0].chunk(2)]
@@ -254,16 +241,7 @@ def test_the_last_batch_is_left_out(tiny, refused):
     with refused(25, 21):
         train(network, params, part, generator=generator(1, "x"), epochs=1, batch=25, whole_batches=True)
     with refused("plan"):
-        train(
-            network,
-            params,
-            part,
-            generator=generator(1, "x"),
-            epochs=1,
-            batch=8,
-            whole_batches=True,
-            plan=lambda *_: None,
-        )
+        train(network, params, part, generator=generator(1, "x"), epochs=1, batch=8, whole_batches=True, plan=lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -376,14 +354,7 @@ def test_teachers_refuse(refused, small, narrow, tmp_path):
         train_teacher(tmp_path, SimpleNamespace(), small, QUICK)
     with refused(256, 24):
         train_teacher(tmp_path, narrow, small, replace(QUICK, batch=256))
-    for name, value in (
-        ("loss", "byol"),
-        ("epochs", 0),
-        ("batch", 1),
-        ("warmup", 4),
-        ("lr", math.nan),
-        ("weight_decay", -1),
-    ):
+    for name, value in (("loss", "byol"), ("epochs", 0), ("batch", 1), ("warmup", 4), ("lr", math.nan), ("weight_decay", -1)):
         with refused(name, value):
             replace(QUICK, **{name: value})
     with pytest.raises(RunFailed, match="loss nan"):

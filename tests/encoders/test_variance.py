@@ -149,9 +149,7 @@ def test_full_batches_move_all_copies_as_one(kind):
         "fixed views": (pairs(), CONTRASTIVE["simclr"]),
     }[kind]
     for batch, least, most in ((12, 0, 1e-24), (4, 1e-4, 2)):
-        found = trajectory_variance(
-            *student(), source, loss, PLAIN, epochs=3, repeats=3, batch=batch, generator=generator(0, "x")
-        )
+        found = trajectory_variance(*student(), source, loss, PLAIN, epochs=3, repeats=3, batch=batch, generator=generator(0, "x"))
         assert len(found) == 3 and all(least <= one.ratio < most for one in found)
 
 
@@ -189,16 +187,7 @@ def test_one_step_has_the_variance_of_the_gradient(kind):
         gradients.append(torch.cat([grad.flatten() for grad in grads]))
     wanted = variance(torch.stack(gradients))
     (found,) = trajectory_variance(
-        network,
-        params,
-        source,
-        loss,
-        PLAIN,
-        epochs=1,
-        repeats=6,
-        batch=8,
-        generator=generator(3, "x"),
-        whole_batches=True,
+        network, params, source, loss, PLAIN, epochs=1, repeats=6, batch=8, generator=generator(3, "x"), whole_batches=True
     )
     assert found.variance == pytest.approx(0.01 * wanted.variance, rel=1e-9)
     squares = torch.stack(gradients).square().sum(1).mean()
@@ -241,8 +230,7 @@ def test_statistics_do_not_count_and_the_start_is_left_alone(tiny):
     before = {name: value.clone() for name, value in params.items()}
     arguments = {"epochs": 2, "repeats": 2, "batch": 10}
     runs = [
-        trajectory_variance(network, params, tiny, cross_entropy, Adam(), generator=generator(seed, "x"), **arguments)
-        for seed in (0, 0, 1)
+        trajectory_variance(network, params, tiny, cross_entropy, Adam(), generator=generator(seed, "x"), **arguments) for seed in (0, 0, 1)
     ]
     assert list(runs[0][0].variances) == list(trainable(params)) != list(params)
     assert all(torch.equal(value, before[name]) for name, value in params.items())
@@ -253,14 +241,7 @@ def test_students_of_images_are_a_source(tiny):
     """Real images, standardized, with targets of a teacher."""
     source = RegressionSet(tiny, normal(24, 5, dtype=torch.float32), tiny.digest)
     found = trajectory_variance(
-        *student(dtype=torch.float32),
-        source,
-        squared_error,
-        PLAIN,
-        epochs=2,
-        repeats=3,
-        batch=10,
-        generator=generator(0, "x"),
+        *student(dtype=torch.float32), source, squared_error, PLAIN, epochs=2, repeats=3, batch=10, generator=generator(0, "x")
     )
     assert all(1e-4 < one.ratio < 1.5 for one in found)
 

@@ -127,8 +127,7 @@ def test_every_source_of_real_valued_targets_is_the_same(tiny):
     images = tiny.batch(torch.arange(24))
     made = Synthetic({"images": images, "targets": source.targets})
     first, *others = (
-        fit(network(), s, protocol, generator(0, "e"))[0]
-        for s in (source, TensorSource(images, source.targets), made.source())
+        fit(network(), s, protocol, generator(0, "e"))[0] for s in (source, TensorSource(images, source.targets), made.source())
     )
     for other in others:
         assert all(torch.equal(first[name], other[name]) for name in first)
@@ -146,9 +145,7 @@ def test_classes_and_other_widths_are_no_targets(tiny, refused):
 def test_draws_nest_and_count():
     targets = torch.arange(1000) % 10
     for stratified in (False, True):
-        small, large, whole = (
-            draw_labels(targets, fraction, generator(0, "d"), stratified) for fraction in (0.01, 0.05, 1)
-        )
+        small, large, whole = (draw_labels(targets, fraction, generator(0, "d"), stratified) for fraction in (0.01, 0.05, 1))
         assert [len(small), len(large), len(whole)] == [10, 50, 1000]
         assert torch.equal(small, large[:10]) and torch.equal(large, whole[:50])
         assert torch.equal(whole.sort().values, torch.arange(1000))

@@ -17,8 +17,7 @@ def network():
 
 
 @pytest.mark.parametrize(
-    "epochs, n, batch, steps, drop",
-    [(1000, 10, 256, 1001, 502), (300, 100, 256, 301, 152), (10, 500, 256, 22, 14), (0, 5, 256, 1, 2)],
+    "epochs, n, batch, steps, drop", [(1000, 10, 256, 1001, 502), (300, 100, 256, 301, 152), (10, 500, 256, 22, 14), (0, 5, 256, 1, 2)]
 )
 def test_steps_and_drop(epochs, n, batch, steps, drop):
     """E + 1 passes; the rate falls after epoch E // 2 + 1: 502 high and 499 low at E = 1000, as in the public code of DC."""
@@ -32,14 +31,7 @@ def test_evaluate_is_training_fresh_networks_and_testing_the_last_weights(tiny):
     init, stream = split(generator(0, "e"), 2)
     sgd = SGD(0.02, 0.9, 5e-4, drops=(12,))  # two steps an epoch, 9 // 2 + 2 epochs at the full rate
     params, stats = train(
-        network(),
-        network().init(init, 3),
-        source,
-        optimizer=sgd,
-        generator=stream,
-        epochs=10,
-        batch=8,
-        augmentation="crop",
+        network(), network().init(init, 3), source, optimizer=sgd, generator=stream, epochs=10, batch=8, augmentation="crop"
     )
     assert stats.steps == 20
     assert torch.equal(accuracies, accuracy(network(), params, tiny))
@@ -149,9 +141,7 @@ def test_what_identifies_probing_stays():
     }
 
 
-@pytest.mark.parametrize(
-    "protocol", [Protocol(epochs=7, batch=8), FineTuning(epochs=7, batch=8), Probing(epochs=7, batch=8)]
-)
+@pytest.mark.parametrize("protocol", [Protocol(epochs=7, batch=8), FineTuning(epochs=7, batch=8), Probing(epochs=7, batch=8)])
 def test_so_many_passes_over_a_set(protocol):
     assert protocol.passes(3).steps(20)[0] == 3 * 3
 

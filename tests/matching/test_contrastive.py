@@ -79,15 +79,7 @@ def problem(images, steps=2, dtype=F64, seed=0, shape=(1, 8, 8)):
     weights = {name: value.to(dtype) for name, value in network(shape).init(generator(seed, "weights"), 1).items()}
     bank = ex.Experts({name: torch.stack([v, v + 0.01 * torch.sin(v * 50 + 1)], 1) for name, v in weights.items()})
     objective = TrajectoryMatching(
-        network(shape),
-        bank,
-        steps,
-        1,
-        StartEpochs(0, 1),
-        batch=3,
-        loss=two_views_apart,
-        views=VIEWS,
-        transform=images.transform,
+        network(shape), bank, steps, 1, StartEpochs(0, 1), batch=3, loss=two_views_apart, views=VIEWS, transform=images.transform
     )
     set_ = Synthetic(
         {
@@ -159,11 +151,7 @@ def test_refusals(tiny, tmp_path, refused):
     bank = made(tmp_path / "a", tiny, 1)
     with refused("flip"):
         TrajectoryMatching(network(), bank, 2, 1, StartEpochs(0, 1), augmentation="flip", views=VIEWS, loss=two_views_apart)
-    for options in (
-        {"views": VIEWS},
-        {"loss": two_views_apart},
-        {"views": VIEWS, "loss": two_views_apart, "targets": True},
-    ):
+    for options in ({"views": VIEWS}, {"loss": two_views_apart}, {"views": VIEWS, "loss": two_views_apart, "targets": True}):
         with refused("views"):
             TrajectoryMatching(network(), bank, 2, 1, StartEpochs(0, 1), **options)
     with refused("no such experts", "views differs"):

@@ -23,12 +23,7 @@ from distillery.training import dsa
 from distillery.training.dsa import DSA
 
 CLASSES, N = 3, 6
-HOSTS = {
-    "DM": DistributionMatching,
-    "DC": GradientMatching,
-    "IDM": QueueMatching,
-    "IDC": partial(MultiFormation, formation="identity"),
-}
+HOSTS = {"DM": DistributionMatching, "DC": GradientMatching, "IDM": QueueMatching, "IDC": partial(MultiFormation, formation="identity")}
 MOMENTS = {
     "IDM": partial(QueueContext, train_mode=False, push=30.0),  # the cross-entropy has no effect
     "IDC": FormationContext,
@@ -78,9 +73,7 @@ def test_effects_in_dm_have_a_closed_form_and_sum_to_zero():
         phi = objective.statistic(context, real[c], c)
         stored = made.tensors["images"][made.stored_by_class()[c]].requires_grad_()
         mean = objective.network.embed(context.params, stored)[0].mean(0)
-        vectors = torch.stack(
-            [torch.autograd.grad(mean, stored, -2 * (row - phi.mean(0)) / (N - 1), retain_graph=True)[0] for row in phi]
-        )
+        vectors = torch.stack([torch.autograd.grad(mean, stored, -2 * (row - phi.mean(0)) / (N - 1), retain_graph=True)[0] for row in phi])
         assert torch.allclose(found[c], vectors.flatten(1).norm(dim=1), rtol=1e-8)
         assert vectors.sum(0).abs().max() < 1e-12
 
@@ -113,9 +106,7 @@ def test_probes_have_the_spread_of_a_chi_square():
     given = problem("DM", ipc=1)
     exact = treatment_effects(*given)
     seen = exact > 0
-    draws = torch.stack(
-        [treatment_effects_probed(*given, 8, generator(seed, "probes"))[seen] ** 2 for seed in range(200)]
-    )
+    draws = torch.stack([treatment_effects_probed(*given, 8, generator(seed, "probes"))[seen] ** 2 for seed in range(200)])
     ratio = draws / exact[seen] ** 2
     assert ratio.mean() == pytest.approx(1, abs=0.06)
     assert 0.05 < ratio.std(0).max() < 1.2 * math.sqrt(2 / 8)
@@ -229,16 +220,7 @@ def test_bad_settings_are_refused(wrong):
 def run(tiny, sampler, host="DM", steps=4, **options):
     net = ConvNet((1, 8, 8), 3, width=4, depth=1)
     start = Synthetic({"images": tiny.batch(torch.tensor([0, 8, 16])), "targets": torch.arange(3)})
-    return distill(
-        start,
-        HOSTS[host](net, batch=6),
-        tiny,
-        sampler,
-        {"images": Optimizer(0.1)},
-        steps,
-        generator(0, "run"),
-        **options,
-    )
+    return distill(start, HOSTS[host](net, batch=6), tiny, sampler, {"images": Optimizer(0.1)}, steps, generator(0, "run"), **options)
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -295,9 +277,7 @@ def test_an_objective_without_a_statistic_is_refused(tiny):
 
     start = Synthetic({"images": tiny.batch(torch.arange(3)), "targets": torch.arange(3)})
     with pytest.raises(InputError, match="TreatmentEffect with other, which has no statistic; accepted"):
-        distill(
-            start, Other(), tiny, TreatmentEffect(tiny.targets, 0.4), {"images": Optimizer(0.1)}, 1, generator(0, "x")
-        )
+        distill(start, Other(), tiny, TreatmentEffect(tiny.targets, 0.4), {"images": Optimizer(0.1)}, 1, generator(0, "x"))
 
 
 def test_real_batches_ask_for_effects_of_what_was_drawn(tiny):

@@ -3,13 +3,7 @@
 import pytest
 import torch
 
-from distillery.matching.flatness import (
-    hessian_product,
-    loss_parts,
-    top_eigenvalue,
-    top_eigenvalue_plain,
-    trajectory_errors,
-)
+from distillery.matching.flatness import hessian_product, loss_parts, top_eigenvalue, top_eigenvalue_plain, trajectory_errors
 from distillery.matching.trajectory import Flat, student
 from distillery.networks import ConvNet, ModuleNetwork
 from distillery.seeds import generator
@@ -19,16 +13,11 @@ from distillery.training import cross_entropy
 def toy(segments, steps):
     """A tanh network, an expert that drifts at random, and a student on six images."""
     stream = generator(0, "toy")
-    net = ModuleNetwork(
-        lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
-    )
+    net = ModuleNetwork(lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)))
     path = [{name: value.double() for name, value in net.init(stream, 1).items()}]
     for _ in range(segments):
         path.append({n: v + 0.1 * torch.randn(v.shape, generator=stream, dtype=v.dtype) for n, v in path[-1].items()})
-    tensors = {
-        "images": torch.randn(6, 1, 2, 2, generator=stream, dtype=torch.float64),
-        "step_size": torch.tensor(0.5).double(),
-    }
+    tensors = {"images": torch.randn(6, 1, 2, 2, generator=stream, dtype=torch.float64), "step_size": torch.tensor(0.5).double()}
     draws = [[torch.randperm(6, generator=stream)[:4] for _ in range(steps)] for _ in range(segments)]
 
     def loss(params, tensors, indices):
@@ -105,15 +94,11 @@ def test_hessian_product_is_that_of_the_whole_matrix(tiny):
     net, params, source = tiny_network(tiny)
     parts, flat = loss_parts(net, source, torch.arange(24), batch=7), Flat(params)
     vector = torch.randn(len(flat.vector(params)), generator=generator(0, "v"), dtype=torch.float64)
-    whole = torch.autograd.functional.hessian(
-        lambda theta: sum(part(flat.params(theta)) for part in parts), flat.vector(params)
-    )
+    whole = torch.autograd.functional.hessian(lambda theta: sum(part(flat.params(theta)) for part in parts), flat.vector(params))
     assert torch.allclose(hessian_product(parts, params, vector), whole @ vector, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "diagonal, expected", [([3.0, -7.0, 1.0], 3.0), ([-2.0, -5.0, -1.0], -1.0), ([0.0, 0.0, 0.0], 0.0)]
-)
+@pytest.mark.parametrize("diagonal, expected", [([3.0, -7.0, 1.0], 3.0), ([-2.0, -5.0, -1.0], -1.0), ([0.0, 0.0, 0.0], 0.0)])
 def test_the_largest_eigenvalue_where_another_is_larger_in_size(diagonal, expected):
     matrix = torch.tensor(diagonal, dtype=torch.float64)
     parts = [lambda params: (params["w"].square() * matrix).sum() / 2]

@@ -189,13 +189,7 @@ def selected(images, ipc):
 
 def run(objective, images, ipc=2, steps=7, lr=0.1, seed=0):
     return distill(
-        selected(images, ipc),
-        objective,
-        images,
-        Uniform(images.targets),
-        {"images": Optimizer(lr, 0.5)},
-        steps,
-        generator(seed, "distill"),
+        selected(images, ipc), objective, images, Uniform(images.targets), {"images": Optimizer(lr, 0.5)}, steps, generator(seed, "distill")
     )
 
 
@@ -236,9 +230,7 @@ def test_batch_norm_statistics_come_from_real_images_and_are_frozen(tiny):
     real = tiny.batch(torch.arange(24)).unflatten(0, (3, 8))
     context = GradientMatching(net).with_real(StepContext(params, torch.arange(3)), real)
     frozen = context.params
-    mean = torch.nn.functional.conv2d(
-        real.flatten(0, 1), params["conv0.weight"][0], params["conv0.bias"][0], padding=1
-    ).mean((0, 2, 3))
+    mean = torch.nn.functional.conv2d(real.flatten(0, 1), params["conv0.weight"][0], params["conv0.bias"][0], padding=1).mean((0, 2, 3))
     assert context.train_mode is False
     assert torch.allclose(frozen["norm0.running_mean"][0], 0.1 * mean, atol=1e-5)
     done = run(GradientMatching(net), tiny, steps=3)
@@ -272,9 +264,7 @@ def test_equal_batches_have_no_distance_under_siamese_augmentation(seed):
 
 def test_distribution_loss_does_not_see_the_order_within_a_class():
     net, params, real, weights, synthetic = problem()
-    first, swapped = (
-        distribution_loss(net, params, real, weights, images, siamese()) for images in (synthetic, synthetic.flip(1))
-    )
+    first, swapped = (distribution_loss(net, params, real, weights, images, siamese()) for images in (synthetic, synthetic.flip(1)))
     assert first.item() == pytest.approx(swapped.item(), rel=1e-5)
     other = distribution_loss(net, params, real, weights, synthetic.flip(0), siamese())
     assert other.item() != pytest.approx(first.item(), rel=1e-2)  # but it does see the classes
@@ -283,9 +273,7 @@ def test_distribution_loss_does_not_see_the_order_within_a_class():
 def test_pixel_gradient_of_dm_equals_finite_differences():
     net, params, real, weights, synthetic = problem(torch.float64, activation="swish")
     assert torch.autograd.gradcheck(
-        lambda pixels: distribution_loss(net, params, real, weights, pixels, siamese("color_rotate")),
-        [synthetic],
-        fast_mode=True,
+        lambda pixels: distribution_loss(net, params, real, weights, pixels, siamese("color_rotate")), [synthetic], fast_mode=True
     )
 
 
@@ -304,9 +292,7 @@ def test_distillation_lowers_the_loss_it_descends(tiny, build):
     net = ConvNet((1, 8, 8), 3, width=8, depth=1)
     start = selected(tiny, 1).replace(images=torch.randn(3, 1, 8, 8, generator=generator(1, "noise")))
     lr = 0.3 if build is GradientMatching else 3.0
-    done = distill(
-        start, build(net), tiny, Uniform(tiny.targets), {"images": Optimizer(lr, 0.5)}, 60, generator(0, "x")
-    )
+    done = distill(start, build(net), tiny, Uniform(tiny.targets), {"images": Optimizer(lr, 0.5)}, 60, generator(0, "x"))
     losses = done.log["loss"]
     assert losses[-15:].mean() < 0.8 * losses[:5].mean()
     assert done.cost["samples"] == 60 * 24

@@ -87,16 +87,7 @@ def test_weights_of_a_plan_may_live_on_the_device(watched):
 
 def test_cutmix_never_waits(watched):
     params = {name: torch.empty_like(v, device=META) for name, v in network().init(generator(0, "x"), 2).items()}
-    train(
-        network(),
-        params,
-        source(),
-        generator=generator(0, "y"),
-        epochs=2,
-        batch=5,
-        augmentation="color+crop",
-        cutmix=0.5,
-    )
+    train(network(), params, source(), generator=generator(0, "y"), epochs=2, batch=5, augmentation="color+crop", cutmix=0.5)
     assert watched.count == 0
 
 
@@ -138,9 +129,7 @@ def test_distillation_steps_never_wait(watched, monkeypatch, method, effects):
     monkeypatch.setattr(loop, "_stack_log", lambda log: {"steps": torch.tensor(len(log))})
     cpu = torch.arange(3).repeat_interleave(4)
     real = Source(torch.zeros(12, 3, 8, 8, device=META), cpu.to(META, non_blocking=True))
-    made = Synthetic(
-        {"images": torch.zeros(6, 3, 8, 8, device=META), "targets": torch.zeros(6, dtype=torch.long, device=META)}
-    )
+    made = Synthetic({"images": torch.zeros(6, 3, 8, 8, device=META), "targets": torch.zeros(6, dtype=torch.long, device=META)})
     # the classes of a set are looked at once, before the loop
     made._groups.update(labels=torch.arange(3), members=torch.arange(6).view(3, 2).to(META, non_blocking=True))
     options = {"augmentation": DSA, "real_network": MixedPrecision(network(), "bfloat16")}

@@ -63,8 +63,7 @@ def twin(objective, params, made, real, targets, weights):
         loss = frepo_loss_plain(lambda x: objective.own.embed(wide, x, False)[0], images, labels, *rest, objective.flip)
         return loss if objective.labels else loss - label_loss_plain(labels)
     networks = [
-        lambda x, i=i: objective.own.embed({n: v[i : i + 1] for n, v in wide.items()}, x, False)[0]
-        for i in range(objective.networks)
+        lambda x, i=i: objective.own.embed({n: v[i : i + 1] for n, v in wide.items()}, x, False)[0] for i in range(objective.networks)
     ]
     scale = made.tensors["log_scale"].double() if objective.platt else None
     return rfad_loss_plain(networks, images, labels, *rest, scale)
@@ -98,9 +97,7 @@ def test_a_distillation_lowers_its_loss_and_repeats_its_bits(kind, tiny, net):
 
     def go(steps=40, **more):
         start = objective.prepare(first(tiny))
-        return distill(
-            start, objective, tiny, Uniform(tiny.targets), rate(objective), steps, generator(0, "go"), **more
-        )
+        return distill(start, objective, tiny, Uniform(tiny.targets), rate(objective), steps, generator(0, "go"), **more)
 
     done, again = go(), go()
     for name, value in done.last.tensors.items():

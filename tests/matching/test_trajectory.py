@@ -32,13 +32,8 @@ def problem(kind="soft", n=3, seed=0, net=None, dtype=torch.float64, step_size=0
     stream = generator(seed, "problem")
     net = net or network()
     theta0 = {name: value.to(dtype) for name, value in net.init(stream, 1).items()}
-    target = {
-        name: value + 0.05 * torch.randn(value.shape, generator=stream, dtype=dtype) for name, value in theta0.items()
-    }
-    tensors = {
-        "images": torch.randn(M, *SHAPE, generator=stream, dtype=dtype),
-        "step_size": torch.tensor(step_size, dtype=dtype),
-    }
+    target = {name: value + 0.05 * torch.randn(value.shape, generator=stream, dtype=dtype) for name, value in theta0.items()}
+    tensors = {"images": torch.randn(M, *SHAPE, generator=stream, dtype=dtype), "step_size": torch.tensor(step_size, dtype=dtype)}
     values = torch.randn(M, CLASSES, generator=stream, dtype=dtype)
     if kind == "soft":
         tensors["label_logits"] = values
@@ -59,9 +54,7 @@ def problem(kind="soft", n=3, seed=0, net=None, dtype=torch.float64, step_size=0
             return cross_entropy(output, tensors["label_logits"][indices][None].softmax(-1)).mean()
         if kind == "regression":
             return squared_error(output, tensors["targets"][indices][None]).mean()
-        first, second = (
-            torch.nn.functional.normalize(o[0], dim=-1) for o in (output, net.apply(params, views[1]).logits)
-        )
+        first, second = (torch.nn.functional.normalize(o[0], dim=-1) for o in (output, net.apply(params, views[1]).logits))
         return torch.nn.functional.cross_entropy(first @ second.T / 0.2, torch.arange(4))  # NT-Xent, one side
 
     return loss, theta0, target, tensors, draws
@@ -88,9 +81,7 @@ def test_sweep_is_the_gradient_through_the_unrolled_loop(kind, n):
     assert not any(gradient.requires_grad for gradient in ours.values())
 
 
-@pytest.mark.parametrize(
-    "options", [{"normalization": "batch"}, {"depth": 2, "activation": "relu"}, {"pooling": "max"}]
-)
+@pytest.mark.parametrize("options", [{"normalization": "batch"}, {"depth": 2, "activation": "relu"}, {"pooling": "max"}])
 def test_sweep_through_other_networks(options):
     net = network(**options)
     loss, theta0, target, tensors, draws = problem(net=net, n=4)
@@ -106,9 +97,7 @@ def test_sweep_through_other_networks(options):
 
 
 def test_sweep_through_a_module():
-    net = ModuleNetwork(
-        lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(84, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
-    )
+    net = ModuleNetwork(lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(84, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)))
     given = problem(net=net, n=4)
     (_, ours), (_, expected) = sweep(*given), sweep_plain(*given)
     assert all(error(ours[name], expected[name]) < 1e-8 for name in expected)
@@ -122,9 +111,7 @@ def test_sweep_equals_finite_differences(kind):
     for name, tensor in tensors.items():
         direction = torch.randn(tensor.shape, generator=stream, dtype=torch.float64)
         h = 1e-5
-        up, down = (
-            sweep(loss, theta0, target, tensors | {name: tensor + s * h * direction}, draws)[0] for s in (1, -1)
-        )
+        up, down = (sweep(loss, theta0, target, tensors | {name: tensor + s * h * direction}, draws)[0] for s in (1, -1))
         assert float((gradients[name] * direction).sum()) == pytest.approx(float(up - down) / (2 * h), rel=1e-5), name
 
 
@@ -348,15 +335,10 @@ def test_the_student_of_the_objective_by_hand(tiny):
     sgd = torch.optim.SGD(module.parameters(), 0.05)
     for indices in batches:
         sgd.zero_grad()
-        torch.nn.functional.cross_entropy(
-            module(start.tensors["images"][indices]), start.tensors["targets"][indices]
-        ).backward()
+        torch.nn.functional.cross_entropy(module(start.tensors["images"][indices]), start.tensors["targets"][indices]).backward()
         sgd.step()
     end, target, begin = dict(module.named_parameters()), experts.at(expert, 4), experts.at(expert, 2)
-    squares = [
-        sum((a[n].detach() - target[n][0]).square().sum() for n in end)
-        for a in (end, {n: v[0] for n, v in begin.items()})
-    ]
+    squares = [sum((a[n].detach() - target[n][0]).square().sum() for n in end) for a in (end, {n: v[0] for n, v in begin.items()})]
     assert float(log["loss"]) == pytest.approx(float(squares[0] / squares[1]), rel=1e-4)
 
 
@@ -523,9 +505,7 @@ def test_impossible_problems_are_refused_before_compute(tiny, refused):
             tiny,
             rates={"images": Optimizer(1.0)},
         )
-    resting = Experts(
-        {name: value[:, :1].repeat(1, 5, *[1] * (value.ndim - 2)) for name, value in experts.weights.items()}
-    )
+    resting = Experts({name: value[:, :1].repeat(1, 5, *[1] * (value.ndim - 2)) for name, value in experts.weights.items()})
     with refused("expert 0", "move"):
         objective(tiny, resting)
 

@@ -17,9 +17,7 @@ from made_up import blobs
 
 def test_chances_are_those_of_classes_alike_and_prefer_few(tmp_path):
     train = blobs(classes=3, shape=(1, 8, 8), per_class=20)
-    train = replace(
-        train, targets=train.targets[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
-    )  # hard
+    train = replace(train, targets=train.targets[torch.randperm(60, generator=torch.Generator().manual_seed(0))])  # hard
     data = Splits(train, train, train)
     network = ConvNet(data.train.shape, 3, 4)
     experiment = Experiment(data, network, Protocol(1, 1, loss="half squared error"), Runs(tmp_path))

@@ -29,11 +29,7 @@ SMALL = {
     [
         ("cifar10", 1, {"threshold": 1.1, "student_batch": 10, "lr_labels": 5, "initial_max_start_epoch": 0}),
         ("cifar100", 50, {"min_start_epoch": 20, "max_start_epoch": 70, "threshold": 1.0}),
-        (
-            "tiny-imagenet",
-            1,
-            {"initial_max_start_epoch": 15, "expansion_steps": 2000, "threshold": 1.0, "lr_step_size": 1e-4},
-        ),
+        ("tiny-imagenet", 1, {"initial_max_start_epoch": 15, "expansion_steps": 2000, "threshold": 1.0, "lr_step_size": 1e-4}),
     ],
 )
 def test_some_cells_by_hand(dataset, size, expected):

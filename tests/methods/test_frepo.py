@@ -54,9 +54,7 @@ def test_frepo_loss_by_hand():
 
 def test_frepo_flip_is_the_doubled_set(problem):
     images, labels, *rest = problem
-    doubled = frepo_loss_plain(
-        network(1), torch.cat([images, images.flip(-1)]), torch.cat([labels, labels]), *rest, flip=False
-    )
+    doubled = frepo_loss_plain(network(1), torch.cat([images, images.flip(-1)]), torch.cat([labels, labels]), *rest, flip=False)
     torch.testing.assert_close(frepo_loss_plain(network(1), images, labels, *rest, flip=True), doubled)
 
 
@@ -64,14 +62,11 @@ def test_frepo_flip_predicts_mirrored_targets_alike(problem):
     images, labels, real, truth, weights = problem
     args = (flat, images, labels)
     torch.testing.assert_close(
-        frepo_loss_plain(*args, real, truth, weights, flip=True),
-        frepo_loss_plain(*args, real.flip(-1), truth, weights, flip=True),
+        frepo_loss_plain(*args, real, truth, weights, flip=True), frepo_loss_plain(*args, real.flip(-1), truth, weights, flip=True)
     )
 
 
-@pytest.mark.parametrize(
-    "shape, sizes", [((3, 32, 32), [(4, 3), (8, 4), (16, 8)]), ((1, 28, 28), [(4, 1), (8, 4), (16, 8)])]
-)
+@pytest.mark.parametrize("shape, sizes", [((3, 32, 32), [(4, 3), (8, 4), (16, 8)]), ((1, 28, 28), [(4, 1), (8, 4), (16, 8)])])
 def test_the_network_of_frepo(shape, sizes):
     """Twice the channels in each block, BatchNorm before the second and third alone, with momentum .9."""
     network = frepo_network(shape, 10, 4)

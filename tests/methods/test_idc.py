@@ -92,10 +92,7 @@ def test_only_convolution_weights_are_compared():
     net, params, real, *_ = problem()
     assert convolutions(params) == ["conv0.weight", "conv1.weight"]
     grads = class_gradients(net, params, real, LABELS, None, False, True, convolutions)
-    assert {name: value.shape[1:] for name, value in grads.items()} == {
-        "conv0.weight": (4, 1, 3, 3),
-        "conv1.weight": (4, 4, 3, 3),
-    }
+    assert {name: value.shape[1:] for name, value in grads.items()} == {"conv0.weight": (4, 1, 3, 3), "conv1.weight": (4, 4, 3, 3)}
     published = ConvNet((3, 32, 32), 10).init(generator(0, "x"))
     assert sum(published[name].numel() for name in convolutions(published)) == 298_368
 
@@ -213,11 +210,7 @@ def test_a_random_part_of_many_decoded_images_enters(tiny, monkeypatch):
     made = objective(most=3)
     run(tiny, made, 2, lr=0.0)
     decoded = packed(tiny).decode()[0].unflatten(0, (3, 4))
-    kept = [
-        [torch.nonzero((decoded[c] == image).flatten(1).all(1))[0].item() for image in images[c]]
-        for images in seen
-        for c in range(3)
-    ]
+    kept = [[torch.nonzero((decoded[c] == image).flatten(1).all(1))[0].item() for image in images[c]] for images in seen for c in range(3)]
     assert all(len(set(one)) == 3 for one in kept) and len({tuple(sorted(one)) for one in kept}) > 1
     seen.clear()
     run(tiny, objective(most=4), 1)

@@ -170,9 +170,7 @@ def test_contexts_of_the_queue_are_contexts():
 def test_some_cells_by_hand(dataset, size, expected):
     settings = METHODS["IDM"].settings(dataset, size)
     assert {name: getattr(settings, name) for name in expected} == expected
-    assert (
-        settings.formation == "partition2" and settings.augmented and METHODS["IDM"].updates(settings, size) == 20_000
-    )
+    assert settings.formation == "partition2" and settings.augmented and METHODS["IDM"].updates(settings, size) == 20_000
     assert METHODS["IDM"].cell("tiny-imagenet", 50, 0)["depth"] == 4
 
 

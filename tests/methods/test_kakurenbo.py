@@ -60,11 +60,7 @@ def after(epochs, n, **values):
     return Stats({name: torch.tensor(row).expand(epochs, 1, n) for name, row in values.items()})
 
 
-SIX = {
-    "loss": [0.1, 0.9, 0.2, 0.05, 0.3, 2.0],
-    "correct": [1.0, 1.0, 0.0, 1.0, 1.0, 1.0],
-    "confidence": [0.9, 0.9, 0.9, 0.75, 0.5, 0.9],
-}
+SIX = {"loss": [0.1, 0.9, 0.2, 0.05, 0.3, 2.0], "correct": [1.0, 1.0, 0.0, 1.0, 1.0, 1.0], "confidence": [0.9, 0.9, 0.9, 0.75, 0.5, 0.9]}
 
 
 @pytest.mark.parametrize(
@@ -225,11 +221,7 @@ def test_every_epoch_is_that_of_the_plain_rule(tiny):
                 continue
             p = net.apply(ends[epoch], tiny.batch(torch.tensor([i])), train=False).logits[0, 0].softmax(0)
             label = int(tiny.targets[i])
-            last[i] = {
-                "loss": -p[label].log().item(),
-                "correct": float(p.argmax() == label),
-                "confidence": p.max().item(),
-            }
+            last[i] = {"loss": -p[label].log().item(), "correct": float(p.argmax() == label), "confidence": p.max().item()}
 
 
 def test_nothing_hidden_is_training_as_ever(tiny):
@@ -237,13 +229,7 @@ def test_nothing_hidden_is_training_as_ever(tiny):
     assert hiding.hidden == [0] * EPOCHS and hiding.refreshed == 0 and hiding.saved == 0
     net = network()
     plain, _ = train(
-        net,
-        net.init(generator(0, "init"), 1),
-        tiny,
-        optimizer=SGD(0.05),
-        generator=generator(1, "order"),
-        epochs=EPOCHS,
-        batch=5,
+        net, net.init(generator(0, "init"), 1), tiny, optimizer=SGD(0.05), generator=generator(1, "order"), epochs=EPOCHS, batch=5
     )
     assert all(torch.equal(params[name], plain[name]) for name in params)
 

@@ -143,16 +143,12 @@ def test_the_dual_prediction_is_that_of_primal_ridge(real, net, m):
     """At equal lambda, with fewer and with more images than it has features (8 and a 1)."""
     objective, begin, state, (images, *_), features = problem(real, net, m, width=1, rho=1e-3)
     params = objective.networks_of_step(begin, state, split(generator(0, "step"), 2)[0])
-    f_s, f_b = (
-        torch.cat([features(x), torch.ones(len(x), 1, dtype=F64)], 1) for x in (begin.tensors["images"], images)
-    )
+    f_s, f_b = (torch.cat([features(x), torch.ones(len(x), 1, dtype=F64)], 1) for x in (begin.tensors["images"], images))
     assert f_s.shape == (m, 2 * 2 * 2 + 1)
     penalty = 1e-3 * f_s.square().sum()
     head = torch.linalg.solve(f_s.T @ f_s + penalty * torch.eye(9, dtype=F64), f_s.T @ begin.tensors["targets"])
     torch.testing.assert_close(objective._outputs(begin, params, [images]), f_b @ head, rtol=1e-9, atol=1e-10)
-    single = [
-        {name: v.float() if v.is_floating_point() else v for name, v in one.items()} for one in (begin.tensors, params)
-    ]
+    single = [{name: v.float() if v.is_floating_point() else v for name, v in one.items()} for one in (begin.tensors, params)]
     found = objective.outputs(Synthetic(single[0]), single[1], real)  # of the whole set, in its own precision
     assert found.shape == (24, WIDTH)
     torch.testing.assert_close(found[12:], f_b @ head, rtol=1e-3, atol=1e-4)
@@ -213,11 +209,7 @@ def test_one_network_ages_in_a_step_and_is_drawn_anew_at_the_limit(real, net):
 
 @pytest.mark.parametrize(
     "shape, width, sizes, features",
-    [
-        ((3, 32, 32), 128, [128, 256, 512], 8192),
-        ((3, 64, 64), 64, [64, 128, 256, 512], 8192),
-        ((1, 8, 8), 16, [16, 32], 128),
-    ],
+    [((3, 32, 32), 128, [128, 256, 512], 8192), ((3, 64, 64), 64, [64, 128, 256, 512], 8192), ((1, 8, 8), 16, [16, 32], 128)],
 )
 def test_the_network_is_the_published_one(shape, width, sizes, features):
     """Each block: convolution, BatchNorm, ReLU, pooling; 8192 features at both published sizes."""
@@ -239,9 +231,7 @@ def test_a_distillation_lowers_its_loss_and_repeats_its_bits(real, net):
     objective, begin = made(net, width=8, age=20), first(real, 12)
 
     def go():
-        return distill(
-            objective.prepare(begin), objective, real, everything(real), rates(objective, 0.05), 100, generator(0, "go")
-        )
+        return distill(objective.prepare(begin), objective, real, everything(real), rates(objective, 0.05), 100, generator(0, "go"))
 
     done, again = go(), go()
     for name, value in done.last.tensors.items():
@@ -323,8 +313,7 @@ def test_the_schedule_is_that_of_torch():
 
 
 @pytest.mark.parametrize(
-    "dataset, lr, width",
-    [("cifar10", 1e-4, 128), ("cifar100", 1e-4, 128), ("tiny-imagenet", 1e-5, 64), ("imagenet-1k", 1e-5, 64)],
+    "dataset, lr, width", [("cifar10", 1e-4, 128), ("cifar100", 1e-4, 128), ("tiny-imagenet", 1e-5, 64), ("imagenet-1k", 1e-5, 64)]
 )
 def test_published_settings_make_an_objective(dataset, lr, width, tmp_path, tiny):
     """Those of CIFAR-100 serve CIFAR-10, for which there are none."""
@@ -381,17 +370,14 @@ def test_settings_and_samplers_that_it_has_not_are_refused(real, net, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "name, value",
-    [("batch", 0), ("batch", -3), ("width", 0), ("pool", 0), ("age", 0), ("age", 2.5), ("rho", 0.0), ("rho", -1.0)],
+    "name, value", [("batch", 0), ("batch", -3), ("width", 0), ("pool", 0), ("age", 0), ("age", 2.5), ("rho", 0.0), ("rho", -1.0)]
 )
 def test_options_out_of_range_are_refused(net, refused, name, value):
     with refused(name, value):
         SelfSupervisedRegression(net, **{name: value})
 
 
-@pytest.mark.parametrize(
-    "targets", [torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64), torch.zeros(6)], ids=["width", "labels", "one"]
-)
+@pytest.mark.parametrize("targets", [torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64), torch.zeros(6)], ids=["width", "labels", "one"])
 def test_synthetic_targets_that_do_not_fit_are_refused(real, net, refused, targets):
     for check in (made(net).prepare, lambda one: made(net).start(one, generator(0, "x"))):
         with refused(tuple(targets.shape), "(6, 5)"):

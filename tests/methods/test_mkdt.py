@@ -218,9 +218,7 @@ def bank(images, net, epochs=3, k=2):
 def problem(images, n=3, *, learn=True, net=None, step_size=0.1):
     """Arguments of `sweep` as the objective makes them, with its network and its first set of six images."""
     net = net or network(activation="swish")
-    matching = TrajectoryMatching(
-        net, bank(images, net), n, 2, StartEpochs(0, 2), batch=4, loss=squared_error, targets=learn
-    )
+    matching = TrajectoryMatching(net, bank(images, net), n, 2, StartEpochs(0, 2), batch=4, loss=squared_error, targets=learn)
     synthetic = Synthetic(
         {
             "images": images.batch(torch.arange(6)).double(),
@@ -327,9 +325,7 @@ def test_memory_holds_the_graph_of_one_step(tiny, n):
 def test_batches_pass_through_the_set_without_replacement(tiny):
     """1000 images in batches of 256 and the rest, as published; a smaller set at once."""
     net = network()
-    matching = TrajectoryMatching(
-        net, bank(tiny, net), 8, 2, StartEpochs(0, 2), batch=256, oversize="all", loss=squared_error
-    )
+    matching = TrajectoryMatching(net, bank(tiny, net), 8, 2, StartEpochs(0, 2), batch=256, oversize="all", loss=squared_error)
     for m, sizes in ((1000, [256, 256, 256, 232] * 2), (6, [6] * 8)):
         synthetic = Synthetic({"images": torch.zeros(m, 1, 8, 8), "targets": torch.zeros(m, WIDTH)})
         drawn = matching.draws(synthetic, generator(0, "order"), generator(0, "augment"))
@@ -346,9 +342,7 @@ def test_a_distillation_comes_nearer_and_learns_what_it_shall(tiny, tmp_path, le
     students = made(tmp_path, source, 3)
     part = source.subset(high_loss(network(), students, source, 8))
     start = Synthetic({"images": part.batch(torch.arange(8)), "targets": part.targets, "step_size": torch.tensor(0.1)})
-    matching = TrajectoryMatching(
-        network(), students, 6, 2, StartEpochs(0, 2), batch=4, loss=squared_error, targets=learn
-    )
+    matching = TrajectoryMatching(network(), students, 6, 2, StartEpochs(0, 2), batch=4, loss=squared_error, targets=learn)
     rates = {"images": Optimizer(10.0, 0.5), "step_size": Optimizer(1e-4, 0.5)}
     rates |= {"targets": Optimizer(1.0, 0.5)} if learn else {}
     done = distill(start, matching, tiny, Uniform(tiny.targets), rates, 40, generator(0, "distill"))
@@ -417,14 +411,9 @@ def test_settings_become_an_objective(tiny, tmp_path):
 
 
 def test_published_probes_by_hand():
-    assert published_probe("cifar10", "2%", "1%", "cifar10", "MKDT") == {
-        "mean": pytest.approx(0.4436),
-        "std": pytest.approx(0.0161),
-    }
+    assert published_probe("cifar10", "2%", "1%", "cifar10", "MKDT") == {"mean": pytest.approx(0.4436), "std": pytest.approx(0.0161)}
     assert published_probe("cifar10", "5%", "5%", "cifar10", "random")["mean"] == pytest.approx(0.4813)
     whole = published_probe("cifar100", "5%", "5%", "cifar100", "whole")
-    assert whole == published_probe("cifar100", "2%", "5%", "cifar100", "whole") and whole["mean"] == pytest.approx(
-        0.3578
-    )
+    assert whole == published_probe("cifar100", "2%", "5%", "cifar100", "whole") and whole["mean"] == pytest.approx(0.3578)
     assert published_probe("cifar10", "3%", "1%", "cifar10", "MKDT") is None
     assert published_probe("folder", "2%", "1%", "x", "MKDT") is None

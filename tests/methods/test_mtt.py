@@ -56,20 +56,8 @@ def test_every_published_row_is_there():
 @pytest.mark.parametrize("name, dataset, size", CELLS)
 def test_settings_are_of_the_right_kind(name, dataset, size):
     settings = METHODS[name].settings(dataset, size, 50_000)
-    assert (
-        settings.start_epochs
-        and 0 < settings.max_start_epoch - 1 + settings.expert_epochs <= settings.expert_training_epochs
-    )
-    for one in (
-        "lr_images",
-        "lr_step_size",
-        "step_size",
-        "momentum",
-        "expert_lr",
-        "expert_batch",
-        "experts",
-        "iterations",
-    ):
+    assert settings.start_epochs and 0 < settings.max_start_epoch - 1 + settings.expert_epochs <= settings.expert_training_epochs
+    for one in ("lr_images", "lr_step_size", "step_size", "momentum", "expert_lr", "expert_batch", "experts", "iterations"):
         assert getattr(settings, one) > 0, one
     assert settings.gradient in GRADIENTS and isinstance(settings.student_batch, int)
     assert isinstance(settings.expert_optimizer, SGD) and settings.steps == settings.expert_seed == 0
@@ -87,17 +75,11 @@ def test_settings_are_of_the_right_kind(name, dataset, size):
 def test_some_cells_by_hand(dataset, size, expected):
     settings = METHODS["MTT"].settings(dataset, size)
     assert {name: getattr(settings, name) for name in expected} == expected
-    assert (
-        METHODS["MTT"].updates(settings, size) == 5000 and not hasattr(settings, "ema") and not hasattr(settings, "rho")
-    )
+    assert METHODS["MTT"].updates(settings, size) == 5000 and not hasattr(settings, "ema") and not hasattr(settings, "rho")
 
 
 def test_images_were_whitened_where_it_is_said():
-    found = {
-        (d, n): (METHODS["MTT"].common | cell)["normalization"]
-        for d, c in METHODS["MTT"].published.items()
-        for n, cell in c.items()
-    }
+    found = {(d, n): (METHODS["MTT"].common | cell)["normalization"] for d, c in METHODS["MTT"].published.items() for n, cell in c.items()}
     whitened = {("cifar10", 1), ("cifar10", 10), ("cifar100", 1), ("cifar100", 50)}
     assert {key for key, value in found.items() if value == "zca"} == whitened
 
@@ -110,9 +92,7 @@ def test_cells_that_are_not_published_are_refused(refused):
 
 
 def test_published_numbers():
-    counts = {
-        name: sum(len(row) for data, row in METHODS[name].numbers.items() if " on " not in data) for name in LABELLED
-    }
+    counts = {name: sum(len(row) for data, row in METHODS[name].numbers.items() if " on " not in data) for name in LABELLED}
     assert counts == {"MTT": 17, "FTD": 16, "TESLA": 9, "DATM": 9}
     assert published("imagewoof", "MTT", 10) == {"mean": pytest.approx(0.358), "std": pytest.approx(0.018)}
 

@@ -27,12 +27,7 @@ SMALL = {
 @pytest.mark.parametrize("dataset, images", [("cifar10", 1000), ("cifar100", 2500), ("tiny-imagenet", 2000)])
 def test_published_settings(dataset, images):
     settings = METHODS["MTT-SSL"].settings(dataset, images, 50_000)
-    assert (settings.student_steps, settings.expert_epochs, settings.max_start_epoch, settings.lr_images) == (
-        10,
-        2,
-        1,
-        1000,
-    )
+    assert (settings.student_steps, settings.expert_epochs, settings.max_start_epoch, settings.lr_images) == (10, 2, 1, 1000)
     assert settings.expert_optimizer == Adam(1e-3, weight_decay=1e-6) and settings.expert_batch == 1024
 
 

@@ -54,9 +54,7 @@ def test_rfad_kernel_is_of_the_concatenated_features(problem):
 
 def test_rfad_kernel_does_not_change_with_repeated_networks(problem):
     images = problem[0]
-    torch.testing.assert_close(
-        rfad_kernel_plain([flat], images, images), rfad_kernel_plain([flat, flat, flat], images, images)
-    )
+    torch.testing.assert_close(rfad_kernel_plain([flat], images, images), rfad_kernel_plain([flat, flat, flat], images, images))
 
 
 def test_rfad_losses_by_hand():
@@ -93,13 +91,9 @@ def test_the_kernel_of_rfad_is_its_twin(tiny):
     objective = RandomFeatures(ConvNet(tiny.shape, 3, width=4), 12, width=4, networks=2, eval_networks=8)
     params = objective.networks_of_step(tiny, {}, generator(0, "x"))
     rows = tiny.batch(torch.arange(6))
-    networks = [
-        lambda x, i=i: objective.own.embed({n: v[i : i + 1] for n, v in params.items()}, x, False)[0] for i in range(2)
-    ]
+    networks = [lambda x, i=i: objective.own.embed({n: v[i : i + 1] for n, v in params.items()}, x, False)[0] for i in range(2)]
     a, b = (objective.features(params, one, False) for one in (rows[:4], rows[3:]))
-    torch.testing.assert_close(
-        objective.kernel(a, b), rfad_kernel_plain(networks, rows[:4], rows[3:]).double(), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(objective.kernel(a, b), rfad_kernel_plain(networks, rows[:4], rows[3:]).double(), rtol=1e-5, atol=1e-6)
 
 
 def test_published_settings():

@@ -38,10 +38,7 @@ def made(folder, budget=0.0, changes=CHANGES, **options):
     images = blobs(per_class=8)
     targets = torch.randn(len(images), WIDTH, generator=generator(0, "targets"))
     real = RegressionSet(images, targets, images.digest)
-    tasks = {
-        "own": Splits(images, images, blobs(4, seed=0)),
-        "other": Splits(blobs(6, 2, seed=3), images, blobs(4, 2, seed=3)),
-    }
+    tasks = {"own": Splits(images, images, blobs(4, seed=0)), "other": Splits(blobs(6, 2, seed=3), images, blobs(4, 2, seed=3))}
     network, presets = ConvNet(images.shape, WIDTH, width=4, depth=1), Presets("cifar10", changes)
     return Experiment(real, network, PROTOCOL, Runs(folder, budget), presets=presets, tasks=tasks, **options)
 
@@ -154,9 +151,7 @@ def test_pruned_images_are_those_of_lowest_student_loss(results):
         assert all(any(torch.equal(one, image) for image in pool) for one in first)
     own = students(here, here.real.subset(kept))  # the hardest ones under students that saw what is kept
     expected = kept[high_loss(here.network, own, here.real.subset(kept), 5)]
-    assert torch.equal(
-        here.synthetic(here.run(recipe("high loss", prune=EASY))).tensors["images"], here.real.batch(expected)
-    )
+    assert torch.equal(here.synthetic(here.run(recipe("high loss", prune=EASY))).tensors["images"], here.real.batch(expected))
 
 
 def test_flat_students_are_others_and_the_first_images_the_same(results):

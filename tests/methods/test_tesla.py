@@ -28,9 +28,4 @@ def test_the_rate_of_the_pixels_is_half_the_published_one(tmp_path):
     job = Experiment(splits, network, Protocol(1, 1), Runs(tmp_path), presets=presets).job(Recipe("TESLA", 1, 0))
     assert job.method.optimizers(job) == {"images": Optimizer(500.0, 0.5), "step_size": Optimizer(1e-7, 0.5)}
     made = job.method.matching(job)
-    assert (made.gradient, made.learns, made.name, made.student_steps) == (
-        "frozen",
-        ("images", "step_size"),
-        "TESLA",
-        3,
-    )
+    assert (made.gradient, made.learns, made.name, made.student_steps) == ("frozen", ("images", "step_size"), "TESLA", 3)

@@ -120,9 +120,7 @@ def test_batch_norm_does_couple_samples_in_training_mode():
 
 
 def module_network():
-    return ModuleNetwork(
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)), "mlp"
-    )
+    return ModuleNetwork(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)), "mlp")
 
 
 @pytest.mark.parametrize("build", [lambda: ConvNet((1, 8, 8), 4, width=4), module_network])
@@ -165,9 +163,7 @@ def test_module_network_equals_its_module(train):
         module = network.build().train(train)
         module.load_state_dict({name: value[i] for name, value in params.items()})
         assert torch.allclose(output.logits[i], module(x[i]), atol=1e-6)
-        assert torch.allclose(
-            output.embedding[i], network_features(module, {n: v[i] for n, v in before.items()}, x[i]), atol=1e-6
-        )
+        assert torch.allclose(output.embedding[i], network_features(module, {n: v[i] for n, v in before.items()}, x[i]), atol=1e-6)
         for name, value in output.buffers.items():
             assert torch.allclose(value[i].float(), module.state_dict()[name].float(), atol=1e-6)
     assert set(output.buffers) == (set(params) - set(trainable(params)) if train else set())

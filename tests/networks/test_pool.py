@@ -283,13 +283,7 @@ def test_width_scales_every_architecture():
 def test_spec_and_name_identify_the_network():
     assert {build(name, (1, 8, 8), 3).spec()["network"] for name in NAMES} == set(NAMES)
     network = build("VGG11", (1, 8, 8), 3, width=0.5, normalization="batch")
-    assert network.spec() == {
-        "network": "VGG11",
-        "shape": [1, 8, 8],
-        "classes": 3,
-        "width": 0.5,
-        "normalization": "batch",
-    }
+    assert network.spec() == {"network": "VGG11", "shape": [1, 8, 8], "classes": 3, "width": 0.5, "normalization": "batch"}
     assert network.classes == 3 and network.name == "VGG11 width x0.5, batch norm"
 
 

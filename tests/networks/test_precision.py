@@ -79,9 +79,7 @@ def test_direction_of_the_pixel_gradient_keeps(method, ipc):
         if method == "DM":
             loss = distribution.distribution_loss(network, params, real, weights, made, drawn, real_network)
         else:
-            loss = gradient.gradient_loss(
-                network, params, real, weights, made, labels, drawn, real_network=real_network
-            )
+            loss = gradient.gradient_loss(network, params, real, weights, made, labels, drawn, real_network=real_network)
         return torch.autograd.grad(loss, made)[0]
 
     exact, low = gradient_with(network), gradient_with(MixedPrecision(network, "bfloat16"))
@@ -118,10 +116,7 @@ def test_accuracy_keeps_in_pairs():
     small, test = noisy(4), noisy(60)
     protocol = Protocol(networks=8, epochs=25, batch=8)
     held_out = HeldOut(test.images, test.targets)
-    plain, low = (
-        evaluate(one, small, protocol, held_out, generator(1, "x"))
-        for one in (net(), MixedPrecision(net(), "bfloat16"))
-    )
+    plain, low = (evaluate(one, small, protocol, held_out, generator(1, "x")) for one in (net(), MixedPrecision(net(), "bfloat16")))
     assert 0.4 < plain.mean() < 1  # neither chance nor a ceiling
     gaps = low - plain
     assert gaps.mean().abs() < 0.02 + 3 * gaps.std() / len(gaps) ** 0.5 and gaps.std() < 0.1
@@ -131,9 +126,7 @@ def test_weights_stay_float32_and_learn():
     network = net()
     params = network.init(generator(0, "x"), 2)
     source = TensorSource(images(8), torch.arange(8) % CLASSES)
-    trained, _ = train(
-        MixedPrecision(network, "bfloat16"), params, source, optimizer=SGD(1e-4), generator=generator(0, "y"), steps=3
-    )
+    trained, _ = train(MixedPrecision(network, "bfloat16"), params, source, optimizer=SGD(1e-4), generator=generator(0, "y"), steps=3)
     for name, value in trained.items():
         # steps far below the 8 bits of bfloat16 are not lost
         assert value.dtype == torch.float32 and not torch.equal(value, params[name]), name

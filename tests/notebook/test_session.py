@@ -61,11 +61,7 @@ def test_rows_claims_figures_files_and_the_record(session, capsys):
     S.record()
     record = json.loads((S.here / "record.json").read_text())
     assert [one["method"] for one in record["rows"]] == ["random", "DM", "DM, pruned", "all"]
-    assert (
-        record["rows"][3]["ipc"] is None
-        and record["parameters"]["max_side"] == 8
-        and "results_dir" not in record["parameters"]
-    )
+    assert record["rows"][3]["ipc"] is None and record["parameters"]["max_side"] == 8 and "results_dir" not in record["parameters"]
     assert record["costs"]["runs_missing"] == 0 and (S.here / "headline.png").exists()
     again = Session("90_tiny", namespace(S.folder.parents[1]))
     again.row("DM", "DM", 1, 2, settings={"steps": 2, "batch": 4})
@@ -120,9 +116,7 @@ def test_numbers_are_those_of_the_published_set(session):
 COMPARABLE = {"dataset": "cifar10", "normalization": "published", "per_class": 0}
 
 
-@pytest.mark.parametrize(
-    "changed", [{}, {"dataset": "folder"}, {"normalization": "own"}, {"per_class": 5}, "width", "epochs", "steps"]
-)
+@pytest.mark.parametrize("changed", [{}, {"dataset": "folder"}, {"normalization": "own"}, {"per_class": 5}, "width", "epochs", "steps"])
 def test_comparable_is_the_published_setting_alone(tmp_path, changed):
     from distillery.data import Splits
 

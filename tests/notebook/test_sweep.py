@@ -95,12 +95,7 @@ def starts(path):
 
 def test_every_combination_is_a_cell(grid):
     found = cells(grid({"seed": [0, 1], "ipc": [1, [1, 10]]}, {"rate": 1}))
-    assert [cell.name for cell in found] == [
-        "tiny,seed=0,ipc=1",
-        "tiny,seed=0,ipc=1+10",
-        "tiny,seed=1,ipc=1",
-        "tiny,seed=1,ipc=1+10",
-    ]
+    assert [cell.name for cell in found] == ["tiny,seed=0,ipc=1", "tiny,seed=0,ipc=1+10", "tiny,seed=1,ipc=1", "tiny,seed=1,ipc=1+10"]
     assert found[3].given["ipc"] == [1, 10] and found[3].given["rate"] == 1.0 and found[3].given["seed"] == 1
     assert len({cell.key for cell in found}) == 4 and found[0].given["results_dir"] == str(found[0].folder)
 

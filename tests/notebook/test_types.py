@@ -4,11 +4,7 @@ import pytest
 
 from distillery.notebook import parameters, types
 
-KINDS = {
-    name: getattr(types, name)
-    for name in types.__all__
-    if name[0].isupper() and name not in ("SCALES", "OfThisMachine", "OneOf")
-}
+KINDS = {name: getattr(types, name) for name in types.__all__ if name[0].isupper() and name not in ("SCALES", "OfThisMachine", "OneOf")}
 TAKEN = [
     ("Count", 3, 3), ("Whole", 0, 0), ("Number", 2, 2.0), ("Share", 1, 1.0), ("Keep", 0.1, 0.1), ("Keep", 50, 50.0), ("Scale", "night", "night"),
     ("Device", "cpu", "cpu"), ("Engine", "local", "local"), ("Precision", "tf32", "tf32"), ("Dataset", "folder", "folder"),
@@ -27,9 +23,7 @@ REFUSED = [
 def test_taken(kind, value, expected):
     found = parameters.check({"x": KINDS[kind]}, {"x": value})["x"]
     assert found == expected and type(found) is type(expected)
-    assert parameters.check({"x": list[KINDS[kind]]}, {"x": value}) == {
-        "x": [expected]
-    }  # a scalar where a list is meant
+    assert parameters.check({"x": list[KINDS[kind]]}, {"x": value}) == {"x": [expected]}  # a scalar where a list is meant
 
 
 @pytest.mark.parametrize("kind, value", REFUSED)

@@ -35,11 +35,7 @@ def test_keep_curves(axis, tmp_path):
     assert ring.get_xydata()[0] == pytest.approx(lines["lowest loss"][1])
     assert axis.get_xscale() == "log" and "%" in axis.get_xlabel()
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "10", "50"]
-    assert {text.get_text() for text in axis.texts} == {
-        "lowest loss",
-        "random",
-        "all images",
-    } and "ring" in axis.get_xlabel()
+    assert {text.get_text() for text in axis.texts} == {"lowest loss", "random", "all images"} and "ring" in axis.get_xlabel()
     assert figures.save(axis.figure, tmp_path / "keep.png").stat().st_size > 1000
 
 
@@ -57,10 +53,7 @@ def test_keep_curves_before_anything_has_run(axis, curves):
 
 def test_colours_tell_methods_apart_and_grey_is_for_baselines():
     found = figures.palette(["random images", "DC", "DC, level 1", "DM", "all images"])
-    assert (
-        found["DC"] == found["DC, level 1"]
-        and len({found[name] for name in ("DC", "DM", "random images", "all images")}) == 4
-    )
+    assert found["DC"] == found["DC, level 1"] and len({found[name] for name in ("DC", "DM", "random images", "all images")}) == 4
     assert found["random images"] == figures.BASELINES["random"]
 
 
@@ -79,12 +72,7 @@ def test_bars_hold_value_sets_and_published_number(axis):
 def test_names_stand_beside_their_lines_and_do_not_meet(axis, scale):
     axis.set_yscale(scale)
     axis.set_ylim(1, 100)
-    curves = {
-        "a": ([1, 2], [10, 50]),
-        "b": ([1, 2], [10, 50.5]),
-        "c": ([1, 2], [10, 51], [1, 1]),
-        "d": ([1, 2], [3, 99]),
-    }
+    curves = {"a": ([1, 2], [10, 50]), "b": ([1, 2], [10, 50.5]), "c": ([1, 2], [10, 51], [1, 1]), "d": ([1, 2], [3, 99])}
     figures.lines(axis, curves)
     heights = [text.get_position()[1] for text in axis.texts]
     assert [text.get_text() for text in axis.texts] == ["a", "b", "c", "d"]
@@ -93,11 +81,7 @@ def test_names_stand_beside_their_lines_and_do_not_meet(axis, scale):
 
 
 def test_intervals_are_in_points_and_what_has_not_run_is_left_out(axis):
-    gaps = {
-        "a": {"mean": 0.02, "ci95": [0.01, 0.03], "n_pairs": 2},
-        "b": {"mean": -0.01, "ci95": None, "n_pairs": 1},
-        "c": None,
-    }
+    gaps = {"a": {"mean": 0.02, "ci95": [0.01, 0.03], "n_pairs": 2}, "b": {"mean": -0.01, "ci95": None, "n_pairs": 1}, "c": None}
     figures.intervals(axis, gaps, "random")
     drawn = [line.get_xdata() for line in axis.lines[:-1]]
     assert np.concatenate(drawn) == pytest.approx([1, 3, 2, -1])

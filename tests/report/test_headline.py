@@ -7,9 +7,7 @@ from distillery.report import headline, records
 
 
 def write(root, scale, data, value, notebook="90_tiny"):
-    better = records.claim(
-        "a", "ours is better", "nobody", [[value], [value + 0.02]], [[0.1], [0.11]], against="random"
-    )
+    better = records.claim("a", "ours is better", "nobody", [[value], [value + 0.02]], [[0.1], [0.11]], against="random")
     worse = records.claim("b", "worse is better", "nobody", [[0.1], [0.11]], [[0.5], [0.52]], against="random")
     records.write(root / scale / notebook / data / "record.json", notebook=notebook, key="k", scale=scale, parameters={}, rows=[], costs={},
                   claims=[better, *[better] * 6, worse], data={"label": data, "train": 9}, missing=[])  # fmt: skip
@@ -22,9 +20,7 @@ def test_largest_scale_and_what_was_not_reproduced(tmp_path):
     write(tmp_path, "small", "cifar10", 0.6)
     text = headline.headlines(tmp_path)["90_tiny"]
     assert text.startswith("**Found at small scale** on cifar10") and "7 direction reproduced, 1 not reproduced" in text
-    assert (
-        text.count("ours is better") == headline.SHOWN and "worse is better: **not reproduced**, -40.5 points [" in text
-    )
+    assert text.count("ours is better") == headline.SHOWN and "worse is better: **not reproduced**, -40.5 points [" in text
     write(tmp_path, "paper", "a", 0.7)
     assert headline.headlines(tmp_path)["90_tiny"].startswith("**Found at paper scale** on a")
 

@@ -6,9 +6,7 @@ import pytest
 
 from distillery.report import headline, records, registered, tables
 
-ROW = records.row(
-    "DM | pruned", 1, [{"accuracies": [0.5, 0.6], "steps": 3, "seconds": 1.0, "samples": 4, "stored_numbers": 5}]
-)
+ROW = records.row("DM | pruned", 1, [{"accuracies": [0.5, 0.6], "steps": 3, "seconds": 1.0, "samples": 4, "stored_numbers": 5}])
 CLAIM = records.claim("a", "a | b", "nobody", [[0.5], [0.6]], [[0.4], [0.4]], against="random")
 RECORD = {"rows": [ROW, records.row("DC", 1, [None])], "claims": [CLAIM], "data": {"label": "x", "train": 1, "test": 1}, "scale": "small",
           "notebook": "90_tiny", "costs": {"seconds_all_runs": 60}}  # fmt: skip

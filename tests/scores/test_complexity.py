@@ -138,9 +138,7 @@ def test_leaving_one_out_is_recomputing_the_mean_without_the_sample():
     losses = prototype_losses(z, TARGETS, prototypes(FEATURES, TARGETS), own=FEATURES)
     for i in (0, 7, 19):
         others = torch.arange(20) != i
-        centres = torch.stack(
-            [FEATURES[others & (TARGETS == c)].mean(0) for c in range(3)]
-        )  # the other classes hold no sample i
+        centres = torch.stack([FEATURES[others & (TARGETS == c)].mean(0) for c in range(3)])  # the other classes hold no sample i
         logits = 1 / (z[i] - centres).norm(dim=1)
         assert float(losses[i]) == pytest.approx(float(F.cross_entropy(logits, TARGETS[i])), rel=1e-4)
 
@@ -198,9 +196,7 @@ def test_a_path_takes_one_forward_pass_a_mask(tiny, monkeypatch):
 
 def test_random_masks_follow_their_generator(tiny):
     network, params = encoder(tiny)
-    one, again, other = (
-        prototype_path(network, params, tiny, 3, how="random", generator=generator(s, "m")).losses for s in (0, 0, 1)
-    )
+    one, again, other = (prototype_path(network, params, tiny, 3, how="random", generator=generator(s, "m")).losses for s in (0, 0, 1))
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert torch.equal(one[0], other[0])  # the first model is whole
 

@@ -130,9 +130,7 @@ def test_training_starts_at_the_weights_given(tiny):
 def test_optimizer_and_augmentation_reach_the_training(tiny):
     stream = generator(0, "x")
     weights = net().init(stream, 2)
-    params, _ = train(
-        net(), weights, tiny, optimizer=SGD(0.01), generator=stream, epochs=2, batch=9, augmentation="flip"
-    )
+    params, _ = train(net(), weights, tiny, optimizer=SGD(0.01), generator=stream, epochs=2, batch=9, augmentation="flip")
     options = dict(batch=9, optimizer=SGD(0.01), augmentation="flip")
     assert same(dynamics(net(), tiny, 2, 2, generator(0, "x"), **options).params, params)
 
@@ -261,9 +259,7 @@ def test_grand_equals_its_definition(tiny, normalization, k, chunk):
     assert scores.grand(network, params, tiny, chunk=chunk).tolist() == pytest.approx(plain, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name, normalization", [("ResNet18", "batch"), ("ResNet18_AP", "instance"), ("ViT", ""), ("LeNet", "")]
-)
+@pytest.mark.parametrize("name, normalization", [("ResNet18", "batch"), ("ResNet18_AP", "instance"), ("ViT", ""), ("LeNet", "")])
 def test_grand_of_modules_equals_its_definition(name, normalization):
     images = blobs(per_class=3, shape=(3, 8, 8))
     network = pool.build(name, (3, 8, 8), 3, width=0.06, normalization=normalization)

@@ -291,10 +291,7 @@ def test_seeds_are_those_of_scikit_learn_with_one_trial():
     stream = generator(1, "seeds")
     ours = torch.stack([seeding(rows, k, stream) for _ in range(draws)])
     theirs = torch.stack(
-        [
-            torch.from_numpy(kmeans_plusplus(rows.numpy(), k, n_local_trials=1, random_state=seed)[1]).long()
-            for seed in range(draws)
-        ]
+        [torch.from_numpy(kmeans_plusplus(rows.numpy(), k, n_local_trials=1, random_state=seed)[1]).long() for seed in range(draws)]
     )
     rates = [torch.bincount(which.flatten(), minlength=12) / draws for which in (ours, theirs)]
     error = ((rates[0] * (1 - rates[0]) + rates[1] * (1 - rates[1])) / draws).sqrt()
@@ -382,9 +379,7 @@ def test_the_sampling_theorem(c, trials):
         indices, weights = sample(found.tau, m, stream)
         worst.append(deviation(features, targets, penalty, indices, weights))
         rows = features[indices] * weights[:, None]
-        fitted = torch.linalg.solve(
-            rows.T @ features[indices] + penalty * torch.eye(p, dtype=torch.float64), rows.T @ labels[indices]
-        )
+        fitted = torch.linalg.solve(rows.T @ features[indices] + penalty * torch.eye(p, dtype=torch.float64), rows.T @ labels[indices])
         full = float(losses(features, labels, penalty, fitted[None]).sum())
         assert worst[-1] > error or full <= (1 + error) / (1 - error) * found.optimum
     failures = sum(one > error for one in worst)

@@ -4,18 +4,7 @@ import pytest
 import torch
 
 from distillery.seeds import generator
-from distillery.training.dsa import (
-    DSA,
-    DSA_NO_FLIP,
-    FAMILIES,
-    Draw,
-    augment,
-    augment_plain,
-    cutmix,
-    cutmix_plain,
-    draw,
-    draw_boxes,
-)
+from distillery.training.dsa import DSA, DSA_NO_FLIP, FAMILIES, Draw, augment, augment_plain, cutmix, cutmix_plain, draw, draw_boxes
 
 SHAPES = [(1, 8, 8), (3, 7, 10), (3, 13, 6), (2, 16, 16)]
 
@@ -40,9 +29,7 @@ def test_batched_equals_one_by_one(family, shape):
     """Batched = a loop over single samples with the same parameters."""
     x = images(2, 5, shape)
     drawn = draw(family, 2, 5, generator(1, family))
-    expected = torch.stack(
-        [torch.stack([augment_plain(x[g, b], family, drawn.uniforms[g, b]) for b in range(5)]) for g in (0, 1)]
-    )
+    expected = torch.stack([torch.stack([augment_plain(x[g, b], family, drawn.uniforms[g, b]) for b in range(5)]) for g in (0, 1)])
     out = augment(x, drawn)
     assert torch.allclose(out, expected, atol=2e-5)
     assert not torch.allclose(out, x)

@@ -107,15 +107,7 @@ def test_equals_the_plain_loop(tiny, as_module, optimizer, augmentation):
     net = network()
     params = net.init(generator(0, "init"), K)
     trained, stats = train(
-        net,
-        params,
-        tiny,
-        optimizer=optimizer,
-        generator=generator(1, "train"),
-        epochs=3,
-        batch=10,
-        augmentation=augmentation,
-        chunk=K,
+        net, params, tiny, optimizer=optimizer, generator=generator(1, "train"), epochs=3, batch=10, augmentation=augmentation, chunk=K
     )
     for i, stream in enumerate(split(generator(1, "train"), K)):
         module = as_module(net, params, i)
@@ -124,15 +116,7 @@ def test_equals_the_plain_loop(tiny, as_module, optimizer, augmentation):
         assert all(torch.allclose(trained[name][i], state[name], atol=1e-4) for name in trained)
     sgd = SGD(optimizer.lr, optimizer.momentum, optimizer.weight_decay, optimizer.drops)
     other, _ = train(
-        net,
-        params,
-        tiny,
-        optimizer=sgd,
-        generator=generator(1, "train"),
-        epochs=3,
-        batch=10,
-        augmentation=augmentation,
-        chunk=K,
+        net, params, tiny, optimizer=sgd, generator=generator(1, "train"), epochs=3, batch=10, augmentation=augmentation, chunk=K
     )
     assert not all(torch.allclose(trained[name], other[name], atol=1e-4) for name in trained)
 

@@ -48,16 +48,7 @@ def test_equals_the_plain_loop_at_every_step(tiny, as_module, drops, normalizati
     sgd = SGD(0.05, 0.9, 5e-4, drops)
     log = []
     trained, stats = train(
-        net,
-        params,
-        tiny,
-        recorded(log),
-        sgd,
-        generator=generator(1, "train"),
-        epochs=3,
-        batch=10,
-        augmentation=augmentation,
-        chunk=3,
+        net, params, tiny, recorded(log), sgd, generator=generator(1, "train"), epochs=3, batch=10, augmentation=augmentation, chunk=3
     )
     assert stats.steps == 9 and stats.samples == 72
     for i, stream in enumerate(split(generator(1, "train"), 3)):
@@ -107,9 +98,7 @@ def test_cutmix_keeps_the_weights_of_what_it_pastes(tiny, monkeypatch):
     assert same(mixed, plain, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "options, word", [({"cutmix": 1.5}, 1.5), ({"cutmix": 0.5, "collect": ("correct",)}, "correct")]
-)
+@pytest.mark.parametrize("options, word", [({"cutmix": 1.5}, 1.5), ({"cutmix": 0.5, "collect": ("correct",)}, "correct")])
 def test_cutmix_refuses(tiny, options, word, refused):
     with refused(word, "cutmix"):
         train(network(), fresh(), tiny, generator=generator(0, "x"), epochs=1, **options)
@@ -150,10 +139,7 @@ def test_the_chunk_does_not_matter(tiny, chunk):
 
 
 def test_two_runs_give_the_same_bits(tiny):
-    first, again = (
-        train(network(), fresh(), tiny, generator=generator(1, "train"), epochs=2, augmentation=DSA)[0]
-        for _ in range(2)
-    )
+    first, again = (train(network(), fresh(), tiny, generator=generator(1, "train"), epochs=2, augmentation=DSA)[0] for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
@@ -196,9 +182,7 @@ def test_plan_is_asked_for_every_epoch_and_visits_what_it_says(tiny):
         asked.append((epoch, tuple(stats.collected.get("loss", torch.empty(0)).shape)))
         return Plan(torch.tensor([2, 3, 5, 7, 11]) + epoch)
 
-    _, stats = train(
-        network(), fresh(), tiny, generator=generator(1, "x"), epochs=2, batch=3, plan=plan, collect=("loss",)
-    )
+    _, stats = train(network(), fresh(), tiny, generator=generator(1, "x"), epochs=2, batch=3, plan=plan, collect=("loss",))
     assert asked == [(0, (0,)), (1, (1, 3, 24))]
     seen = ~stats.collected["loss"].isnan()
     assert torch.nonzero(seen[0, 1])[:, 0].tolist() == [2, 3, 5, 7, 11]
@@ -231,17 +215,7 @@ def test_plan_weights_are_factors_of_the_loss(tiny):
     sgd = SGD(0.1, 0.0, 0.0)
 
     def run(plan):
-        return train(
-            network(),
-            fresh(),
-            tiny,
-            optimizer=sgd,
-            generator=generator(1, "x"),
-            epochs=1,
-            batch=24,
-            plan=plan,
-            collect=("loss",),
-        )
+        return train(network(), fresh(), tiny, optimizer=sgd, generator=generator(1, "x"), epochs=1, batch=24, plan=plan, collect=("loss",))
 
     everything, half = torch.arange(24), torch.arange(12)
     weighted, stats = run(lambda epoch, stats: Plan(everything, torch.cat([torch.full((12,), 2.0), torch.zeros(12)])))
@@ -315,15 +289,7 @@ def test_the_running_mean_of_samples_that_no_epoch_visits(tiny):
         return Plan(torch.arange(epoch, 12))  # 0 in the first epoch, 1 in two, 12 and more in none
 
     _, stats = train(
-        network(),
-        fresh(),
-        tiny,
-        generator=generator(1, "x"),
-        epochs=3,
-        batch=5,
-        plan=plan,
-        collect=("loss",),
-        collect_mean=True,
+        network(), fresh(), tiny, generator=generator(1, "x"), epochs=3, batch=5, plan=plan, collect=("loss",), collect_mean=True
     )
     assert shapes == [(1, 3, 24)] * 2
     assert torch.equal(stats.collected["loss"].isnan()[0, 0], torch.arange(24) >= 12)
@@ -371,14 +337,7 @@ def test_training_on_soft_labels_and_on_real_values(tiny):
 
     real = TensorSource(images, torch.randn(24, 3, generator=generator(2, "x")))
     _, stats = train(
-        network(),
-        fresh(),
-        real,
-        squared_error,
-        SGD(0.05, weight_decay=0.0),
-        generator=generator(1, "x"),
-        epochs=60,
-        collect=("loss",),
+        network(), fresh(), real, squared_error, SGD(0.05, weight_decay=0.0), generator=generator(1, "x"), epochs=60, collect=("loss",)
     )
     losses = stats.collected["loss"].mean(2)  # (epochs, K)
     assert (losses[-1] < 0.5 * losses[0]).all()
@@ -393,17 +352,7 @@ def test_batch_coupled_loss_trains_every_network_on_its_own(tiny):
         return (covariance - torch.eye(output.shape[2])).square().sum((1, 2))
 
     def run(chunk):
-        return train(
-            network(),
-            fresh(),
-            tiny,
-            decorrelate,
-            SGD(0.01),
-            generator=generator(1, "x"),
-            epochs=3,
-            batch=12,
-            chunk=chunk,
-        )[0]
+        return train(network(), fresh(), tiny, decorrelate, SGD(0.01), generator=generator(1, "x"), epochs=3, batch=12, chunk=chunk)[0]
 
     assert same(run(3), run(1), atol=1e-5)
     assert not same(run(3), fresh(), atol=1e-3)
@@ -414,12 +363,7 @@ def test_batch_coupled_loss_trains_every_network_on_its_own(tiny):
 
 @pytest.mark.parametrize(
     "options, word",
-    [
-        ({}, 0),
-        ({"epochs": 2, "steps": 3}, 3),
-        ({"epochs": 1, "batch": 0}, 0),
-        ({"epochs": 1, "collect": ("entropy",)}, "entropy"),
-    ],
+    [({}, 0), ({"epochs": 2, "steps": 3}, 3), ({"epochs": 1, "batch": 0}, 0), ({"epochs": 1, "collect": ("entropy",)}, "entropy")],
 )
 def test_refused(tiny, options, word, refused):
     with refused(word):

@@ -63,9 +63,7 @@ def test_trains_a_network_in_its_own_way(tiny):
 
     def run(optimizer):
         params = net.init(generator(0, "init"), 2)
-        return train(
-            net, params, tiny, optimizer=optimizer, generator=generator(1, "x"), epochs=2, batch=8, collect=("loss",)
-        )
+        return train(net, params, tiny, optimizer=optimizer, generator=generator(1, "x"), epochs=2, batch=8, collect=("loss",))
 
     params, stats = run(Nesterov(0.05))
     plain, _ = run(SGD(0.05))

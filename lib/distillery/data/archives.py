@@ -278,9 +278,7 @@ class _Members:
         self.total = 0
 
     def refuse(self, name: str, why: str):
-        raise InputError(
-            f"{self.label}: member {name!r} {why}; accepted: an archive of plain files with relative paths"
-        )
+        raise InputError(f"{self.label}: member {name!r} {why}; accepted: an archive of plain files with relative paths")
 
     def add(self, name: str, size: int, is_folder: bool) -> str:
         """Check one member; its clean name if it is a file to be read, else ''."""

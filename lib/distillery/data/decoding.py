@@ -85,9 +85,7 @@ def _decode(where, plan, resize, max_side, progress, color, allocate):
 
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads()))
-        bar = stack.enter_context(
-            tqdm(total=len(rows), desc="decoding", unit="image", disable=not progress, leave=False)
-        )
+        bar = stack.enter_context(tqdm(total=len(rows), desc="decoding", unit="image", disable=not progress, leave=False))
         chunks = chunked(where.read(plan.files))
         for chunk in chunks:  # the first image that can be decoded fixes shape and mode
             image = next((image for image, _ in map(open_image, (p for _, p in chunk)) if image), None)
@@ -105,9 +103,7 @@ def _decode(where, plan, resize, max_side, progress, color, allocate):
                 return None
     if tally.unreadable:
         first = shown(where.root / min(tally.unreadable)[1])
-        raise InputError(
-            f"{len(tally.unreadable)} of {len(rows)} images cannot be read, first {first}; accepted: whole image files"
-        )
+        raise InputError(f"{len(tally.unreadable)} of {len(rows)} images cannot be read, first {first}; accepted: whole image files")
     if len(tally.sizes) > 1 and not resize:
         (usual, _), odd = tally.sizes.most_common(1)[0], tally.sizes.most_common()[-1][0]
         name = shown(tally.first[odd][1].rpartition("/")[2])

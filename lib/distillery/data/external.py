@@ -74,7 +74,5 @@ def _standardized(images: Tensor, pixels: str, splits: Splits | None, path: Path
     if pixels == "standardized":
         return images
     if splits is None:
-        raise InputError(
-            f"{path}: pixels in {pixels} and no data set to standardize them by; accepted: a data set, or standardized"
-        )
+        raise InputError(f"{path}: pixels in {pixels} and no data set to standardize them by; accepted: a data set, or standardized")
     return splits.train.transform(images / 255 if pixels == "bytes" else images)

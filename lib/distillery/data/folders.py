@@ -156,14 +156,10 @@ def _match(classes: list[str], test: list[str], label: str, part: str) -> dict[s
     odd = [name for name in classes + test if not (ours[_key(name)] and theirs[_key(name)])]
     if odd:
         more = f" and {len(odd) - 10} more" if len(odd) > 10 else ""
-        raise InputError(
-            f"{label}: classes {odd[:10]}{more} are not in both train and {part}; accepted: the same class folders in both"
-        )
+        raise InputError(f"{label}: classes {odd[:10]}{more} are not in both train and {part}; accepted: the same class folders in both")
     twice = [name for name in classes + test if ours[_key(name)] + theirs[_key(name)] > 2]
     if twice:
-        raise InputError(
-            f"{label}: classes {twice[:10]} differ only in case; accepted: the same class folders in train and {part}"
-        )
+        raise InputError(f"{label}: classes {twice[:10]} differ only in case; accepted: the same class folders in train and {part}")
     by_key = {_key(name): name for name in test}
     return {name: by_key[_key(name)] for name in classes}
 
@@ -237,8 +233,7 @@ def _class_folders(listing: Listing, base: str, label: str) -> dict[str, list[st
         if foreign[name]:
             first = foreign[name][0].rpartition("/")[2]
             raise InputError(
-                f"{here}/{shown(name)}: {len(foreign[name])} non-image file(s), first {first!r}; "
-                f"accepted: {' '.join(EXTENSIONS)}"
+                f"{here}/{shown(name)}: {len(foreign[name])} non-image file(s), first {first!r}; accepted: {' '.join(EXTENSIONS)}"
             )
         if not found[name]:
             raise InputError(f"class {name!r} in {here} is empty; accepted: at least one image in every class folder")
@@ -276,9 +271,7 @@ def cached(folder: Path | None, key: str, name: str, produce: Callable, mapped: 
             troubles.append("the cached pixels were corrupt and have been decoded again")
     if mapped:
         with MappedPixels(path) as file:
-            pixels, targets, card = produce(
-                lambda shape, targets, card: file.allocate(shape, {"targets": targets}, card)
-            )
+            pixels, targets, card = produce(lambda shape, targets, card: file.allocate(shape, {"targets": targets}, card))
             if file.pixels is None:
                 store.save_tensors(path, {"pixels": torch.from_numpy(pixels), "targets": targets}, card)
             else:
@@ -301,6 +294,4 @@ def _read(path: Path, name: str, mapped: bool) -> Decoded:
 
 
 def _decoded(tensors: dict[str, Tensor], card: dict, name: str) -> Decoded:
-    return Decoded(
-        tensors["pixels"], tensors["targets"], card["n_train"], tuple(card["classes"]), name, list(card["notes"])
-    )
+    return Decoded(tensors["pixels"], tensors["targets"], card["n_train"], tuple(card["classes"]), name, list(card["notes"]))

@@ -130,14 +130,10 @@ class ImageSet:
         if images.is_floating_point():
             check_finite(f"{name}: pixels", images)
             if images.min() < 0 or images.max() > 1:
-                raise InputError(
-                    f"{name}: float pixels from {images.min():g} to {images.max():g}; accepted: [0, 1], or uint8"
-                )
+                raise InputError(f"{name}: float pixels from {images.min():g} to {images.max():g}; accepted: [0, 1], or uint8")
             images = (images * 255).round().to(torch.uint8)
         if images.dtype != torch.uint8 or targets.is_floating_point():
-            raise InputError(
-                f"{name}: pixels {images.dtype}, labels {targets.dtype}; accepted: uint8 or float pixels, whole-number labels"
-            )
+            raise InputError(f"{name}: pixels {images.dtype}, labels {targets.dtype}; accepted: uint8 or float pixels, whole-number labels")
         targets = targets.long()
         classes = tuple(classes) if classes is not None else tuple(map(str, range(int(targets.max()) + 1)))
         if targets.min() < 0 or targets.max() >= len(classes):
@@ -211,9 +207,7 @@ class Splits:
         return hashlib.sha256((self.train.digest + self.validation.digest + self.test.digest).encode()).hexdigest()
 
     def to(self, device) -> "Splits":
-        return replace(
-            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
-        )
+        return replace(self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device))
 
 
 def _parts(images: ImageSet, chunk: int = 0):

@@ -105,9 +105,7 @@ def split_per_class(images: ImageSet, fraction: float, draw: Generator) -> tuple
     for label, name in enumerate(images.classes):
         members = images.of_class(label)
         if len(members) < 2:
-            raise InputError(
-                f"class {name!r} of {images.name} has {len(members)} image(s); accepted: at least 2, to split them"
-            )
+            raise InputError(f"class {name!r} of {images.name} has {len(members)} image(s); accepted: at least 2, to split them")
         order = members[torch.randperm(len(members), generator=draw)]
         n = min(max(1, round(fraction * len(members))), len(members) - 1)
         part.append(order[:n].sort().values)
@@ -138,9 +136,7 @@ def take_classes(splits: Splits, spec: str) -> Splits:
             raise InputError(f"classes: {spec!r}; accepted: numbers and ranges such as '0-4' or '1,3,7-9'")
         chosen += range(int(first), int(last) + 1)
     if len(set(chosen)) != len(chosen) or len(chosen) < 2 or max(chosen) >= len(names):
-        raise InputError(
-            f"classes: {spec!r} of {len(names)}; accepted: at least two different ones from 0 to {len(names) - 1}"
-        )
+        raise InputError(f"classes: {spec!r} of {len(names)}; accepted: at least two different ones from 0 to {len(names) - 1}")
 
     def taken(images: ImageSet) -> ImageSet:
         rows = torch.nonzero(torch.isin(images.targets, torch.tensor(chosen, device=images.device)))[:, 0]
@@ -182,7 +178,6 @@ def flip_labels(images: ImageSet, share: float, draw: Generator) -> tuple[ImageS
         flipped[chosen] = True
     if not flipped.any():
         raise InputError(
-            f"share: {share} flips no label of classes of at most {max(images.counts())} images; "
-            "accepted: a share of at least one image"
+            f"share: {share} flips no label of classes of at most {max(images.counts())} images; accepted: a share of at least one image"
         )
     return replace(images, targets=targets.to(images.device)), flipped.to(images.device)

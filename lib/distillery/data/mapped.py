@@ -70,9 +70,7 @@ class MappedPixels:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             yield
         except OSError as error:
-            raise InputError(
-                f"cannot write {self.path}: {error.strerror or error}; accepted: a writable folder with free space"
-            ) from error
+            raise InputError(f"cannot write {self.path}: {error.strerror or error}; accepted: a writable folder with free space") from error
 
     def _header(self, shape: tuple[int, ...], digest: str) -> bytes:
         """Of a safetensors file: first the small tensors, int64 and so aligned, then the pixels."""

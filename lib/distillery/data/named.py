@@ -174,8 +174,7 @@ def _download(addresses: list[str], path: Path, sha256: str, progress: bool) -> 
         if part.exists():
             part.unlink()
     raise InputError(
-        f"cannot fetch {path.name} ({'; '.join(reasons)}); accepted: a network connection, or {path.name} with "
-        f"sha256 {sha256} in data_root"
+        f"cannot fetch {path.name} ({'; '.join(reasons)}); accepted: a network connection, or {path.name} with sha256 {sha256} in data_root"
     )
 
 

@@ -126,9 +126,7 @@ def pack(images: Tensor, formation: str, mode: str = "bilinear") -> Tensor:
     if formation == "identity":
         return images
     if len(images) % FORMATIONS[formation]:
-        raise InputError(
-            f"images: {len(images)} with formation {formation!r}; accepted: a multiple of {FORMATIONS[formation]}"
-        )
+        raise InputError(f"images: {len(images)} with formation {formation!r}; accepted: a multiple of {FORMATIONS[formation]}")
     height, width = images.shape[2:]
     options = {"align_corners": False} if mode == "bilinear" else {}
     small = F.interpolate(images, size=(height // 2, width // 2), mode=mode, **options).unflatten(0, (-1, 4))

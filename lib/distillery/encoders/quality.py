@@ -24,9 +24,7 @@ class Quality(NamedTuple):
     deviation: float
 
 
-def quality(
-    encoder: Encoder, labelled: ImageSet, test: ImageSet, neighbours: int = 200, temperature: float = 0.5
-) -> Quality:
+def quality(encoder: Encoder, labelled: ImageSet, test: ImageSet, neighbours: int = 200, temperature: float = 0.5) -> Quality:
     """Accuracy on `test` of the nearest neighbours among `labelled` images, and of a linear probe trained on them.
 
     neighbours, temperature  of `nearest`, at most all labelled images; Mixed Barlow Twins': 200 and .5, with 5000 images of a
@@ -42,9 +40,7 @@ def quality(
     return Quality(knn, float(linear_probe(encoder.network, encoder.params, labelled, test)[0]), found)
 
 
-def nearest(
-    known: Tensor, labels: Tensor, asked: Tensor, neighbours: int, temperature: float = 0.5, chunk: int = 1000
-) -> Tensor:
+def nearest(known: Tensor, labels: Tensor, asked: Tensor, neighbours: int, temperature: float = 0.5, chunk: int = 1000) -> Tensor:
     """Classes (M,) of features by a vote of the `neighbours` of largest cosine, each with weight exp(cosine / temperature).
 
     known, labels  (N, D) and (N,) int64
@@ -87,9 +83,7 @@ def gate(teacher: Quality, random: Quality, margin: float = 0.05) -> float:
     for name in ("knn", "probe"):
         ours, theirs = getattr(teacher, name), getattr(random, name)
         if not ours - theirs >= margin:
-            raise RunFailed(
-                f"teacher: {name} accuracy {ours:.3f}, a random encoder's {theirs:.3f}; accepted: {margin:g} above it or more"
-            )
+            raise RunFailed(f"teacher: {name} accuracy {ours:.3f}, a random encoder's {theirs:.3f}; accepted: {margin:g} above it or more")
     return min(teacher.knn - random.knn, teacher.probe - random.probe)
 
 

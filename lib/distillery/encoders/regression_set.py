@@ -32,9 +32,7 @@ class RegressionSet:
 
     def __post_init__(self):
         if self.made_of != self.images.digest:
-            raise InputError(
-                f"targets: made of images {self.made_of[:12]}; accepted: those of these, {self.images.digest[:12]}"
-            )
+            raise InputError(f"targets: made of images {self.made_of[:12]}; accepted: those of these, {self.images.digest[:12]}")
         check_targets(self.targets, self.images)
 
     @staticmethod

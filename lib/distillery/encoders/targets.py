@@ -25,20 +25,13 @@ def teacher_targets(teacher: Encoder, images: ImageSet, path: str | Path | None 
             and if the teacher is collapsed
     """
     check_encoder(teacher.network)
-    card = {
-        "kind": "targets",
-        "data set": images.digest,
-        "preprocessing": _preprocessing(images),
-        "teacher": teacher.digest,
-    }
+    card = {"kind": "targets", "data set": images.digest, "preprocessing": _preprocessing(images), "teacher": teacher.digest}
     if path is not None and Path(path).exists():
         tensors, found = store.load_tensors(path)
         for key, value in card.items():
             theirs = found.get(key) if isinstance(found, dict) else None
             if theirs != value:
-                raise InputError(
-                    f"{path}: targets of another {key}, {str(theirs)[:12]}; accepted: those of {str(value)[:12]}, or no file"
-                )
+                raise InputError(f"{path}: targets of another {key}, {str(theirs)[:12]}; accepted: those of {str(value)[:12]}, or no file")
         return check_targets(tensors["targets"], images).to(images.device)
     found = _embedded(teacher, images)
     check_collapse(found, teacher.name)
@@ -68,7 +61,5 @@ def check_collapse(features: Tensor, name: str) -> float:
     """Their `deviation`; raises InputError where it is below COLLAPSED: the encoder maps all images to nearly one point."""
     found = deviation(features)
     if not found >= COLLAPSED:
-        raise InputError(
-            f"{name}: relative deviation of features {found:.2g}, collapsed; accepted: {COLLAPSED:g} or more"
-        )
+        raise InputError(f"{name}: relative deviation of features {found:.2g}, collapsed; accepted: {COLLAPSED:g} or more")
     return found

@@ -172,9 +172,7 @@ class TeacherTraining:
         if self.batch < 2:
             raise InputError(f"batch: {self.batch} is not accepted; accepted: 2 images or more, which are compared")
         if not isinstance(self.warmup, int) or not 0 <= self.warmup < self.epochs:
-            raise InputError(
-                f"warmup: {self.warmup!r} of {self.epochs} epochs; accepted: a whole number from 0 to {self.epochs - 1}"
-            )
+            raise InputError(f"warmup: {self.warmup!r} of {self.epochs} epochs; accepted: a whole number from 0 to {self.epochs - 1}")
 
     def optimizer(self, n: int) -> Cosine:
         """For a set of n images, of which every epoch leaves out those that fill no batch."""
@@ -187,9 +185,7 @@ class TeacherTraining:
         return barlow_twins(*views, self.lam) if self.loss == "barlow-twins" else simclr(*views, self.temperature)
 
 
-SIMCLR = TeacherTraining(
-    "simclr", epochs=400, batch=512, lr=1e-3, width=128
-)  # MKDT, Table 6; its warm-up is not stated
+SIMCLR = TeacherTraining("simclr", epochs=400, batch=512, lr=1e-3, width=128)  # MKDT, Table 6; its warm-up is not stated
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,9 +324,7 @@ def _features(network, shape: tuple[int, ...]) -> int:
 
 def _card(network, images: ImageSet, recipe: TeacherTraining) -> dict:
     inputs = {"network": network.spec(), "recipe": asdict(recipe), "preprocessing": _preprocessing(images)}
-    return json.loads(
-        store.canonical({"kind": "teacher", "version": VERSION, "inputs": inputs, "data set": images.digest})
-    )
+    return json.loads(store.canonical({"kind": "teacher", "version": VERSION, "inputs": inputs, "data set": images.digest}))
 
 
 def _preprocessing(images: ImageSet) -> str | None:

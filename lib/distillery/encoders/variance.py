@@ -84,9 +84,7 @@ def epoch_gradient(network, params: Params, images, loss: Loss, partition: list[
     """
     _check_one(params)
     if not torch.equal(torch.cat(partition).sort().values.cpu(), torch.arange(len(images))):
-        raise InputError(
-            f"partition: {sum(map(len, partition))} indices of {len(images)} samples; accepted: every sample once"
-        )
+        raise InputError(f"partition: {sum(map(len, partition))} indices of {len(images)} samples; accepted: every sample once")
     learned = {name: value.detach().requires_grad_() for name, value in trainable(params).items()}
     device = next(iter(params.values())).device
     total = None
@@ -124,9 +122,7 @@ def variance(gradients: Tensor) -> Variance:
     return Variance(float(flat.var(0).sum()), float(flat.mean(0).square().sum()))
 
 
-def partition_variance(
-    network, params: Params, images, loss: Loss, batch: int, stream: Generator, repeats: int = 10
-) -> Variance:
+def partition_variance(network, params: Params, images, loss: Loss, batch: int, stream: Generator, repeats: int = 10) -> Variance:
     """`variance` of `epoch_gradient` over random partitions into batches of `batch`: Proposition D.1.
 
     Zero, up to rounding in float64, for a loss that is a sum over samples.
@@ -223,9 +219,7 @@ def _spread(weights: Params, start: Params, epoch: int) -> Spread:
         variances[name] = float(moved.var(0).sum())
         distances[name] = float(moved.square().sum()) / len(moved)
         if not math.isfinite(distances[name]):
-            raise RunFailed(
-                f"trajectories: {name} is not finite after epoch {epoch}; accepted: finite weights, by a lower rate"
-            )
+            raise RunFailed(f"trajectories: {name} is not finite after epoch {epoch}; accepted: finite weights, by a lower rate")
     return Spread(variances, distances)
 
 

@@ -69,9 +69,7 @@ class Probing(Protocol):
 
     def check(self, experiment: "Experiment") -> None:
         if experiment.classes is not None:
-            raise InputError(
-                f"protocol: {self.kind!r} with labels; accepted: real images with real-valued targets, and tasks"
-            )
+            raise InputError(f"protocol: {self.kind!r} with labels; accepted: real images with real-valued targets, and tasks")
         real = experiment.real
         check_targets(real.targets, real, experiment.network.classes)
         for name, task in experiment.tasks.items():
@@ -108,9 +106,7 @@ class Probing(Protocol):
     def passes(self, epochs: int) -> "Probing":
         return replace(self, epochs=epochs)
 
-    def accuracies(
-        self, network, params: Params, test: ImageSet, labelled: ImageSet | None, stream: Generator
-    ) -> Tensor:
+    def accuracies(self, network, params: Params, test: ImageSet, labelled: ImageSet | None, stream: Generator) -> Tensor:
         """Those of `probe`: (networks, fractions of labels)."""
         return probe(network, params, labelled, test, self, stream)[0]
 
@@ -162,9 +158,7 @@ def fit_linear(features: Tensor, labels: Tensor, penalty: float) -> Linear:
     spread = float((features - mean).square().mean().sqrt()) or 1.0
     strength = spread**2 / (2 * penalty * n)
     if len(classes) == 2:
-        strength *= (
-            2  # scikit-learn penalizes the difference of the two weights, whose square is twice the sum of theirs
-        )
+        strength *= 2  # scikit-learn penalizes the difference of the two weights, whose square is twice the sum of theirs
     solver = LogisticRegression(C=strength, tol=TOLERANCE, max_iter=ITERATIONS)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
@@ -176,11 +170,7 @@ def fit_linear(features: Tensor, labels: Tensor, penalty: float) -> Linear:
     converged = not any(issubclass(one.category, ConvergenceWarning) for one in caught)
     iterations = int(solver.n_iter_[0])
     if not converged:
-        warnings.warn(
-            f"a linear classifier of {n} labels has not converged in {iterations} iterations",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        warnings.warn(f"a linear classifier of {n} labels has not converged in {iterations} iterations", RuntimeWarning, stacklevel=2)
     return Linear(weight, bias, classes, iterations, converged)
 
 
@@ -189,9 +179,7 @@ def fit_linear_plain(features: Tensor, labels: Tensor, penalty: float) -> tuple[
     features, classes = features.double(), int(labels.max()) + 1
     weight = torch.zeros(classes, features.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=5000, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe"
-    )
+    solver = torch.optim.LBFGS([weight, bias], max_iter=5000, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn="strong_wolfe")
 
     def objective():
         solver.zero_grad()
@@ -238,9 +226,7 @@ def _label_order(targets: Tensor, generator: Generator, stratified: bool) -> Ten
     return order[place.argsort(stable=True)]  # each class is spread evenly, so every beginning is stratified
 
 
-def probe(
-    network, params: Params, labelled: ImageSet, test: ImageSet, protocol: Probing, generator: Generator
-) -> tuple[Tensor, dict]:
+def probe(network, params: Params, labelled: ImageSet, test: ImageSet, protocol: Probing, generator: Generator) -> tuple[Tensor, dict]:
     """Test accuracy of a linear classifier on the frozen features of K networks, for each fraction of labels.
 
     The features are those of `embed`: the input of the network's own last layer in evaluation mode, not normalized. Each

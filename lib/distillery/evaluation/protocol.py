@@ -76,9 +76,7 @@ class Protocol:
     def check(self, experiment: "Experiment") -> None:
         """Raise InputError on an experiment that it does not fit."""
         if experiment.classes is None:
-            raise InputError(
-                f"protocol: {self.kind!r} with real-valued targets and no labels; accepted: 'probe', or data with labels"
-            )
+            raise InputError(f"protocol: {self.kind!r} with real-valued targets and no labels; accepted: 'probe', or data with labels")
 
     def check_recipe(self, recipe: "Recipe") -> None:
         """Raise InputError on a recipe whose set it cannot evaluate as asked."""
@@ -136,9 +134,7 @@ class Protocol:
 
     # What a result says
 
-    def accuracies(
-        self, network, params: Params, test: ImageSet, labelled: ImageSet | None, stream: Generator
-    ) -> Tensor:
+    def accuracies(self, network, params: Params, test: ImageSet, labelled: ImageSet | None, stream: Generator) -> Tensor:
         """Test accuracy of each trained network, (networks,) float64.
 
         labelled, stream  labelled real images and what is drawn of them, where the protocol needs them

@@ -59,9 +59,7 @@ def class_means(network, params: Params, real: Tensor, weights: Tensor, drawn: D
     return (features * weights[..., None]).sum(1)
 
 
-def distribution_loss_plain(
-    network, params: Params, real: Tensor, weights: Tensor, synthetic: Tensor, drawn: Draw | None
-) -> Tensor:
+def distribution_loss_plain(network, params: Params, real: Tensor, weights: Tensor, synthetic: Tensor, drawn: Draw | None) -> Tensor:
     """One class after another, as published. Networks with BatchNorm see another batch here, so it is no twin for them."""
     total = torch.zeros(())
     for c in range(len(real)):
@@ -115,9 +113,7 @@ class DistributionMatching(Separable):
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The loss of some classes, ()."""
         pairs = real[here], weights[here], images[here]
-        return distribution_loss(
-            self.network, context.params, *pairs, context.drawn_for(here), self.real_network, context.train_mode
-        )
+        return distribution_loss(self.network, context.params, *pairs, context.drawn_for(here), self.real_network, context.train_mode)
 
     def statistic(self, context: StepContext, images: Tensor, c: int) -> Tensor:
         """Embeddings of real images (n, C, H, W) of class c: (n, F)."""

@@ -105,13 +105,7 @@ def treatment_effects(objective, context: StepContext, synthetic: Synthetic, rea
 
 
 def treatment_effects_probed(
-    objective,
-    context: StepContext,
-    synthetic: Synthetic,
-    real: Tensor,
-    weights: Tensor,
-    probes: int,
-    generator: Generator,
+    objective, context: StepContext, synthetic: Synthetic, real: Tensor, weights: Tensor, probes: int, generator: Generator
 ) -> Tensor:
     """First-order norms from random directions, (classes, n): the squared norm is unbiased, its relative deviation sqrt(2 / probes).
 
@@ -129,9 +123,7 @@ def treatment_effects_probed(
             means = mean.expand(len(some), -1).clone().requires_grad_()
             rows = stored[c].expand(len(some), *stored[c].shape)
             with torch.no_grad():  # what a direction moves is seen by the difference, since `augmented` is affine
-                seen, moved = (
-                    objective.augmented(context, _used(one, synthetic.formation), c) for one in (rows, rows + some)
-                )
+                seen, moved = (objective.augmented(context, _used(one, synthetic.formation), c) for one in (rows, rows + some))
             leaf = seen.requires_grad_()
             loss = objective.distance(context, leaf, means, c).sum()
             (pulled,) = torch.autograd.grad(loss, leaf, create_graph=True)
@@ -141,9 +133,7 @@ def treatment_effects_probed(
     return torch.stack(found)
 
 
-def treatment_effects_plain(
-    objective, context: StepContext, synthetic: Synthetic, real: Tensor, weights: Tensor
-) -> Tensor:
+def treatment_effects_plain(objective, context: StepContext, synthetic: Synthetic, real: Tensor, weights: Tensor) -> Tensor:
     """The definition: the whole gradient again without each image in turn, (classes, n)."""
     stored = _checked(context, synthetic)
 
@@ -168,9 +158,7 @@ def treatment_effects_plain(
 def check_uncoupled(params: Params) -> None:
     """Raise InputError on a network whose images change one another in training."""
     if len(trainable(params)) < len(params):
-        raise InputError(
-            "treatment effect: a network whose images couple (BatchNorm); accepted: InstanceNorm, GroupNorm"
-        )
+        raise InputError("treatment effect: a network whose images couple (BatchNorm); accepted: InstanceNorm, GroupNorm")
 
 
 def _used(stored: Tensor, formation: str) -> Tensor:

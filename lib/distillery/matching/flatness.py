@@ -41,9 +41,7 @@ class Errors:
         return {name: value.square().sum(1).tolist() for name, value in vars(self).items()}
 
 
-def trajectory_errors(
-    loss: StepLoss, path: Sequence[Params], synthetic: dict[str, Tensor], draws: Sequence[Sequence]
-) -> Errors:
+def trajectory_errors(loss: StepLoss, path: Sequence[Params], synthetic: dict[str, Tensor], draws: Sequence[Sequence]) -> Errors:
     """Errors of a student that runs through K segments, each from its own last weights.
 
     loss, synthetic  as in `trajectory.sweep`
@@ -95,9 +93,7 @@ def hessian_product(parts: Parts, params: Params, vector: Tensor) -> Tensor:
     return total
 
 
-def top_eigenvalue(
-    parts: Parts, params: Params, generator: Generator, tolerance: float = 1e-3, iterations: int = 200
-) -> tuple[float, int]:
+def top_eigenvalue(parts: Parts, params: Params, generator: Generator, tolerance: float = 1e-3, iterations: int = 200) -> tuple[float, int]:
     """The largest eigenvalue of the Hessian and the number of products it took. Slow reference: `top_eigenvalue_plain`.
 
     Power iteration until the Rayleigh quotient changes by less than `tolerance` of itself, or `iterations` products.
@@ -134,7 +130,5 @@ def _power(parts, params, vector: Tensor, shift: float, tolerance: float, iterat
 def top_eigenvalue_plain(parts: Parts, params: Params) -> float:
     """From the eigenvalues of the whole Hessian, P x P numbers: for tiny networks."""
     flat = Flat(params)
-    hessian = torch.autograd.functional.hessian(
-        lambda theta: sum(part(flat.params(theta)) for part in parts), flat.vector(params)
-    )
+    hessian = torch.autograd.functional.hessian(lambda theta: sum(part(flat.params(theta)) for part in parts), flat.vector(params))
     return float(torch.linalg.eigvalsh(hessian)[-1])

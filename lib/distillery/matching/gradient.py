@@ -30,9 +30,7 @@ from distillery.training import cross_entropy, train
 from distillery.training.dsa import Draw, augment, draw
 from distillery.training.optimizers import SGD
 
-MAP_LIMIT = (
-    2**26
-)  # numbers in the widest feature map of a chunk of classes; about ten such maps are kept for the gradient
+MAP_LIMIT = 2**26  # numbers in the widest feature map of a chunk of classes; about ten such maps are kept for the gradient
 
 
 def loops(ipc: int) -> tuple[int, int]:
@@ -208,14 +206,7 @@ class GradientMatching(Separable):
     metric = staticmethod(gradient_distance)  # that is descended
 
     def __init__(
-        self,
-        network,
-        updates=0,
-        inner_epochs=0,
-        batch: int = 256,
-        augmentation: str = "",
-        lr_network: float = 0.01,
-        real_network=None,
+        self, network, updates=0, inner_epochs=0, batch: int = 256, augmentation: str = "", lr_network: float = 0.01, real_network=None
     ):
         self.network, self.real_network = network, real_network or network
         self.updates, self.inner_epochs = updates, inner_epochs
@@ -259,14 +250,7 @@ class GradientMatching(Separable):
         """The loss of some classes, ()."""
         pairs = real[here], weights[here], images[here], context.labels[here]
         return gradient_loss(
-            self.network,
-            context.params,
-            *pairs,
-            context.drawn_for(here),
-            context.train_mode,
-            self.real_network,
-            self.names,
-            self.metric,
+            self.network, context.params, *pairs, context.drawn_for(here), context.train_mode, self.real_network, self.names, self.metric
         )
 
     def statistic(self, context: StepContext, images: Tensor, c: int) -> Tensor:
@@ -285,9 +269,7 @@ class GradientMatching(Separable):
     def _gradients(self, context: StepContext, images: Tensor, c: int, differentiable: bool) -> dict[str, Tensor]:
         """Those of each group of images (groups, m, C, H, W) of class c."""
         labels = context.labels[c].expand(len(images))
-        return class_gradients(
-            self.network, context.params, images, labels, None, differentiable, context.train_mode, self.names
-        )
+        return class_gradients(self.network, context.params, images, labels, None, differentiable, context.train_mode, self.names)
 
     def _loops(self, synthetic: Synthetic) -> tuple[int, int]:
         ipc = len(synthetic) // len(synthetic.classes_present()[0])
@@ -300,21 +282,11 @@ class GradientMatching(Separable):
         state = {f"network.{name}": value.to(device, non_blocking=True) for name, value in params.items()}
         return state | {"updates": torch.tensor(0)}
 
-    def _inner(
-        self, synthetic: Synthetic, state: dict[str, Tensor], epochs: int, generator: Generator
-    ) -> dict[str, Tensor]:
+    def _inner(self, synthetic: Synthetic, state: dict[str, Tensor], epochs: int, generator: Generator) -> dict[str, Tensor]:
         params = under(state, "network.")
         source: TensorSource = synthetic.source()
         sgd = SGD(self.lr_network, momentum=0.0, weight_decay=0.0)
-        params, _ = train(
-            self.network,
-            params,
-            source,
-            optimizer=sgd,
-            generator=generator,
-            epochs=epochs,
-            augmentation=self.augmentation,
-        )
+        params, _ = train(self.network, params, source, optimizer=sgd, generator=generator, epochs=epochs, augmentation=self.augmentation)
         return {f"network.{name}": value for name, value in params.items()} | {"updates": state["updates"]}
 
     def with_real(self, context: StepContext, real: Tensor) -> StepContext:

@@ -39,9 +39,7 @@ class KernelRegression:
     def __init__(self, network, batch: int, real_network=None, *, rho: float = 1e-6, labels: bool = False):
         check_positive_int("batch", batch)
         if not hasattr(network, "shape"):
-            raise InputError(
-                f"network: {network.name}; accepted with {self.name}: a ConvNet, which says of what images it is"
-            )
+            raise InputError(f"network: {network.name}; accepted with {self.name}: a ConvNet, which says of what images it is")
         if not rho > 0:
             raise InputError(f"rho: {rho} is not accepted; accepted: a ridge above 0")
         self.network, self.batch, self.rho, self.labels = network, batch, rho, labels
@@ -76,11 +74,7 @@ class KernelRegression:
         seen, after = split(generator, 2)
         params = self.networks_of_step(synthetic, state, seen)
         real, targets, weights = self.draw_batch(draw_real)
-        leaves = {
-            name: value.detach().requires_grad_()
-            for name, value in synthetic.tensors.items()
-            if value.is_floating_point()
-        }
+        leaves = {name: value.detach().requires_grad_() for name, value in synthetic.tensors.items() if value.is_floating_point()}
         made = synthetic.replace(**leaves)
         outputs = self._outputs(made, params, [real])
         loss = self.error(outputs, targets, weights, made)
@@ -101,9 +95,7 @@ class KernelRegression:
         """The networks behind the kernel of a step, {} where there is none."""
         return {}
 
-    def after(
-        self, synthetic: Synthetic, state: dict[str, Tensor], seen: Generator, generator: Generator
-    ) -> dict[str, Tensor]:
+    def after(self, synthetic: Synthetic, state: dict[str, Tensor], seen: Generator, generator: Generator) -> dict[str, Tensor]:
         """The state after a step; `seen` is the generator of `networks_of_step`."""
         return state
 
@@ -183,9 +175,7 @@ class PooledRegression(KernelRegression):
         i = self._picked(generator)
         return {name: value[i : i + 1] for name, value in under(state, "net.").items()}
 
-    def after(
-        self, synthetic: Synthetic, state: dict[str, Tensor], seen: Generator, generator: Generator
-    ) -> dict[str, Tensor]:
+    def after(self, synthetic: Synthetic, state: dict[str, Tensor], seen: Generator, generator: Generator) -> dict[str, Tensor]:
         """The network that was seen takes a step on the synthetic images, or is drawn anew where it is old."""
         i = self._picked(seen)
         state = {name: value.clone() for name, value in state.items()}

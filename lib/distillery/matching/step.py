@@ -44,9 +44,7 @@ def classes_at_once(network, n: int, shape: tuple[int, ...], limit: int) -> int:
     return max(1, limit // (n * network.channels * shape[-2] * shape[-1]))
 
 
-def gradient_by_classes(
-    synthetic: Synthetic, size: int, loss: Callable[[Tensor, slice], Tensor]
-) -> tuple[Tensor, Tensor]:
+def gradient_by_classes(synthetic: Synthetic, size: int, loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
     """(loss, its gradient on the stored images) of a loss that is a sum over classes, a chunk of classes at a time.
 
     size  classes at once; memory follows it, the result does not

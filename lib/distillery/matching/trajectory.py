@@ -67,13 +67,7 @@ def student(loss: StepLoss, theta0: Params, synthetic: dict[str, Tensor], draws:
 
 
 def sweep(
-    loss: StepLoss,
-    theta0: Params,
-    target: Params,
-    synthetic: dict[str, Tensor],
-    draws: Sequence,
-    *,
-    frozen: bool = False,
+    loss: StepLoss, theta0: Params, target: Params, synthetic: dict[str, Tensor], draws: Sequence, *, frozen: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The matching loss L and its gradient on every learned tensor. Slow reference: `sweep_plain`.
 
@@ -123,10 +117,7 @@ def sweep_plain(
     for drawn in draws:
         value = loss(theta, tensors, drawn)
         grads = torch.autograd.grad(value, list(theta.values()), create_graph=True, materialize_grads=True)
-        theta = {
-            name: weight - tensors["step_size"] * grad
-            for (name, weight), grad in zip(theta.items(), grads, strict=True)
-        }
+        theta = {name: weight - tensors["step_size"] * grad for (name, weight), grad in zip(theta.items(), grads, strict=True)}
     gap = sum((theta[name] - target[name]).square().sum() for name in theta)
     value = gap / sum((theta0[name] - target[name]).square().sum() for name in theta)
     grads = torch.autograd.grad(value, list(tensors.values()), materialize_grads=True)
@@ -177,11 +168,7 @@ class StartEpochs:
         return int(torch.randint(self.min_start_epoch, self.bound(step), (), generator=generator))
 
 
-GRADIENTS: dict[str, Callable] = {
-    "exact": sweep,
-    "frozen": lambda *problem: sweep(*problem, frozen=True),
-    "unrolled": sweep_plain,
-}
+GRADIENTS: dict[str, Callable] = {"exact": sweep, "frozen": lambda *problem: sweep(*problem, frozen=True), "unrolled": sweep_plain}
 
 
 class TrajectoryMatching:

@@ -41,9 +41,7 @@ def one_step(experiment, recipe, classes: Tensor, images: int) -> tuple[Syntheti
     return made, RealBatches(real, Uniform(real.targets), generator(recipe.seed, "effects")).classes(classes, images)
 
 
-def agreement(
-    objective, made: Synthetic, step: tuple, classes: Tensor, probes: Iterable[int], seed: int, name: str
-) -> Agreement:
+def agreement(objective, made: Synthetic, step: tuple, classes: Tensor, probes: Iterable[int], seed: int, name: str) -> Agreement:
     """The definition, the exact effects and their estimates on the images of a step, class by class.
 
     objective  of a method whose real images enter by the mean of a statistic

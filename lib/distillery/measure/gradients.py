@@ -28,9 +28,7 @@ class Gradient:
     kept: int
 
 
-def gradients(
-    objective: TrajectoryMatching, synthetic: Synthetic, expert: int, epoch: int, seed: int = 0
-) -> dict[str, Gradient]:
+def gradients(objective: TrajectoryMatching, synthetic: Synthetic, expert: int, epoch: int, seed: int = 0) -> dict[str, Gradient]:
     """The gradient of one problem by every way in `GRADIENTS`; all see the same batches and augmentations.
 
     'kept' holds, besides the graph, the N + 1 weights along the student's path where they are stored ('exact', 'frozen').

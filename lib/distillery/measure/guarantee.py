@@ -76,15 +76,7 @@ class Sampling:
 
 
 def sampling(
-    rows: Tensor,
-    labels: Tensor,
-    penalty: float,
-    tau: Tensor,
-    chances: Tensor,
-    sizes: Iterable[int],
-    trials: int,
-    failure: float,
-    seed: int,
+    rows: Tensor, labels: Tensor, penalty: float, tau: Tensor, chances: Tensor, sizes: Iterable[int], trials: int, failure: float, seed: int
 ) -> Sampling:
     """Draw samples of each size again and again, and measure their deviation.
 

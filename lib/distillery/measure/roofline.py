@@ -106,13 +106,7 @@ def table(profiles: dict[str, dict]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, one in profiles.items():
         plain, fast = (1e3 * one["seconds"][path] for path in ("plain", "fast"))
-        cells = [
-            name,
-            one["touched"],
-            f"{one['flops'] / 1e9:.2f}",
-            f"{one['moved'] / 1e6:.0f}",
-            f"{one['kept'] / 1e6:.1f}",
-        ]
+        cells = [name, one["touched"], f"{one['flops'] / 1e9:.2f}", f"{one['moved'] / 1e6:.0f}", f"{one['kept'] / 1e6:.1f}"]
         cells += [f"{plain:.1f}", f"{fast:.1f}", f"{plain / fast:.1f}x", f"{1e3 * one['least']:.1f}", one["bound"]]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

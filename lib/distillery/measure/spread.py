@@ -17,9 +17,7 @@ SELF_SUPERVISED = {"SSL, Barlow Twins": "barlow-twins", "SSL, SimCLR": "simclr"}
 LOSSES = ("SL", "KD", *SELF_SUPERVISED)  # supervised with labels; knowledge distillation, as students learn
 
 
-def problems(
-    images: ImageSet, targets: Tensor, supervised, student, views: Views, n: int, seed: int
-) -> dict[str, tuple]:
+def problems(images: ImageSet, targets: Tensor, supervised, student, views: Views, n: int, seed: int) -> dict[str, tuple]:
     """Each of LOSSES -> network, loss, a source in float64 whose views are fixed, a source in float32; on n images of the seed's own."""
     drawn = torch.randperm(len(images), generator=generator(seed, "variance"))[:n].sort().values
     few, device = images.subset(drawn), images.device
@@ -28,12 +26,7 @@ def problems(
     pairs = variance.Pairs(pairs.first.double(), pairs.second.double(), pairs.targets)
     found = {
         "SL": (supervised, cross_entropy, TensorSource(everything.double(), few.targets), few),
-        "KD": (
-            student,
-            squared_error,
-            TensorSource(everything.double(), wanted.double()),
-            TensorSource(everything, wanted),
-        ),
+        "KD": (student, squared_error, TensorSource(everything.double(), wanted.double()), TensorSource(everything, wanted)),
     }
     for name, loss in SELF_SUPERVISED.items():
         found[name] = (student, TeacherTraining(loss).objective, pairs, TwoViews(few, views, seed))

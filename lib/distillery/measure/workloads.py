@@ -181,7 +181,4 @@ def level_two(network: ConvNet, matching: str, images: ImageSet, batch: int, eve
             drawn = RealBatches(images, sampler, generator(0, "real", i))
             _, state, _ = objective.step(made, state, drawn, generator(0, "step", i))
 
-    return {
-        "plain": lambda: steps(Uniform(images.targets)),
-        "fast": lambda: steps(TreatmentEffect(images.targets, 0.2, every)),
-    }
+    return {"plain": lambda: steps(Uniform(images.targets)), "fast": lambda: steps(TreatmentEffect(images.targets, 0.2, every))}

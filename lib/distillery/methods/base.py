@@ -128,13 +128,9 @@ class Method:
         if recipe.prune and not self.prunes:
             raise InputError(f"prune: {recipe.prune.keep:g} with {self.name!r}; accepted: None")
         if recipe.batches and self.no_batches:
-            raise InputError(
-                f"batches: {recipe.batches} with {self.name!r}, which has no real batch: {self.no_batches}; accepted: None"
-            )
+            raise InputError(f"batches: {recipe.batches} with {self.name!r}, which has no real batch: {self.no_batches}; accepted: None")
         if recipe.batches and not self.samples_with(recipe.batches.sampler_class):
-            lacking = ", ".join(
-                need for need in recipe.batches.sampler_class.needs if not hasattr(self.objective, need)
-            )
+            lacking = ", ".join(need for need in recipe.batches.sampler_class.needs if not hasattr(self.objective, need))
             raise InputError(
                 f"batches: {recipe.batches} with {self.name!r}, whose objective has no {lacking}; accepted: None, or another sampler"
             )
@@ -155,9 +151,7 @@ class Method:
             check_choice(f"{self.name} on {dataset}, size", size, cells)
         return cells.get(size, cells.get(ANY))
 
-    def settings(
-        self, dataset: str, size: int, n: int = 0, changes: dict | None = None, own: dict | None = None
-    ) -> Settings:
+    def settings(self, dataset: str, size: int, n: int = 0, changes: dict | None = None, own: dict | None = None) -> Settings:
         """The published settings, with changes of an experiment and then those of a recipe.
 
         changes  by name; those a method does not have, or does not have on this data set, do not concern it. A dict under the

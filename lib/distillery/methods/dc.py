@@ -39,6 +39,4 @@ class DC(Matched):
         return settings.steps or settings.iterations * loops(size)[0]
 
     def matching(self, job):
-        return GradientMatching(
-            job.network, batch=job.settings.batch, augmentation=augmentation(job), real_network=job.experiment.fast
-        )
+        return GradientMatching(job.network, batch=job.settings.batch, augmentation=augmentation(job), real_network=job.experiment.fast)

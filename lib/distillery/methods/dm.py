@@ -35,6 +35,4 @@ class DM(Matched):
         network = once_differentiated(job)
         if job.recipe.batches and "statistic" in job.recipe.batches.sampler_class.needs:
             check_uncoupled(network.init(generator(0, "names"), 1))
-        return DistributionMatching(
-            network, batch=job.settings.batch, augmentation=augmentation(job), real_network=job.experiment.fast
-        )
+        return DistributionMatching(network, batch=job.settings.batch, augmentation=augmentation(job), real_network=job.experiment.fast)

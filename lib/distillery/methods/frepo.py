@@ -56,9 +56,7 @@ class FeatureRegression(PooledRegression):
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the pool 'net.NAME' (P, ...), its Adam 'first.NAME', 'second.NAME', 'steps' and 'age' (P,)."""
-        return self._new(synthetic.device, generator, self.pool) | {
-            "age": torch.arange(self.pool) * max(1, self.age // self.pool)
-        }
+        return self._new(synthetic.device, generator, self.pool) | {"age": torch.arange(self.pool) * max(1, self.age // self.pool)}
 
     def _new(self, device: torch.device, generator: Generator, k: int) -> dict[str, Tensor]:
         nets = {name: value.to(device, non_blocking=True) for name, value in self.own.init(generator, k).items()}
@@ -93,9 +91,7 @@ class FeatureRegression(PooledRegression):
         init, order = split(generator, 2)
         params = {name: value.to(synthetic.device) for name, value in self.own.init(init, 1).items()}
         source = synthetic.replace(targets=self.labels_of(synthetic).float()).source()
-        return train(
-            self.own, params, source, half_squared_error, self.adam, generator=order, steps=self.age, batch=500
-        )[0]
+        return train(self.own, params, source, half_squared_error, self.adam, generator=order, steps=self.age, batch=500)[0]
 
     def support(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if not self.flip:
@@ -134,13 +130,7 @@ def frepo_network(shape: tuple[int, int, int], classes: int, width: int) -> Modu
 
 
 def frepo_loss_plain(
-    features: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    real: Tensor,
-    real_labels: Tensor,
-    weights: Tensor,
-    flip: bool,
+    features: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, weights: Tensor, flip: bool
 ) -> Tensor:
     """FRePo: weighted mean over targets of half the squared error, summed over classes, plus the label term.
 

@@ -55,14 +55,8 @@ class FTD(Trajectories):
             10: row(20, 2, 40, 1000, 1e-5, 0.01, alpha=1.0, ema=0.9995),
             50: row(80, 2, 40, 1000, 1e-5, 0.01, alpha=1.0, ema=0.999, student_batch=1000),
         },
-        "tiny-imagenet": {
-            1: row(30, 2, 10, 10000, 1e-4, 0.01, **_tiny),
-            10: row(20, 2, 40, 10000, 1e-4, 0.01, student_batch=500, **_tiny),
-        },
-        "imagenet-subset": {
-            1: row(20, 2, 10, 10000, 1e-4, 0.01, **_subset),
-            10: row(20, 2, 10, 10000, 1e-4, 0.001, **_subset),
-        },
+        "tiny-imagenet": {1: row(30, 2, 10, 10000, 1e-4, 0.01, **_tiny), 10: row(20, 2, 40, 10000, 1e-4, 0.01, student_batch=500, **_tiny)},
+        "imagenet-subset": {1: row(20, 2, 10, 10000, 1e-4, 0.01, **_subset), 10: row(20, 2, 10, 10000, 1e-4, 0.001, **_subset)},
     }
     numbers = {  # with the average; all from the paper
         "cifar10": {1: (46.8, 0.3), 10: (66.6, 0.3), 50: (73.8, 0.2)},

@@ -66,14 +66,7 @@ def queue_loss(
 
 
 def queue_loss_plain(
-    network,
-    params: Params,
-    real: Tensor,
-    weights: Tensor,
-    synthetic: Tensor,
-    labels: Tensor,
-    push: float,
-    drawn: Draw | None,
+    network, params: Params, real: Tensor, weights: Tensor, synthetic: Tensor, labels: Tensor, push: float, drawn: Draw | None
 ) -> Tensor:
     """One class after another, as published."""
     total = torch.zeros(())
@@ -151,9 +144,7 @@ class QueueMatching(DistributionMatching):
         accuracy = 100 * queue["correct"][i] / queue["seen"][i].clamp_min(1)  # (), percent
         labels, _ = synthetic.classes_present()
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
-        context = QueueContext(
-            _network(queue, i), labels.to(device, non_blocking=True), drawn, False, self.ce_weight * accuracy
-        )
+        context = QueueContext(_network(queue, i), labels.to(device, non_blocking=True), drawn, False, self.ce_weight * accuracy)
         real, weights = draw_real.classes(labels, self.batch, self.effects(context, synthetic))
 
         def one(images: Tensor, here: slice) -> Tensor:
@@ -169,9 +160,7 @@ class QueueMatching(DistributionMatching):
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The loss of some classes, ()."""
         pairs = real[here], weights[here], images[here], context.labels[here], context.push
-        return queue_loss(
-            self.network, context.params, *pairs, context.drawn_for(here), context.train_mode, self.real_network
-        )
+        return queue_loss(self.network, context.params, *pairs, context.drawn_for(here), context.train_mode, self.real_network)
 
     def _fresh(self, k: int, device: torch.device, generator: Generator) -> dict[str, Tensor]:
         """k networks that have seen nothing."""

@@ -74,9 +74,7 @@ class Hiding:
         if any(later <= earlier for earlier, later in pairwise(milestones)):
             raise InputError(f"milestones: {list(milestones)} do not ascend; accepted: ascending epochs")
         if len(factors) <= len(milestones):
-            raise InputError(
-                f"factors: {len(factors)} with {len(milestones)} milestones; accepted: at least one more than milestones"
-            )
+            raise InputError(f"factors: {len(factors)} with {len(milestones)} milestones; accepted: at least one more than milestones")
         for factor in factors:
             if not 0 <= factor <= 1:
                 raise InputError(f"factors: {factor} is not accepted; accepted: numbers from 0 to 1")
@@ -110,9 +108,7 @@ class Hiding:
         if epoch != len(self.hidden):
             raise InputError(f"epoch: {epoch} after {len(self.hidden)} planned ones; accepted: one training, from 0")
         if len(self._waiting):
-            raise InputError(
-                f"after_epoch: {len(self._waiting)} hidden samples are not refreshed; accepted: that of this object"
-            )
+            raise InputError(f"after_epoch: {len(self._waiting)} hidden samples are not refreshed; accepted: that of this object")
         if epoch:
             self._record(epoch, stats)
         fraction = self.scheduled(epoch)

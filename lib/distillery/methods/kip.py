@@ -54,9 +54,7 @@ def ntk_matrix_plain(left: Tensor, right: Tensor, depth: int) -> Tensor:
     return torch.stack([torch.stack([ntk_plain(x.flatten(), y.flatten(), depth) for y in right]) for x in left])
 
 
-def kip_loss_plain(
-    images: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, weights: Tensor, depth: int = 1
-) -> Tensor:
+def kip_loss_plain(images: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, weights: Tensor, depth: int = 1) -> Tensor:
     """KIP: half the weighted mean over targets of the mean over classes of the squared error.
 
     Source: 2011.00050, kernel ridge regression loss; ridge 1e-6 tr(K_SS) / m as in the released code.
@@ -100,6 +98,4 @@ class KIP(Regression):
 
     def regression(self, job) -> KernelInducingPoints:
         s = job.settings
-        return KernelInducingPoints(
-            job.network, s.batch, job.experiment.fast, layers=s.layers, rho=s.rho, labels=s.labels
-        )
+        return KernelInducingPoints(job.network, s.batch, job.experiment.fast, layers=s.layers, rho=s.rho, labels=s.labels)

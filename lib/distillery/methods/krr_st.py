@@ -142,9 +142,7 @@ class SelfSupervisedRegression(PooledRegression):
     def error(self, outputs: Tensor, targets: Tensor, weights: Tensor, made: Synthetic) -> Tensor:
         """Mean squared error over images and outputs. Slow reference: `krrst_loss_plain`."""
         if targets.shape != outputs.shape or not targets.is_floating_point():
-            raise InputError(
-                f"real targets: {tuple(targets.shape)} {targets.dtype}; accepted: real numbers {tuple(outputs.shape)}"
-            )
+            raise InputError(f"real targets: {tuple(targets.shape)} {targets.dtype}; accepted: real numbers {tuple(outputs.shape)}")
         return (weights * (outputs - targets).square().mean(1)).sum()
 
     def report(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
@@ -259,9 +257,7 @@ class KRRST(WithoutLabels):
     def regression(self, job) -> SelfSupervisedRegression:
         """The objective of a job."""
         s = job.settings
-        return SelfSupervisedRegression(
-            job.network, s.batch, rho=s.rho, width=s.width, pool=s.pool, age=s.age, lr=s.network_lr
-        )
+        return SelfSupervisedRegression(job.network, s.batch, rho=s.rho, width=s.width, pool=s.pool, age=s.age, lr=s.network_lr)
 
     def optimizers(self, job) -> dict[str, Optimizer]:
         """The optimizer of each learned tensor. Raises InputError on an unknown kind or schedule."""

@@ -74,18 +74,13 @@ class Regression(Method):
         """The optimizer of each learned tensor. Raises InputError on an unknown kind or schedule."""
         settings = job.settings
         rates = dict.fromkeys(objective.learned, settings.lr) | self.rates(settings)
-        return {
-            name: Optimizer(rates[name], kind=settings.optimizer, schedule=settings.schedule)
-            for name in objective.learned
-        }
+        return {name: Optimizer(rates[name], kind=settings.optimizer, schedule=settings.schedule) for name in objective.learned}
 
     def refuse(self, job: "Job") -> None:
         objective = self.regression(job)
         self.optimizers(job, objective)
         if "targets" in objective.learned and job.experiment.protocol.loss == "cross-entropy":
-            raise InputError(
-                f"loss: 'cross-entropy' with {self.name!r}, which learns real-valued labels; accepted: 'half squared error'"
-            )
+            raise InputError(f"loss: 'cross-entropy' with {self.name!r}, which learns real-valued labels; accepted: 'half squared error'")
         if job.recipe.evaluate.iterate == "best" and not job.experiment.validation.times:
             raise InputError("iterate: 'best' with 0 validations; accepted: 'last', or an experiment that validates")
 

@@ -40,12 +40,7 @@ NUMBERS = {
 
 def selection(one: Start) -> type[Selected]:
     """The selection that a start is, as a method."""
-    declared = {
-        "name": one.name,
-        "labels": one.labels,
-        "numbers": NUMBERS.get(one.name, {}),
-        "__doc__": one.choose.__doc__,
-    }
+    declared = {"name": one.name, "labels": one.labels, "numbers": NUMBERS.get(one.name, {}), "__doc__": one.choose.__doc__}
     return type("Selected", (Selected,), declared)
 
 

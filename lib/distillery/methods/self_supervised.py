@@ -75,9 +75,7 @@ class Untrained(Method):
     def check(self, recipe) -> None:
         super().check(recipe)
         if recipe.size or recipe.evaluate.equal_steps:
-            raise InputError(
-                f"size: {recipe.size} with {self.name!r}, which sees no images; accepted: 0, and its own steps"
-            )
+            raise InputError(f"size: {recipe.size} with {self.name!r}, which sees no images; accepted: 0, and its own steps")
 
     def train(self, job: "Job", network, source, protocol, stream, steps_of: int) -> tuple:
         params = network.init(stream, protocol.networks)
@@ -111,9 +109,7 @@ class SelfSupervised(Method):
         return pretrain(network, images, how, protocol.networks), Stats(steps=epochs * steps), {}
 
 
-def contrast(
-    network, source, protocol, stream, steps_of: int, views: Views, transform, seed: int
-) -> tuple[dict[str, Tensor], Stats]:
+def contrast(network, source, protocol, stream, steps_of: int, views: Views, transform, seed: int) -> tuple[dict[str, Tensor], Stats]:
     """Encoders trained on a set by SimCLR under a protocol's optimizer, their output taken for the projection.
 
     source     standardized images; `transform` standardized them, None = nothing did

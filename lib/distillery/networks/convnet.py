@@ -88,9 +88,7 @@ class ConvNet:
             self.maps.append(tuple(sides))
             sides = [side // 2 if pooling != "none" else side for side in sides]
             if min(sides) < 1:
-                raise InputError(
-                    f"depth: {self.depth} halves images of {shape[1]}x{shape[2]} away; accepted: a smaller depth"
-                )
+                raise InputError(f"depth: {self.depth} halves images of {shape[1]}x{shape[2]} away; accepted: a smaller depth")
         self.features = width * sides[0] * sides[1]
 
     @property
@@ -128,10 +126,7 @@ class ConvNet:
                 affine = (self.width, *size) if self.normalization == "layer" else (self.width,)
                 params[f"norm{i}.weight"], params[f"norm{i}.bias"] = torch.ones(affine), torch.zeros(affine)
             if self.normalization == "batch":
-                params[f"norm{i}.running_mean"], params[f"norm{i}.running_var"] = (
-                    torch.zeros(self.width),
-                    torch.ones(self.width),
-                )
+                params[f"norm{i}.running_mean"], params[f"norm{i}.running_var"] = (torch.zeros(self.width), torch.ones(self.width))
             channels = self.width
         params["head.weight"] = uniform(self.classes, self.features, fan_in=self.features)
         params["head.bias"] = uniform(self.classes, fan_in=self.features)
@@ -141,9 +136,7 @@ class ConvNet:
         """images (K, B, C, H, W), or (B, C, H, W) seen by all K networks; `train` matters to BatchNorm alone."""
         embedding, buffers = self._features(params, images, train)  # (K, B, F)
         bias, weight = params["head.bias"], params["head.weight"]  # (K, classes), (K, classes, F)
-        logits = torch.baddbmm(
-            bias[:, None].to(embedding.dtype), embedding, weight.to(embedding.dtype).mT
-        )  # (K, B, classes)
+        logits = torch.baddbmm(bias[:, None].to(embedding.dtype), embedding, weight.to(embedding.dtype).mT)  # (K, B, classes)
         return Output(logits, embedding, buffers)
 
     def embed(self, params: Params, images: Tensor, train: bool = True) -> Tensor:
@@ -157,10 +150,7 @@ class ConvNet:
         x = images if shared else images.transpose(0, 1).flatten(1, 2)  # (B, C | K*C, H, W)
         buffers: Params = {}
         for i in range(self.depth):
-            weight, bias = (
-                params[f"conv{i}.weight"].flatten(0, 1),
-                params[f"conv{i}.bias"].flatten(),
-            )  # (K*width, C, 3, 3)
+            weight, bias = (params[f"conv{i}.weight"].flatten(0, 1), params[f"conv{i}.bias"].flatten())  # (K*width, C, 3, 3)
             x = F.conv2d(x, weight, bias, padding=self.padding if i == 0 else 1, groups=1 if shared and i == 0 else k)
             x = self._normalize(x, params, i, k, train, buffers)
             x = ACTIVATIONS[self.activation](x)
@@ -178,10 +168,7 @@ class ConvNet:
                 mean, var = mean.clone(), var.clone()
             x = F.batch_norm(x, mean, var, weight.flatten(), bias.flatten(), training=train)
             if train:
-                buffers[f"norm{i}.running_mean"], buffers[f"norm{i}.running_var"] = (
-                    mean.reshape(k, -1),
-                    var.reshape(k, -1),
-                )
+                buffers[f"norm{i}.running_mean"], buffers[f"norm{i}.running_var"] = (mean.reshape(k, -1), var.reshape(k, -1))
             return x
         if self.normalization == "layer":
             return F.group_norm(x, k) * weight.flatten(0, 1) + bias.flatten(0, 1)

@@ -86,9 +86,7 @@ class ModuleNetwork:
             embeddings.append(embedding)
         changed = list(buffers[0]) if train else []
         return Output(
-            torch.stack(logits),
-            torch.stack(embeddings),
-            {name: torch.stack([each[name] for each in buffers]) for name in changed},
+            torch.stack(logits), torch.stack(embeddings), {name: torch.stack([each[name] for each in buffers]) for name in changed}
         )
 
     def _forward(self, one: Params, images: Tensor) -> tuple[Tensor, Tensor]:

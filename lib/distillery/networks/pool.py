@@ -164,9 +164,7 @@ def build(name: str, shape: Shape, classes: int, width: float = 1.0, normalizati
     if not isinstance(width, int | float) or isinstance(width, bool) or not (math.isfinite(width) and width > 0):
         raise InputError(f"width: {width!r} is not accepted; accepted: a positive factor, 1 = published")
     if len(shape) != 3 or min(shape) < 1 or min(shape[1:]) < SMALLEST:
-        raise InputError(
-            f"shape: {tuple(shape)} is not accepted; accepted: (channels, height, width), {SMALLEST} pixels a side or more"
-        )
+        raise InputError(f"shape: {tuple(shape)} is not accepted; accepted: (channels, height, width), {SMALLEST} pixels a side or more")
     if name == "ConvNet":
         return ConvNet(shape, classes, _scaled(128, width), normalization=normalization or accepted[0])
     return PoolNetwork(name, shape, classes, width, normalization or accepted[0])
@@ -231,9 +229,7 @@ class _Layers:
 def _resnet(shape: Shape, classes: int, width: float, normalization: str, average: bool) -> nn.Module:
     channels, *sides = shape
     stem = _scaled(64, width)
-    layers = OrderedDict(
-        conv=nn.Conv2d(channels, stem, 3, padding=1, bias=False), norm=_norm(normalization, stem), act=nn.ReLU()
-    )
+    layers = OrderedDict(conv=nn.Conv2d(channels, stem, 3, padding=1, bias=False), norm=_norm(normalization, stem), act=nn.ReLU())
     channels = stem
     for i, planes in enumerate((64, 128, 256, 512)):
         planes = _scaled(planes, width)

@@ -20,17 +20,14 @@ def as_published(experiment, recipe: Recipe, p, dataset: str) -> bool:
         return False
     size, n = recipe.size, len(experiment.real)
     cell = method.common | method.cell(dataset, size, n)
-    whole = ConvNet(
-        experiment.real.shape, len(experiment.classes), 128, **({"depth": cell["depth"]} if "depth" in cell else {})
-    )
+    whole = ConvNet(experiment.real.shape, len(experiment.classes), 128, **({"depth": cell["depth"]} if "depth" in cell else {}))
     protocol = experiment.protocol
     judged = {"epochs": protocol.epochs, "batch": protocol.batch, "augmented": bool(protocol.augmentation)}
     return (
         p.normalization == cell.get("normalization", "published")
         and experiment.network.spec() == whole.spec()
         and judged == method.judged
-        and _decisive(method, experiment.job(recipe).settings, size)
-        == _decisive(method, method.settings(dataset, size, n), size)
+        and _decisive(method, experiment.job(recipe).settings, size) == _decisive(method, method.settings(dataset, size, n), size)
     )
 
 

@@ -40,9 +40,7 @@ def largest(notebook: str, file: str = "record.json", root: Path = ROOT / "resul
     Of several data sets, that of CIFAR-10 where it is among them, else the first.
     """
     for scale in reversed(SCALES[1:]):
-        found = sorted(
-            root.glob(f"{scale}/{notebook}/*/{file}"), key=lambda path: (path.parent.name != "cifar10", path)
-        )
+        found = sorted(root.glob(f"{scale}/{notebook}/*/{file}"), key=lambda path: (path.parent.name != "cifar10", path))
         if found:
             return found[0]
     return None

@@ -146,9 +146,7 @@ def settings(namespace: dict) -> SimpleNamespace:
     values = {name: namespace[name] for name in kinds}
     if not namespace.get("__checked__"):
         own = {name for name in namespace if name.startswith("_") or name in ("In", "Out")}
-        values |= {
-            n: v for n, v in namespace.items() if n not in own and isinstance(v, str | int | float | bool | list)
-        }
+        values |= {n: v for n, v in namespace.items() if n not in own and isinstance(v, str | int | float | bool | list)}
     checked = check(kinds, values)
     namespace["__checked__"] = True
     return SimpleNamespace(**checked)

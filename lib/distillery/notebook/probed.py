@@ -32,9 +32,7 @@ class Probed:
         """What the session calls a row on a task."""
         return f"{name}: {task}, {part:.0%} of the labels"
 
-    def row(
-        self, name: str, method: str, size: int, n: int, *, against: str = "none", experiment=None, **recipe
-    ) -> list[dict | None]:
+    def row(self, name: str, method: str, size: int, n: int, *, against: str = "none", experiment=None, **recipe) -> list[dict | None]:
         """Run a row, a set for each seed; the results with accuracies[task][part][network]. `recipe` are parts of a `Recipe`."""
         recipes = [Recipe(method, size, seed, **recipe) for seed in self.session.seeds(n)]
         return self.keep(name, recipes, against, experiment)
@@ -45,9 +43,7 @@ class Probed:
         found = [None] * len(recipes) if self.untestable else experiment.run_all(recipes)
         for i, (task, part) in enumerate(product(self.tasks, experiment.protocol.labels)):
             key, base = self.key(name, task, part), self.key(against, task, part)
-            self.session.rows[key] = Row(
-                key, None, self.published(name, task, part), base, recipes, experiment, view=i > 0
-            )
+            self.session.rows[key] = Row(key, None, self.published(name, task, part), base, recipes, experiment, view=i > 0)
             of_part = [one and one | {"accuracies": one["accuracies"][task][f"{part:g}"]} for one in found]
             self.session.results[key] = of_part
         self.raw[name] = found
@@ -62,9 +58,7 @@ class Probed:
         """Rows on a task by their short names."""
         keys = {name: self.key(name, task, part) for name in names}
         base = self.key(against, task, part)
-        return [
-            self.session.summary(key, base) | {"method": name} for name, key in keys.items() if key in self.session.rows
-        ]
+        return [self.session.summary(key, base) | {"method": name} for name, key in keys.items() if key in self.session.rows]
 
     def table(self, names: list[str], tasks=(), parts=(), against: str = "none") -> Markdown:
         """A table for each task and part of the labels."""
@@ -98,15 +92,7 @@ class Probed:
         return records.difference(ours, theirs)
 
     def better(
-        self,
-        id: str,
-        ours: str,
-        theirs: str,
-        task: str,
-        part: float,
-        source: str = "",
-        note: str = "",
-        margin: float = 0.0,
+        self, id: str, ours: str, theirs: str, task: str, part: float, source: str = "", note: str = "", margin: float = 0.0
     ) -> None:
         """Claim that a row is more accurate than another on a task with a part of its labels, or no worse by a margin."""
         mine, base = self.key(ours, task, part), self.key(theirs, task, part)
@@ -128,14 +114,10 @@ class Probed:
                 )
             )
 
-    def values(
-        self, id: str, statement: str, ours: list[float], theirs: list[float], against: str, note: str = ""
-    ) -> None:
+    def values(self, id: str, statement: str, ours: list[float], theirs: list[float], against: str, note: str = "") -> None:
         """Claim that numbers, one a seed, are above others."""
         mine, base = ([[float(one)] for one in values] for values in (ours, theirs))
-        self.session.claim_values(
-            id, statement, mine, base, against, source=self.session.source, note=note, untestable=self.untestable
-        )
+        self.session.claim_values(id, statement, mine, base, against, source=self.session.source, note=note, untestable=self.untestable)
 
     def log(self, name: str, of: str) -> list:
         """What the results of a row say of something, such as its 'loss'; sets that have not run are left out."""

@@ -9,9 +9,7 @@ from distillery.seeds import generator
 from distillery.selection import select
 
 
-def compare_with_random(
-    made: Synthetic, splits: Splits, network, protocol: Protocol, seeds: int, seed: int = 0
-) -> list[dict]:
+def compare_with_random(made: Synthetic, splits: Splits, network, protocol: Protocol, seeds: int, seed: int = 0) -> list[dict]:
     """LazyImages for a table: the set, and random real images of the same size, evaluated under one protocol with paired seeds.
 
     seeds   evaluations, each of `protocol.networks` fresh networks; the set is the same in all, the random one is drawn anew
@@ -20,9 +18,7 @@ def compare_with_random(
     images, targets = made.decode()
     classes = len(splits.train.classes)
     if tuple(images.shape[1:]) != splits.test.shape:
-        raise InputError(
-            f"set: images of {tuple(images.shape[1:])}; accepted: {splits.test.shape}, those of {splits.test.name}"
-        )
+        raise InputError(f"set: images of {tuple(images.shape[1:])}; accepted: {splits.test.shape}, those of {splits.test.name}")
     hard = not targets.is_floating_point()
     if (hard and (targets.min() < 0 or targets.max() >= classes)) or (not hard and targets.shape[1] != classes):
         found = f"{int(targets.min())} to {int(targets.max())}" if hard else f"{targets.shape[1]} columns"
@@ -35,7 +31,5 @@ def compare_with_random(
         for name, source in (("set", made.to(device).source()), ("random", random)):
             how = protocol.fitting(made) if name == "set" else protocol
             accuracies = evaluate(network, source, how, splits.test, generator(s, "evaluation"))
-            results[name].append(
-                {"accuracies": accuracies.tolist(), "steps": 0, "seconds": 0.0, "samples": 0, "stored_numbers": None}
-            )
+            results[name].append({"accuracies": accuracies.tolist(), "steps": 0, "seconds": 0.0, "samples": 0, "stored_numbers": None})
     return [report.row(name, ipc, results[name], results["random"]) for name in ("set", "random")]

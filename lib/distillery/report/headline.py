@@ -36,14 +36,7 @@ def _line(claim: dict) -> str:
     return f"{text}, {100 * row['value']:.1f}%" if row and not gap else text
 
 
-ORDER = (
-    "reproduced",
-    "direction reproduced",
-    "not reproduced",
-    "inconclusive",
-    "not testable at this scale",
-    "not run",
-)
+ORDER = ("reproduced", "direction reproduced", "not reproduced", "inconclusive", "not testable at this scale", "not run")
 
 
 def headlines(root: str | Path) -> dict[str, str]:

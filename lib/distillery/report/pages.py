@@ -24,12 +24,7 @@ def headline_table(records: list[dict], chosen: list[dict]) -> str:
     """The headline claims as Markdown: what the paper says, what was found, where, and the verdict."""
     rows = []
     for one in chosen:
-        known = [
-            (record, c)
-            for record in largest(records, one["notebook"])
-            for c in record["claims"]
-            if c["id"] == one["claim"]
-        ]
+        known = [(record, c) for record in largest(records, one["notebook"]) for c in record["claims"] if c["id"] == one["claim"]]
         if not known:
             rows.append([one["claim"], one["paper"], "not run", "-", "**not run**"])
             continue
@@ -64,20 +59,13 @@ def write(root: str | Path) -> list[Path]:
     """Renew every generated page of a checkout: results/*.md, README, first cells of notebooks; the files that changed."""
     root = Path(root)
     records = find(root / "results")
-    texts = {
-        root / "results" / f"{name}.md": page(records, name)
-        for name in dict.fromkeys(one["notebook"] for one in records)
-    }
-    texts[root / "results" / "methods.md"] = (
-        f"# What combines with what\n\nGenerated from the registered methods.\n\n{compatibility()}\n"
-    )
+    texts = {root / "results" / f"{name}.md": page(records, name) for name in dict.fromkeys(one["notebook"] for one in records)}
+    texts[root / "results" / "methods.md"] = f"# What combines with what\n\nGenerated from the registered methods.\n\n{compatibility()}\n"
     texts[root / "results" / "settings.md"] = settings_page()
     readme = root / "README.md"
     if readme.is_file():
         text, chosen = readme.read_text(), yaml.safe_load((root / "results" / HEADLINES).read_text())
-        text = between(
-            text, "<!-- headlines: generated -->", "<!-- headlines: end -->", headline_table(records, chosen)
-        )
+        text = between(text, "<!-- headlines: generated -->", "<!-- headlines: end -->", headline_table(records, chosen))
         cell = r"<!-- scoreboard (\w+) -->[^|\n]*"
         texts[readme] = re.sub(cell, lambda m: f"<!-- scoreboard {m[1]} --> {scoreboard(records, m[1])} ", text)
     changed = [path for path, text in texts.items() if not path.is_file() or path.read_text() != text]

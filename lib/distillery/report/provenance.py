@@ -44,9 +44,7 @@ def notebook_digest(name: str) -> str | None:
 
 def _git() -> dict | None:
     def git(*words):
-        return subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
 
     try:
         diff = git("diff", "HEAD", "--", ":/lib", ":/notebooks")
@@ -72,7 +70,5 @@ def _cpu_flags() -> list[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return []
-    flags = next(
-        (line.split(":", 1)[1].split() for line in lines if line.lower().startswith(("flags", "features"))), []
-    )
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.lower().startswith(("flags", "features"))), [])
     return sorted(interesting & set(flags))

@@ -20,14 +20,7 @@ from distillery.runs import Runs
 
 SCHEMA = 1
 SCALES = ("smoke", "small", "night", "paper")  # smallest first
-VERDICTS = (
-    "reproduced",
-    "direction reproduced",
-    "not reproduced",
-    "inconclusive",
-    "not testable at this scale",
-    "not run",
-)
+VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "inconclusive", "not testable at this scale", "not run")
 
 
 def measured(accuracies: list[list[float] | None] | None) -> dict | None:
@@ -66,9 +59,7 @@ def difference(ours: list[list[float]] | None, baseline: list[list[float]] | Non
     return {"mean": float(gaps.mean()), "ci95": ci95, "n_pairs": len(gaps)}
 
 
-def critical_size(
-    kept: dict[float, list[list[float] | None] | None], full: list[list[float] | None] | None, margin: float
-) -> dict:
+def critical_size(kept: dict[float, list[list[float] | None] | None], full: list[list[float] | None] | None, margin: float) -> dict:
     """The critical sample size: the smallest measured part of the data that, like every larger one, serves as well as all.
 
     BiLP's m' (ICLR version) = min {|X'| : Acc(X') >= Acc(X) - margin}, made testable: a part is non-inferior if the 95%
@@ -134,9 +125,7 @@ def rank_correlation(ours: list[float], theirs: list[float], draws: int = 2000, 
     return {"value": spearman(everything), "ci95": ci95}
 
 
-def verdict(
-    row: dict | None, gap: dict | None, published: dict | None, comparable: bool, margin: float = 0.0
-) -> tuple[str, str]:
+def verdict(row: dict | None, gap: dict | None, published: dict | None, comparable: bool, margin: float = 0.0) -> tuple[str, str]:
     """(verdict, why) by one rule, fixed before anything is measured.
 
     row         `measured(...)` of the claimed method
@@ -161,9 +150,7 @@ def verdict(
     if published is None or not comparable:
         if gap is None:
             return "not testable at this scale", "data, network or loops differ from the published setting"
-        other = (
-            "no published number is known" if published is None else "data, network or loops are not the published ones"
-        )
+        other = "no published number is known" if published is None else "data, network or loops are not the published ones"
         side = f"above -{margin:.1%}" if margin else "on the claimed side"
         return "direction reproduced", f"the whole interval lies {side}; {other}"
     error = (row["std_sets"] or 0) / math.sqrt(row["n_sets"])
@@ -329,11 +316,7 @@ def best_of(candidates: list[list[dict | None]], by: str = "validation") -> list
 
 
 def row(
-    method: str,
-    ipc: int | None,
-    results: list[dict | None],
-    baseline: list[dict | None] | None = None,
-    published: dict | None = None,
+    method: str, ipc: int | None, results: list[dict | None], baseline: list[dict | None] | None = None, published: dict | None = None
 ) -> dict:
     """One row of a table: a method at a size, over its seeds, with its paired difference to the baseline.
 

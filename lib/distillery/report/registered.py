@@ -36,12 +36,7 @@ def settings_page() -> str:
     for method in METHODS.values():
         if not (method.common or method.published or method.numbers):
             continue
-        parts += [
-            "",
-            f"## {method.name}",
-            "",
-            f"{_sentence(method)} Paper: {_paper(method)}. Settings: {method.source or 'none'}.",
-        ]
+        parts += ["", f"## {method.name}", "", f"{_sentence(method)} Paper: {_paper(method)}. Settings: {method.source or 'none'}."]
         if method.common:
             parts += ["", f"Everywhere: {_settings(method.common)}."]
         rows = [

@@ -52,7 +52,9 @@ def rows_by_record(records: list[dict]) -> str:
         if not record["rows"]:
             continue
         data, cost = record["data"], record["costs"]
-        head = f"**{data['label']}**, {record['notebook']}, {record['scale']} scale: {data['train']} training and {data['test']} test images"
+        head = (
+            f"**{data['label']}**, {record['notebook']}, {record['scale']} scale: {data['train']} training and {data['test']} test images"
+        )
         spent = f"; {cost['seconds_all_runs'] / 60:.0f} minutes of runs" if "seconds_all_runs" in cost else ""
         parts += [head + spent + ".", rows_table(record["rows"], record.get("against", "random"))]
     return "\n\n".join(parts)
@@ -85,14 +87,7 @@ def table(records: list[dict]) -> str:
         where = f"{record['data']['label']}, {record['scale']}"
         for one in record["claims"]:
             lines.append(
-                [
-                    one["statement"],
-                    where,
-                    published(one["published"]),
-                    percent(one["measured"]),
-                    _difference(one),
-                    f"**{one['verdict']}**",
-                ]
+                [one["statement"], where, published(one["published"]), percent(one["measured"]), _difference(one), f"**{one['verdict']}**"]
             )
     return markdown(head, lines)
 
@@ -101,11 +96,7 @@ def verdicts(claims: list[dict]) -> str:
     """Claims in Markdown with what was measured, their verdicts and why."""
     head = ["claim", "measured, % (sets x networks)", "difference, 95% interval", "verdict", "why"]
     return markdown(
-        head,
-        [
-            [one["statement"], percent(one["measured"]), _difference(one), f"**{one['verdict']}**", one["why"]]
-            for one in claims
-        ],
+        head, [[one["statement"], percent(one["measured"]), _difference(one), f"**{one['verdict']}**", one["why"]] for one in claims]
     )
 
 
@@ -127,6 +118,4 @@ def cost_table(records: list[dict]) -> str:
         lines.append([where, record["notebook"], device, sets, f"{touched:,}", f"{seconds / 3600:.1f}"])
     if not any(record["scale"] == "paper" for record in records):
         lines.append(["paper", "all", "-", "not run", "", ""])
-    return markdown(
-        ["scale, data", "notebook", "device", "finished sets", "real images touched", "hours of runs"], lines
-    )
+    return markdown(["scale, data", "notebook", "device", "finished sets", "real images touched", "hours of runs"], lines)

@@ -33,14 +33,7 @@ from distillery.training.losses import centred
 
 VERSION = 1  # of the passes; raise it when a change makes stored ones stale
 SPACES = ("ntk", "random features", "pixels")
-IMPORTANCE = {
-    "ridge": "random features",
-    "k-means": "pixels",
-    "rho": 5e-3,
-    "width": 32,
-    "networks": 8,
-    "factor": "bounded",
-}
+IMPORTANCE = {"ridge": "random features", "k-means": "pixels", "rho": 5e-3, "width": 32, "networks": 8, "factor": "bounded"}
 COLLECTED = ("loss", "margin", "correct")
 
 
@@ -95,11 +88,7 @@ class CachedScores:
         """
         self.images, self.digest, self.network, self.runs, self.encoder = images, digest, network, runs, encoder
         self.lengths = {"loss": settings.early, "converged loss": settings.converged}
-        self.path, self.tunings, self.importance = (
-            {"steps": 5} | settings.path,
-            settings.tunings,
-            IMPORTANCE | settings.importance,
-        )
+        self.path, self.tunings, self.importance = ({"steps": 5} | settings.path, settings.tunings, IMPORTANCE | settings.importance)
         tuning = protocol if isinstance(protocol, FineTuning) else FineTuning() if encoder else None
         self.tuning = replace(tuning, networks=1, equal="epochs") if tuning else None
         self.transform = store.tensor_digest(images.transform.tensors())[:16] if images.transform else None

@@ -70,18 +70,12 @@ def maskable(module: nn.Module) -> list[str]:
     linear = linear[:-1]
     names = linear if len(convolutions) == 1 and len(linear) > 1 else convolutions + linear
     if not names:
-        raise InputError(
-            f"module: {type(module).__name__} has no weights to mask; accepted: convolutions or linear layers before a head"
-        )
+        raise InputError(f"module: {type(module).__name__} has no weights to mask; accepted: convolutions or linear layers before a head")
     return names
 
 
 def masked(
-    weights: dict[str, Tensor],
-    shares: Sequence[float],
-    how: str = "magnitude",
-    scope: str = "global",
-    generator: Generator | None = None,
+    weights: dict[str, Tensor], shares: Sequence[float], how: str = "magnitude", scope: str = "global", generator: Generator | None = None
 ) -> Iterator[dict[str, Tensor]]:
     """For each share the weights with that share set to zero, one masked copy in all, overwritten by the next share.
 
@@ -167,13 +161,7 @@ def prototypes(features: Tensor, targets: Tensor) -> Tensor:
 
 
 def prototype_losses(
-    features: Tensor,
-    targets: Tensor,
-    centres: Tensor,
-    *,
-    temperature: float = 1.0,
-    normalized: bool = False,
-    own: Tensor | None = None,
+    features: Tensor, targets: Tensor, centres: Tensor, *, temperature: float = 1.0, normalized: bool = False, own: Tensor | None = None
 ) -> Tensor:
     """Cross-entropy in nats of the nearest-prototype classifier with logits 1 / distance: (N,).
 
@@ -189,9 +177,7 @@ def prototype_losses(
     if features.shape[1] != centres.shape[1]:
         raise InputError(f"features: width {features.shape[1]}; accepted: {centres.shape[1]}, that of the prototypes")
     if int(targets.min()) < 0 or int(targets.max()) >= len(centres):
-        raise InputError(
-            f"targets: {int(targets.min())} to {int(targets.max())}; accepted: 0 to {len(centres) - 1}, the prototypes"
-        )
+        raise InputError(f"targets: {int(targets.min())} to {int(targets.max())}; accepted: 0 to {len(centres) - 1}, the prototypes")
     if not temperature > 0:
         raise InputError(f"temperature: {temperature} is not accepted; accepted: a number above 0")
     counts = torch.bincount(targets, minlength=len(centres))
@@ -222,10 +208,7 @@ def prototype_losses_plain(features: list[list[float]], targets: list[int]) -> l
         members = [z for z, y in zip(features, targets, strict=True) if y == c]
         centres[c] = [sum(column) / len(members) for column in zip(*members, strict=True)]
     for z, y in zip(features, targets, strict=True):
-        logits = {
-            c: 1 / math.sqrt(max(sum((a - b) ** 2 for a, b in zip(z, mu, strict=True)), NEAREST))
-            for c, mu in centres.items()
-        }
+        logits = {c: 1 / math.sqrt(max(sum((a - b) ** 2 for a, b in zip(z, mu, strict=True)), NEAREST)) for c, mu in centres.items()}
         top = max(logits.values())
         total = sum(math.exp(s - top) for s in logits.values())
         losses.append(top + math.log(total) - logits[y])
@@ -283,14 +266,7 @@ def prototype_path(
         if own is None:
             own, centres = rows, prototypes(rows, targets)
         losses.append(
-            prototype_losses(
-                rows,
-                targets,
-                centres,
-                temperature=temperature,
-                normalized=normalized,
-                own=own if leave_one_out else None,
-            )
+            prototype_losses(rows, targets, centres, temperature=temperature, normalized=normalized, own=own if leave_one_out else None)
         )
     return Path(torch.stack(losses), own, wanted)
 

@@ -125,9 +125,7 @@ def _collected(pass_: Dynamics, score: str, name: str, every_epoch: bool = False
         had = ", ".join(map(repr, pass_.stats.collected)) or "nothing"
         raise InputError(f"{score}: the pass collected {had}; accepted: a pass with collect=({name!r},)")
     if every_epoch and pass_.averaged:
-        raise InputError(
-            f"{score}: collect_mean=True kept {name!r} as a mean over epochs; accepted: a pass with collect_mean=False"
-        )
+        raise InputError(f"{score}: collect_mean=True kept {name!r} as a mean over epochs; accepted: a pass with collect_mean=False")
     return pass_.stats.collected[name]
 
 
@@ -266,9 +264,7 @@ def features(pass_: Dynamics, images: ImageSet) -> Tensor:
 
 def mean_loss_plain(losses: list[list[dict[int, float]]], n: int) -> list[float]:
     """The definition: losses[t][e][i] is the loss of sample i in epoch e of trial t."""
-    return [
-        sum(epoch[i] for trial in losses for epoch in trial) / sum(len(trial) for trial in losses) for i in range(n)
-    ]
+    return [sum(epoch[i] for trial in losses for epoch in trial) / sum(len(trial) for trial in losses) for i in range(n)]
 
 
 def forgetting_plain(right: list[list[list[bool]]]) -> list[float]:

@@ -47,7 +47,6 @@ def load(path: str | Path, images: ImageSet) -> tuple[Tensor, dict]:
 def _check(name: str, scores: Tensor, images: ImageSet) -> None:
     if not scores.is_floating_point() or scores.shape != (len(images),):
         raise InputError(
-            f"{name}: scores {tuple(scores.shape)} {scores.dtype} for {len(images)} images; "
-            f"accepted: one float an image, ({len(images)},)"
+            f"{name}: scores {tuple(scores.shape)} {scores.dtype} for {len(images)} images; accepted: one float an image, ({len(images)},)"
         )
     check_finite(name, scores)

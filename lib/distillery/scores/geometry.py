@@ -44,9 +44,7 @@ def check_features(features, n: int | None = None, name: str = "features") -> No
             found += f" of {len(features)} tensors of width {', '.join(map(str, widths))}"
         raise InputError(f"{name}: a {found}; accepted: one tensor (N, F) of floats")
     if features.ndim != 2 or not features.is_floating_point() or not features.numel():
-        raise InputError(
-            f"{name}: {tuple(features.shape)} {features.dtype}; accepted: floats (N, F), neither of them zero"
-        )
+        raise InputError(f"{name}: {tuple(features.shape)} {features.dtype}; accepted: floats (N, F), neither of them zero")
     if n is not None and len(features) != n:
         raise InputError(f"{name}: {len(features)} rows for {n} samples; accepted: one row a sample, ({n}, F)")
     check_finite(name, features)
@@ -205,9 +203,7 @@ def prototype_distance(features: Tensor, targets: Tensor | None, centre: str = "
     return distance
 
 
-def d2(
-    features: Tensor, scores: Tensor, neighbours: int = 5, gamma: float = 1.0, targets: Tensor | None = None
-) -> Tensor:
+def d2(features: Tensor, scores: Tensor, neighbours: int = 5, gamma: float = 1.0, targets: Tensor | None = None) -> Tensor:
     """Rank (N,) of all samples in which D2 pruning takes them, 0 first: hard ones, and from all over the set.
 
     With N(i) the nearest others of sample i and d their Euclidean distances, difficulty is first passed on,
@@ -277,9 +273,7 @@ def _nearest(features: Tensor, targets: Tensor | None, k: int) -> tuple[Tensor, 
     return near, distance
 
 
-def d2_plain(
-    features: Tensor, scores: Tensor, neighbours: int, gamma: float, targets: Tensor | None = None
-) -> list[int]:
+def d2_plain(features: Tensor, scores: Tensor, neighbours: int, gamma: float, targets: Tensor | None = None) -> list[int]:
     """All samples in the order in which D2 pruning takes them, by its definition."""
     n = len(features)
     d = [[float((a - b).norm()) for b in features] for a in features]

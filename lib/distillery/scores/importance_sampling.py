@@ -56,9 +56,7 @@ def error_bound(total: float, m: int, failure: float, dimension: int) -> float:
 
 def _check_bound(total: float, failure: float, dimension: int) -> None:
     if not 0 < total < math.inf or not 0 < failure < 1 or not dimension > 0:
-        raise InputError(
-            f"total {total}, failure {failure}, dimension {dimension}; accepted: above 0, in (0, 1), above 0"
-        )
+        raise InputError(f"total {total}, failure {failure}, dimension {dimension}; accepted: above 0, in (0, 1), above 0")
 
 
 def deviation(features: Tensor, targets: Tensor, penalty: float, indices: Tensor, weights: Tensor) -> float:

@@ -61,9 +61,7 @@ def _seeded(rows: Tensor, k: int, generator: Generator) -> tuple[Tensor, Tensor,
             return torch.tensor(chosen, device=rows.device), nearest.double(), which
         total = nearest.double().cpu().cumsum(0)
         if not float(total[-1]) > 0:
-            raise InputError(
-                f"k: {k} centres of {len(rows)} rows, of which {len(chosen)} differ; accepted: at most {len(chosen)}"
-            )
+            raise InputError(f"k: {k} centres of {len(rows)} rows, of which {len(chosen)} differ; accepted: at most {len(chosen)}")
         point = torch.rand((), generator=generator, dtype=torch.float64) * total[-1]
         chosen.append(min(int(torch.searchsorted(total, point, right=True)), len(rows) - 1))
 

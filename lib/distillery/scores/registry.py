@@ -44,12 +44,7 @@ ORDERS: dict[str, Callable[["CachedScores"], object]] = {}
 
 
 def register_score(
-    name: str,
-    needs: str = "",
-    seeded: bool = True,
-    labels: bool | None = None,
-    spec: Callable | None = None,
-    version: int = 1,
+    name: str, needs: str = "", seeded: bool = True, labels: bool | None = None, spec: Callable | None = None, version: int = 1
 ) -> Callable:
     """Function decorator: `compute` of a `Score` with this name. Raises InputError on a name that is taken by another function."""
 

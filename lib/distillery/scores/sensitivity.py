@@ -81,9 +81,7 @@ def penalty_of(trace: float, n: int, rho: float = 5e-3) -> float:
 def check_points(n: int) -> None:
     """Raise InputError where a kernel is too large to hold."""
     if n > LARGEST:
-        raise InputError(
-            f"kernel: {n} points; accepted: at most {LARGEST}, or `ridge_features` of any number of points"
-        )
+        raise InputError(f"kernel: {n} points; accepted: at most {LARGEST}, or `ridge_features` of any number of points")
 
 
 def ridge_features(features: Tensor, targets: Tensor, penalty: float, block: int = BLOCK) -> Ridge:
@@ -138,9 +136,7 @@ def ridge_kernel(kernel: Tensor, targets: Tensor, penalty: float) -> Ridge:
     del shifted
     leverage = 1 - penalty * inverse.diagonal()
     if float(leverage.min()) < -1e-3:  # more than rounding, unless the ridge is as small as that
-        raise InputError(
-            f"kernel: leverages down to {float(leverage.min()):.1e}; accepted: a kernel without negative eigenvalues"
-        )
+        raise InputError(f"kernel: leverages down to {float(leverage.min()):.1e}; accepted: a kernel without negative eigenvalues")
     residuals = penalty * (inverse @ targets)
     return _ridge(leverage.clamp_min(0), residuals, targets.T @ residuals, penalty)
 
@@ -151,9 +147,7 @@ def _checked(rows: Tensor, targets: Tensor, penalty: float, name: str = "feature
         raise InputError(f"penalty: {penalty!r} is not accepted; accepted: a ridge above 0")
     check_features(rows, name=name)
     if targets.ndim not in (1, 2) or len(targets) != len(rows) or not targets.is_floating_point():
-        raise InputError(
-            f"targets: {tuple(targets.shape)} {targets.dtype} for {len(rows)} points; accepted: floats (N,) or (N, C)"
-        )
+        raise InputError(f"targets: {tuple(targets.shape)} {targets.dtype} for {len(rows)} points; accepted: floats (N,) or (N, C)")
     check_finite("targets", targets)
     return (targets[:, None] if targets.ndim == 1 else targets).double()
 

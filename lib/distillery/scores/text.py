@@ -24,9 +24,7 @@ from distillery.checks import InputError, check_positive_int
 from distillery.scores.complexity import maskable, masked
 
 FIELDS = ("instruction", "output")  # that must say something; 'input' may be empty or missing
-_INTRO = (
-    "Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
-)
+_INTRO = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
 # of the small model: what every prompt has in common is one token each, the rest characters
 _PIECES = r"Below[\s\S]*?### Instruction:\n|\n\n### Input:\n|\n\n### Response:\n|[\s\S]"
 _PAIRED = ", paired with an input that provides further context"
@@ -147,9 +145,7 @@ def _losses(model: nn.Module, weights: dict[str, Tensor] | None, batch: Sequence
 
 
 @torch.no_grad()
-def response_losses(
-    model: nn.Module, encoded: Sequence[Encoded], batch: int = 16, weights: dict[str, Tensor] | None = None
-) -> Tensor:
+def response_losses(model: nn.Module, encoded: Sequence[Encoded], batch: int = 16, weights: dict[str, Tensor] | None = None) -> Tensor:
     """Mean negative log-likelihood of each response given its prompt, in nats a token: (N,) on the CPU.
 
     model    a causal language model of transformers; evaluated as for use, left in the mode it was in
@@ -181,9 +177,7 @@ def response_loss_plain(model: nn.Module, encoded: Encoded) -> float:
     return total / (len(encoded.ids) - encoded.start)
 
 
-def complexity(
-    model: nn.Module, encoded: Sequence[Encoded], steps: int = 3, interval: float = 0.2, batch: int = 16
-) -> Tensor:
+def complexity(model: nn.Module, encoded: Sequence[Encoded], steps: int = 3, interval: float = 0.2, batch: int = 16) -> Tensor:
     """Learning complexity (N,): the response loss, averaged over the model and its masked copies; high = hard.
 
     Shares 0, `interval`, 2 `interval`, .. of the *original* weights of each linear layer but the head, smallest first. The
@@ -263,9 +257,7 @@ def load_model(name: str):
     return model.eval(), tokenizer
 
 
-def tiny_model(
-    entries: Sequence[Instruction], generator: Generator, *, width: int = 64, layers: int = 2, heads: int = 2
-):
+def tiny_model(entries: Sequence[Instruction], generator: Generator, *, width: int = 64, layers: int = 2, heads: int = 2):
     """(model, tokenizer): a small Llama over the characters of some entries, not trained; nothing is fetched.
 
     Torch's global random state is left as it was.
@@ -317,10 +309,7 @@ TASKS = {  # name -> (instruction, response of a word), in about the order of di
     "count": ("Count the letters.", lambda word: str(len(word))),
     "reverse": ("Write backwards.", lambda word: word[::-1]),
     "sort": ("Sort the letters.", lambda word: "".join(sorted(word))),
-    "sum": (
-        "Add the places of the letters in the alphabet.",
-        lambda word: str(sum(_LETTERS.index(c) + 1 for c in word)),
-    ),
+    "sum": ("Add the places of the letters in the alphabet.", lambda word: str(sum(_LETTERS.index(c) + 1 for c in word))),
 }
 
 

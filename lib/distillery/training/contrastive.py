@@ -79,9 +79,7 @@ def simclr_plain(z_a: Tensor, z_b: Tensor, temperature: float = 0.5) -> Tensor:
 
 def _check_views(z_a: Tensor, z_b: Tensor) -> None:
     if z_a.shape != z_b.shape or z_a.ndim < 2 or z_a.shape[-2] < 2:
-        raise InputError(
-            f"views: outputs {tuple(z_a.shape)} and {tuple(z_b.shape)}; accepted: equal shapes (.., B, D) of 2 images or more"
-        )
+        raise InputError(f"views: outputs {tuple(z_a.shape)} and {tuple(z_b.shape)}; accepted: equal shapes (.., B, D) of 2 images or more")
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -117,9 +117,7 @@ def _shift(uniform: Tensor, side: int) -> Tensor:
 def _crop(images: Tensor, uniforms: Tensor) -> Tensor:
     groups, n, channels, height, width = images.shape
     for axis, side in ((3, height), (4, width)):
-        source = (
-            torch.arange(side, device=images.device) + _shift(uniforms[..., axis - 3], side)[..., None]
-        )  # (G, B|1, side)
+        source = torch.arange(side, device=images.device) + _shift(uniforms[..., axis - 3], side)[..., None]  # (G, B|1, side)
         inside = (source >= 0) & (source < side)
         view = (groups, -1, 1, side, 1) if axis == 3 else (groups, -1, 1, 1, side)
         index = source.clamp(0, side - 1).reshape(view).expand(groups, n, channels, height, width)

@@ -131,9 +131,7 @@ def train(
         check_choice("collect", name, COLLECTORS)
     if collect and getattr(source.targets, "ndim", 1) != 1:
         if set(collect) - {"loss"}:
-            raise InputError(
-                f"collect: {sorted(collect)} with targets of {source.targets.ndim} axes; accepted: 'loss' alone"
-            )
+            raise InputError(f"collect: {sorted(collect)} with targets of {source.targets.ndim} axes; accepted: 'loss' alone")
     if not 0 <= cutmix <= 1:
         raise InputError(f"cutmix: {cutmix} is not accepted; accepted: a probability")
     if cutmix and set(collect) - {"loss"}:
@@ -143,26 +141,11 @@ def train(
     device = next(iter(params.values())).device
     if done[0] and (plan or steps):
         raise InputError(f"done: {done[0]} epochs with a plan or steps; accepted: epochs alone")
-    chunk = (
-        k
-        if plan or after_epoch or done[0]
-        else chunk or networks_at_once(k, min(batch, len(source)), source.shape, device)
-    )
+    chunk = k if plan or after_epoch or done[0] else chunk or networks_at_once(k, min(batch, len(source)), source.shape, device)
     results = []
     for first in range(0, k, chunk):
         part = {name: value[first : first + chunk] for name, value in params.items()}
-        stack = _Stack(
-            network,
-            part,
-            source,
-            loss,
-            optimizer,
-            streams[first : first + chunk],
-            batch,
-            augmentation,
-            cutmix,
-            whole_batches,
-        )
+        stack = _Stack(network, part, source, loss, optimizer, streams[first : first + chunk], batch, augmentation, cutmix, whole_batches)
         stack.go_on(*done)
         history = {name: _History(collect_mean) for name in collect}
         results.append(stack.run(epochs, steps, plan, history, frozenset(snapshots), after_epoch))
@@ -192,9 +175,7 @@ class _History:
 class _Stack:
     """One chunk of networks in training."""
 
-    def __init__(
-        self, network, params, source, loss, optimizer, streams, batch, augmentation, cutmix, whole_batches=False
-    ):
+    def __init__(self, network, params, source, loss, optimizer, streams, batch, augmentation, cutmix, whole_batches=False):
         self.network, self.source, self.loss, self.optimizer = network, source, loss, optimizer
         self.streams, self.batch, self.augmentation = streams, batch, augmentation
         self.cutmix, self.whole_batches = cutmix, whole_batches
@@ -292,9 +273,7 @@ class _Stack:
         output = self.network.apply(self.params, images, train=True)
         loss = self.loss(output.logits, targets)  # (K, B) or (K,)
         if loss.ndim == 1 and (weights is not None or "loss" in record):
-            raise InputError(
-                "loss: one value a batch, with weights or a collected loss by sample; accepted: a loss (K, B)"
-            )
+            raise InputError("loss: one value a batch, with weights or a collected loss by sample; accepted: a loss (K, B)")
         weighted = loss if weights is None else loss * weights
         # the sum over networks does not mix their gradients
         total = (weighted.mean(1) if loss.ndim == 2 else loss).sum()
@@ -332,15 +311,7 @@ def _joined(results: list[tuple[Params, Stats]]) -> tuple[Params, Stats]:
 
 
 def train_plain(
-    module,
-    source,
-    optimizer: SGD,
-    *,
-    stream: Generator,
-    epochs: int,
-    batch: int,
-    augmentation: str = "",
-    cutmix: float = 0.0,
+    module, source, optimizer: SGD, *, stream: Generator, epochs: int, batch: int, augmentation: str = "", cutmix: float = 0.0
 ) -> list[float]:
     """One nn.Module in the loop everyone writes: the definition of `train` with cross-entropy. Returns the loss of each step.
 

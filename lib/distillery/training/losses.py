@@ -18,9 +18,7 @@ def centred(targets: Tensor, classes: int) -> Tensor:
 def check_targets(found: Tensor, images, width: int = 0) -> Tensor:
     """The targets themselves; raises InputError unless they are finite, one row for each image, and of `width` (0 = any)."""
     if found.ndim != 2 or len(found) != len(images) or (width and found.shape[1] != width):
-        raise InputError(
-            f"targets: {tuple(found.shape)} for {len(images)} images; accepted: ({len(images)}, {width or 'D'})"
-        )
+        raise InputError(f"targets: {tuple(found.shape)} for {len(images)} images; accepted: ({len(images)}, {width or 'D'})")
     if not found.is_floating_point():
         raise InputError(f"targets: {found.dtype}; accepted: real numbers")
     check_finite("targets", found)

@@ -26,9 +26,7 @@ class SGD:
     def rate(self, step: int) -> float:
         return self.lr * self.factor ** sum(step >= drop for drop in self.drops)
 
-    def update(
-        self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float
-    ) -> list[Tensor]:
+    def update(self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float) -> list[Tensor]:
         """One step in place; `state` is the momentum, [] before the first step; returns the new state."""
         if step in self.drops:
             state = []
@@ -63,9 +61,7 @@ class Nesterov(SGD):
         if not self.momentum > 0:
             raise InputError(f"momentum: {self.momentum} with Nesterov; accepted: a number above 0")
 
-    def update(
-        self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float
-    ) -> list[Tensor]:
+    def update(self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float) -> list[Tensor]:
         if self.weight_decay:
             grads = torch._foreach_add(grads, params, alpha=self.weight_decay)
         if state:
@@ -93,9 +89,7 @@ class Adam(SGD):
     epsilon: float = 1e-8
 
     @torch.no_grad()
-    def update(
-        self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float
-    ) -> list[Tensor]:
+    def update(self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float) -> list[Tensor]:
         if self.weight_decay:
             grads = torch._foreach_add(grads, params, alpha=self.weight_decay)
         state = state or [torch.zeros_like(grad) for grad in [*grads, *grads]]

@@ -51,8 +51,7 @@ class Views:
             low, high = getattr(self, name)
             if not 0 < low <= high <= most:
                 raise InputError(
-                    f"{name}: {(low, high)} is not accepted; accepted: two numbers above 0 in order"
-                    + (", at most 1" if most == 1 else "")
+                    f"{name}: {(low, high)} is not accepted; accepted: two numbers above 0 in order" + (", at most 1" if most == 1 else "")
                 )
 
 
