@@ -49,12 +49,7 @@ clean:
 
 # refresh the committed notebooks: executed at smoke scale, outputs kept, times and versions stripped
 reference: env
-	results=$$(mktemp -d) && DISTILLERY_RESULTS=$$results $(BIN)/jupyter execute --inplace notebooks/*.ipynb && \
-		cp $$results/smoke/00_quickstart/digits/headline.png docs/quickstart.png && \
-		cp $$results/smoke/01_bilp/digits/headline.png docs/bilp.png && \
-		cp $$results/smoke/02_dlc/digits/headline.png docs/dlc.png && \
-		cp $$results/smoke/03_ftd/digits/headline.png docs/ftd.png && \
-		cp $$results/smoke/04_mkdt/digits/headline.png docs/mkdt.png && \
-		cp $$results/smoke/05_provable/digits/headline.png docs/provable.png ; rm -rf "$$results"
+	results=$$(mktemp -d) && DISTILLERY_RESULTS=$$results $(BIN)/jupyter execute --inplace notebooks/*.ipynb ; \
+	code=$$? ; rm -rf "$$results" ; exit $$code
 	$(BIN)/nbstripout --keep-output --keep-count --keep-id \
 		--extra-keys "metadata.language_info cell.metadata.execution cell.metadata.papermill" notebooks/*.ipynb
