@@ -16,6 +16,7 @@ from made_up import blobs
 torch.set_num_threads(1)  # tensors are tiny: more threads only wait for each other where cores are shared
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """On several workers a file runs in one of them, and all that need Ray in the same one, which starts it once."""
     for item in items:

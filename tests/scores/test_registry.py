@@ -48,7 +48,7 @@ def toy():
 
 
 def test_all_scores_are_registered_whatever_is_imported_first():
-    assert set(NAMES) <= set(SCORES) and set(ORDERS) == {"k-means++"}
+    assert set(NAMES) <= set(SCORES) and "k-means++" in ORDERS  # and what methods add
     code = "from distillery.scores import dynamics, SCORES; print(*SCORES, sep='\\n')"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert set(NAMES) <= set(found)
