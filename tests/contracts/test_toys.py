@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from distillery import starts
+from distillery import distill, starts
 from distillery.checks import InputError
 from distillery.data import load
 from distillery.evaluation import Protocol
-from distillery.experiment import Experiment
+from distillery.experiment import Compute, Experiment
 from distillery.methods import METHODS
 from distillery.networks import ConvNet
 from distillery.recipe import ByLoss, Evaluate, Prune, Recipe
@@ -82,10 +82,6 @@ def test_a_toy_method_runs_with_pruning_starts_and_another_network(toy, toy_scor
 
 
 def test_a_killed_toy_goes_on_to_the_same_bits(toy, splits, tmp_path, monkeypatch):
-    from distillery import distill
-
-    from distillery.experiment import Compute
-
     recipe = Recipe(toy, 1, 0, settings={"steps": 9})
     whole = experiment(splits, tmp_path / "whole")
     expected = whole.synthetic(whole.run(recipe)).tensors["images"]
