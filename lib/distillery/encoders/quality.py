@@ -27,8 +27,7 @@ class Quality(NamedTuple):
 def quality(encoder: Encoder, labelled: ImageSet, test: ImageSet, neighbours: int = 200, temperature: float = 0.5) -> Quality:
     """Accuracy on `test` of the nearest neighbours among `labelled` images, and of a linear probe trained on them.
 
-    neighbours, temperature  of `nearest`, at most all labelled images; Mixed Barlow Twins': 200 and .5, with 5000 images of a
-                             class: fewer images need fewer neighbours
+    neighbours, temperature  of `nearest`; Mixed Barlow Twins', with 5000 images of a class: fewer images need fewer neighbours
     raises                   InputError on a collapsed encoder, or one without `embed`
     """
     check_encoder(encoder.network)
@@ -41,10 +40,9 @@ def quality(encoder: Encoder, labelled: ImageSet, test: ImageSet, neighbours: in
 
 
 def nearest(known: Tensor, labels: Tensor, asked: Tensor, neighbours: int, temperature: float = 0.5, chunk: int = 1000) -> Tensor:
-    """Classes (M,) of features by a vote of the `neighbours` of largest cosine, each with weight exp(cosine / temperature).
+    """Classes (M,) of features (M, D) by a vote of the `neighbours` of largest cosine, each with weight exp(cosine / temperature).
 
     known, labels  (N, D) and (N,) int64
-    asked          (M, D)
     Source: public code of Mixed Barlow Twins. Slow reference: `nearest_plain`.
     """
     check_positive_int("neighbours", neighbours)
@@ -75,8 +73,7 @@ def nearest_plain(known: Tensor, labels: Tensor, asked: Tensor, neighbours: int,
 def gate(teacher: Quality, random: Quality, margin: float = 0.05) -> float:
     """The smaller of the teacher's two gains in accuracy over a random encoder.
 
-    margin  both gains must reach it, a fraction
-    raises  RunFailed if one does not: such targets teach nothing
+    margin  both gains must reach it, a fraction; RunFailed is raised if one does not: such targets teach nothing
     """
     if not (math.isfinite(margin) and margin >= 0):
         raise InputError(f"margin: {margin!r} is not accepted; accepted: a fraction, 0 or more")

@@ -4,14 +4,14 @@ Source: BiLP (arXiv 2305.18381), the dynamic level. With $L$ the loss of a class
 
 $$\mathrm{ITE}(x_i) = \frac{\partial L(B, S)}{\partial S} - \frac{\partial L(B \setminus x_i, S)}{\partial S}, \qquad \mathrm{score}(x_i) = \|\mathrm{ITE}(x_i)\|_2$$
 
-Where the real images enter by the mean $m$ of a statistic $\phi_i$ alone (embeddings in DM and IDM, loss gradients in DC, DSA and
-IDC), leaving one out is a change of that mean, with batch weights $w$ that sum to one
+Where the real images enter by the mean $m$ of a statistic $\phi_i$ alone (embeddings in DM and IDM, loss gradients in DC, DSA and IDC),
+leaving one out is a change of that mean, with batch weights $w$ that sum to one
 
 $$m_{-i} = m - \frac{w_i}{1 - w_i}\,(\phi_i - m)$$
 
-so `treatment_effects` is exact, at the price of one statistic and one pull on the pixels an image. The paper expands the pull to
-first order instead; for DM the two are the same. `treatment_effects_probed` estimates the first-order norms from K random
-directions in pixel space. Slow reference: `treatment_effects_plain`, which computes the loss again without each image.
+so `treatment_effects` is exact, at the price of one statistic and one pull on the pixels an image. The paper expands the pull to first
+order instead; for DM the two are the same. `treatment_effects_probed` estimates the first-order norms from K random directions in pixel
+space. Slow reference: `treatment_effects_plain`, which computes the loss again without each image.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ from torch import Generator, Tensor
 
 from distillery.checks import InputError
 from distillery.data.synthetic import Synthetic, form
-from distillery.matching.step import StepContext
-from distillery.networks import Params, trainable
+from distillery.matching.step import StepContext, couples
+from distillery.networks import Params
 from distillery.networks.precision import float32_matmul, images_at_once, networks_at_once
 from distillery.seeds import split
 from distillery.training import train
@@ -40,9 +40,9 @@ def rows_at_once(rows: int, m: int, shape: tuple[int, ...], device: torch.device
 class Separable:
     """An objective whose loss of a class sees its real images by the mean of a statistic.
 
-    It has a `network` and the same as it runs on real images, `real_network`.
-    What it offers: `loss(context, real, weights, images, classes)`, `statistic(context, images, c)` -> (n, D) and
-    `distance(context, images, means, c)` -> (rows,) for augmented images, where the mean of a class is one of `means`.
+    It has a `network`, the same as it runs on real images, `real_network`, and offers `loss(context, real, weights, images, classes)`,
+    `statistic(context, images, c)` -> (n, D) and `distance(context, images, means, c)` -> (rows,) for augmented images, where the mean of
+    a class is one of `means`.
     """
 
     def predict(self, synthetic: Synthetic, state: dict, images, generator: Generator) -> Tensor:
@@ -83,10 +83,9 @@ class Separable:
 def treatment_effects(objective, context: StepContext, synthetic: Synthetic, real: Tensor, weights: Tensor) -> Tensor:
     """Norms of the effects of all real images of a step on the stored pixels, (classes, n) float.
 
-    real     (classes, n, C, H, W), with weights (classes, n) whose rows sum to one; weight zero has effect zero, and so
-             has an image that is alone
-    raises   InputError on a network whose images couple (BatchNorm)
-    Source: BiLP, the effect above. Slow reference: `treatment_effects_plain`.
+    real    (classes, n, C, H, W), with weights (classes, n) whose rows sum to one; weight zero has effect zero, as has an image alone
+    raises  InputError on a network whose images couple (BatchNorm)
+    Slow reference: `treatment_effects_plain`.
     """
     stored, used = _checked(context, synthetic), synthetic.classes_present()[1].shape[1]
     found = []
@@ -157,7 +156,7 @@ def treatment_effects_plain(objective, context: StepContext, synthetic: Syntheti
 
 def check_uncoupled(params: Params) -> None:
     """Raise InputError on a network whose images change one another in training."""
-    if len(trainable(params)) < len(params):
+    if couples(params):
         raise InputError("treatment effect: a network whose images couple (BatchNorm); accepted: InstanceNorm, GroupNorm")
 
 

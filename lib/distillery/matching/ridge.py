@@ -4,8 +4,8 @@ With synthetic images $S$, their labels $y_S$ (centred one-hot, or learned) and 
 
 $$f_S(x) = k(x, S)\,(K_{SS} + \lambda I)^{-1} y_S, \qquad \lambda = \rho\,\mathrm{tr}(K_{SS}) / |S|,$$
 
-and what is descended is the error of $f_S$ on $T$. Solves are in float64; one that fails is reported with its conditioning.
-A method's kernel, loss and plain twin are in its file under `methods/`; the solve is `networks.ridge.regress`.
+and what is descended is the error of $f_S$ on $T$. Solves are in float64; one that fails is reported with its conditioning. A method's
+kernel, loss and plain twin are in its file under `methods/`; the solve is `networks.ridge.regress`.
 """
 
 import torch
@@ -44,8 +44,7 @@ class KernelRegression:
             raise InputError(f"rho: {rho} is not accepted; accepted: a ridge above 0")
         self.network, self.batch, self.rho, self.labels = network, batch, rho, labels
         self.classes, self.label_scale = network.classes, 1.0
-        self.precision = getattr(real_network, "precision", "float32")
-        self.compiled = getattr(real_network, "compiled", False)
+        self.precision, self.compiled = getattr(real_network, "precision", "float32"), getattr(real_network, "compiled", False)
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -61,12 +60,10 @@ class KernelRegression:
     def labels_of(self, synthetic: Synthetic) -> Tensor:
         """Labels of the stored images, (M, C) float64: learned ones, or centred one-hot times `label_scale`."""
         targets = synthetic.tensors["targets"]
-        if targets.is_floating_point():
-            return targets.double()
-        return self.label_scale * centred(targets, self.classes)
+        return targets.double() if targets.is_floating_point() else self.label_scale * centred(targets, self.classes)
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
-        """No state."""
+        """There is no state."""
         return {}
 
     def step(self, synthetic: Synthetic, state: dict[str, Tensor], draw_real, generator: Generator):
@@ -143,8 +140,7 @@ class KernelRegression:
     @torch.no_grad()
     def outputs(self, made: Synthetic, params: Params, images) -> Tensor:
         """The regression on an ImageSet, (N, C) float64, from one solve."""
-        size = max(1, images_at_once(self.network, images.shape, images.device))
-        parts = torch.arange(len(images), device=images.device).split(size)
+        parts = torch.arange(len(images), device=images.device).split(images_at_once(self.network, images.shape, images.device))
         return self._outputs(made, params, (images.batch(part) for part in parts))
 
     def predict(self, synthetic: Synthetic, state: dict[str, Tensor], images, generator: Generator) -> Tensor:
@@ -194,9 +190,8 @@ class PooledRegression(KernelRegression):
 
 
 def label_loss(labels: Tensor) -> Tensor:
-    """Minus the mean gap between the two largest labels of an image, of which no more than 1 / C counts, ().
+    """Minus the mean gap between the two largest labels (m, C >= 2) of an image, of which no more than 1 / C counts, ().
 
-    labels  (m, C), C >= 2
     Source: arXiv 2206.00719 and its code. Slow reference: `label_loss_plain`.
     """
     top = labels.topk(2, dim=1).values
@@ -204,11 +199,7 @@ def label_loss(labels: Tensor) -> Tensor:
 
 
 def label_loss_plain(labels: Tensor) -> Tensor:
-    """`label_loss`, image by image: it pulls the largest label away from the second until the gap is 1 / C.
-
-    labels     (m, C) float64, C >= 2
-    returns    () float64 in [-1 / C, 0]
-    """
+    """`label_loss` in [-1 / C, 0], image by image: it pulls the largest label away from the second until the gap is 1 / C."""
     m, classes = labels.shape
     loss = labels.new_zeros(())
     for label in labels:
