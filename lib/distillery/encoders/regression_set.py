@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -40,17 +41,9 @@ class RegressionSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.images.shape
-
-    @property
-    def device(self) -> torch.device:
-        return self.images.device
-
-    @property
-    def transform(self):
-        return self.images.transform
+    shape = property(attrgetter("images.shape"))
+    device = property(attrgetter("images.device"))
+    transform = property(attrgetter("images.transform"))
 
     @cached_property
     def digest(self) -> str:

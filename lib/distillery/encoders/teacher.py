@@ -40,18 +40,15 @@ LOSSES = ("barlow-twins", "simclr")
 
 
 def resnet18(shape: tuple[int, int, int], width: float = 1.0, classes: int = 1) -> pool.PoolNetwork:
-    """The teacher's ResNet-18 with BatchNorm: 3x3 stem padded by 1, no max pool, average over the map; 512 x `width` features.
-
-    classes  of the classifier that `embed` leaves out, for downstream use
-    """
+    """The teacher's ResNet-18: 3x3 stem padded by 1, BatchNorm, no max pool, 512 x `width` features; `embed` leaves its classifier out."""
     return pool.build("ResNet18", shape, classes, width, "batch")
 
 
 def projector(loss: str, features: int, width: int) -> ModuleNetwork:
     """The layers between an encoder and its loss, thrown away after training: features -> features -> width.
 
-    'barlow-twins': linear, BatchNorm, ReLU, linear (Mixed Barlow Twins: 512 -> 512 -> 1024). 'simclr': the same with
-    BatchNorm behind the second layer too (MKDT, Table 6: width 128). Linear layers before a BatchNorm have no bias.
+    'barlow-twins': linear, BatchNorm, ReLU, linear (Mixed Barlow Twins: 512 -> 512 -> 1024). 'simclr': the same with BatchNorm behind the
+    second layer too (MKDT, Table 6: width 128). Linear layers before a BatchNorm have no bias.
     """
     check_choice("loss", loss, LOSSES)
     check_positive_int("width", width)
@@ -86,15 +83,14 @@ class Projected:
 
     def apply(self, params: Params, images: Tensor, train: bool = True) -> Output:
         encoder, head = self.classified(under(params, "encoder.")), under(params, "projector.")
-        logits, embeddings, buffers = [], [], {}
+        seen = []
         for view in images.chunk(2, -4):
             inner = self.encoder.apply(encoder, view, train)
             outer = self.head.apply(head, inner.embedding, train)
             encoder, head = encoder | inner.buffers, head | outer.buffers
-            buffers = prefixed(inner.buffers, "encoder.") | prefixed(outer.buffers, "projector.")
-            logits.append(outer.logits)
-            embeddings.append(inner.embedding)
-        return Output(torch.cat(logits, 1), torch.cat(embeddings, 1), buffers)
+            seen.append((outer.logits, inner.embedding))
+        buffers = prefixed(inner.buffers, "encoder.") | prefixed(outer.buffers, "projector.")
+        return Output(*(torch.cat(both, 1) for both in zip(*seen)), buffers)
 
     def classified(self, encoder: Params) -> Params:
         """With a classifier of zeros, which the encoder's `apply` asks for."""
@@ -193,35 +189,29 @@ def train_teacher(
             params, momentum, losses, seconds = _read(path, card, images.device)
         else:
             params, momentum, losses, seconds = _start(projected, recipe, images.device), [], [], 0.0
-        if len(losses) < recipe.epochs:
-            params, seconds = _go_on(projected, params, momentum, losses, seconds, images, recipe, path, card, log)
+        began, epoch, batch_losses = time.monotonic() - seconds, len(losses), []
+
+        def loss(output: Tensor, target: Tensor) -> Tensor:
+            value = recipe.objective(output, target)
+            batch_losses.append(value.detach())
+            return value
+
+        def keep(epoch: int, weights: Params, momentum: list[Tensor]) -> None:
+            mean = float(torch.cat(batch_losses).mean())
+            batch_losses.clear()
+            broken = [name for name, value in trainable(weights).items() if not bool(value.isfinite().all())]
+            if not math.isfinite(mean) or broken:
+                found = f"loss {mean} in epoch {epoch}, {len(broken)} tensors of weights not finite"
+                raise RunFailed(f"teacher: {found}; accepted: finite ones, by a lower rate or a longer warm-up")
+            losses.append(mean)
+            _write(path, card | {"seconds": time.monotonic() - began}, weights, momentum, losses)
+            if log:
+                log(f"teacher, epoch {epoch} of {recipe.epochs}: mean loss {mean:.4g}")
+
+        if epoch < recipe.epochs:
+            params = _trained(projected, params, images, recipe, epoch, loss, done=(epoch, momentum), after_epoch=keep)
+            seconds = time.monotonic() - began
     return Teacher(_plain(network), under(params, "encoder."), f"teacher by {recipe.loss}", recipe, torch.tensor(losses), seconds)
-
-
-def _go_on(projected, params, momentum, losses, seconds, images, recipe, path, card, log):
-    """Train to the end: the weights and the seconds in all; `losses` grows by one number an epoch."""
-    under_way: list[Tensor] = []
-    began, epoch = time.monotonic() - seconds, len(losses)
-
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        value = recipe.objective(output, target)
-        under_way.append(value.detach())
-        return value
-
-    def keep(epoch: int, weights: Params, momentum: list[Tensor]) -> None:
-        mean = float(torch.cat(under_way).mean())
-        under_way.clear()
-        broken = [name for name, value in trainable(weights).items() if not bool(value.isfinite().all())]
-        if not math.isfinite(mean) or broken:
-            found = f"loss {mean} in epoch {epoch}, {len(broken)} tensors of weights not finite"
-            raise RunFailed(f"teacher: {found}; accepted: finite ones, by a lower rate or a longer warm-up")
-        losses.append(mean)
-        _write(path, card | {"seconds": time.monotonic() - began}, weights, momentum, losses)
-        if log:
-            log(f"teacher, epoch {epoch} of {recipe.epochs}: mean loss {mean:.4g}")
-
-    params = _trained(projected, params, images, recipe, epoch, loss, done=(epoch, momentum), after_epoch=keep)
-    return params, time.monotonic() - began
 
 
 def _trained(projected: Projected, params: Params, images: ImageSet, recipe: TeacherTraining, epoch: int, loss, **options) -> Params:
@@ -237,10 +227,7 @@ def _start(projected: Projected, recipe: TeacherTraining, device, k: int = 1) ->
 
 
 def pretrain(network, images: ImageSet, recipe: TeacherTraining, k: int = 1) -> Params:
-    """What `train_teacher` does for k encoders at once, and without a file: their weights with classifiers of zero, leading axis k.
-
-    raises  InputError on an encoder without `embed`, and fewer images than a batch
-    """
+    """`train_teacher` for k encoders at once, without a file: weights (k, ...) with classifiers of zero. Raises InputError as it does."""
     projected = _projected(network, images, recipe)
     params = _trained(projected, _start(projected, recipe, images.device, k), images, recipe, 0, recipe.objective, chunk=k)
     return projected.classified(under(params, "encoder."))

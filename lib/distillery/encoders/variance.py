@@ -29,8 +29,6 @@ from distillery.training import Loss, train
 from distillery.training.optimizers import SGD
 from distillery.training.views import TwoViews, Views
 
-# Gradients over partitions: Proposition D.1
-
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -69,11 +67,10 @@ def epoch_gradient(network, params: Params, images, loss: Loss, partition: Seque
     images     a source, `Pairs` for losses of two views
     loss       (K, B, D), targets -> (K, B), which is summed, or (K,)
     partition  batches of indices that together hold every sample once
-    raises     InputError on more than one network, indices that are no partition, or a gradient that is not finite
+    raises     InputError on more than one network, or a gradient that is not finite
     """
     _check_one(params)
-    if not torch.equal(torch.cat(partition).sort().values.cpu(), torch.arange(len(images))):
-        raise InputError(f"partition: {sum(map(len, partition))} indices of {len(images)} samples; accepted: every sample once")
+    assert torch.equal(torch.cat(partition).sort().values.cpu(), torch.arange(len(images)))
     learned = {name: value.detach().requires_grad_() for name, value in trainable(params).items()}
     total: Tensor | float = 0.0
     for indices in partition:
@@ -113,9 +110,6 @@ def partition_variance(network, params: Params, images, loss: Loss, batch: int, 
     check_positive_int("batch", batch)
     parts = [torch.randperm(len(images), generator=stream).split(batch) for _ in range(repeats)]
     return variance(torch.stack([epoch_gradient(network, params, images, loss, part) for part in parts]))
-
-
-# Weights of trajectories: Figure 1a
 
 
 @dataclass(frozen=True)
@@ -180,9 +174,6 @@ def _spread(weights: Params, start: Params, epoch: int) -> Spread:
         if not math.isfinite(distances[name]):
             raise RunFailed(f"trajectories: {name} is not finite after epoch {epoch}; accepted: finite weights, by a lower rate")
     return Spread(variances, distances)
-
-
-# Linear features: Theorem 4.1
 
 
 def toy_gradients(n: int, d: int, sigma: float, stream: Generator) -> tuple[Tensor, Tensor]:

@@ -70,11 +70,9 @@ class DistributionMatching(Separable):
     network       architecture whose fresh weights are matched in every step
     batch         real images a class and step (published: 256)
     augmentation  DSA families, '' for none
-    real_network  the same network as it runs on real images, such as `MixedPrecision(network, "bfloat16")`; None = `network`
     """
 
-    name = "distribution matching"
-    learns = ("images",)
+    name, learns = "distribution matching", ("images",)
 
     def __init__(self, network, batch: int = 256, augmentation: str = "", real_network=None):
         self.network, self.batch, self.augmentation = network, batch, augmentation
@@ -98,7 +96,6 @@ class DistributionMatching(Separable):
         return {"images": gradient}, state, {"loss": loss}
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
-        """The loss of some classes, ()."""
         pairs = real[here], weights[here], images[here]
         return distribution_loss(self.network, context.params, *pairs, context.drawn_for(here), self.real_network, context.train_mode)
 

@@ -40,9 +40,9 @@ def rows_at_once(rows: int, m: int, shape: tuple[int, ...], device: torch.device
 class Separable:
     """An objective whose loss of a class sees its real images by the mean of a statistic.
 
-    It has a `network`, the same as it runs on real images, `real_network`, and offers `loss(context, real, weights, images, classes)`,
-    `statistic(context, images, c)` -> (n, D) and `distance(context, images, means, c)` -> (rows,) for augmented images, where the mean of
-    a class is one of `means`.
+    It has a `network` and, as `real_network`, the same as it runs on real images, such as `MixedPrecision(network, "bfloat16")`. It offers
+    `loss(context, real, weights, images, classes)` -> (), `statistic(context, images, c)` -> (n, D) and
+    `distance(context, images, means, c)` -> (rows,) for augmented images, where the mean of a class is one of `means`.
     """
 
     def predict(self, synthetic: Synthetic, state: dict, images, generator: Generator) -> Tensor:
@@ -50,8 +50,7 @@ class Separable:
         weights_stream, order = split(generator, 2)
         params = {name: v.to(synthetic.device) for name, v in self.network.init(weights_stream, 1).items()}
         params, _ = train(self.network, params, synthetic.source(), generator=order, steps=LOOK_STEPS)
-        size = images_at_once(self.network, images.shape, images.device)
-        parts = torch.arange(len(images), device=images.device).split(size)
+        parts = torch.arange(len(images), device=images.device).split(images_at_once(self.network, images.shape, images.device))
         with torch.no_grad():
             return torch.cat([self.real_network.apply(params, images.batch(i), False).logits[0] for i in parts])
 
@@ -87,13 +86,12 @@ def treatment_effects(objective, context: StepContext, synthetic: Synthetic, rea
     raises  InputError on a network whose images couple (BatchNorm)
     Slow reference: `treatment_effects_plain`.
     """
-    stored, used = _checked(context, synthetic), synthetic.classes_present()[1].shape[1]
-    found = []
+    stored, found = _checked(context, synthetic), []
+    size = rows_at_once(real.shape[1], synthetic.classes_present()[1].shape[1], stored.shape, stored.device)
     for c, images in enumerate(real):
         statistic = objective.statistic(context, images, c)  # (n, D)
         mean, share = _leave_out(statistic, weights[c])
         full = objective.pixel_gradient(context, stored[c], mean[None], c, synthetic.formation)
-        size = rows_at_once(len(images), used, stored.shape, stored.device)
         norms = []
         for phi, part in zip(statistic.split(size), share.split(size), strict=True):
             without = mean - part[:, None] * (phi - mean)

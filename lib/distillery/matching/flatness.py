@@ -12,6 +12,7 @@ flat. Sharpness is the largest eigenvalue of the Hessian, by power iteration; sl
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -66,14 +67,11 @@ Parts = Sequence[Callable[[Params], Tensor]]
 def loss_parts(network, source, indices: Tensor, batch: int = 500, loss=cross_entropy) -> Parts:
     """The mean loss over the images at `indices` (M,), in evaluation mode, as parts of `batch` images."""
 
-    def part(here: Tensor) -> Callable[[Params], Tensor]:
-        def value(params: Params) -> Tensor:
-            logits = network.apply(params, source.batch(here), train=False).logits  # (1, B, classes)
-            return loss(logits, source.targets[here][None]).sum() / len(indices)
+    def part(here: Tensor, params: Params) -> Tensor:
+        logits = network.apply(params, source.batch(here), train=False).logits  # (1, B, classes)
+        return loss(logits, source.targets[here][None]).sum() / len(indices)
 
-        return value
-
-    return [part(here) for here in indices.split(batch)]
+    return [partial(part, here) for here in indices.split(batch)]
 
 
 def hessian_product(parts: Parts, params: Params, vector: Tensor) -> Tensor:

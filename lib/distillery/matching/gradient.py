@@ -111,9 +111,8 @@ def real_gradients(
     stack = networks_at_once(classes, n, images.shape, images.device)
     size = n if train_mode and couples(params) else max(1, images_at_once(network, images.shape, images.device) // stack)
     found = []
-    for some in torch.arange(classes).split(stack):
-        here = slice(int(some[0]), int(some[-1]) + 1)
-        total: dict[str, Tensor] = {}
+    for at in range(0, classes, stack):
+        here, total = slice(at, at + stack), {}
         for part, share in zip(images[here].split(size, 1), weights[here].split(size, 1), strict=True):
             grads = class_gradients(network, params, part, labels[here], share, False, train_mode, names)
             total = {name: total[name] + value for name, value in grads.items()} if total else grads
@@ -165,11 +164,9 @@ class GradientMatching(Separable):
     updates        T, pixel updates per network; 0 = `loops(ipc)`
     inner_epochs   zeta, epochs of inner training between updates; 0 = `loops(ipc)`
     batch          real images a class and step (published: 256)
-    real_network   the same network as it runs on real images, such as `MixedPrecision(network, "bfloat16")`; None = `network`
     """
 
-    name = "gradient matching"
-    learns = ("images",)
+    name, learns = "gradient matching", ("images",)
     names = staticmethod(matrices)  # which weights are compared
     compare = staticmethod(gradient_distance)  # of which effects are taken
     metric = staticmethod(gradient_distance)  # that is descended
@@ -209,7 +206,6 @@ class GradientMatching(Separable):
         return gradient_by_classes(synthetic, size, partial(self.loss, context, real, weights))
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
-        """The loss of some classes, ()."""
         pairs = real[here], weights[here], images[here], context.labels[here]
         return gradient_loss(
             self.network, context.params, *pairs, context.drawn_for(here), context.train_mode, self.real_network, self.names, self.metric

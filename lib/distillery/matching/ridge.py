@@ -22,7 +22,10 @@ from distillery.training.losses import centred
 
 
 class KernelRegression:
-    """An objective that descends the error of a kernel ridge regression on the set. A subclass has the kernel and the error.
+    """An objective that descends the error of a kernel ridge regression on the set.
+
+    A subclass has `features(params, images, real)`, what the kernel compares, (n, D) float64, and the loss of a step,
+    `error(outputs, targets, weights, made)`, ().
 
     network       of the experiment: classes and shape
     batch         real images a step; of each class where `balanced`
@@ -69,8 +72,7 @@ class KernelRegression:
     def step(self, synthetic: Synthetic, state: dict[str, Tensor], draw_real, generator: Generator):
         """One gradient on everything learned: (gradients by name, state, log)."""
         seen, after = split(generator, 2)
-        params = self.networks_of_step(synthetic, state, seen)
-        real, targets, weights = self.draw_batch(draw_real)
+        params, (real, targets, weights) = self.networks_of_step(synthetic, state, seen), self.draw_batch(draw_real)
         leaves = {name: value.detach().requires_grad_() for name, value in synthetic.tensors.items() if value.is_floating_point()}
         made = synthetic.replace(**leaves)
         outputs = self._outputs(made, params, [real])
@@ -100,17 +102,9 @@ class KernelRegression:
         """Networks for the kernel by which a finished set is judged."""
         return self.networks_of_step(synthetic, {}, generator)
 
-    def features(self, params: Params, images: Tensor, real: bool) -> Tensor:
-        """What the kernel compares, (n, D) float64."""
-        raise NotImplementedError
-
     def kernel(self, a: Tensor, b: Tensor | None = None) -> Tensor:
         """The kernel of features (n, D) and (m, D), of a with itself where b is None: (n, m)."""
         return a @ (a if b is None else b).T
-
-    def error(self, outputs: Tensor, targets: Tensor, weights: Tensor, made: Synthetic) -> Tensor:
-        """The loss of a step, ()."""
-        raise NotImplementedError
 
     def report(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """What a step logs beside its loss."""
@@ -157,7 +151,8 @@ class KernelRegression:
 class PooledRegression(KernelRegression):
     """A regression on features of a network from a pool, which is trained on the set along the way.
 
-    A subclass sets `own`, the network, and `pool`, how many there are; its state is flat, 'net.NAME' (P, ...) and more.
+    A subclass sets `own`, the network, and `pool`, how many there are; its state is flat, 'net.NAME' (P, ...) and more. Its
+    `aged(synthetic, one, generator)` is the state of one network, leading axis 1, after a step that saw it in the state `one`.
     """
 
     own: ModuleNetwork
@@ -173,16 +168,11 @@ class PooledRegression(KernelRegression):
 
     def after(self, synthetic: Synthetic, state: dict[str, Tensor], seen: Generator, generator: Generator) -> dict[str, Tensor]:
         """The network that was seen takes a step on the synthetic images, or is drawn anew where it is old."""
-        i = self._picked(seen)
-        state = {name: value.clone() for name, value in state.items()}
+        i, state = self._picked(seen), {name: value.clone() for name, value in state.items()}
         one = {name: value[i : i + 1] for name, value in state.items()}
         for name, value in self.aged(synthetic, one, generator).items():
             state[name][i] = value[0]
         return state
-
-    def aged(self, synthetic: Synthetic, one: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
-        """The state of one network after a step that saw it, leading axis 1."""
-        raise NotImplementedError
 
     def features(self, params: Params, images: Tensor, real: bool) -> Tensor:
         network = MixedPrecision(self.own, self.precision) if real and self.precision != "float32" else self.own

@@ -153,7 +153,6 @@ class StartEpochs:
         return min(high, begin + int((high - begin) * step / self.expansion_steps)) if begin else high
 
     def draw(self, step: int, generator: Generator) -> int:
-        """The start epoch of a step."""
         return int(torch.randint(self.min_start_epoch, self.bound(step), (), generator=generator))
 
 
@@ -163,11 +162,8 @@ GRADIENTS: dict[str, Callable] = {"exact": sweep, "frozen": lambda *problem: swe
 class TrajectoryMatching:
     """The objective of MTT, TESLA, FTD, DATM and MKDT; they differ in their experts and options.
 
-    network       architecture of the experts
-    experts       their trajectories, see `experts.Experts`
-    student_steps N
-    expert_epochs M, how many a student shall cover
-    start_epochs  where students start
+    experts       trajectories of `network`, see `experts.Experts`
+    student_steps N, which shall cover M `expert_epochs` from one of `start_epochs` on
     batch         synthetic images a student step, 0 = all; stored ones where one stored image is several
     oversize      a batch larger than the set: 'refuse', or 'all' of the set (DATM)
     augmentation  DSA families, drawn anew in every student step
@@ -179,8 +175,7 @@ class TrajectoryMatching:
     targets       whether real-valued 'targets' are (MKDT's public code; in its paper they stay as they are)
     threshold     updates with a loss above it are skipped (DATM); costs a wait for the device in every step
     gradient      'exact', 'frozen' (TESLA as published) or 'unrolled' (the twin)
-    raises        InputError if a start epoch plus M lies beyond the stored ones, an expert does not move, or labels and targets are both
-                  learned
+    raises        InputError if a start epoch plus M lies beyond the stored ones, an expert does not move, or labels and targets are learned
     """
 
     learns = ("images", "step_size")
@@ -208,7 +203,10 @@ class TrajectoryMatching:
         self.network, self.experts, self.start_epochs = network, experts, start_epochs
         self.student_steps, self.expert_epochs, self.batch, self.oversize = student_steps, expert_epochs, batch, oversize
         self.augmentation, self.views, self.transform, self.loss = augmentation, views, transform, loss
-        self.threshold, self.gradient, self.name, self.learns = threshold, gradient, name, learned(labels, targets)
+        if labels and targets:
+            raise InputError("labels, targets: both learned; accepted: at most one of them")
+        self.learns = (*self.learns, *("label_logits",) * labels, *("targets",) * targets)
+        self.threshold, self.gradient, self.name = threshold, gradient, name
         self._check_experts_move()
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
@@ -243,8 +241,7 @@ class TrajectoryMatching:
 
         def loss(params: Params, tensors: dict[str, Tensor], drawn: tuple[Tensor, Draw | ViewDraw | None]) -> Tensor:
             indices, drawn = drawn
-            images, targets = synthetic.replace(**tensors).decode(indices)
-            # (1, B, C, H, W), or (1, 2B, C, H, W)
+            images, targets = synthetic.replace(**tensors).decode(indices)  # to (1, B, C, H, W), or (1, 2B, C, H, W)
             images = self._viewed(images, drawn)[None] if self.views else augment(images[None], drawn)
             output = self.network.apply(buffers | params, images, train=True)
             return self.loss(output.logits, targets[None]).mean()  # (1, B) or (1,) -> ()
@@ -274,12 +271,10 @@ class TrajectoryMatching:
             shape = tuple(synthetic.tensors["images"].shape[1:])
             return [(here, draw_views(self.views, shape, 2 * factor * len(here), augmentation)) for here in indices]
         drawn = draw(self.augmentation, self.student_steps, factor * batch, augmentation)
-        if drawn is not None:  # all at once onto the device
-            drawn = Draw(drawn.families, drawn.uniforms.to(synthetic.device))
-        return [
-            (here, drawn and Draw(drawn.families[i : i + 1], drawn.uniforms[i : i + 1, : factor * len(here)]))
-            for i, here in enumerate(indices)
-        ]
+        if drawn is None:
+            return [(here, None) for here in indices]
+        families, uniforms = drawn.families.split(1), drawn.uniforms.to(synthetic.device).split(1)  # all at once onto the device
+        return [(here, Draw(f, u[:, : factor * len(here)])) for here, f, u in zip(indices, families, uniforms, strict=True)]
 
     def _batch(self, synthetic: Synthetic) -> int:
         n = len(synthetic)
@@ -301,10 +296,3 @@ class TrajectoryMatching:
                 if not 0 < distance < math.inf:
                     way = f"squared distance {distance:g} from epoch {epoch} to {epoch + self.expert_epochs}"
                     raise InputError(f"expert {expert}: {way}; accepted: experts whose weights move and stay finite")
-
-
-def learned(labels: bool, targets: bool = False) -> tuple[str, ...]:
-    """The tensors that trajectory matching learns, with label logits or real-valued targets, or without."""
-    if labels and targets:
-        raise InputError("labels, targets: both learned; accepted: at most one of them")
-    return (*TrajectoryMatching.learns, *("label_logits",) * labels, *("targets",) * targets)
