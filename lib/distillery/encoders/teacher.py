@@ -52,11 +52,11 @@ def projector(loss: str, features: int, width: int) -> ModuleNetwork:
     """
     check_choice("loss", loss, LOSSES)
     check_positive_int("width", width)
-    closing = loss == "simclr"
 
     def build() -> nn.Module:
         layers = [nn.Linear(features, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()]
-        return nn.Sequential(*layers, nn.Linear(features, width, bias=not closing), *[nn.BatchNorm1d(width)] * closing)
+        closing = [nn.BatchNorm1d(width)] if loss == "simclr" else []
+        return nn.Sequential(*layers, nn.Linear(features, width, bias=not closing), *closing)
 
     return ModuleNetwork(build, f"projector of {loss}")
 

@@ -72,7 +72,8 @@ class KernelRegression:
     def step(self, synthetic: Synthetic, state: dict[str, Tensor], draw_real, generator: Generator):
         """One gradient on everything learned: (gradients by name, state, log)."""
         seen, after = split(generator, 2)
-        params, (real, targets, weights) = self.networks_of_step(synthetic, state, seen), self.draw_batch(draw_real)
+        params = self.networks_of_step(synthetic, state, seen)
+        real, targets, weights = self.draw_batch(draw_real)
         leaves = {name: value.detach().requires_grad_() for name, value in synthetic.tensors.items() if value.is_floating_point()}
         made = synthetic.replace(**leaves)
         outputs = self._outputs(made, params, [real])
