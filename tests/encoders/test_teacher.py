@@ -17,7 +17,7 @@ from distillery import store
 from distillery.checks import RunFailed
 from distillery.encoders import pretrained
 from distillery.encoders import targets as targets_module
-from distillery.encoders.quality import Quality, gate, nearest, nearest_plain, quality
+from distillery.encoders.quality import Quality, closed, nearest, nearest_plain, quality
 from distillery.encoders.targets import deviation, teacher_targets
 from distillery.encoders.teacher import SIMCLR, Cosine, Projected, TeacherTraining, _card, projector, resnet18, train_teacher, untrained
 from distillery.networks import ConvNet
@@ -448,13 +448,11 @@ def test_neighbours_by_hand():
 
 def test_the_gate(refused):
     good, poor, random = Quality(0.9, 0.95, 0.5), Quality(0.62, 0.95, 0.5), Quality(0.6, 0.8, 0.2)
-    assert gate(good, random, 0.1) == pytest.approx(0.15)
-    with refused("knn", 0.62, 0.6):
-        gate(poor, random, 0.1)
-    with refused("knn", "nan"):
-        gate(Quality(math.nan, 0.9, 0.5), random)
+    assert closed(good, random, 0.1) == ""
+    assert closed(poor, random, 0.1) == "teacher: knn accuracy 0.620, a random encoder's 0.600"
+    assert "knn accuracy nan" in closed(Quality(math.nan, 0.9, 0.5), random)
     with refused("margin", "nan"):
-        gate(good, random, math.nan)
+        closed(good, random, math.nan)
 
 
 def test_a_teacher_of_digits_passes_the_gate(digits, tmp_path):
@@ -465,6 +463,5 @@ def test_a_teacher_of_digits_passes_the_gate(digits, tmp_path):
     teacher = train_teacher(tmp_path, network, part, recipe)
     start = untrained(network, part, recipe)
     found, base = (quality(one, part, digits.test, neighbours=10) for one in (teacher, start))
-    assert gate(found, base, 0.03) >= 0.03
-    with pytest.raises(RunFailed, match="accuracy"):
-        gate(base, found)
+    assert closed(found, base, 0.03) == ""
+    assert "accuracy" in closed(base, found)

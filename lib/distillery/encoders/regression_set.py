@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -20,15 +21,12 @@ from distillery.training.losses import check_targets
 class RegressionSet:
     """Real images with the targets that students regress: a source of `training.train` and `experts.make`.
 
-    images   their labels are not read
-    targets  (N, D) float, on the device of the images
-    made_of  `digest` of the images that the targets were made of
-    raises   InputError if those are other images, and unless every image has one row of finite targets
+    Raises InputError if the targets are of other images, and unless every image has one row of finite targets.
     """
 
-    images: ImageSet
-    targets: Tensor
-    made_of: str
+    images: ImageSet  # their labels are not read
+    targets: Tensor  # (N, D) float, on the device of the images
+    made_of: str  # `digest` of the images that the targets were made of
 
     def __post_init__(self):
         if self.made_of != self.images.digest:
@@ -43,17 +41,9 @@ class RegressionSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.images.shape
-
-    @property
-    def device(self) -> torch.device:
-        return self.images.device
-
-    @property
-    def transform(self):
-        return self.images.transform
+    shape = property(attrgetter("images.shape"))
+    device = property(attrgetter("images.device"))
+    transform = property(attrgetter("images.transform"))
 
     @cached_property
     def digest(self) -> str:

@@ -21,8 +21,8 @@ def teacher_targets(teacher: Encoder, images: ImageSet, path: str | Path | None 
     """The teacher's embeddings of un-augmented images in evaluation mode, as they are: (N, D) float32 on the images' device.
 
     path    where they are stored with the digests of images and teacher; read from there if the file exists
-    raises  InputError if the file holds targets of other images, preprocessing or teacher, if a target is NaN or infinite,
-            and if the teacher is collapsed
+    raises  InputError if the file holds targets of other images, preprocessing or teacher, and if a target is NaN or infinite or the
+            teacher collapsed
     """
     check_encoder(teacher.network)
     card = {"kind": "targets", "data set": images.digest, "preprocessing": _preprocessing(images), "teacher": teacher.digest}
@@ -42,9 +42,8 @@ def teacher_targets(teacher: Encoder, images: ImageSet, path: str | Path | None 
 
 def _embedded(encoder: Encoder, images: ImageSet) -> Tensor:
     """(N, D) float32, in full float32 on a GPU too."""
-    encoder = encoder.to(images.device)
+    encoder, chunk = encoder.to(images.device), images_at_once(encoder.network, images.shape, images.device)
     with float32_matmul("float32"):
-        chunk = images_at_once(encoder.network, images.shape, images.device)
         found = embed(encoder.network, encoder.params, images, chunk)[0].float()
     check_finite(f"embeddings of {encoder.name}", found)
     return found

@@ -1,14 +1,14 @@
-r"""Self-supervised teachers: two losses, their training, the targets they give, and their quality.
+r"""Self-supervised teachers: encoders under a projector, trained by one of two losses.
 
-Sources: MKDT (arXiv 2410.02116) takes the embeddings of a teacher trained without labels as regression targets. The teacher
-is a ResNet-18 trained by Barlow Twins (2103.03230) or SimCLR (2002.05709); optimizer, rates, projector and views are those
-of Mixed Barlow Twins (2312.02151) for CIFAR, without its mixed term.
+Sources: MKDT (arXiv 2410.02116) takes the embeddings of a teacher trained without labels as regression targets. The teacher is a
+ResNet-18 trained by Barlow Twins (2103.03230) or SimCLR (2002.05709); optimizer, rates, projector and views are those of Mixed Barlow
+Twins (2312.02151) for CIFAR, without its mixed term.
 
 $$L_{BT} = \sum_i (1 - F_{ii})^2 + \lambda \sum_i \sum_{j \ne i} F_{ij}^2, \qquad
 L_{SimCLR} = -\frac{1}{2B} \sum_a \log \frac{e^{s(a, a^+) / \tau}}{\sum_{c \ne a} e^{s(a, c) / \tau}}$$
 
-with $F$ the correlation, over the batch, of each output of the first view with each of the second, $s$ the cosine, and $a$
-running over both views of all images. Slow references: `barlow_twins_plain`, `simclr_plain`, `nearest_plain`.
+with $F$ the correlation, over the batch, of each output of the first view with each of the second, $s$ the cosine, and $a$ running over
+both views of all images. The losses, with their slow references, are in `training.contrastive`.
 """
 
 import json
@@ -25,6 +25,7 @@ from distillery import store
 from distillery.checks import InputError, RunFailed, check_choice, check_positive_int
 from distillery.data import ImageSet
 from distillery.lock import lock
+from distillery.matching.step import prefixed, under
 from distillery.networks import ModuleNetwork, Output, Params, pool, trainable
 from distillery.networks.encoder import Encoder, head_names
 from distillery.networks.precision import MixedPrecision
@@ -38,87 +39,63 @@ VERSION = 1  # of everything that decides a teacher's weights; raise it when a c
 LOSSES = ("barlow-twins", "simclr")
 
 
-# Losses of two views: (..., B, D) each -> (...)
-
-
-# Networks and sources of two views
-
-
 def resnet18(shape: tuple[int, int, int], width: float = 1.0, classes: int = 1) -> pool.PoolNetwork:
-    """The teacher's ResNet-18 with BatchNorm: 3x3 stem padded by 1, no max pool, average over the map; 512 x `width` features.
-
-    classes  of the classifier that `embed` leaves out, for downstream use
-    """
+    """The teacher's ResNet-18: 3x3 stem padded by 1, BatchNorm, no max pool, 512 x `width` features; `embed` leaves its classifier out."""
     return pool.build("ResNet18", shape, classes, width, "batch")
 
 
 def projector(loss: str, features: int, width: int) -> ModuleNetwork:
     """The layers between an encoder and its loss, thrown away after training: features -> features -> width.
 
-    'barlow-twins': linear, BatchNorm, ReLU, linear (Mixed Barlow Twins: 512 -> 512 -> 1024). 'simclr': the same with
-    BatchNorm behind the second layer too (MKDT, Table 6: width 128). Linear layers before a BatchNorm have no bias.
+    'barlow-twins': linear, BatchNorm, ReLU, linear (Mixed Barlow Twins: 512 -> 512 -> 1024). 'simclr': the same with BatchNorm behind the
+    second layer too (MKDT, Table 6: width 128). Linear layers before a BatchNorm have no bias.
     """
     check_choice("loss", loss, LOSSES)
     check_positive_int("width", width)
-    closing = loss == "simclr"
 
     def build() -> nn.Module:
         layers = [nn.Linear(features, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()]
-        layers += [nn.Linear(features, width, bias=not closing)]
-        return nn.Sequential(*layers, *([nn.BatchNorm1d(width)] if closing else []))
+        closing = [nn.BatchNorm1d(width)] if loss == "simclr" else []
+        return nn.Sequential(*layers, nn.Linear(features, width, bias=not closing), *closing)
 
     return ModuleNetwork(build, f"projector of {loss}")
 
 
 class Projected:
-    """An encoder under a projector, behind the interface of `networks`, for images in two views.
+    """An encoder without its classifier under a projector, behind the interface of `networks`, for images in two views.
 
-    `apply` takes (K, 2B, C, H, W), all first views before all second ones. The two halves go through one after the other,
-    so that BatchNorm normalizes each by its own statistics. The encoder's classifier is no part of it.
+    `apply` takes (K, 2B, C, H, W), all first views before all second ones. The two halves go through one after the other, so that
+    BatchNorm normalizes each by its own statistics.
     """
 
     def __init__(self, encoder, head: ModuleNetwork):
-        self.encoder, self.head = encoder, head
-        self.name = f"{encoder.name} under {head.name}"
+        self.encoder, self.head, self.name = encoder, head, f"{encoder.name} under {head.name}"
         self.classes, self.channels = head.classes, encoder.channels
-        sizes = {name: value.shape[1:] for name, value in encoder.init(Generator(), 1).items()}
-        self.classifier = {name: sizes[name] for name in head_names(encoder)}
+        weights = encoder.init(Generator(), 1)
+        self.classifier = {name: weights[name].shape[1:] for name in head_names(encoder)}
 
     def spec(self) -> dict:
         return {"encoder": self.encoder.spec(), "projector": self.head.spec()}
 
     def init(self, generator: Generator, k: int = 1) -> Params:
         encoder = {n: v for n, v in self.encoder.init(generator, k).items() if n not in self.classifier}
-        return prefixed("encoder", encoder) | prefixed("projector", self.head.init(generator, k))
+        return prefixed(encoder, "encoder.") | prefixed(self.head.init(generator, k), "projector.")
 
     def apply(self, params: Params, images: Tensor, train: bool = True) -> Output:
-        encoder, head = self.classified(under("encoder", params)), under("projector", params)
-        logits, embeddings, buffers = [], [], {}
+        encoder, head = self.classified(under(params, "encoder.")), under(params, "projector.")
+        seen = []
         for view in images.chunk(2, -4):
             inner = self.encoder.apply(encoder, view, train)
             outer = self.head.apply(head, inner.embedding, train)
             encoder, head = encoder | inner.buffers, head | outer.buffers
-            buffers = prefixed("encoder", inner.buffers) | prefixed("projector", outer.buffers)
-            logits.append(outer.logits)
-            embeddings.append(inner.embedding)
-        return Output(torch.cat(logits, 1), torch.cat(embeddings, 1), buffers)
+            seen.append((outer.logits, inner.embedding))
+        buffers = prefixed(inner.buffers, "encoder.") | prefixed(outer.buffers, "projector.")
+        return Output(*(torch.cat(both, 1) for both in zip(*seen)), buffers)
 
     def classified(self, encoder: Params) -> Params:
         """With a classifier of zeros, which the encoder's `apply` asks for."""
         like = next(iter(encoder.values()))
         return encoder | {n: like.new_zeros(len(like), *shape) for n, shape in self.classifier.items()}
-
-
-def prefixed(prefix: str, params: Params) -> Params:
-    return {f"{prefix}.{name}": value for name, value in params.items()}
-
-
-def under(prefix: str, params: Params) -> Params:
-    start = prefix + "."
-    return {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}
-
-
-# Training
 
 
 @dataclass(frozen=True)
@@ -138,26 +115,17 @@ class Cosine(Adam):
 
 @dataclass(frozen=True)
 class TeacherTraining:
-    """How a teacher is trained; the defaults are those of Mixed Barlow Twins for CIFAR, without its mixed term.
+    """How a teacher is trained; the defaults are those of Mixed Barlow Twins for CIFAR, without its mixed term."""
 
-    loss         one of LOSSES
-    epochs       the rate's cosine ends with them
-    lr           peak of the rate (Mixed Barlow Twins: .01 * batch / 256)
-    warmup       epochs of rising rate, fewer than `epochs`
-    width        outputs of the projector
-    lam          of Barlow Twins; 1/1024 on Tiny ImageNet
-    temperature  of SimCLR
-    """
-
-    loss: str = "barlow-twins"
-    epochs: int = 2000
+    loss: str = "barlow-twins"  # one of LOSSES
+    epochs: int = 2000  # with them the rate's cosine ends
     batch: int = 256
-    lr: float = 0.01
-    warmup: int = 10
+    lr: float = 0.01  # peak of the rate (Mixed Barlow Twins: .01 * batch / 256)
+    warmup: int = 10  # epochs of rising rate, fewer than `epochs`
     weight_decay: float = 1e-6
-    width: int = 1024
-    lam: float = 1 / 128
-    temperature: float = 0.5
+    width: int = 1024  # outputs of the projector
+    lam: float = 1 / 128  # of Barlow Twins; 1/1024 on Tiny ImageNet
+    temperature: float = 0.5  # of SimCLR
     views: Views = Views()
     seed: int = 0
 
@@ -190,15 +158,11 @@ SIMCLR = TeacherTraining("simclr", epochs=400, batch=512, lr=1e-3, width=128)  #
 
 @dataclass(frozen=True, eq=False)
 class Teacher(Encoder):
-    """An encoder trained by `train_teacher`.
-
-    losses  (epochs,) mean loss of the batches of each epoch
-    seconds of training, over all restarts
-    """
+    """An encoder trained by `train_teacher`."""
 
     recipe: TeacherTraining = TeacherTraining()
-    losses: Tensor | None = None
-    seconds: float = 0.0
+    losses: Tensor | None = None  # (epochs,) mean loss of the batches of each epoch
+    seconds: float = 0.0  # of training, over all restarts
 
 
 def train_teacher(
@@ -206,72 +170,56 @@ def train_teacher(
 ) -> Teacher:
     """Train an encoder without labels, or go on where an earlier call was cut off, or read what it finished.
 
-    A checkpoint `teacher-<id>` in `folder` is replaced after every epoch; the id says which network, recipe and images.
-    On a CPU a teacher that was killed and went on equals, bit for bit, one that was not.
+    A checkpoint `teacher-<id>` in `folder` is replaced after every epoch; the id says which network, recipe and images. On a CPU a
+    teacher that was killed and went on equals, bit for bit, one that was not.
 
     network  the encoder, of `resnet18` or any network with `embed`; `MixedPrecision(network, "bfloat16")` trains in low precision
     images   on the device to train on
     log      told the mean loss after each epoch
-    raises   InputError on an encoder without `embed`, or fewer images than a batch; RunFailed where the loss or a weight
-             becomes NaN or infinite, with the last checkpoint kept
+    raises   InputError on an encoder without `embed`, or fewer images than a batch; RunFailed where the loss or a weight becomes NaN or
+             infinite, with the last checkpoint kept
     """
-    check_encoder(network)
+    projected = _projected(network, images, recipe)
     if len(images) < recipe.batch:
         raise InputError(f"batch: {recipe.batch} of {len(images)} images; accepted: at most as many as there are")
     card = _card(network, images, recipe)
     path = Path(folder) / f"teacher-{store.identity('teacher', VERSION, card['inputs'], card['data set'])}.safetensors"
-    projected = Projected(network, projector(recipe.loss, _features(network, images.shape), recipe.width))
     with lock(path.with_suffix(".lock"), wait=True):
         if path.exists():
             params, momentum, losses, seconds = _read(path, card, images.device)
         else:
             params, momentum, losses, seconds = _start(projected, recipe, images.device), [], [], 0.0
-        if len(losses) < recipe.epochs:
-            params, seconds = _go_on(projected, params, momentum, losses, seconds, images, recipe, path, card, log)
-    weights = under("encoder", params)
-    plain = network.network if isinstance(network, MixedPrecision) else network
-    return Teacher(plain, weights, f"teacher by {recipe.loss}", recipe, torch.tensor(losses), seconds)
+        began, epoch, batch_losses = time.monotonic() - seconds, len(losses), []
+
+        def loss(output: Tensor, target: Tensor) -> Tensor:
+            value = recipe.objective(output, target)
+            batch_losses.append(value.detach())
+            return value
+
+        def keep(epoch: int, weights: Params, momentum: list[Tensor]) -> None:
+            mean = float(torch.cat(batch_losses).mean())
+            batch_losses.clear()
+            broken = [name for name, value in trainable(weights).items() if not bool(value.isfinite().all())]
+            if not math.isfinite(mean) or broken:
+                found = f"loss {mean} in epoch {epoch}, {len(broken)} tensors of weights not finite"
+                raise RunFailed(f"teacher: {found}; accepted: finite ones, by a lower rate or a longer warm-up")
+            losses.append(mean)
+            _write(path, card | {"seconds": time.monotonic() - began}, weights, momentum, losses)
+            if log:
+                log(f"teacher, epoch {epoch} of {recipe.epochs}: mean loss {mean:.4g}")
+
+        if epoch < recipe.epochs:
+            params = _trained(projected, params, images, recipe, epoch, loss, done=(epoch, momentum), after_epoch=keep)
+            seconds = time.monotonic() - began
+    return Teacher(_plain(network), under(params, "encoder."), f"teacher by {recipe.loss}", recipe, torch.tensor(losses), seconds)
 
 
-def _go_on(projected, params, momentum, losses, seconds, images, recipe, path, card, log):
-    """Train to the end: the weights and the seconds in all; `losses` grows by one number an epoch."""
-    under_way: list[Tensor] = []
-    began, epoch = time.monotonic() - seconds, len(losses)
-
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        value = recipe.objective(output, target)
-        under_way.append(value.detach())
-        return value
-
-    def keep(epoch: int, weights: Params, momentum: list[Tensor]) -> None:
-        mean = float(torch.cat(under_way).mean())
-        under_way.clear()
-        broken = [name for name, value in trainable(weights).items() if not bool(value.isfinite().all())]
-        if not math.isfinite(mean) or broken:
-            raise RunFailed(
-                f"teacher: loss {mean} in epoch {epoch}, {len(broken)} tensors of weights not finite; "
-                "accepted: finite ones, by a lower rate or a longer warm-up"
-            )
-        losses.append(mean)
-        _write(path, card | {"seconds": time.monotonic() - began}, weights, momentum, losses)
-        if log:
-            log(f"teacher, epoch {epoch} of {recipe.epochs}: mean loss {mean:.4g}")
-
-    steps = len(images) // recipe.batch
-    params, _ = train(
-        projected,
-        params,
-        TwoViews(images, recipe.views, recipe.seed, epoch * steps),
-        loss,
-        recipe.optimizer(len(images)),
-        generator=generator(recipe.seed, "teacher training"),
-        epochs=recipe.epochs,
-        batch=recipe.batch,
-        whole_batches=True,
-        done=(epoch, momentum),
-        after_epoch=keep,
-    )
-    return params, time.monotonic() - began
+def _trained(projected: Projected, params: Params, images: ImageSet, recipe: TeacherTraining, epoch: int, loss, **options) -> Params:
+    """Weights trained to the end of a recipe, from `epoch` on. `options` are those of `train`."""
+    source = TwoViews(images, recipe.views, recipe.seed, epoch * (len(images) // recipe.batch))
+    options |= {"generator": generator(recipe.seed, "teacher training"), "whole_batches": True}
+    optimizer = recipe.optimizer(len(images))
+    return train(projected, params, source, loss, optimizer, epochs=recipe.epochs, batch=recipe.batch, **options)[0]
 
 
 def _start(projected: Projected, recipe: TeacherTraining, device, k: int = 1) -> Params:
@@ -279,34 +227,29 @@ def _start(projected: Projected, recipe: TeacherTraining, device, k: int = 1) ->
 
 
 def pretrain(network, images: ImageSet, recipe: TeacherTraining, k: int = 1) -> Params:
-    """What `train_teacher` does for k encoders at once, and without a file: their weights with classifiers of zero, leading axis k.
-
-    raises  InputError on an encoder without `embed`, and fewer images than a batch
-    """
-    check_encoder(network)
-    projected = Projected(network, projector(recipe.loss, _features(network, images.shape), recipe.width))
-    source = TwoViews(images, recipe.views, recipe.seed)
-    params, _ = train(
-        projected,
-        _start(projected, recipe, images.device, k),
-        source,
-        recipe.objective,
-        recipe.optimizer(len(images)),
-        generator=generator(recipe.seed, "teacher training"),
-        epochs=recipe.epochs,
-        batch=recipe.batch,
-        whole_batches=True,
-        chunk=k,
-    )
-    return projected.classified(under("encoder", params))
+    """`train_teacher` for k encoders at once, without a file: weights (k, ...) with classifiers of zero. Raises InputError as it does."""
+    projected = _projected(network, images, recipe)
+    params = _trained(projected, _start(projected, recipe, images.device, k), images, recipe, 0, recipe.objective, chunk=k)
+    return projected.classified(under(params, "encoder."))
 
 
 def untrained(network, images: ImageSet, recipe: TeacherTraining) -> Encoder:
     """The encoder that `train_teacher` starts from: random weights, BatchNorm's statistics 0 and 1."""
+    plain = _plain(network)
+    start = _start(_projected(plain, images, recipe), recipe, images.device)
+    return Encoder(plain, under(start, "encoder."), "random encoder")
+
+
+def _plain(network):
+    return network.network if isinstance(network, MixedPrecision) else network
+
+
+def _projected(network, images: ImageSet, recipe: TeacherTraining) -> Projected:
+    """An encoder under the projector of a recipe, as wide as its embeddings."""
     check_encoder(network)
-    plain = network.network if isinstance(network, MixedPrecision) else network
-    projected = Projected(plain, projector(recipe.loss, _features(plain, images.shape), recipe.width))
-    return Encoder(plain, under("encoder", _start(projected, recipe, images.device)), "random encoder")
+    with torch.no_grad():
+        embedding = network.embed(network.init(Generator(), 1), torch.zeros(1, 1, *images.shape), train=False)
+    return Projected(network, projector(recipe.loss, embedding.shape[-1], recipe.width))
 
 
 def check_encoder(network) -> None:
@@ -314,12 +257,6 @@ def check_encoder(network) -> None:
     if not callable(getattr(network, "embed", None)):
         name = getattr(network, "name", type(network).__name__)
         raise InputError(f"encoder: {name} has no embed; accepted: a network of distillery.networks or architectures")
-
-
-def _features(network, shape: tuple[int, ...]) -> int:
-    """Width of the embedding."""
-    with torch.no_grad():
-        return network.embed(network.init(Generator(), 1), torch.zeros(1, 1, *shape), train=False).shape[-1]
 
 
 def _card(network, images: ImageSet, recipe: TeacherTraining) -> dict:
@@ -346,6 +283,3 @@ def _read(path: Path, card: dict, device) -> tuple[Params, list[Tensor], list[fl
     params = {name: tensors[f"weights.{name}"].to(device) for name in found["names"]}
     momentum = [tensors[name].to(device) for name in sorted(tensors) if name.startswith("momentum.")]
     return params, momentum, tensors["losses"].tolist(), found["seconds"]
-
-
-# Targets and quality

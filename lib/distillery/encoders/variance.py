@@ -3,18 +3,18 @@ r"""How much gradients and trajectories vary from run to run: why MKDT (arXiv 24
 Three forms of its claim that training without labels varies more than supervised training or regression:
 
 - Theorem 4.1, a toy of linear features: `toy_gradients`, with both variances in closed form.
-- Proposition D.1: the sum of all gradients of an epoch is the same for every partition into batches where the loss is a
-  sum over samples, and is not where it compares the samples of a batch: `partition_variance`.
+- Proposition D.1: the sum of all gradients of an epoch is the same for every partition into batches where the loss is a sum over
+  samples, and is not where it compares the samples of a batch: `partition_variance`.
 - Figure 1a, the variance of weights after so many epochs from one initialization: `trajectory_variance`.
 
 $$\operatorname{Var}(g) = \mathbb{E}\,\|g - \mathbb{E}g\|^2$$
 
-A variance has the scale of its loss, a mean over outputs for one and over views for another: compare losses by its ratio to
-the squared mean, or to the squared distance moved.
+A variance has the scale of its loss, a mean over outputs for one and over views for another: compare losses by its ratio to the squared
+mean, or to the squared distance moved.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,27 +29,20 @@ from distillery.training import Loss, train
 from distillery.training.optimizers import SGD
 from distillery.training.views import TwoViews, Views
 
-# Gradients over partitions: Proposition D.1
-
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Images with two views of each that stay the same: a source where only the order of the images varies.
+    """Images with two views of each that stay the same: a source where only the order of the images varies."""
 
-    first, second  (N, C, H, W)
-    targets        (N, ...), passed on
-    """
-
-    first: Tensor
-    second: Tensor
-    targets: Tensor
+    first: Tensor  # (N, C, H, W)
+    second: Tensor  # (N, C, H, W)
+    targets: Tensor  # (N, ...), passed on
 
     @staticmethod
     def of(images: ImageSet, views: Views, seed: int) -> "Pairs":
         """One draw of `TwoViews` for all images."""
         everything = torch.arange(len(images), device=images.device)
-        found = TwoViews(images, views, seed).batch(everything[None])[0]
-        return Pairs(*found.chunk(2), images.targets)
+        return Pairs(*TwoViews(images, views, seed).batch(everything[None])[0].chunk(2), images.targets)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -63,38 +56,28 @@ class Pairs:
         return torch.cat([self.first[indices], self.second[indices]], 1)
 
 
-def partitions(n: int, batch: int, count: int, stream: Generator) -> list[list[Tensor]]:
-    """`count` random partitions of n samples into batches of `batch`, the last one maybe smaller."""
-    check_positive_int("batch", batch)
-    return [list(torch.randperm(n, generator=stream).split(batch)) for _ in range(count)]
-
-
-def epoch_gradient(network, params: Params, images, loss: Loss, partition: list[Tensor]) -> Tensor:
+def epoch_gradient(network, params: Params, images, loss: Loss, partition: Sequence[Tensor]) -> Tensor:
     """Sum of the gradients of all batches of one epoch at the same weights: (P,), all trained weights in a row.
 
-    This is one update of synchronous data-parallel SGD (Proposition D.1). For a loss that is a sum over samples it is the
-    same for every partition; for one that couples the samples of a batch, by itself or by BatchNorm, it is not. Nor is it
-    for a mean over batches of unequal size, whose samples have unequal weights.
+    This is one update of synchronous data-parallel SGD (Proposition D.1). For a loss that is a sum over samples it is the same for every
+    partition; for one that couples the samples of a batch, by itself or by BatchNorm, it is not. Nor is it for a mean over batches of
+    unequal size, whose samples have unequal weights.
 
     params     of one network, leading axis 1
-    images     a source: `.batch(indices)`, `.targets`; `Pairs` for losses of two views
+    images     a source, `Pairs` for losses of two views
     loss       (K, B, D), targets -> (K, B), which is summed, or (K,)
     partition  batches of indices that together hold every sample once
-    raises     InputError on more than one network, indices that are no partition, or a gradient that is not finite
+    raises     InputError on more than one network, or a gradient that is not finite
     """
     _check_one(params)
-    if not torch.equal(torch.cat(partition).sort().values.cpu(), torch.arange(len(images))):
-        raise InputError(f"partition: {sum(map(len, partition))} indices of {len(images)} samples; accepted: every sample once")
+    assert torch.equal(torch.cat(partition).sort().values.cpu(), torch.arange(len(images)))
     learned = {name: value.detach().requires_grad_() for name, value in trainable(params).items()}
-    device = next(iter(params.values())).device
-    total = None
+    total: Tensor | float = 0.0
     for indices in partition:
-        at = indices[None].to(device)  # (1, B)
+        at = indices[None].to(next(iter(params.values())).device)  # (1, B)
         output = network.apply(params | learned, images.batch(at), train=True).logits
-        value = loss(output, images.targets[at]).sum()
-        grads = torch.autograd.grad(value, list(learned.values()))
-        flat = torch.cat([grad.flatten() for grad in grads])
-        total = flat if total is None else total + flat
+        grads = torch.autograd.grad(loss(output, images.targets[at]).sum(), list(learned.values()))
+        total = total + torch.cat([grad.flatten() for grad in grads])
     check_finite("gradient", total)
     return total
 
@@ -112,10 +95,7 @@ class Variance(NamedTuple):
 
 
 def variance(gradients: Tensor) -> Variance:
-    """Of gradients (R, ...), R of them: unbiased variance, and the squared length of their mean.
-
-    The latter exceeds |Eg|^2 by variance / R on average.
-    """
+    """Unbiased variance of R gradients (R, ...), and the squared length of their mean: |Eg|^2 + variance / R on average."""
     if len(gradients) < 2:
         raise InputError(f"gradients: {len(gradients)} of them; accepted: 2 or more")
     flat = gradients.flatten(1).double()  # (R, P)
@@ -123,27 +103,21 @@ def variance(gradients: Tensor) -> Variance:
 
 
 def partition_variance(network, params: Params, images, loss: Loss, batch: int, stream: Generator, repeats: int = 10) -> Variance:
-    """`variance` of `epoch_gradient` over random partitions into batches of `batch`: Proposition D.1.
+    """`variance` of `epoch_gradient` over random partitions into batches of `batch`, of which the last one may be smaller.
 
-    Zero, up to rounding in float64, for a loss that is a sum over samples.
+    Zero, up to rounding in float64, for a loss that is a sum over samples: Proposition D.1.
     """
-    parts = partitions(len(images), batch, repeats, stream)
+    check_positive_int("batch", batch)
+    parts = [torch.randperm(len(images), generator=stream).split(batch) for _ in range(repeats)]
     return variance(torch.stack([epoch_gradient(network, params, images, loss, part) for part in parts]))
-
-
-# Weights of trajectories: Figure 1a
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How far copies of one network lie apart, and how far from where they started: by name of the weights, both squared.
+    """How far copies of one network lie apart, and how far from where they started: by name of the weights, both squared."""
 
-    variances  unbiased variance over the copies, summed over the weights of that name
-    distances  squared distance from the initialization, mean over the copies
-    """
-
-    variances: dict[str, float]
-    distances: dict[str, float]
+    variances: dict[str, float]  # unbiased, over the copies, summed over the weights of that name
+    distances: dict[str, float]  # from the initialization, mean over the copies
 
     @property
     def variance(self) -> float:
@@ -165,30 +139,19 @@ class Spread:
 
 
 def trajectory_variance(
-    network,
-    params: Params,
-    source,
-    loss: Loss,
-    optimizer: SGD,
-    *,
-    epochs: int,
-    repeats: int,
-    batch: int,
-    generator: Generator,
+    network, params: Params, source, loss: Loss, optimizer: SGD, *, epochs: int, repeats: int, batch: int, generator: Generator,
     whole_batches: bool = False,
-) -> list[Spread]:
-    """`Spread` of copies of one initialization after each epoch, trained alike but each in its own data order.
+) -> list[Spread]:  # fmt: skip
+    """`Spread` of copies of one initialization after epochs 1, 2, .., trained alike but each in its own data order.
 
-    The figure of the paper leaves open its loss and compares two optimizers, rates and batches; here they are arguments, and
-    the same for every loss one compares.
+    The figure of the paper leaves open its loss and compares two optimizers, rates and batches; here they are arguments, and the same for
+    every loss one compares.
 
-    params         of one network, leading axis 1; statistics of BatchNorm do not count
-    source         of `training.train`. `TwoViews` gives every copy views of its own; `Pairs` gives all the same
-    loss           of outputs (K, B, D) or, for two views, (K, 2B, D), as `Recipe.objective`
-    repeats        R copies, 2 or more
-    whole_batches  as in `train`
-    returns        one entry an epoch, the first after epoch 1
-    raises         InputError on more than one network, or fewer copies; RunFailed on weights that are not finite
+    params   of one network, leading axis 1; statistics of BatchNorm do not count
+    source   of `training.train`. `TwoViews` gives every copy views of its own; `Pairs` gives all the same
+    loss     of outputs (K, B, D) or, for two views, (K, 2B, D), as `TeacherTraining.objective`
+    repeats  R copies, 2 or more
+    raises   InputError on more than one network, or fewer copies; RunFailed on weights that are not finite
     """
     _check_one(params)
     check_positive_int("epochs", epochs)
@@ -196,20 +159,10 @@ def trajectory_variance(
     if repeats < 2:
         raise InputError(f"repeats: {repeats} is not accepted; accepted: 2 or more copies")
     copies = {name: value.expand(repeats, *value.shape[1:]) for name, value in params.items()}
-    _, stats = train(
-        network,
-        copies,
-        source,
-        loss,
-        optimizer,
-        generator=generator,
-        epochs=epochs,
-        batch=batch,
-        snapshots=range(1, epochs + 1),
-        whole_batches=whole_batches,
-    )
-    start = trainable(params)
-    return [_spread(trainable(stats.snapshots[epoch]), start, epoch) for epoch in range(1, epochs + 1)]
+    numbers = range(1, epochs + 1)
+    options = {"epochs": epochs, "batch": batch, "snapshots": numbers, "whole_batches": whole_batches}
+    _, stats = train(network, copies, source, loss, optimizer, generator=generator, **options)
+    return [_spread(trainable(stats.snapshots[epoch]), trainable(params), epoch) for epoch in numbers]
 
 
 def _spread(weights: Params, start: Params, epoch: int) -> Spread:
@@ -221,9 +174,6 @@ def _spread(weights: Params, start: Params, epoch: int) -> Spread:
         if not math.isfinite(distances[name]):
             raise RunFailed(f"trajectories: {name} is not finite after epoch {epoch}; accepted: finite weights, by a lower rate")
     return Spread(variances, distances)
-
-
-# Linear features: Theorem 4.1
 
 
 def toy_gradients(n: int, d: int, sigma: float, stream: Generator) -> tuple[Tensor, Tensor]:

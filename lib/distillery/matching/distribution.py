@@ -2,18 +2,20 @@ r"""Distribution matching (DM, arXiv 2110.04181): class means of the features of
 
 $$L = \sum_c \Big\| \tfrac{1}{|B_c|}\sum_{x \in B_c} \phi(A(x)) - \tfrac{1}{|S_c|}\sum_{s \in S_c} \phi(A(s)) \Big\|^2$$
 
-with a new never-trained network $\phi$ in every step and one siamese augmentation $A$ per class for real and synthetic
-images. Networks whose samples do not couple see all classes in one forward pass, which is exact; with BatchNorm one
-forward of all classes is the published variant. Slow reference, class by class: `distribution_loss_plain`.
+with a new never-trained network $\phi$ in every step and one siamese augmentation $A$ per class for real and synthetic images. Networks
+whose samples do not couple see all classes in one forward pass, which is exact; with BatchNorm one forward of all classes is the
+published variant. Slow reference, class by class: `distribution_loss_plain`.
 """
+
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
 from distillery.data.synthetic import Synthetic
 from distillery.matching.effects import Separable
-from distillery.matching.step import StepContext, classes_at_once, gradient_by_classes
-from distillery.networks import Params, trainable
+from distillery.matching.step import StepContext, classes_at_once, couples, gradient_by_classes
+from distillery.networks import Params
 from distillery.networks.precision import images_at_once
 from distillery.seeds import split
 from distillery.training.dsa import Draw, augment, draw
@@ -22,24 +24,14 @@ MAP_LIMIT = 2**28  # numbers in the widest feature map of the real images of a c
 
 
 def distribution_loss(
-    network,
-    params: Params,
-    real: Tensor,
-    weights: Tensor,
-    synthetic: Tensor,
-    drawn: Draw | None,
-    real_network=None,
-    train_mode: bool = True,
+    network, params: Params, real: Tensor, weights: Tensor, synthetic: Tensor, drawn: Draw | None, real_network=None, train_mode=True
 ) -> Tensor:
-    """The sum over classes of squared distances between mean embeddings, () float.
+    """The sum over classes of squared distances between mean embeddings, () float. Slow reference: `distribution_loss_plain`.
 
     network    of the synthetic images, and of the real ones where `real_network` is None
-    real       (classes, n, C, H, W)
-    weights    (classes, n), each row sums to one
+    real       (classes, n, C, H, W), with weights (classes, n) whose rows sum to one
     synthetic  (classes, m, C, H, W), differentiable
     drawn      one siamese draw a class, or None
-    train_mode whether the network runs as in training
-    Source: DM, the loss above. Slow reference: `distribution_loss_plain`.
     """
     real_mean = class_means(real_network or network, params, real, weights, drawn, train_mode)
     features = network.embed(params, augment(synthetic, drawn).flatten(0, 1), train=train_mode)[0]
@@ -48,15 +40,16 @@ def distribution_loss(
 
 
 @torch.no_grad()
+def _embedded(network, params: Params, images: Tensor, train_mode: bool) -> Tensor:
+    """Embeddings of images (n, C, H, W), (n, F), a few at a time unless BatchNorm couples them."""
+    size = len(images) if train_mode and couples(params) else images_at_once(network, images.shape, images.device)
+    return torch.cat([network.embed(params, part, train=train_mode)[0] for part in images.split(size)])
+
+
 def class_means(network, params: Params, real: Tensor, weights: Tensor, drawn: Draw | None, train_mode: bool) -> Tensor:
     """Weighted mean embeddings of real images (classes, n, C, H, W), without a graph: (classes, F)."""
-    images = augment(real, drawn).flatten(0, 1)
-    # BatchNorm in training couples its images: they stay together
-    coupled = train_mode and len(trainable(params)) < len(params)
-    size = len(images) if coupled else images_at_once(network, real.shape, real.device)
-    parts = [network.embed(params, part, train=train_mode)[0] for part in images.split(size)]
-    features = torch.cat(parts).unflatten(0, real.shape[:2])  # (classes, n, F)
-    return (features * weights[..., None]).sum(1)
+    features = _embedded(network, params, augment(real, drawn).flatten(0, 1), train_mode)
+    return (features.unflatten(0, real.shape[:2]) * weights[..., None]).sum(1)
 
 
 def distribution_loss_plain(network, params: Params, real: Tensor, weights: Tensor, synthetic: Tensor, drawn: Draw | None) -> Tensor:
@@ -77,54 +70,40 @@ class DistributionMatching(Separable):
     network       architecture whose fresh weights are matched in every step
     batch         real images a class and step (published: 256)
     augmentation  DSA families, '' for none
-    real_network  the same network as it runs on real images, such as `MixedPrecision(network, "bfloat16")`; None = `network`
     """
 
-    name = "distribution matching"
-    learns = ("images",)
+    name, learns = "distribution matching", ("images",)
 
     def __init__(self, network, batch: int = 256, augmentation: str = "", real_network=None):
         self.network, self.batch, self.augmentation = network, batch, augmentation
         self.real_network = real_network or network
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
-        """No state: every step has a new network."""
+        """There is no state: every step has a new network."""
         return {}
 
     def step(self, synthetic: Synthetic, state: dict, draw_real, generator: Generator):
         """One gradient on the pixels: (gradients by name, state, log)."""
         weights_stream, augment_stream = split(generator, 2)
-        device = synthetic.device
-        fresh = self.network.init(weights_stream, 1)
-        params = {name: value.to(device, non_blocking=True) for name, value in fresh.items()}
-        labels, _ = synthetic.classes_present()
+        device, (labels, _) = synthetic.device, synthetic.classes_present()
+        params = {name: value.to(device, non_blocking=True) for name, value in self.network.init(weights_stream, 1).items()}
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
         context = StepContext(params, labels.to(device, non_blocking=True), drawn)
         real, weights = draw_real.classes(labels, self.batch, self.effects(context, synthetic))
-        coupled = len(trainable(params)) < len(params)  # BatchNorm: one forward pass of all classes, as published
-        size = len(labels) if coupled else classes_at_once(self.network, real.shape[1], real.shape, MAP_LIMIT)
-
-        def one(images: Tensor, here: slice) -> Tensor:
-            return self.loss(context, real, weights, images, here)
-
-        loss, gradient = gradient_by_classes(synthetic, size, one)
+        # BatchNorm: one forward pass of all classes, as published
+        size = len(labels) if couples(params) else classes_at_once(self.network, real.shape[1], real.shape, MAP_LIMIT)
+        loss, gradient = gradient_by_classes(synthetic, size, partial(self.loss, context, real, weights))
         return {"images": gradient}, state, {"loss": loss}
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
-        """The loss of some classes, ()."""
         pairs = real[here], weights[here], images[here]
         return distribution_loss(self.network, context.params, *pairs, context.drawn_for(here), self.real_network, context.train_mode)
 
     def statistic(self, context: StepContext, images: Tensor, c: int) -> Tensor:
         """Embeddings of real images (n, C, H, W) of class c: (n, F)."""
-        images = self.augmented(context, images[None], c)[0]
-        size = images_at_once(self.network, images.shape, images.device)
-        with torch.no_grad():
-            parts = [self.network.embed(context.params, p, context.train_mode)[0] for p in images.split(size)]
-            return torch.cat(parts)
+        return _embedded(self.network, context.params, self.augmented(context, images[None], c)[0], context.train_mode)
 
     def distance(self, context: StepContext, images: Tensor, means: Tensor, c: int) -> Tensor:
         """Squared distance of the mean embedding of images (rows, m, C, H, W) to each of means (rows, F): (rows,)."""
-        features = self.network.embed(context.params, images.flatten(0, 1), context.train_mode)[0]
-        features = features.unflatten(0, images.shape[:2])
+        features = self.network.embed(context.params, images.flatten(0, 1), context.train_mode)[0].unflatten(0, images.shape[:2])
         return (means - features.mean(1)).square().sum(1)

@@ -4,14 +4,14 @@ Source: BiLP (arXiv 2305.18381), the dynamic level. With $L$ the loss of a class
 
 $$\mathrm{ITE}(x_i) = \frac{\partial L(B, S)}{\partial S} - \frac{\partial L(B \setminus x_i, S)}{\partial S}, \qquad \mathrm{score}(x_i) = \|\mathrm{ITE}(x_i)\|_2$$
 
-Where the real images enter by the mean $m$ of a statistic $\phi_i$ alone (embeddings in DM and IDM, loss gradients in DC, DSA and
-IDC), leaving one out is a change of that mean, with batch weights $w$ that sum to one
+Where the real images enter by the mean $m$ of a statistic $\phi_i$ alone (embeddings in DM and IDM, loss gradients in DC, DSA and IDC),
+leaving one out is a change of that mean, with batch weights $w$ that sum to one
 
 $$m_{-i} = m - \frac{w_i}{1 - w_i}\,(\phi_i - m)$$
 
-so `treatment_effects` is exact, at the price of one statistic and one pull on the pixels an image. The paper expands the pull to
-first order instead; for DM the two are the same. `treatment_effects_probed` estimates the first-order norms from K random
-directions in pixel space. Slow reference: `treatment_effects_plain`, which computes the loss again without each image.
+so `treatment_effects` is exact, at the price of one statistic and one pull on the pixels an image. The paper expands the pull to first
+order instead; for DM the two are the same. `treatment_effects_probed` estimates the first-order norms from K random directions in pixel
+space. Slow reference: `treatment_effects_plain`, which computes the loss again without each image.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ from torch import Generator, Tensor
 
 from distillery.checks import InputError
 from distillery.data.synthetic import Synthetic, form
-from distillery.matching.step import StepContext
-from distillery.networks import Params, trainable
+from distillery.matching.step import StepContext, couples
+from distillery.networks import Params
 from distillery.networks.precision import float32_matmul, images_at_once, networks_at_once
 from distillery.seeds import split
 from distillery.training import train
@@ -40,8 +40,8 @@ def rows_at_once(rows: int, m: int, shape: tuple[int, ...], device: torch.device
 class Separable:
     """An objective whose loss of a class sees its real images by the mean of a statistic.
 
-    It has a `network` and the same as it runs on real images, `real_network`.
-    What it offers: `loss(context, real, weights, images, classes)`, `statistic(context, images, c)` -> (n, D) and
+    It has a `network` and, as `real_network`, the same as it runs on real images, such as `MixedPrecision(network, "bfloat16")`. It offers
+    `loss(context, real, weights, images, classes)` -> (), `statistic(context, images, c)` -> (n, D) and
     `distance(context, images, means, c)` -> (rows,) for augmented images, where the mean of a class is one of `means`.
     """
 
@@ -50,8 +50,7 @@ class Separable:
         weights_stream, order = split(generator, 2)
         params = {name: v.to(synthetic.device) for name, v in self.network.init(weights_stream, 1).items()}
         params, _ = train(self.network, params, synthetic.source(), generator=order, steps=LOOK_STEPS)
-        size = images_at_once(self.network, images.shape, images.device)
-        parts = torch.arange(len(images), device=images.device).split(size)
+        parts = torch.arange(len(images), device=images.device).split(images_at_once(self.network, images.shape, images.device))
         with torch.no_grad():
             return torch.cat([self.real_network.apply(params, images.batch(i), False).logits[0] for i in parts])
 
@@ -83,18 +82,16 @@ class Separable:
 def treatment_effects(objective, context: StepContext, synthetic: Synthetic, real: Tensor, weights: Tensor) -> Tensor:
     """Norms of the effects of all real images of a step on the stored pixels, (classes, n) float.
 
-    real     (classes, n, C, H, W), with weights (classes, n) whose rows sum to one; weight zero has effect zero, and so
-             has an image that is alone
-    raises   InputError on a network whose images couple (BatchNorm)
-    Source: BiLP, the effect above. Slow reference: `treatment_effects_plain`.
+    real    (classes, n, C, H, W), with weights (classes, n) whose rows sum to one; weight zero has effect zero, as has an image alone
+    raises  InputError on a network whose images couple (BatchNorm)
+    Slow reference: `treatment_effects_plain`.
     """
-    stored, used = _checked(context, synthetic), synthetic.classes_present()[1].shape[1]
-    found = []
+    stored, found = _checked(context, synthetic), []
+    size = rows_at_once(real.shape[1], synthetic.classes_present()[1].shape[1], stored.shape, stored.device)
     for c, images in enumerate(real):
         statistic = objective.statistic(context, images, c)  # (n, D)
         mean, share = _leave_out(statistic, weights[c])
         full = objective.pixel_gradient(context, stored[c], mean[None], c, synthetic.formation)
-        size = rows_at_once(len(images), used, stored.shape, stored.device)
         norms = []
         for phi, part in zip(statistic.split(size), share.split(size), strict=True):
             without = mean - part[:, None] * (phi - mean)
@@ -157,7 +154,7 @@ def treatment_effects_plain(objective, context: StepContext, synthetic: Syntheti
 
 def check_uncoupled(params: Params) -> None:
     """Raise InputError on a network whose images change one another in training."""
-    if len(trainable(params)) < len(params):
+    if couples(params):
         raise InputError("treatment effect: a network whose images couple (BatchNorm); accepted: InstanceNorm, GroupNorm")
 
 

@@ -1,18 +1,18 @@
 r"""Why flat experts help: the error a student piles up over segments, and the curvature along expert paths.
 
-FTD (arXiv 2211.11004, Eq. 6-11). Let $W_S(\theta)$ be the change of the weights by one segment's student steps from
-$\theta$, and $\tau_k$ the expert's weights where segment k starts. A student that goes on from its own weights is off by
+FTD (arXiv 2211.11004, Eq. 6-11). Let $W_S(\theta)$ be the change of the weights by one segment's student steps from $\theta$, and $\tau_k$
+the expert's weights where segment k starts. A student that goes on from its own weights is off by
 
 $$\epsilon_{k+1} = \epsilon_k + I_k + \delta_k, \qquad I_k = W_S(\tau_k + \epsilon_k) - W_S(\tau_k), \qquad
 \delta_k = \tau_k + W_S(\tau_k) - \tau_{k+1}$$
 
-with $\epsilon_0 = 0$: distillation lowers the matching error $\delta$ alone, while the initialization error I is small where
-the loss is flat. Sharpness is the largest eigenvalue of the Hessian, by power iteration; slow reference, the whole
-matrix: `top_eigenvalue_plain`.
+with $\epsilon_0 = 0$: distillation lowers the matching error $\delta$ alone, while the initialization error I is small where the loss is
+flat. Sharpness is the largest eigenvalue of the Hessian, by power iteration; slow reference, the whole matrix: `top_eigenvalue_plain`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -25,16 +25,11 @@ from distillery.training import cross_entropy
 
 @dataclass(frozen=True)
 class Errors:
-    """Flat vectors by segment; K segments, P weights.
+    """Flat vectors by segment; K segments, P weights."""
 
-    accumulated     (K + 1, P) epsilon, zero at the start
-    initialization  (K, P) I
-    matching        (K, P) delta
-    """
-
-    accumulated: Tensor
-    initialization: Tensor
-    matching: Tensor
+    accumulated: Tensor  # (K + 1, P) epsilon, zero at the start
+    initialization: Tensor  # (K, P) I
+    matching: Tensor  # (K, P) delta
 
     def squared(self) -> dict[str, list[float]]:
         """Squared norms by name."""
@@ -72,20 +67,16 @@ Parts = Sequence[Callable[[Params], Tensor]]
 def loss_parts(network, source, indices: Tensor, batch: int = 500, loss=cross_entropy) -> Parts:
     """The mean loss over the images at `indices` (M,), in evaluation mode, as parts of `batch` images."""
 
-    def part(here: Tensor) -> Callable[[Params], Tensor]:
-        def value(params: Params) -> Tensor:
-            logits = network.apply(params, source.batch(here), train=False).logits  # (1, B, classes)
-            return loss(logits, source.targets[here][None]).sum() / len(indices)
+    def part(here: Tensor, params: Params) -> Tensor:
+        logits = network.apply(params, source.batch(here), train=False).logits  # (1, B, classes)
+        return loss(logits, source.targets[here][None]).sum() / len(indices)
 
-        return value
-
-    return [part(here) for here in indices.split(batch)]
+    return [partial(part, here) for here in indices.split(batch)]
 
 
 def hessian_product(parts: Parts, params: Params, vector: Tensor) -> Tensor:
     """The Hessian of the sum of `parts` at `params` times a flat vector (P,): (P,)."""
-    flat = Flat(params)
-    total = torch.zeros_like(vector)
+    flat, total = Flat(params), torch.zeros_like(vector)
     for part in parts:
         theta = flat.vector(params).requires_grad_()
         (gradient,) = torch.autograd.grad(part(flat.params(theta)), theta, create_graph=True)
@@ -96,20 +87,17 @@ def hessian_product(parts: Parts, params: Params, vector: Tensor) -> Tensor:
 def top_eigenvalue(parts: Parts, params: Params, generator: Generator, tolerance: float = 1e-3, iterations: int = 200) -> tuple[float, int]:
     """The largest eigenvalue of the Hessian and the number of products it took. Slow reference: `top_eigenvalue_plain`.
 
-    Power iteration until the Rayleigh quotient changes by less than `tolerance` of itself, or `iterations` products.
-    It finds the eigenvalue of the largest magnitude; where that one is negative, a second run on the Hessian shifted by
-    it finds the largest.
+    Power iteration until the Rayleigh quotient changes by less than `tolerance` of itself, or `iterations` products. It finds the
+    eigenvalue of the largest magnitude; where that one is negative, a second run on the Hessian shifted by it finds the largest.
     params  one network's learned weights (leading axis 1)
     """
     check_positive_int("iterations", iterations)
-    start = torch.randn(len(Flat(params).vector(params)), generator=generator)
-    start = start.to(next(iter(params.values())))
-    value, used = _power(parts, params, start, 0.0, tolerance, iterations)
-    if value < 0:
-        shift = value
-        value, more = _power(parts, params, start, shift, tolerance, iterations)
-        value, used = value + shift, used + more
-    return value, used
+    start = torch.randn(sum(Flat(params).sizes), generator=generator).to(next(iter(params.values())))
+    first, used = _power(parts, params, start, 0.0, tolerance, iterations)
+    if not first < 0:
+        return first, used
+    value, more = _power(parts, params, start, first, tolerance, iterations)
+    return value + first, used + more
 
 
 def _power(parts, params, vector: Tensor, shift: float, tolerance: float, iterations: int) -> tuple[float, int]:

@@ -1,28 +1,26 @@
 r"""Gradient matching: DC (arXiv 2006.05929) and DSA (arXiv 2102.08259).
 
-Along the training of many random networks, the gradient of the loss on the synthetic images of a class shall point the
-way the gradient on real images of that class does. Every weight tensor with two or more axes is reshaped to rows
-[out, rest], $a_i$ and $b_i$ the rows of the two gradients:
+Along the training of many random networks, the gradient of the loss on the synthetic images of a class shall point the way the gradient
+on real images of that class does. Every weight tensor with two or more axes is reshaped to rows [out, rest], $a_i$ and $b_i$ the rows
+of the two gradients:
 
 $$\mathrm{Dist} = \sum_{\mathrm{layers}} \sum_i \Big(1 - \frac{\langle a_i, b_i\rangle}{\|a_i\|\,\|b_i\| + 10^{-6}}\Big), \qquad L = \sum_c \mathrm{Dist}_c$$
 
-After each pixel update but the last of T, the network trains on the synthetic set for zeta epochs; after T updates a new
-network is drawn. DSA is DC with one siamese augmentation per class on both batches and augmentation in the inner training.
-Classes are stacked: the network is seen by C classes as C networks. Slow references, class by class and row by
-row: `gradient_loss_plain`, `gradient_distance_plain`.
+After each pixel update but the last of T, the network trains on the synthetic set for zeta epochs; after T updates a new network is
+drawn. DSA is DC with one siamese augmentation per class on both batches and augmentation in the inner training. Classes are stacked: C
+classes see the network as C networks. Slow references, by classes and rows: `gradient_loss_plain`, `gradient_distance_plain`.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
 from distillery.checks import check_positive_int
-from distillery.data import TensorSource
 from distillery.data.synthetic import Synthetic
 from distillery.matching.effects import Separable, rows_at_once
-from distillery.matching.step import StepContext, classes_at_once, gradient_by_classes, under
+from distillery.matching.step import StepContext, classes_at_once, couples, gradient_by_classes, prefixed, under
 from distillery.networks import Params, trainable
 from distillery.networks.precision import images_at_once, networks_at_once
 from distillery.seeds import split
@@ -31,13 +29,13 @@ from distillery.training.dsa import Draw, augment, draw
 from distillery.training.optimizers import SGD
 
 MAP_LIMIT = 2**26  # numbers in the widest feature map of a chunk of classes; about ten such maps are kept for the gradient
+INNER = SGD(0.01, momentum=0.0, weight_decay=0.0)  # of the inner training, as published
 
 
 def loops(ipc: int) -> tuple[int, int]:
-    """(T, zeta): pixel updates per network and inner epochs between them.
+    """(T, zeta), pixel updates per network and inner epochs between them: published for ipc 1, 10, .. 50, between them by our rule.
 
-    Published for ipc 1, 10, 20, 30, 40, 50; our rule T = ipc, zeta = max(1, round(500 / ipc)) gives the values at 10,
-    20 and 50 and fills the gaps.
+    The rule, T = ipc and zeta = max(1, round(500 / ipc)), gives the published values at 10, 20 and 50.
     """
     check_positive_int("ipc", ipc)
     published = {1: (1, 1), 30: (30, 20), 40: (40, 15)}
@@ -45,18 +43,16 @@ def loops(ipc: int) -> tuple[int, int]:
 
 
 def gradient_distance(ours: dict[str, Tensor], real: dict[str, Tensor]) -> Tensor:
-    """Row-wise cosine distance of each class, summed over rows and layers, (classes,) float.
+    """Row-wise cosine distance of each class, summed over rows and layers, (classes,) float. Slow reference: `gradient_distance_plain`.
 
     Each gradient is (classes, out, ...); those of one-dimensional weights, (classes, out), count nothing.
-    Source: DC, the distance above. Slow reference: `gradient_distance_plain`.
     """
     total = 0.0
     for name, a in ours.items():
-        if a.ndim < 3:
-            continue
-        a, b = a.flatten(2), real[name].flatten(2)  # (classes, out, rest)
-        cosine = (a * b).sum(-1) / (_norm(a) * _norm(b) + 1e-6)  # (classes, out)
-        total = total + (1 - cosine).sum(1)
+        if a.ndim >= 3:
+            a, b = a.flatten(2), real[name].flatten(2)  # (classes, out, rest)
+            cosine = (a * b).sum(-1) / (_norm(a) * _norm(b) + 1e-6)  # (classes, out)
+            total = total + (1 - cosine).sum(1)
     return total
 
 
@@ -86,22 +82,13 @@ def matrices(params: Params) -> list[str]:
 
 
 def class_gradients(
-    network,
-    params: Params,
-    images: Tensor,
-    labels: Tensor,
-    weights: Tensor | None,
-    differentiable: bool,
-    train_mode: bool,
-    names: Callable[[Params], list[str]] = matrices,
+    network, params: Params, images: Tensor, labels: Tensor, weights: Tensor | None, differentiable: bool, train_mode: bool, names=matrices
 ) -> dict[str, Tensor]:
     """The loss gradient of every class at one network: name -> (classes, ...).
 
-    params   one network (leading axis 1)
-    images   (classes, n, C, H, W)
-    labels   (classes,) the label of each group
+    images   (classes, n, C, H, W), with the label of each class (classes,)
     weights  (classes, n), rows summing to one, or None for the mean
-    names    which weights
+    names    params -> names of the weights that count
     """
     classes, n = images.shape[:2]
     stacked = {name: value.detach().expand(classes, *value.shape[1:]) for name, value in params.items()}
@@ -114,13 +101,7 @@ def class_gradients(
 
 
 def real_gradients(
-    network,
-    params: Params,
-    images: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    train_mode: bool,
-    names: Callable[[Params], list[str]] = matrices,
+    network, params: Params, images: Tensor, labels: Tensor, weights: Tensor, train_mode: bool, names=matrices
 ) -> dict[str, Tensor]:
     """`class_gradients` without a graph: classes stacked where that pays, the images of a class a few at a time.
 
@@ -128,12 +109,10 @@ def real_gradients(
     """
     classes, n = images.shape[:2]
     stack = networks_at_once(classes, n, images.shape, images.device)
-    coupled = train_mode and len(trainable(params)) < len(params)
-    size = n if coupled else max(1, images_at_once(network, images.shape, images.device) // stack)
+    size = n if train_mode and couples(params) else max(1, images_at_once(network, images.shape, images.device) // stack)
     found = []
-    for some in torch.arange(classes).split(stack):
-        here = slice(int(some[0]), int(some[-1]) + 1)
-        total: dict[str, Tensor] = {}
+    for at in range(0, classes, stack):
+        here, total = slice(at, at + stack), {}
         for part, share in zip(images[here].split(size, 1), weights[here].split(size, 1), strict=True):
             grads = class_gradients(network, params, part, labels[here], share, False, train_mode, names)
             total = {name: total[name] + value for name, value in grads.items()} if total else grads
@@ -142,25 +121,15 @@ def real_gradients(
 
 
 def gradient_loss(
-    network,
-    params,
-    real,
-    weights,
-    synthetic,
-    labels,
-    drawn: Draw | None,
-    train_mode: bool = True,
-    real_network=None,
-    names: Callable[[Params], list[str]] = matrices,
-    compare: Callable[[dict, dict], Tensor] = gradient_distance,
-) -> Tensor:
+    network, params, real, weights, synthetic, labels, drawn: Draw | None, train_mode=True, real_network=None, names=matrices,
+    compare=gradient_distance,
+) -> Tensor:  # fmt: skip
     """Sum over classes of the gradient distance, differentiable in `synthetic`. Slow reference: `gradient_loss_plain`.
 
     network    of the synthetic images, and of the real ones where `real_network` is None
     real       (classes, n, C, H, W), with weights (classes, n) whose rows sum to one
-    synthetic  (classes, m, C, H, W)
-    labels     (classes,)
-    names      which weights are compared
+    synthetic  (classes, m, C, H, W), with the label of each class (classes,)
+    names      params -> names of the weights that are compared
     compare    (gradients of ours, of real images) -> (classes,)
     """
     target = real_gradients(real_network or network, params, augment(real, drawn), labels, weights, train_mode, names)
@@ -195,22 +164,16 @@ class GradientMatching(Separable):
     updates        T, pixel updates per network; 0 = `loops(ipc)`
     inner_epochs   zeta, epochs of inner training between updates; 0 = `loops(ipc)`
     batch          real images a class and step (published: 256)
-    lr_network     rate of the inner training, plain SGD (published: .01)
-    real_network   the same network as it runs on real images, such as `MixedPrecision(network, "bfloat16")`; None = `network`
     """
 
-    name = "gradient matching"
-    learns = ("images",)
+    name, learns = "gradient matching", ("images",)
     names = staticmethod(matrices)  # which weights are compared
     compare = staticmethod(gradient_distance)  # of which effects are taken
     metric = staticmethod(gradient_distance)  # that is descended
 
-    def __init__(
-        self, network, updates=0, inner_epochs=0, batch: int = 256, augmentation: str = "", lr_network: float = 0.01, real_network=None
-    ):
+    def __init__(self, network, updates=0, inner_epochs=0, batch: int = 256, augmentation: str = "", real_network=None):
         self.network, self.real_network = network, real_network or network
-        self.updates, self.inner_epochs = updates, inner_epochs
-        self.batch, self.augmentation, self.lr_network = batch, augmentation, lr_network
+        self.updates, self.inner_epochs, self.batch, self.augmentation = updates, inner_epochs, batch, augmentation
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the network in training and how many updates it has seen."""
@@ -222,13 +185,13 @@ class GradientMatching(Separable):
         The inner training needs the updated pixels, so it happens at the start of the next step.
         """
         weights_stream, inner_stream, augment_stream = split(generator, 3)
-        updates, inner_epochs = self._loops(synthetic)
+        labels, members = synthetic.classes_present()
+        updates, inner_epochs = loops(len(synthetic) // len(labels))
         seen = int(state["updates"])
-        if seen == updates:
+        if seen == (self.updates or updates):
             state, seen = self._fresh(synthetic, weights_stream), 0
         elif seen > 0:
-            state = self._inner(synthetic, state, inner_epochs, inner_stream)
-        labels, members = synthetic.classes_present()
+            state = self._inner(synthetic, state, self.inner_epochs or inner_epochs, inner_stream)
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
         params, labels = under(state, "network."), labels.to(synthetic.device, non_blocking=True)
         loss, gradient = self._pixels(StepContext(params, labels, drawn), synthetic, draw_real, members.shape[1])
@@ -240,14 +203,9 @@ class GradientMatching(Separable):
         real, weights = draw_real.classes(labels, self.batch, self.effects(context, synthetic))
         context = self.with_real(context, real)
         size = classes_at_once(self.network, max(real.shape[1], used), real.shape, MAP_LIMIT)
-
-        def one(images: Tensor, here: slice) -> Tensor:
-            return self.loss(context, real, weights, images, here)
-
-        return gradient_by_classes(synthetic, size, one)
+        return gradient_by_classes(synthetic, size, partial(self.loss, context, real, weights))
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
-        """The loss of some classes, ()."""
         pairs = real[here], weights[here], images[here], context.labels[here]
         return gradient_loss(
             self.network, context.params, *pairs, context.drawn_for(here), context.train_mode, self.real_network, self.names, self.metric
@@ -267,31 +225,22 @@ class GradientMatching(Separable):
         return self.compare(ours, {n: p.view_as(ours[n]) for n, p in zip(ours, parts, strict=True)})
 
     def _gradients(self, context: StepContext, images: Tensor, c: int, differentiable: bool) -> dict[str, Tensor]:
-        """Those of each group of images (groups, m, C, H, W) of class c."""
+        """Loss gradients of each group of images (groups, m, C, H, W) of class c."""
         labels = context.labels[c].expand(len(images))
         return class_gradients(self.network, context.params, images, labels, None, differentiable, context.train_mode, self.names)
 
-    def _loops(self, synthetic: Synthetic) -> tuple[int, int]:
-        ipc = len(synthetic) // len(synthetic.classes_present()[0])
-        updates, inner_epochs = loops(ipc)
-        return self.updates or updates, self.inner_epochs or inner_epochs
-
     def _fresh(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
-        params = self.network.init(generator, 1)
-        device = synthetic.device
-        state = {f"network.{name}": value.to(device, non_blocking=True) for name, value in params.items()}
-        return state | {"updates": torch.tensor(0)}
+        params = {name: value.to(synthetic.device, non_blocking=True) for name, value in self.network.init(generator, 1).items()}
+        return prefixed(params, "network.") | {"updates": torch.tensor(0)}
 
     def _inner(self, synthetic: Synthetic, state: dict[str, Tensor], epochs: int, generator: Generator) -> dict[str, Tensor]:
-        params = under(state, "network.")
-        source: TensorSource = synthetic.source()
-        sgd = SGD(self.lr_network, momentum=0.0, weight_decay=0.0)
-        params, _ = train(self.network, params, source, optimizer=sgd, generator=generator, epochs=epochs, augmentation=self.augmentation)
-        return {f"network.{name}": value for name, value in params.items()} | {"updates": state["updates"]}
+        params, options = under(state, "network."), {"epochs": epochs, "augmentation": self.augmentation}
+        params, _ = train(self.network, params, synthetic.source(), optimizer=INNER, generator=generator, **options)
+        return prefixed(params, "network.") | {"updates": state["updates"]}
 
     def with_real(self, context: StepContext, real: Tensor) -> StepContext:
         """BatchNorm networks: running statistics from 16 real images a class, then frozen (as published)."""
-        if len(trainable(context.params)) == len(context.params):
+        if not couples(context.params):
             return context
         with torch.no_grad():
             buffers = self.network.apply(context.params, real[:, :16].flatten(0, 1), train=True).buffers

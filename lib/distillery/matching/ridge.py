@@ -4,8 +4,8 @@ With synthetic images $S$, their labels $y_S$ (centred one-hot, or learned) and 
 
 $$f_S(x) = k(x, S)\,(K_{SS} + \lambda I)^{-1} y_S, \qquad \lambda = \rho\,\mathrm{tr}(K_{SS}) / |S|,$$
 
-and what is descended is the error of $f_S$ on $T$. Solves are in float64; one that fails is reported with its conditioning.
-A method's kernel, loss and plain twin are in its file under `methods/`; the solve is `networks.ridge.regress`.
+and what is descended is the error of $f_S$ on $T$. Solves are in float64; one that fails is reported with its conditioning. A method's
+kernel, loss and plain twin are in its file under `methods/`; the solve is `networks.ridge.regress`.
 """
 
 import torch
@@ -22,7 +22,10 @@ from distillery.training.losses import centred
 
 
 class KernelRegression:
-    """An objective that descends the error of a kernel ridge regression on the set. A subclass has the kernel and the error.
+    """An objective that descends the error of a kernel ridge regression on the set.
+
+    A subclass has `features(params, images, real)`, what the kernel compares, (n, D) float64, and the loss of a step,
+    `error(outputs, targets, weights, made)`, ().
 
     network       of the experiment: classes and shape
     batch         real images a step; of each class where `balanced`
@@ -44,8 +47,7 @@ class KernelRegression:
             raise InputError(f"rho: {rho} is not accepted; accepted: a ridge above 0")
         self.network, self.batch, self.rho, self.labels = network, batch, rho, labels
         self.classes, self.label_scale = network.classes, 1.0
-        self.precision = getattr(real_network, "precision", "float32")
-        self.compiled = getattr(real_network, "compiled", False)
+        self.precision, self.compiled = getattr(real_network, "precision", "float32"), getattr(real_network, "compiled", False)
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -61,12 +63,10 @@ class KernelRegression:
     def labels_of(self, synthetic: Synthetic) -> Tensor:
         """Labels of the stored images, (M, C) float64: learned ones, or centred one-hot times `label_scale`."""
         targets = synthetic.tensors["targets"]
-        if targets.is_floating_point():
-            return targets.double()
-        return self.label_scale * centred(targets, self.classes)
+        return targets.double() if targets.is_floating_point() else self.label_scale * centred(targets, self.classes)
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
-        """No state."""
+        """There is no state."""
         return {}
 
     def step(self, synthetic: Synthetic, state: dict[str, Tensor], draw_real, generator: Generator):
@@ -103,17 +103,9 @@ class KernelRegression:
         """Networks for the kernel by which a finished set is judged."""
         return self.networks_of_step(synthetic, {}, generator)
 
-    def features(self, params: Params, images: Tensor, real: bool) -> Tensor:
-        """What the kernel compares, (n, D) float64."""
-        raise NotImplementedError
-
     def kernel(self, a: Tensor, b: Tensor | None = None) -> Tensor:
         """The kernel of features (n, D) and (m, D), of a with itself where b is None: (n, m)."""
         return a @ (a if b is None else b).T
-
-    def error(self, outputs: Tensor, targets: Tensor, weights: Tensor, made: Synthetic) -> Tensor:
-        """The loss of a step, ()."""
-        raise NotImplementedError
 
     def report(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """What a step logs beside its loss."""
@@ -143,8 +135,7 @@ class KernelRegression:
     @torch.no_grad()
     def outputs(self, made: Synthetic, params: Params, images) -> Tensor:
         """The regression on an ImageSet, (N, C) float64, from one solve."""
-        size = max(1, images_at_once(self.network, images.shape, images.device))
-        parts = torch.arange(len(images), device=images.device).split(size)
+        parts = torch.arange(len(images), device=images.device).split(images_at_once(self.network, images.shape, images.device))
         return self._outputs(made, params, (images.batch(part) for part in parts))
 
     def predict(self, synthetic: Synthetic, state: dict[str, Tensor], images, generator: Generator) -> Tensor:
@@ -161,7 +152,8 @@ class KernelRegression:
 class PooledRegression(KernelRegression):
     """A regression on features of a network from a pool, which is trained on the set along the way.
 
-    A subclass sets `own`, the network, and `pool`, how many there are; its state is flat, 'net.NAME' (P, ...) and more.
+    A subclass sets `own`, the network, and `pool`, how many there are; its state is flat, 'net.NAME' (P, ...) and more. Its
+    `aged(synthetic, one, generator)` is the state of one network, leading axis 1, after a step that saw it in the state `one`.
     """
 
     own: ModuleNetwork
@@ -177,16 +169,11 @@ class PooledRegression(KernelRegression):
 
     def after(self, synthetic: Synthetic, state: dict[str, Tensor], seen: Generator, generator: Generator) -> dict[str, Tensor]:
         """The network that was seen takes a step on the synthetic images, or is drawn anew where it is old."""
-        i = self._picked(seen)
-        state = {name: value.clone() for name, value in state.items()}
+        i, state = self._picked(seen), {name: value.clone() for name, value in state.items()}
         one = {name: value[i : i + 1] for name, value in state.items()}
         for name, value in self.aged(synthetic, one, generator).items():
             state[name][i] = value[0]
         return state
-
-    def aged(self, synthetic: Synthetic, one: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
-        """The state of one network after a step that saw it, leading axis 1."""
-        raise NotImplementedError
 
     def features(self, params: Params, images: Tensor, real: bool) -> Tensor:
         network = MixedPrecision(self.own, self.precision) if real and self.precision != "float32" else self.own
@@ -194,9 +181,8 @@ class PooledRegression(KernelRegression):
 
 
 def label_loss(labels: Tensor) -> Tensor:
-    """Minus the mean gap between the two largest labels of an image, of which no more than 1 / C counts, ().
+    """Minus the mean gap between the two largest labels (m, C >= 2) of an image, of which no more than 1 / C counts, ().
 
-    labels  (m, C), C >= 2
     Source: arXiv 2206.00719 and its code. Slow reference: `label_loss_plain`.
     """
     top = labels.topk(2, dim=1).values
@@ -204,11 +190,7 @@ def label_loss(labels: Tensor) -> Tensor:
 
 
 def label_loss_plain(labels: Tensor) -> Tensor:
-    """`label_loss`, image by image: it pulls the largest label away from the second until the gap is 1 / C.
-
-    labels     (m, C) float64, C >= 2
-    returns    () float64 in [-1 / C, 0]
-    """
+    """`label_loss` in [-1 / C, 0], image by image: it pulls the largest label away from the second until the gap is 1 / C."""
     m, classes = labels.shape
     loss = labels.new_zeros(())
     for label in labels:

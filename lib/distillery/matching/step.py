@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from distillery.data import TensorSource
 from distillery.data.synthetic import Synthetic
-from distillery.networks import Params
+from distillery.networks import Params, trainable
 from distillery.training import Plan, Stats, train
 from distillery.training.dsa import Draw
 from distillery.training.optimizers import SGD
@@ -16,27 +16,31 @@ from distillery.training.optimizers import SGD
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a step sees beside its images.
+    """What a step sees beside its images."""
 
-    params      one network (leading axis 1)
-    labels      (classes,) the label of each class in the step, on the device
-    drawn       one siamese draw a class, or None
-    train_mode  whether the network runs as in training
-    """
-
-    params: Params
-    labels: Tensor
-    drawn: Draw | None = None
-    train_mode: bool = True
+    params: Params  # of one network (leading axis 1)
+    labels: Tensor  # (classes,) the label of each class in the step, on the device
+    drawn: Draw | None = None  # one siamese draw a class
+    train_mode: bool = True  # whether the network runs as in training
 
     def drawn_for(self, here: slice) -> Draw | None:
         """The draws of some classes."""
         return None if self.drawn is None else self.drawn[here]
 
 
+def prefixed(values: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Entries of a flat state, whose names start with `prefix`, such as 'network.'."""
+    return {prefix + name: value for name, value in values.items()}
+
+
 def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries of a flat state whose names start with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def couples(params: Params) -> bool:
+    """Whether the images of a batch change one another in training, by BatchNorm."""
+    return len(trainable(params)) < len(params)
 
 
 def classes_at_once(network, n: int, shape: tuple[int, ...], limit: int) -> int:
@@ -67,9 +71,8 @@ def gradient_by_classes(synthetic: Synthetic, size: int, loss: Callable[[Tensor,
 def effective_rate(lr: float, momentum: float, classes: int) -> float:
     """The rate of plain SGD that moves pixels as one published step a class does.
 
-    IDM and IDC step once a class with one SGD on all pixels. While other classes have their turn, a class coasts on its
-    momentum, by lr * (1 + momentum + ... ) g over `classes` steps; what is left then, momentum ** classes, is forgotten
-    here, and one step serves all classes.
+    IDM and IDC step once a class with one SGD on all pixels. While other classes have their turn, a class coasts on its momentum, by
+    lr * (1 + momentum + ... ) g over `classes` steps; what is left then, momentum ** classes, is forgotten here, and one step serves all.
     """
     return lr * (1 - momentum**classes) / (1 - momentum)
 
@@ -79,19 +82,10 @@ def train_on_real(
 ) -> tuple[Params, Stats]:
     """Train one network on real images of all classes: (weights, what training yields). `options` are those of `train`.
 
-    All steps share one draw of steps * batch images; a smaller set is visited again. Weights of the sampler are factors
-    of the loss, relative to their mean over the draw.
+    All steps share one draw of steps * batch images; a smaller set is visited again. Weights of the sampler are factors of the loss,
+    relative to their mean over the draw.
     """
     images, targets, weights = draw_real(None, steps * batch)
     plan = Plan(torch.arange(len(images)), weights * len(images))
-    return train(
-        network,
-        params,
-        TensorSource(images, targets),
-        optimizer=optimizer,
-        generator=generator,
-        steps=steps,
-        batch=batch,
-        plan=lambda *_: plan,
-        **options,
-    )
+    options |= {"optimizer": optimizer, "generator": generator, "steps": steps, "batch": batch, "plan": lambda *_: plan}
+    return train(network, params, TensorSource(images, targets), **options)

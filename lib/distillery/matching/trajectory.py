@@ -1,7 +1,7 @@
 r"""Trajectory matching: MTT (arXiv 2203.11932), TESLA (2211.10586), FTD (2211.11004), DATM (2310.05773), MKDT (2410.02116).
 
-A student starts at an expert's weights $\theta_0 = \tau_t$, takes N steps of rate $\eta$ on augmented batches $x_n$ of the
-synthetic set, and shall end near the weights the expert had M epochs later:
+A student starts at an expert's weights $\theta_0 = \tau_t$, takes N steps of rate $\eta$ on augmented batches $x_n$ of the synthetic set,
+and shall end near the weights the expert had M epochs later:
 
 $$\theta_{n+1} = \theta_n - \eta\,\nabla_\theta l(\theta_n; x_n), \qquad L = \|\theta_N - \tau_{t+M}\|^2 / D, \quad D = \|\tau_t - \tau_{t+M}\|^2$$
 
@@ -11,8 +11,9 @@ $\lambda = (2/D)(\theta_N - \tau_{t+M})$, for n = N-1 down to 0:
 $$s = \langle\lambda, \nabla_\theta l(\theta_n; x_n)\rangle, \qquad \tfrac{dL}{dx} \mathrel{-}= \eta\,\partial_x s, \qquad
 \tfrac{dL}{d\eta} \mathrel{-}= s, \qquad \lambda \leftarrow \lambda - \eta\,\partial_{\theta_n} s$$
 
-x stands for every learned tensor (pixels, label logits, targets). TESLA as published is the same sweep with lambda frozen
-at its first value: exact for N = 1 alone. MKDT's students regress real-valued targets: l is their squared error. Slow reference, plain autograd through all steps: `sweep_plain`.
+x stands for every learned tensor (pixels, label logits, targets). TESLA as published is the same sweep with lambda frozen at its first
+value: exact for N = 1 alone. MKDT's students regress real-valued targets: l is their squared error. Slow reference, plain autograd
+through all steps: `sweep_plain`.
 """
 
 import math
@@ -69,33 +70,28 @@ def student(loss: StepLoss, theta0: Params, synthetic: dict[str, Tensor], draws:
 def sweep(
     loss: StepLoss, theta0: Params, target: Params, synthetic: dict[str, Tensor], draws: Sequence, *, frozen: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The matching loss L and its gradient on every learned tensor. Slow reference: `sweep_plain`.
+    """The matching loss L, (), and its gradient on every learned tensor, by the recursion above. Slow reference: `sweep_plain`.
 
-    loss       loss(weights, tensors, draws[n]) -> (), the loss of student step n. It forms its own batch from the learned
-               tensors and what was drawn, so nothing but weights is kept between the steps
-    theta0     the weights a student starts from
-    target     the weights it shall reach, same names
+    Memory: one step's graph and (N + 1) P numbers.
+
+    loss       of a student step, which forms its own batch from the learned tensors and what was drawn
+    theta0     the weights a student starts from; `target` those it shall reach, same names
     synthetic  the learned floating tensors by name; 'step_size' () is the student's rate
     draws      one entry for each of the N steps, in any form `loss` understands
     frozen     TESLA as published: drop the way later steps depend on earlier ones
-    returns    (), and gradients by name. Memory: one step's graph and (N + 1) P numbers
     raises     InputError without a step, a step size, or with target weights of other names
-    Source: the recursion above.
     """
     _check(theta0, target, synthetic, draws)
     flat, step_size = Flat(theta0), synthetic["step_size"].detach()
-    path = student(loss, theta0, synthetic, draws)
-    goal = flat.vector(target)
-    distance = (path[0] - goal).square().sum()
-    gap = path[-1] - goal
+    path, goal = student(loss, theta0, synthetic, draws), flat.vector(target)
+    distance, gap = (path[0] - goal).square().sum(), path[-1] - goal
     multiplier = 2 / distance * gap  # (P,), lambda
     tensors = {name: value.detach().requires_grad_() for name, value in synthetic.items()}
     names = [name for name in tensors if name != "step_size"]
     gradients = {name: torch.zeros_like(value) for name, value in synthetic.items()}
     for theta, drawn in zip(reversed(path[:-1]), reversed(draws)):
         theta.requires_grad_()
-        value = loss(flat.params(theta), tensors, drawn)
-        (gradient,) = torch.autograd.grad(value, theta, create_graph=True)
+        (gradient,) = torch.autograd.grad(loss(flat.params(theta), tensors, drawn), theta, create_graph=True)
         along = gradient @ multiplier  # (), s
         wanted = [tensors[name] for name in names] + ([] if frozen else [theta])
         parts = torch.autograd.grad(along, wanted, materialize_grads=True)
@@ -135,28 +131,21 @@ def _check(theta0: Params, target: Params, synthetic: dict[str, Tensor], draws: 
 
 @dataclass(frozen=True)
 class StartEpochs:
-    """Which expert epoch a step starts from: t ~ U{min_start_epoch .. bound(step) - 1}.
+    """Which expert epoch a step starts from: t ~ U{min_start_epoch .. bound(step) - 1}. Raises InputError where there is none.
 
-    min_start_epoch          lowest one (T- of DATM; 0 elsewhere)
-    max_start_epoch          one above the highest (T+)
-    initial_max_start_epoch  the bound at step 0 where it grows (T), 0 = no growth
-    expansion_steps          steps until it reaches `max_start_epoch` (Delta)
-    raises  InputError unless 0 <= min < initial max <= max and expansion_steps is positive where the initial one is
     Source: DATM's public configuration; the bound is min(T+, T + int((T+ - T) step / Delta)).
     """
 
-    min_start_epoch: int
-    max_start_epoch: int
-    initial_max_start_epoch: int = 0
-    expansion_steps: int = 0
+    min_start_epoch: int  # lowest one (T- of DATM; 0 elsewhere)
+    max_start_epoch: int  # one above the highest (T+)
+    initial_max_start_epoch: int = 0  # the bound at step 0 where it grows (T), 0 = no growth
+    expansion_steps: int = 0  # steps until it reaches `max_start_epoch` (Delta), positive where it grows
 
     def __post_init__(self):
         low, high, begin, growth = vars(self).values()
         if not 0 <= low < (begin or high) <= high or (begin > 0) != (growth > 0):
-            raise InputError(
-                f"start epochs: {self}; accepted: 0 <= min_start_epoch < initial_max_start_epoch <= max_start_epoch, "
-                "initial_max_start_epoch and expansion_steps both or none"
-            )
+            bounds = "0 <= min_start_epoch < initial_max_start_epoch <= max_start_epoch"
+            raise InputError(f"start epochs: {self}; accepted: {bounds}, initial_max_start_epoch and expansion_steps both or none")
 
     def bound(self, step: int) -> int:
         """One above the highest start epoch at a step."""
@@ -164,7 +153,6 @@ class StartEpochs:
         return min(high, begin + int((high - begin) * step / self.expansion_steps)) if begin else high
 
     def draw(self, step: int, generator: Generator) -> int:
-        """The start epoch of a step."""
         return int(torch.randint(self.min_start_epoch, self.bound(step), (), generator=generator))
 
 
@@ -174,50 +162,30 @@ GRADIENTS: dict[str, Callable] = {"exact": sweep, "frozen": lambda *problem: swe
 class TrajectoryMatching:
     """The objective of MTT, TESLA, FTD, DATM and MKDT; they differ in their experts and options.
 
-    network       architecture of the experts
-    experts       their trajectories, see `experts.Experts`
-    student_steps N
-    expert_epochs M, how many a student shall cover
-    start_epochs  where students start
+    experts       trajectories of `network`, see `experts.Experts`
+    student_steps N, which shall cover M `expert_epochs` from one of `start_epochs` on
     batch         synthetic images a student step, 0 = all; stored ones where one stored image is several
     oversize      a batch larger than the set: 'refuse', or 'all' of the set (DATM)
     augmentation  DSA families, drawn anew in every student step
-    views         in their place two random views of each image (`training.views`), for a loss that compares them; their pixels
-                  are clamped to [0, 1] where colors are jittered, and pass no gradient there
+    views         in their place two random views of each image (`training.views`), for a loss that compares them; their pixels are
+                  clamped to [0, 1] where colors are jittered, and pass no gradient there
     transform     the standardization of the images, which views undo and apply again; None = there is none
     loss          (output (1, B, D), targets (1, B[, D])) -> (1, B), or (1,) where samples are coupled
     labels        whether 'label_logits' are learned beside pixels and step size
     targets       whether real-valued 'targets' are (MKDT's public code; in its paper they stay as they are)
     threshold     updates with a loss above it are skipped (DATM); costs a wait for the device in every step
     gradient      'exact', 'frozen' (TESLA as published) or 'unrolled' (the twin)
-    raises        InputError if a start epoch plus M lies beyond the stored ones, an expert does not move, or labels
-                  and targets are both learned
+    raises        InputError if a start epoch plus M lies beyond the stored ones, an expert does not move, or labels and targets are learned
     """
 
     learns = ("images", "step_size")
     positive = ("step_size",)  # `distill` stops when one of these leaves the finite positive numbers
     averaged = ("images",)  # FTD's moving average; the present step size and labels go with the averaged images
 
-    def __init__(
-        self,
-        network,
-        experts,
-        student_steps: int,
-        expert_epochs: int,
-        start_epochs: StartEpochs,
-        *,
-        batch: int = 0,
-        oversize: str = "refuse",
-        augmentation: str = "",
-        views: Views | None = None,
-        transform=None,
-        loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
-        labels: bool = False,
-        targets: bool = False,
-        threshold: float = math.inf,
-        gradient: str = "exact",
-        name: str = "trajectory matching",
-    ):
+    def __init__(self, network, experts, student_steps: int, expert_epochs: int, start_epochs: StartEpochs, *, batch: int = 0,
+                 oversize: str = "refuse", augmentation: str = "", views: Views | None = None, transform=None,
+                 loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy, labels: bool = False, targets: bool = False,
+                 threshold: float = math.inf, gradient: str = "exact", name: str = "trajectory matching"):  # fmt: skip
         check_positive_int("student_steps", student_steps)
         check_positive_int("expert_epochs", expert_epochs)
         check_choice("gradient", gradient, GRADIENTS)
@@ -225,30 +193,25 @@ class TrajectoryMatching:
         if batch < 0:
             raise InputError(f"batch: {batch} is not accepted; accepted: 0 for all of the set, or a positive number")
         last = start_epochs.max_start_epoch - 1
-        if last + expert_epochs > experts.epochs:
-            raise InputError(
-                f"start epoch {last} with {expert_epochs} expert epochs: experts are stored up to epoch {experts.epochs}; "
-                f"accepted: at most epoch {experts.epochs - expert_epochs}, or experts trained longer"
-            )
-        self.network, self.experts, self.start_epochs = network, experts, start_epochs
-        self.student_steps, self.expert_epochs = student_steps, expert_epochs
-        self.batch, self.oversize, self.augmentation, self.loss = batch, oversize, augmentation, loss
-        self.views, self.transform = views, transform
+        if (most := experts.epochs - expert_epochs) < last:
+            stored = f"{expert_epochs} expert epochs: experts are stored up to epoch {experts.epochs}"
+            raise InputError(f"start epoch {last} with {stored}; accepted: at most epoch {most}, or experts trained longer")
         if views and (augmentation or labels or targets):
-            raise InputError(
-                f"augmentation {augmentation!r}, labels {labels}, targets {targets} beside views; accepted: '' and False, "
-                "a loss of two views reads none"
-            )
+            raise InputError(f"augmentation {augmentation!r}, labels {labels}, targets {targets} beside views; accepted: '' and False")
         if (loss is two_views_apart) != (views is not None):
             raise InputError(f"views: {views} with this loss; accepted: views with a loss of two views, else None")
+        self.network, self.experts, self.start_epochs = network, experts, start_epochs
+        self.student_steps, self.expert_epochs, self.batch, self.oversize = student_steps, expert_epochs, batch, oversize
+        self.augmentation, self.views, self.transform, self.loss = augmentation, views, transform, loss
+        if labels and targets:
+            raise InputError("labels, targets: both learned; accepted: at most one of them")
+        self.learns = (*self.learns, *("label_logits",) * labels, *("targets",) * targets)
         self.threshold, self.gradient, self.name = threshold, gradient, name
-        self.learns = learned(labels, targets)
         self._check_experts_move()
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the order in which experts come, how many of them are used, and the number of steps."""
-        lacking = [name for name in self.learns if name not in synthetic.tensors]
-        if lacking:
+        if lacking := [name for name in self.learns if name not in synthetic.tensors]:
             raise InputError(f"synthetic set: no tensor {lacking[0]!r}; accepted: a set with {', '.join(self.learns)}")
         if self.loss is squared_error or "targets" in self.learns:
             check_targets(synthetic.tensors["targets"], synthetic, self.network.classes)
@@ -263,11 +226,11 @@ class TrajectoryMatching:
         if used == len(order):
             order, used = torch.randperm(len(order), generator=expert_stream), 0
         expert, epoch = int(order[used]), self.start_epochs.draw(step, start_stream)
-        start, target = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.expert_epochs))
+        start, target = self._segment(expert, epoch)
         buffers = {name: v for name, v in self.experts.at(expert, epoch).items() if name not in start}
         tensors = {name: synthetic.tensors[name] for name in self.learns}
-        problem = (self.step_loss(synthetic, buffers), start, target, tensors, self.draws(synthetic, *student_streams))
-        value, gradients = GRADIENTS[self.gradient](*problem)
+        draws = self.draws(synthetic, *student_streams)
+        value, gradients = GRADIENTS[self.gradient](self.step_loss(synthetic, buffers), start, target, tensors, draws)
         skip = math.isfinite(self.threshold) and bool(value > self.threshold)
         state = {"order": order, "used": torch.tensor(used + 1), "step": torch.tensor(step + 1)}
         log = {"loss": value, "step_size": tensors["step_size"], "start": epoch}
@@ -278,8 +241,7 @@ class TrajectoryMatching:
 
         def loss(params: Params, tensors: dict[str, Tensor], drawn: tuple[Tensor, Draw | ViewDraw | None]) -> Tensor:
             indices, drawn = drawn
-            images, targets = synthetic.replace(**tensors).decode(indices)
-            # (1, B, C, H, W), or (1, 2B, C, H, W)
+            images, targets = synthetic.replace(**tensors).decode(indices)  # to (1, B, C, H, W), or (1, 2B, C, H, W)
             images = self._viewed(images, drawn)[None] if self.views else augment(images[None], drawn)
             output = self.network.apply(buffers | params, images, train=True)
             return self.loss(output.logits, targets[None]).mean()  # (1, B) or (1,) -> ()
@@ -292,33 +254,27 @@ class TrajectoryMatching:
         seen = view(torch.cat([pixels, pixels]), drawn)
         return self.transform(seen) if self.transform else seen
 
-    def draws(
-        self, synthetic: Synthetic, order_stream: Generator, augment_stream: Generator
-    ) -> list[tuple[Tensor, Draw | ViewDraw | None]]:
-        """For each student step the stored images of its batch (b,) and its augmentation, or its views.
+    def draws(self, synthetic: Synthetic, order: Generator, augmentation: Generator) -> list[tuple[Tensor, Draw | ViewDraw | None]]:
+        """For each student step the stored images of its batch (b,) and its augmentation, or its views, from two streams.
 
-        Batches are chunks of a random permutation of the set; when it is used up, another is drawn. Where samples are compared,
-        a last chunk that is smaller is left out.
+        Batches are chunks of a random permutation of the set; when it is used up, another is drawn. Where samples are compared, a last
+        chunk that is smaller is left out.
         """
-        n, batch = len(synthetic), self._batch(synthetic)
-        chunks: list[Tensor] = []
+        n, batch, chunks = len(synthetic), self._batch(synthetic), []
         while len(chunks) < self.student_steps:
-            found = torch.randperm(n, generator=order_stream).split(batch)
+            found = torch.randperm(n, generator=order).split(batch)
             chunks += found[: n // batch] if self.views else found
         chunks = chunks[: self.student_steps]
         factor = len(synthetic.decode(torch.tensor([0], device=synthetic.device))[0])  # images of a stored one
-        sizes = [len(chunk) for chunk in chunks]
-        indices = torch.cat(chunks).to(synthetic.device).split(sizes)
+        indices = torch.cat(chunks).to(synthetic.device).split([len(chunk) for chunk in chunks])
         if self.views:
             shape = tuple(synthetic.tensors["images"].shape[1:])
-            return [(here, draw_views(self.views, shape, 2 * factor * len(here), augment_stream)) for here in indices]
-        drawn = draw(self.augmentation, self.student_steps, factor * batch, augment_stream)
-        if drawn is not None:  # all at once onto the device
-            drawn = Draw(drawn.families, drawn.uniforms.to(synthetic.device))
-        return [
-            (here, drawn and Draw(drawn.families[i : i + 1], drawn.uniforms[i : i + 1, : factor * len(here)]))
-            for i, here in enumerate(indices)
-        ]
+            return [(here, draw_views(self.views, shape, 2 * factor * len(here), augmentation)) for here in indices]
+        drawn = draw(self.augmentation, self.student_steps, factor * batch, augmentation)
+        if drawn is None:
+            return [(here, None) for here in indices]
+        families, uniforms = drawn.families.split(1), drawn.uniforms.to(synthetic.device).split(1)  # all at once onto the device
+        return [(here, Draw(f, u[:, : factor * len(here)])) for here, f, u in zip(indices, families, uniforms, strict=True)]
 
     def _batch(self, synthetic: Synthetic) -> int:
         n = len(synthetic)
@@ -326,22 +282,17 @@ class TrajectoryMatching:
             raise InputError(f"batch: {self.batch} of a set of {n} images; accepted: at most {n}, or 0 for all")
         return min(self.batch or n, n)
 
+    def _segment(self, expert: int, epoch: int) -> tuple[Params, Params]:
+        """Trained weights of an expert where a student starts and where it shall end."""
+        start, end = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.expert_epochs))
+        return start, end
+
     def _check_experts_move(self) -> None:
         """Refuse a segment of length zero, whose loss is 0 / 0, and weights that are not finite."""
         for expert in range(len(self.experts)):
             for epoch in range(self.start_epochs.min_start_epoch, self.start_epochs.max_start_epoch):
-                start, target = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.expert_epochs))
+                start, target = self._segment(expert, epoch)
                 distance = float(sum((target[name] - start[name]).square().sum() for name in start))
                 if not 0 < distance < math.inf:
-                    raise InputError(
-                        f"expert {expert}: squared distance {distance:g} from epoch {epoch} to {epoch + self.expert_epochs}; "
-                        "accepted: experts whose weights move and stay finite"
-                    )
-
-
-def learned(labels: bool, targets: bool = False) -> tuple[str, ...]:
-    """The tensors that trajectory matching learns, with label logits or real-valued targets, or without."""
-    if labels and targets:
-        raise InputError("labels, targets: both learned; accepted: at most one of them")
-    more = ("label_logits",) * labels + ("targets",) * targets
-    return (*TrajectoryMatching.learns, *more)
+                    way = f"squared distance {distance:g} from epoch {epoch} to {epoch + self.expert_epochs}"
+                    raise InputError(f"expert {expert}: {way}; accepted: experts whose weights move and stay finite")
