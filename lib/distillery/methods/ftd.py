@@ -2,9 +2,9 @@ r"""FTD, flat trajectory distillation (arXiv 2211.11004): MTT with experts that 
 
 $$\min_\theta\; L_T(\theta) + \alpha \max_{\|\epsilon\| \le \rho} \big( L_T(\theta + \epsilon) - L_T(\theta) \big)$$
 
-for the experts (eq. 13), by GSAM (`training.optimizers`, plain twin `gsam_plain`). What a student's error piles up to over the
-segments of an expert is measured by `matching/flatness.py`. Beside the last images, their moving average of decay $\gamma$ is kept:
-the published numbers are its.
+for the experts (eq. 13), by GSAM (`training.optimizers`, plain twin `gsam_plain`). What a student's error piles up to over the segments of
+an expert is measured by `matching/flatness.py`. Beside the last images, their moving average of decay $\gamma$ is kept: the published
+numbers are its.
 """
 
 from dataclasses import dataclass
@@ -39,8 +39,7 @@ class FTD(Trajectories):
         "iterations": 5000, "momentum": 0.5, "optimizer": "GSAM", "rho": 0.01, "expert_lr": 0.01, "expert_batch": 256,
         "expert_training_epochs": 50, "experts": 100, "gradient": "exact", "normalization": "zca",
     }  # fmt: skip
-    # on Tiny-ImageNet it is not stated whether images were whitened
-    _tiny = TINY | {"alpha": 1.0, "ema": 0.999, "normalization": "published"}
+    _tiny = TINY | {"alpha": 1.0, "ema": 0.999, "normalization": "published"}  # whether images were whitened is not stated
     # the first rate of the student is given as ".01/.001" for both sizes
     _subset = SUBSET | {"alpha": 1.0, "ema": 0.999, "normalization": "published", "student_batch": 64}
     _subset |= {"source": "issue: author's reply in the repository's issue thread"}

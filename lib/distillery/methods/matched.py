@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MatchedSettings(Settings):
-    """Settings of a loop over real batches.
+    """Settings of a loop over real batches, a `batch` of real images a class and step.
 
-    iterations     published ones; `steps` = updates of the set in all, 0 = those of the published iterations
-    lr, momentum   of SGD on the pixels
-    batch          real images a class and step
-    augmented      whether both sides meet the DSA families of the experiment
+    lr, momentum  of SGD on the pixels
+    augmented     whether both sides meet the DSA families of the experiment
     """
 
     iterations: int
@@ -49,9 +47,6 @@ class Matched(Method):
     def spec(self, job: "Job") -> dict:
         return super().spec(job) | {"augmentation": job.experiment.augmentation}
 
-    def updates(self, settings: MatchedSettings, size: int) -> int:
-        return settings.steps or settings.iterations
-
     def matching(self, job: "Job"):
         """The objective of a job. Raises InputError on settings that it refuses."""
         raise NotImplementedError(self.name)
@@ -61,6 +56,7 @@ class Matched(Method):
         return {"images": Optimizer(job.settings.lr, job.settings.momentum)}
 
     def refuse(self, job: "Job") -> None:
+        super().refuse(job)
         self.matching(job)
 
     def make(self, job: "Job") -> Made:
@@ -71,8 +67,8 @@ class Matched(Method):
 
 def made(start: synthetic.Synthetic, done: Distilled, **log) -> Made:
     """What a loop yielded, with its iterates and log."""
-    log = {"steps": done.cost["steps"], "samples": done.cost["samples"], "loss": subsample(done.log["loss"])} | log
-    log["seconds"] = done.cost["seconds"]
+    cost = done.cost
+    log = {"steps": cost["steps"], "samples": cost["samples"], "loss": subsample(done.log["loss"])} | log | {"seconds": cost["seconds"]}
     if "effective_batch" in done.log:
         log["effective_batch"] = float(done.log["effective_batch"].mean())
     iterates = {name: one for name, one in (("ema", done.ema), ("best", done.best)) if one is not None}
@@ -91,11 +87,10 @@ def augmentation(job: "Job") -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class FormedSettings(MatchedSettings):
-    """Settings of a set whose stored images may hold several each.
+    """Settings of a set whose stored images may hold several each; lr and momentum are of one published step a class on all pixels.
 
     formation      'partition2', four images in each stored one, or 'identity'
     interpolation  how real images shrink into the first ones, 'bilinear' or 'nearest'
-    lr, momentum   of one published step a class on all pixels
     """
 
     formation: str
@@ -117,5 +112,4 @@ class Formed(Matched):
 
     def optimizers(self, job: "Job") -> dict[str, Optimizer]:
         """One step for all classes instead, at the rate that moves pixels as far; see `effective_rate`."""
-        settings, classes = job.settings, len(job.experiment.classes)
-        return {"images": Optimizer(effective_rate(settings.lr, settings.momentum, classes))}
+        return {"images": Optimizer(effective_rate(job.settings.lr, job.settings.momentum, len(job.experiment.classes)))}

@@ -3,8 +3,7 @@ r"""MTT, matching training trajectories (arXiv 2203.11932).
 $$\min_{S,\,\eta} \frac{\|\theta_N - \tau_{t+M}\|^2}{\|\tau_t - \tau_{t+M}\|^2}, \qquad
 \theta_{n+1} = \theta_n - \eta\,\nabla l(\theta_n; A(x_n)), \quad \theta_0 = \tau_t$$
 
-with the weights $\tau_t$ of an expert after $t$ epochs on real images, and N steps of a student on augmented batches $x_n$ of the
-set. The gradient, with its plain twin `sweep_plain`, is in `matching/trajectory.py`.
+with the weights $\tau_t$ of an expert after $t$ epochs on real images, and N steps of a student on augmented batches $x_n$ of the set.
 """
 
 from distillery.methods.base import register

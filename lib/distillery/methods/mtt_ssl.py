@@ -1,7 +1,7 @@
 r"""MTT-SSL: trajectory matching of SimCLR (arXiv 2002.05709 under 2203.11932), which MKDT's paper (2410.02116) shows to fail.
 
-Experts are encoders that learn by SimCLR on real images, students take steps of the same loss on two random views of each image
-of the set. Both are random beyond their batches, and their gradients depend on which images meet in a batch.
+Experts are encoders that learn by SimCLR on real images, students take steps of the same loss on two random views of each image of the
+set. Both are random beyond their batches, and their gradients depend on which images meet in a batch.
 """
 
 from dataclasses import dataclass
@@ -41,11 +41,8 @@ class MTTSSL(StudentTrajectories):
         "expert_batch": 1024, "expert_training_epochs": 20, "experts": 100, "student_batch": 256, "lr_step_size": 1e-4,
         "step_size": 0.1, "gradient": "exact", "normalization": "published",
     }  # fmt: skip
-    published = {
-        "cifar10": {100: _CELL, 250: _CELL},
-        "cifar100": {10: _CELL, 25: _CELL},
-        "tiny-imagenet": {10: _CELL | TINY, 25: _CELL | TINY},
-    }
+    published = {"cifar10": {100: _CELL, 250: _CELL}, "cifar100": {10: _CELL, 25: _CELL}}
+    published["tiny-imagenet"] = {10: _CELL | TINY, 25: _CELL | TINY}
 
     def options(self, job) -> dict:
         return {"loss": two_views_apart, "views": job.settings.views, "transform": job.source.transform}

@@ -6,7 +6,7 @@ Random selection of the same size is what every method stands beside.
 from typing import TYPE_CHECKING
 
 from distillery.methods.base import METHODS, Made, Method, register
-from distillery.starts import STARTS, Start
+from distillery.starts import STARTS
 
 if TYPE_CHECKING:
     from distillery.job import Job
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 class Selected(Method):
     """The real images that a start chooses."""
-
-    paper, source = "", ""
 
     def chooses(self, job: "Job") -> str:
         return self.name
@@ -38,15 +36,10 @@ NUMBERS = {
 }
 
 
-def selection(one: Start) -> type[Selected]:
-    """The selection that a start is, as a method."""
-    declared = {"name": one.name, "labels": one.labels, "numbers": NUMBERS.get(one.name, {}), "__doc__": one.choose.__doc__}
-    return type("Selected", (Selected,), declared)
-
-
-for _start in list(STARTS.values()):
-    if _start.selection:
-        METHODS[_start.name] = selection(_start)()
+for _one in STARTS.values():
+    if _one.selection:
+        _declared = {"name": _one.name, "labels": _one.labels, "numbers": NUMBERS.get(_one.name, {}), "__doc__": _one.choose.__doc__}
+        METHODS[_one.name] = type("Selected", (Selected,), _declared)()
 
 
 @register

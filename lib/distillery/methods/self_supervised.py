@@ -1,7 +1,7 @@
 """What an encoder is pre-trained on where there are no labels: what methods share, and the rows beside them.
 
-Real images come with a teacher's embeddings in place of labels (`encoders.regression_set`). An encoder learns to regress those of the
-set, or learns by SimCLR without them; a protocol then fits linear probes on few labels of some tasks.
+Real images come with a teacher's embeddings in place of labels (`encoders.regression_set`). An encoder learns to regress those of the set,
+or learns by SimCLR without them; a protocol then fits linear probes on few labels of some tasks.
 
 | method | images | what an encoder learns on them |
 |---|---|---|
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from distillery.checks import InputError
+from distillery.data import TensorSource
 from distillery.encoders.teacher import SIMCLR, pretrain
 from distillery.methods.base import Made, Method, Settings, register
 from distillery.methods.trajectories import Trajectories
@@ -99,48 +100,32 @@ class SelfSupervised(Method):
         return Made(job.packed(job.chosen("random")))
 
     def train(self, job: "Job", network, source, protocol, stream, steps_of: int) -> tuple:
-        # as bytes: views are made before standardization
-        images = job.experiment.real.images.subset(job.chosen("random"))
+        images = job.experiment.real.images.subset(job.chosen("random"))  # as bytes: views are made before standardization
         batch = min(SIMCLR.batch, len(images))
         steps = len(images) // batch  # of a pass
         epochs = max(1, round(protocol.epochs * (steps_of or len(images)) / (steps * batch)))
-        warmup = min(SIMCLR.warmup, epochs - 1)
-        how = replace(SIMCLR, epochs=epochs, batch=batch, warmup=warmup, views=job.settings.views, seed=job.recipe.seed)
+        how = replace(SIMCLR, epochs=epochs, batch=batch, warmup=min(SIMCLR.warmup, epochs - 1))
+        how = replace(how, views=job.settings.views, seed=job.recipe.seed)
         return pretrain(network, images, how, protocol.networks), Stats(steps=epochs * steps), {}
 
 
 def contrast(network, source, protocol, stream, steps_of: int, views: Views, transform, seed: int) -> tuple[dict[str, Tensor], Stats]:
     """Encoders trained on a set by SimCLR under a protocol's optimizer, their output taken for the projection.
 
-    source     standardized images; `transform` standardized them, None = nothing did
+    source  standardized images; `transform` standardized them, None = nothing did
     """
-    k, steps = protocol.networks, protocol.optimizer(steps_of or len(source))[1]
+    k, n, steps = protocol.networks, len(source), protocol.optimizer(steps_of or len(source))[1]
     first, order = split(stream, 2)
     params = {name: value.to(source.images.device) for name, value in network.init(first, k).items()}
-    return train(
-        network,
-        params,
-        TwoViews(Pixels.of(source.images, transform), views, seed),
-        two_views_apart,
-        protocol.optimizer(len(source))[0],
-        generator=order,
-        steps=steps,
-        batch=min(protocol.batch, len(source)),
-        whole_batches=True,
-        chunk=k,
-    )
+    seen = TwoViews(Pixels.of(source.images, transform), views, seed)
+    options = {"generator": order, "steps": steps, "batch": min(protocol.batch, n), "whole_batches": True, "chunk": k}
+    return train(network, params, seen, two_views_apart, protocol.optimizer(n)[0], **options)
 
 
-@dataclass(frozen=True, eq=False)
-class Pixels:
-    """Made images behind what `TwoViews` asks of an ImageSet.
+@dataclass(frozen=True)
+class Pixels(TensorSource):
+    """Made images as `TwoViews` takes them, in [0, 1] but for what distillation moved out of it; `transform` standardizes them."""
 
-    pixels     (M, C, H, W) float, in [0, 1] but for what distillation moved out of it
-    transform  what standardizes them
-    """
-
-    pixels: Tensor
-    targets: Tensor
     transform: object = None
 
     @staticmethod
@@ -148,13 +133,3 @@ class Pixels:
         """From standardized images."""
         pixels = transform.inverse(images) if transform else images
         return Pixels(pixels, torch.zeros(len(images), dtype=torch.int64, device=images.device), transform)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.pixels.shape[1:])
-
-    def batch(self, indices: Tensor) -> Tensor:
-        return self.pixels[indices]

@@ -1,11 +1,9 @@
 r"""What methods share whose set makes a student end where an expert does: MTT, FTD, TESLA, DATM, MKDT, MTT-SSL.
 
-An expert is a network trained on real images, its weights kept after every epoch (`experts.py`). A student starts at the weights
-of a random expert and epoch, takes N steps on the set, and shall end near the weights that the expert had M epochs later. The
-mathematics, with its plain twin `sweep_plain`, is in `matching/trajectory.py`.
-
-Experts serve many sets: they are trained before a set's time is counted, stored once, and billed apart. One bank of them is held
-in memory at a time.
+An expert is a network trained on real images, its weights kept after every epoch (`experts.py`). A student starts at the weights of a
+random expert and epoch, takes N steps on the set, and shall end near the weights that the expert had M epochs later. The mathematics, with
+its plain twin `sweep_plain`, is in `matching/trajectory.py`. Experts serve many sets: they are trained before a set's time is counted,
+stored once, and billed apart. One bank of them is held in memory at a time.
 
 The published accuracies of MTT, TESLA, FTD and DATM are the best over the run on test images; here nothing is chosen on them.
 """
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from distillery import experts
-from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.checks import check_choice, check_positive_int
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
 from distillery.experts import Experts, Training
@@ -44,7 +42,6 @@ class TrajectorySettings(Settings):
     student_batch           synthetic images a student step, 0 = all of the set; more than there are = all
     step_size               first rate of the student, which is learned and is the rate of the evaluation
     lr_images, lr_step_size, momentum  of SGD on pixels and step size
-    iterations              published ones; `steps` = updates of the set in all, 0 = those
     gradient                'exact', 'frozen' (TESLA as published) or 'unrolled', see `TrajectoryMatching`
     experts, expert_training_epochs  how many were trained as published, and how long; they are trained here as far as they are read
     optimizer, expert_lr, expert_batch  of the experts: 'SGD', 'Adam' or, where `rho` and `alpha` are settings, 'GSAM'
@@ -130,17 +127,12 @@ class Trajectories(Method):
     # of the evaluation; the rate is the learned step size, and the batch DATM's own where it has one
     judged: ClassVar[dict | None] = {"epochs": 1000, "batch": 256, "augmented": True}
 
-    # What it declares
-
     def changed(self, values: dict, changes: dict) -> dict:
         """A changed `max_start_epoch` starts from epoch 0 and does not grow unless told otherwise."""
         if "max_start_epoch" in changes:
             known = {one.name for one in fields(self.Settings)}
             values = values | {one.name: 0 for one in fields(StartEpochs) if one.name in known}
         return values | changes
-
-    def updates(self, settings: TrajectorySettings, size: int) -> int:
-        return settings.steps or settings.iterations
 
     def spec(self, job: "Job") -> dict:
         found = super().spec(job) | {"augmentation": self.augmentation(job.experiment)}
@@ -150,11 +142,8 @@ class Trajectories(Method):
         return found
 
     def refuse(self, job: "Job") -> None:
+        super().refuse(job)
         self.training(job.settings, job.experiment)
-        if job.recipe.evaluate.iterate == "best" and not job.experiment.validation.times:
-            raise InputError("iterate: 'best' with 0 validations; accepted: 'last', or an experiment that validates")
-
-    # Experts
 
     def augmentation(self, experiment: "Experiment") -> str:
         """The DSA families that experts and students meet."""
@@ -162,23 +151,16 @@ class Trajectories(Method):
 
     def training(self, settings: TrajectorySettings, experiment: "Experiment") -> Training:
         """How experts are trained. Raises InputError on settings that are none."""
-        augmentation, views = self.augmentation(experiment), getattr(settings, "views", None)
-        return Training(
-            settings.experts,
-            settings.expert_optimizer,
-            settings.expert_batch,
-            augmentation,
-            settings.expert_seed,
-            loss=self.loss,
-            views=views,
-        )
+        s, augmentation = settings, self.augmentation(experiment)
+        options = {"loss": self.loss, "views": getattr(s, "views", None)}
+        return Training(s.experts, s.expert_optimizer, s.expert_batch, augmentation, s.expert_seed, **options)
 
     def bank(self, job: "Job") -> tuple[Training, int]:
         """How the experts of a job are trained, and the last epoch that is kept."""
         return self.training(job.settings, job.experiment), job.settings.last_epoch
 
     def make_experts(self, job: "Job", where: str = "local") -> dict:
-        """Train what is missing of the experts, mapped over an engine: what they cost, 'id', 'seconds', 'samples'."""
+        """Train what is missing of the experts, as `make_bank`."""
         return make_bank(job.experiment, job.source, *self.bank(job), where)
 
     def experts(self, job: "Job") -> Experts:
@@ -192,8 +174,6 @@ class Trajectories(Method):
         else:
             self.make_experts(job, where)
 
-    # The set
-
     def options(self, job: "Job") -> dict:
         """Options of `TrajectoryMatching` beside those of all methods."""
         return {}
@@ -201,18 +181,9 @@ class Trajectories(Method):
     def matching(self, job: "Job") -> TrajectoryMatching:
         """The objective of a job."""
         s = job.settings
-        return TrajectoryMatching(
-            job.network,
-            self.experts(job),
-            s.student_steps,
-            s.expert_epochs,
-            s.start_epochs,
-            batch=s.student_batch,
-            oversize="all",
-            gradient=s.gradient,
-            name=self.name,
-            **{"augmentation": self.augmentation(job.experiment)} | self.options(job),
-        )
+        options = {"batch": s.student_batch, "oversize": "all", "gradient": s.gradient, "name": self.name}
+        options |= {"augmentation": self.augmentation(job.experiment)} | self.options(job)
+        return TrajectoryMatching(job.network, self.experts(job), s.student_steps, s.expert_epochs, s.start_epochs, **options)
 
     def optimizers(self, job: "Job") -> dict[str, Optimizer]:
         """The optimizer of each learned tensor."""
@@ -229,10 +200,9 @@ class Trajectories(Method):
 
     def make(self, job: "Job") -> Made:
         cost, start = self.make_experts(job), self.first(job)
-        objective, optimizers = self.matching(job), self.optimizers(job)
+        objective, optimizers, steps = self.matching(job), self.optimizers(job), self.updates(job.settings, job.recipe.size)
         judge = (lambda current, step: job.validated(current)) if self.labels else None
         with float32_matmul("float32"):  # matched weights
-            steps = self.updates(job.settings, job.recipe.size)
             done = job.distill(start, objective, optimizers, steps, ema=self.decay(job.settings), judge=judge)
         log = {"experts": cost, "skipped": done.cost["skipped"], "step_size": float(done.last.tensors["step_size"])}
         log["moved"] = moved(start, done.last)
@@ -242,8 +212,7 @@ class Trajectories(Method):
 
     def protocol(self, job: "Job", protocol, made):
         """The learned step size is the rate of the evaluation."""
-        batch = getattr(job.settings, "evaluation_batch", 0)
-        return protocol.fitting(made, batch), job.steps_of(protocol)
+        return protocol.fitting(made, getattr(job.settings, "evaluation_batch", 0)), job.steps_of(protocol)
 
 
 def with_step_size(start: Synthetic, settings: TrajectorySettings) -> Synthetic:
@@ -256,19 +225,15 @@ def moved(start: Synthetic, last: Synthetic) -> float:
     return float((last.tensors["images"] - start.tensors["images"]).abs().mean())
 
 
-# Banks of experts
-
-
 def _named(experiment: "Experiment", source, training: Training, epochs: int) -> tuple:
     """What names a bank for `experts.make` and `experts.load`."""
     return experiment.runs.folder / "artifacts" / "experts", experiment.network, source, training, epochs
 
 
 def make_bank(experiment: "Experiment", source, training: Training, epochs: int, where: str = "local") -> dict:
-    """Train and store what is missing of experts: what they cost, 'id', 'seconds', 'samples', told to the experiment too.
+    """Train and store what is missing of a bank of experts: what it costs, 'id', 'seconds', 'samples', told to the experiment too.
 
-    where   the engine that chunks of experts are mapped over, 'local' = that of the experiment
-    raises  InputError on an engine with images that stay on disk
+    where  the engine that chunks of experts are mapped over, 'local' = that of the experiment. Raises InputError on one with images on disk
     """
     where = experiment.compute.engine if where == "local" else where
     experiment.check_mapped(where)

@@ -25,10 +25,9 @@ class Whole(Method):
         batch: int = 0
 
     def protocol(self, job: "Job", protocol, made):
-        settings, n = job.settings, len(job.experiment.real)
+        settings, classes = job.settings, job.experiment.classes
         if settings.epochs:
             return replace(protocol.passes(settings.epochs), batch=settings.batch or protocol.batch), 0
-        classes = job.experiment.classes
         if job.recipe.size:
             return protocol, job.recipe.size * (len(classes) if classes else 1)
-        return protocol, protocol.steps_of(0, 0, n)
+        return protocol, protocol.steps_of(0, 0, len(job.experiment.real))
