@@ -47,58 +47,37 @@ class Settings:
 
 @dataclass(frozen=True)
 class Made:
-    """What a method made.
-
-    last      the set
-    start     the images it started from, as stored, None = it started from nothing
-    iterates  other iterates of it by name, such as 'ema'
-    log       what the result says beside: JSON-able values
-    """
+    """What a method made: the set, and what belongs to it."""
 
     last: Synthetic
-    start: Tensor | None = None
-    iterates: dict[str, Synthetic] = field(default_factory=dict)
-    log: dict = field(default_factory=dict)
+    start: Tensor | None = None  # the images it started from, as stored, None = it started from nothing
+    iterates: dict[str, Synthetic] = field(default_factory=dict)  # others of it by name, such as 'ema'
+    log: dict = field(default_factory=dict)  # what the result says beside: JSON-able values
 
 
 class Method:
-    """Declarations with their defaults, and the three things a method does: `prepare`, `make` and `protocol`.
-
-    paper, source  arXiv number; where the published settings are from
-    version        of everything that decides its sets: raise it, and its own stored sets alone are stale
-    labels         whether it needs labels: True, False (real-valued targets in their place), None = it takes either
-    common         published settings; `published` has what differs: data set -> size (or ANY) -> settings. Keys in `about` are no settings
-    numbers        published accuracies in percent: data set -> size -> (mean, standard deviation)
-    judged         'epochs', 'batch' and 'augmented' of their evaluation on the ConvNet of width 128; None = no number of ours is comparable
-    start          how first images are chosen as published, '' = there are none to choose; `own_starts` of no other method
-    iterates       which iterates of its sets can be evaluated
-    learns         names of the tensors it learns
-    objective      the class whose steps it takes, None = it has no loop; `no_batches` says why it takes no sampler, '' = it does
-    prunes         whether real images may be pruned first
-    """
+    """Declarations with their defaults, and the three things a method does: `prepare`, `make` and `protocol`."""
 
     name: ClassVar[str] = ""
     kind: ClassVar[str] = "selection"
-    paper: ClassVar[str] = ""
-    source: ClassVar[str] = ""
-    version: ClassVar[int] = 1
-    labels: ClassVar[bool | None] = True
+    paper: ClassVar[str] = ""  # arXiv number
+    source: ClassVar[str] = ""  # of the published settings
+    version: ClassVar[int] = 1  # of everything that decides its sets: raise it, and its own stored sets alone are stale
+    labels: ClassVar[bool | None] = True  # whether it needs labels; False: real-valued targets in their place, None = it takes either
     makes_set: ClassVar[bool] = True
     Settings: ClassVar[type[Settings]] = Settings
-    common: ClassVar[dict] = {}
-    published: ClassVar[dict[str, dict[int, dict]]] = {}
-    about: ClassVar[tuple[str, ...]] = ("start", "normalization", "depth", "side", "source")
-    numbers: ClassVar[dict[str, dict[int, tuple[float, float]]]] = {}
-    judged: ClassVar[dict | None] = None
-    start: ClassVar[str] = ""
-    own_starts: ClassVar[tuple[str, ...]] = ()
-    iterates: ClassVar[tuple[str, ...]] = ("last",)
-    learns: ClassVar[tuple[str, ...]] = ()
-    objective: ClassVar[type | None] = None
-    no_batches: ClassVar[str] = "it has no loop"
-    prunes: ClassVar[bool] = True
-
-    # What it declares
+    common: ClassVar[dict] = {}  # published settings
+    published: ClassVar[dict[str, dict[int, dict]]] = {}  # what differs: data set -> size (or ANY) -> settings
+    about: ClassVar[tuple[str, ...]] = ("start", "normalization", "depth", "side", "source")  # keys of both that are no settings
+    numbers: ClassVar[dict[str, dict[int, tuple[float, float]]]] = {}  # accuracies in percent: data set -> size -> (mean, deviation)
+    judged: ClassVar[dict | None] = None  # how: 'epochs', 'batch', 'augmented' on the ConvNet of width 128; None = ours are not comparable
+    start: ClassVar[str] = ""  # how first images are chosen as published, '' = there are none to choose
+    own_starts: ClassVar[tuple[str, ...]] = ()  # that are not general
+    iterates: ClassVar[tuple[str, ...]] = ("last",)  # of its sets that can be evaluated
+    learns: ClassVar[tuple[str, ...]] = ()  # names of tensors
+    objective: ClassVar[type | None] = None  # the class whose steps it takes, None = it has no loop
+    no_batches: ClassVar[str] = "it has no loop"  # why it takes no sampler, '' = it does
+    prunes: ClassVar[bool] = True  # whether real images may be pruned first
 
     @property
     def starts(self) -> tuple[str, ...]:
@@ -170,8 +149,6 @@ class Method:
     def updates(self, settings: Settings, size: int) -> int:
         """How often the tensors of a set are updated: `steps`, 0 = in the published `iterations`."""
         return getattr(settings, "steps", 0) or getattr(settings, "iterations", 0)
-
-    # What it does
 
     def spec(self, job: "Job") -> dict:
         """What identifies a set beside recipe, network, preprocessing and data."""

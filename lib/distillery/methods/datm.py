@@ -17,29 +17,22 @@ from distillery.distill import Optimizer
 from distillery.experts import Experts
 from distillery.methods.base import register
 from distillery.methods.mtt import TINY
-from distillery.methods.trajectories import FlatSettings, Trajectories, row, with_step_size
+from distillery.methods.trajectories import FlatSettings, Trajectories, row
 from distillery.networks import Params
 from distillery.starts import start
 
 
 @dataclass(frozen=True, kw_only=True)
 class DATMSettings(FlatSettings):
-    """Settings of DATM.
+    """Settings of DATM."""
 
-    initial_max_start_epoch  the bound of start epochs at first (T), 0 = it does not grow
-    expansion_steps          updates until it reaches `max_start_epoch`
-    labels                   whether label logits are learned, at `lr_labels` with `momentum_labels`
-    threshold                updates with a larger loss are skipped, 0 = none
-    evaluation_batch         images a step of the evaluation, 0 = as the protocol says
-    """
-
-    initial_max_start_epoch: int = 0
-    expansion_steps: int = 0
-    labels: bool
+    initial_max_start_epoch: int = 0  # the bound of start epochs at first (T), 0 = it does not grow
+    expansion_steps: int = 0  # updates until it reaches `max_start_epoch`
+    labels: bool  # whether label logits are learned, at `lr_labels` with `momentum_labels`
     lr_labels: float
     momentum_labels: float
-    threshold: float
-    evaluation_batch: int
+    threshold: float  # updates with a larger loss are skipped, 0 = none
+    evaluation_batch: int  # images a step of the evaluation, 0 = as the protocol says
 
     @property
     def last_epoch(self) -> int:
@@ -98,9 +91,9 @@ class DATM(Trajectories):
         s = job.settings
         return super().optimizers(job) | ({"label_logits": Optimizer(s.lr_labels, s.momentum_labels)} if s.labels else {})
 
-    def first(self, job) -> Synthetic:
-        chosen = job.chosen(job.start)
-        made = with_step_size(job.first(job.start, chosen), job.settings)
+    def first(self, job, chosen: Tensor | None = None) -> Synthetic:
+        chosen = job.chosen(job.start) if chosen is None else chosen
+        made = super().first(job, chosen)
         if not job.settings.labels:
             return made
         one = 0 if job.start == "random" else None  # as published: one expert's labels for random real images

@@ -49,8 +49,8 @@ class FeatureRegression(TrainedPool):
     def __init__(self, network, batch: int = 1024, real_network=None, *, rho: float = 1e-6, width: int = 128,
                  pool: int = 10, age: int = 100, lr: float = 3e-4, flip: bool = True, labels: bool = True):  # fmt: skip
         super().__init__(network, batch, real_network, rho=rho, labels=labels)
-        for name, value in (("pool", pool), ("age", age)):
-            check_positive_int(name, value)
+        check_positive_int("pool", pool)
+        check_positive_int("age", age)
         self.pool, self.age, self.flip, self.optimizer = pool, age, flip, Adam(lr)
         self.label_scale = 1 / math.sqrt(self.classes / 10)
         self.own = frepo_network(network.shape, self.classes, width)
@@ -119,8 +119,7 @@ def frepo_loss_plain(
     """
     support, support_labels = images, labels
     if flip:
-        support = torch.cat([images, images.flip(3)])  # (2 m, c, h, w)
-        support_labels = torch.cat([labels, labels])  # (2 m, C)
+        support, support_labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])  # (2 m, c, h, w), (2 m, C)
     h_s, h_t = features(support), features(real)  # (|S|, F), (n, F)
     kernel_ss, kernel_ts = h_s @ h_s.T, h_t @ h_s.T  # (|S|, |S|), (n, |S|)
     penalty = 1e-6 * torch.trace(kernel_ss) / len(support)
@@ -156,7 +155,6 @@ class FRePo(Regression):
     published = {
         "cifar10": {ANY: {"flip": True}},
         "cifar100": {1: {"flip": True}, 10: {}, 50: {}},
-        "mnist": {ANY: {"normalization": "published"}},
-        "fashion-mnist": {ANY: {"normalization": "published"}},
+        **dict.fromkeys(("mnist", "fashion-mnist"), {ANY: {"normalization": "published"}}),
         "tiny-imagenet": {1: TINY | {"flip": True}, 10: TINY},
     }

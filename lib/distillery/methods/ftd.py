@@ -62,18 +62,11 @@ class FTD(Trajectories):
         "cifar100": {1: (25.2, 0.2), 10: (43.4, 0.3), 50: (50.7, 0.3)},
         "tiny-imagenet": {1: (10.4, 0.3), 10: (24.5, 0.2)},
         # 10 classes of ImageNet each, 128 x 128
-        "imagenette": {1: (52.2, 1.0), 10: (67.7, 0.7)},
-        "imagewoof": {1: (30.1, 1.0), 10: (38.8, 1.4)},
-        "imagefruit": {1: (29.1, 0.9), 10: (44.9, 1.5)},
-        "imagemeow": {1: (33.8, 1.5), 10: (43.3, 0.6)},
+        "imagenette": {1: (52.2, 1.0), 10: (67.7, 0.7)}, "imagewoof": {1: (30.1, 1.0), 10: (38.8, 1.4)},
+        "imagefruit": {1: (29.1, 0.9), 10: (44.9, 1.5)}, "imagemeow": {1: (33.8, 1.5), 10: (43.3, 0.6)},
         # distilled on the ConvNet, evaluated on another network: Table 3
-        "cifar10 on ResNet18": {50: (65.7, 0.3)},
-        "cifar10 on VGG11": {50: (58.4, 1.6)},
-        "cifar10 on AlexNet": {50: (53.8, 0.9)},
-    }
-
-    def decay(self, settings: FTDSettings) -> float | None:
-        return settings.ema or None
+        "cifar10 on ResNet18": {50: (65.7, 0.3)}, "cifar10 on VGG11": {50: (58.4, 1.6)}, "cifar10 on AlexNet": {50: (53.8, 0.9)},
+    }  # fmt: skip
 
     def refuse(self, job) -> None:
         super().refuse(job)

@@ -17,7 +17,6 @@ Known of the public README without a deviation, and so not among the numbers, fo
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,11 +46,11 @@ def squared_distance(ours: dict[str, Tensor], real: dict[str, Tensor]) -> Tensor
 
 
 def absolute_distance(ours: dict[str, Tensor], real: dict[str, Tensor]) -> Tensor:
-    """Absolute differences of gradients (classes, ...), summed over all weights, (classes,) float."""
+    """Absolute differences, as `squared_distance`."""
     return sum((a - real[name]).flatten(1).abs().sum(1) for name, a in ours.items())
 
 
-METRICS: dict[str, Callable[[dict, dict], Tensor]] = {"mse": squared_distance, "l1": absolute_distance}
+METRICS = {"mse": squared_distance, "l1": absolute_distance}
 
 
 @dataclass(frozen=True)
@@ -91,15 +90,12 @@ class MultiFormation(GradientMatching):
         for name, value in {"batch": batch, "inner": inner, "n_data": n_data, "train_batch": train_batch, "most": most}.items():
             check_positive_int(name, value)
         if transform is not None and not isinstance(transform, Standardize):
-            raise InputError(
-                f"transform: {type(transform).__name__} with IDC, whose rates are those of pixels; accepted: Standardize, or None"
-            )
+            raise InputError(f"transform: {type(transform).__name__} with IDC, whose rates are of pixels; accepted: Standardize, or None")
         super().__init__(network, inner, batch=batch, augmentation=augmentation, real_network=real_network)
         self.name = "IDC" if FORMATIONS[formation] > 1 else "IDC-I"
         self.formation, self.metric, self.optimizer, self.most = formation, METRICS[metric], optimizer, most
         self.train_steps, self.train_batch = math.ceil(n_data / train_batch), train_batch
-        self.train_augmentation, self.cutmix = train_augmentation, cutmix
-        self.scale, self.bounds = None, {}
+        self.train_augmentation, self.cutmix, self.scale, self.bounds = train_augmentation, cutmix, None, {}
         if transform is not None:
             mean, std = transform.mean[:, None, None], transform.std[:, None, None]
             self.scale, self.bounds = std.square(), {"images": (-mean / std, (1 - mean) / std)}
@@ -160,12 +156,9 @@ class MultiFormation(GradientMatching):
 
 @dataclass(frozen=True, kw_only=True)
 class IDCSettings(FormedSettings):
-    """Settings of IDC, as `MultiFormation`. An iteration is one network of `inner` updates; lr is of pixels in [0, 1].
+    """Settings of IDC, as `MultiFormation`. An iteration is one network of `inner` updates; lr is of pixels in [0, 1]."""
 
-    augmentation  of what is matched, where it is not that of the experiment (`augmented`)
-    """
-
-    augmentation: str
+    augmentation: str  # of what is matched, where it is not that of the experiment (`augmented`)
     metric: str
     inner: int
     n_data: int

@@ -70,15 +70,12 @@ def queue_loss_plain(
 
 
 class QueueMatching(DistributionMatching):
-    """The IDM objective; effects of real images are those of DM, which the cross-entropy does not change.
+    """The IDM objective; effects of real images are those of DM, which the cross-entropy does not change. As `DistributionMatching`, and:
 
-    Arguments as `DistributionMatching`, and:
-
-    ce_weight    lambda, with accuracies in percent
-    interval     updates between two fresh networks
-    capacity     networks in the queue at most
-    trained      networks that train after an update, `train_steps` steps on `train_batch` real images of all classes each
-    raises       InputError on a count that is not positive or a negative weight
+    ce_weight           lambda, with accuracies in percent
+    interval, capacity  updates between two fresh networks, networks in the queue at most
+    trained             networks that train after an update, each for `train_steps` steps on `train_batch` real images of all classes
+    raises              InputError on a count that is not positive or a negative weight
     """
 
     name = "IDM"
@@ -87,18 +84,12 @@ class QueueMatching(DistributionMatching):
                  capacity: int = 100, trained: int = 2, train_steps: int = 10, train_batch: int = 256,
                  optimizer: SGD = SGD(0.01, 0.9, 5e-4)):  # fmt: skip
         super().__init__(network, batch, augmentation, real_network)
-        self.interval, self.capacity, self.trained, self.train_steps, self.train_batch = (
-            interval,
-            capacity,
-            trained,
-            train_steps,
-            train_batch,
-        )
+        self.interval, self.capacity, self.trained = interval, capacity, trained
+        self.train_steps, self.train_batch, self.ce_weight, self.optimizer = train_steps, train_batch, ce_weight, optimizer
         for name in ("batch", "interval", "capacity", "trained", "train_steps", "train_batch"):
             check_positive_int(name, getattr(self, name))
         if not ce_weight >= 0:
             raise InputError(f"ce_weight: {ce_weight} is not accepted; accepted: 0 or more")
-        self.ce_weight, self.optimizer = ce_weight, optimizer
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the queue, oldest first, 'queue.NAME' (Q, ...), with 'correct' and 'seen' (Q,), and the updates done."""
@@ -110,8 +101,8 @@ class QueueMatching(DistributionMatching):
         device, updates = synthetic.device, int(state["updates"])
         queue = {name: value for name, value in state.items() if name != "updates"}
         if updates and updates % self.interval == 0:
-            fresh = self._fresh(1, device, fresh_stream)
-            queue = {name: torch.cat([queue[name], v])[-self.capacity :] for name, v in fresh.items()}
+            fresh = self._fresh(1, device, fresh_stream).items()
+            queue = {name: torch.cat([queue[name], value])[-self.capacity :] for name, value in fresh}
         size = len(queue["seen"])
         i = int(torch.randint(size, (), generator=pick_stream))
         accuracy = 100 * queue["correct"][i] / queue["seen"][i].clamp_min(1)  # (), percent
@@ -126,9 +117,8 @@ class QueueMatching(DistributionMatching):
         at_once = classes_at_once(self.network, real.shape[1], real.shape, MAP_LIMIT)
         loss, gradient = gradient_by_classes(synthetic, at_once, one)
         chosen = torch.randperm(size, generator=pick_stream)[: self.trained].tolist()
-        queue = self._train(queue, chosen, draw_real, train_stream)
-        log = {"loss": loss, "accuracy": accuracy}
-        return {"images": gradient}, queue | {"updates": torch.tensor(updates + 1)}, log
+        queue = self._train(queue, chosen, draw_real, train_stream) | {"updates": torch.tensor(updates + 1)}
+        return {"images": gradient}, queue, {"loss": loss, "accuracy": accuracy}
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The loss of some classes, ()."""

@@ -14,7 +14,7 @@ hidden tends to stay so.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,9 +25,6 @@ from distillery.methods.base import Settings, register
 from distillery.methods.whole import Whole
 from distillery.networks import Params
 from distillery.training import COLLECTORS, Plan, Stats, cross_entropy
-
-if TYPE_CHECKING:
-    from distillery.job import Job
 
 CHUNK = 500  # images of one forward pass
 
@@ -56,8 +53,7 @@ class Hiding:
         self.network, self.images, self.fraction, self.threshold = network, images, fraction, threshold
         self.milestones, self.factors, self.warmup = tuple(milestones), tuple(factors), warmup
         self.hidden: list[int] = []
-        self.refreshed = 0
-        device = images.targets.device
+        self.refreshed, device = 0, images.targets.device
         self._last = {name: torch.full((len(images),), math.nan, device=device) for name in self.collect}
         self._waiting = torch.arange(0, device=device)  # indices hidden and not yet refreshed
 
@@ -145,15 +141,15 @@ class Kakurenbo(Whole):
 
     common: ClassVar[dict] = {"fraction": 0.3}
 
-    def refuse(self, job: "Job") -> None:
+    def refuse(self, job) -> None:
         super().refuse(job)
         if not isinstance(job.experiment.protocol, FineTuning):
             raise InputError(f"protocol: {job.experiment.protocol.kind!r} with {self.name!r}; accepted: 'fine-tune'")
 
-    def protocol(self, job: "Job", protocol, made):
+    def protocol(self, job, protocol, made):
         return protocol, protocol.steps_of(0, 0, len(job.experiment.real))
 
-    def train(self, job: "Job", network, source, protocol, stream, steps_of: int) -> tuple:
+    def train(self, job, network, source, protocol, stream, steps_of: int) -> tuple:
         experiment = job.experiment
         hiding = Hiding(network, source, job.settings.fraction, milestones=protocol.milestones)
         options = {"steps_of": steps_of, "encoder": experiment.encoder, "hiding": hiding, "device": experiment.device}

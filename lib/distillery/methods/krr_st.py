@@ -32,6 +32,7 @@ from distillery.distill import Optimizer
 from distillery.matching.step import under
 from distillery.methods.base import ANY, Made, Settings, register
 from distillery.methods.matched import made
+from distillery.methods.mtt import TINY
 from distillery.methods.regression import TrainedPool, widening
 from distillery.methods.self_supervised import WithoutLabels
 from distillery.methods.trajectories import moved
@@ -75,8 +76,7 @@ class SelfSupervisedRegression(TrainedPool):
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the pool 'net.NAME' (P, ...), its momentum 'velocity.NAME', and 'age' (P,)."""
         ages, *nets = split(generator, 1 + self.pool)
-        ages = torch.randint(1, max(2, self.age), (self.pool,), generator=ages)
-        synthetic = self.prepare(synthetic)
+        ages, synthetic = torch.randint(1, max(2, self.age), (self.pool,), generator=ages), self.prepare(synthetic)
         pool = [self._trained(synthetic, int(age), net) for age, net in zip(ages, nets, strict=True)]
         return {name: torch.cat([one[name] for one in pool]) for name in pool[0]}
 
@@ -157,15 +157,11 @@ def krrst_loss_plain(
 
 @dataclass(frozen=True, kw_only=True)
 class KRRSTSettings(Settings):
-    """Settings of KRR-ST; `width`, `pool`, `age` and `rho` are those of `SelfSupervisedRegression`.
-
-    optimizer, schedule, lr  of images and targets; the public code has AdamW with a weight decay of 0, which is Adam
-    network_lr               rate of the pool's networks
-    """
+    """Settings of KRR-ST, as `SelfSupervisedRegression`; `optimizer`, `schedule` and `lr` are of images and targets."""
 
     iterations: int
     steps: int = 0
-    optimizer: str
+    optimizer: str  # the public code has AdamW with a weight decay of 0, which is Adam
     schedule: str
     lr: float
     batch: int
@@ -173,7 +169,7 @@ class KRRSTSettings(Settings):
     width: int
     pool: int
     age: int
-    network_lr: float
+    network_lr: float  # rate of the pool's networks
 
 
 @register
@@ -190,11 +186,8 @@ class KRRST(WithoutLabels):
         "optimizer": "adam", "schedule": "linear to a thousandth", "iterations": 160000, "batch": 1024, "rho": 1e-6,
         "pool": 10, "age": 1000, "network_lr": 0.1, "normalization": "own",
     }  # fmt: skip
-    published = {
-        "cifar100": {ANY: {"lr": 1e-4, "width": 128}},
-        "tiny-imagenet": {ANY: {"lr": 1e-5, "width": 64, "depth": 4, "side": 64}},
-        "imagenet-1k": {ANY: {"lr": 1e-5, "width": 64, "depth": 4, "side": 64}},
-    }
+    published = {"cifar100": {ANY: {"lr": 1e-4, "width": 128}}}
+    published |= dict.fromkeys(("tiny-imagenet", "imagenet-1k"), {ANY: {"lr": 1e-5, "width": 64} | TINY})
 
     def cell(self, dataset: str, size: int, n: int) -> dict:
         return super().cell("cifar100" if dataset == "cifar10" else dataset, size, n)
@@ -205,7 +198,6 @@ class KRRST(WithoutLabels):
         return SelfSupervisedRegression(job.network, s.batch, rho=s.rho, width=s.width, pool=s.pool, age=s.age, lr=s.network_lr)
 
     def optimizers(self, job) -> dict[str, Optimizer]:
-        """The optimizer of each learned tensor. Raises InputError on an unknown kind or schedule."""
         s = job.settings
         return dict.fromkeys(self.learns, Optimizer(s.lr, kind=s.optimizer, schedule=s.schedule))
 

@@ -1,7 +1,6 @@
 """What methods share whose steps compare a set with real batches, class by class: DC, DSA, DM, IDM, IDC."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from distillery.checks import check_choice, check_positive_int
 from distillery.data import synthetic
@@ -11,23 +10,16 @@ from distillery.methods.base import Made, Method, Settings
 from distillery.networks.precision import MixedPrecision
 from distillery.runs import subsample
 
-if TYPE_CHECKING:
-    from distillery.job import Job
-
 
 @dataclass(frozen=True)
 class MatchedSettings(Settings):
-    """Settings of a loop over real batches, a `batch` of real images a class and step.
-
-    lr, momentum  of SGD on the pixels
-    augmented     whether both sides meet the DSA families of the experiment
-    """
+    """Settings of a loop over real batches."""
 
     iterations: int
-    lr: float
+    lr: float  # of SGD on the pixels, with `momentum`
     momentum: float
-    batch: int
-    augmented: bool
+    batch: int  # real images a class and step
+    augmented: bool  # whether both sides meet the DSA families of the experiment
     steps: int = 0
 
     def __post_init__(self):
@@ -44,22 +36,22 @@ class Matched(Method):
     learns = ("images",)
     Settings = MatchedSettings
 
-    def spec(self, job: "Job") -> dict:
+    def spec(self, job) -> dict:
         return super().spec(job) | {"augmentation": job.experiment.augmentation}
 
-    def matching(self, job: "Job"):
+    def matching(self, job):
         """The objective of a job. Raises InputError on settings that it refuses."""
         raise NotImplementedError(self.name)
 
-    def optimizers(self, job: "Job") -> dict[str, Optimizer]:
+    def optimizers(self, job) -> dict[str, Optimizer]:
         """The optimizer of each learned tensor."""
         return {"images": Optimizer(job.settings.lr, job.settings.momentum)}
 
-    def refuse(self, job: "Job") -> None:
+    def refuse(self, job) -> None:
         super().refuse(job)
         self.matching(job)
 
-    def make(self, job: "Job") -> Made:
+    def make(self, job) -> Made:
         start = job.first()
         done = job.distill(start, self.matching(job), self.optimizers(job), self.updates(job.settings, job.recipe.size))
         return made(start, done)
@@ -75,26 +67,22 @@ def made(start: synthetic.Synthetic, done: Distilled, **log) -> Made:
     return Made(done.last, start.tensors["images"], iterates, log)
 
 
-def once_differentiated(job: "Job") -> MixedPrecision:
+def once_differentiated(job) -> MixedPrecision:
     """The network where no gradient is differentiated again, so that it may be compiled."""
     return MixedPrecision(job.network, compiled=job.experiment.compute.compiled)
 
 
-def augmentation(job: "Job") -> str:
+def augmentation(job) -> str:
     """The DSA families that both sides meet."""
     return job.experiment.augmentation if job.settings.augmented else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FormedSettings(MatchedSettings):
-    """Settings of a set whose stored images may hold several each; lr and momentum are of one published step a class on all pixels.
+    """Settings of a set whose stored images may hold several each; lr and momentum are of one published step a class on all pixels."""
 
-    formation      'partition2', four images in each stored one, or 'identity'
-    interpolation  how real images shrink into the first ones, 'bilinear' or 'nearest'
-    """
-
-    formation: str
-    interpolation: str
+    formation: str  # 'partition2', four images in each stored one, or 'identity'
+    interpolation: str  # how real images shrink into the first ones, 'bilinear' or 'nearest'
 
     def __post_init__(self):
         super().__post_init__()
@@ -107,9 +95,9 @@ class Formed(Matched):
 
     Settings = FormedSettings
 
-    def stored(self, job: "Job") -> tuple[int, str, str]:
+    def stored(self, job) -> tuple[int, str, str]:
         return job.recipe.size, job.settings.formation, job.settings.interpolation
 
-    def optimizers(self, job: "Job") -> dict[str, Optimizer]:
+    def optimizers(self, job) -> dict[str, Optimizer]:
         """One step for all classes instead, at the rate that moves pixels as far; see `effective_rate`."""
         return {"images": Optimizer(effective_rate(job.settings.lr, job.settings.momentum, len(job.experiment.classes)))}

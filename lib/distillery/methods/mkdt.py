@@ -10,7 +10,6 @@ classifiers (`matching/trajectory.py`). The set starts from the images of highes
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,24 +28,17 @@ from distillery.training import squared_error
 from distillery.training.losses import check_targets
 from distillery.training.optimizers import GSAM, SGD
 
-if TYPE_CHECKING:
-    from distillery.experiment import Experiment
-
 
 @dataclass(frozen=True, kw_only=True)
 class MKDTSettings(FlatSettings):
-    """Settings of MKDT; experts are its students.
-
-    learned  whether targets are learned too, at `lr_targets` with `momentum_targets`, as the public code does; in the paper they stay
-    flat     whether experts descend to flat minima by GSAM with `rho` and `alpha`, as those of FTD; ours
-    """
+    """Settings of MKDT; experts are its students."""
 
     expert_momentum: float
     expert_weight_decay: float
-    learned: bool = False
+    learned: bool = False  # whether targets are learned too, as the public code does; in the paper they stay
     lr_targets: float
     momentum_targets: float
-    flat: bool = False
+    flat: bool = False  # whether experts descend to flat minima by GSAM with `rho` and `alpha`, as those of FTD; ours
 
     @property
     def expert_optimizer(self) -> SGD:
@@ -96,15 +88,12 @@ class MKDT(StudentTrajectories):
         return super().optimizers(job) | ({"targets": Optimizer(s.lr_targets, s.momentum_targets)} if s.learned else {})
 
 
-# Students' losses, and what is chosen by them
-
-
-def _students(experiment: "Experiment", own: dict) -> tuple:
+def _students(experiment, own: dict) -> tuple:
     """How the students are trained whose losses count, with the last epoch that is kept: never flat ones."""
     return METHODS["MKDT"].bank_with(experiment, own | {"flat": False})
 
 
-def students(experiment: "Experiment", source=None) -> Experts:
+def students(experiment, source=None) -> Experts:
     """MKDT's students on all real images of an experiment, or on some: made once, stored."""
     return load_bank(experiment, source or experiment.real, *_students(experiment, {}))
 
@@ -186,8 +175,6 @@ def high_loss_plain(network, students: Experts, source, m: int, epoch: int = 1) 
         means.append(sum(errors) / len(errors))
     return sorted(range(len(source)), key=lambda i: (-means[i], i))[:m]
 
-
-# Published linear probes
 
 COLUMNS = ("none", "random", "high loss", "KRR-ST", "MKDT, random init", "MKDT", "whole")
 # Unlabelled set, part of it, part of the labels, task; then mean±standard deviation in percent of each of COLUMNS, '-' = not published. From

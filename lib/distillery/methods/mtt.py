@@ -51,12 +51,8 @@ class MTT(Trajectories):
         "cifar100": {1: (24.3, 0.3), 10: (40.1, 0.4), 50: (47.7, 0.2)},
         "tiny-imagenet": {1: (8.8, 0.3), 10: (23.2, 0.2), 50: (28.0, 0.3)},
         # 10 classes of ImageNet each, 128 x 128
-        "imagenette": {1: (47.7, 0.9), 10: (63.0, 1.3)},
-        "imagewoof": {1: (28.6, 0.8), 10: (35.8, 1.8)},
-        "imagefruit": {1: (26.6, 0.8), 10: (40.3, 1.3)},
-        "imagemeow": {1: (30.7, 1.6), 10: (40.4, 2.2)},
+        "imagenette": {1: (47.7, 0.9), 10: (63.0, 1.3)}, "imagewoof": {1: (28.6, 0.8), 10: (35.8, 1.8)},
+        "imagefruit": {1: (26.6, 0.8), 10: (40.3, 1.3)}, "imagemeow": {1: (30.7, 1.6), 10: (40.4, 2.2)},
         # distilled on the ConvNet, evaluated on another network
-        "cifar10 on ResNet18": {50: (61.9, 0.7)},
-        "cifar10 on VGG11": {50: (55.4, 0.8)},
-        "cifar10 on AlexNet": {50: (48.2, 1.0)},
-    }
+        "cifar10 on ResNet18": {50: (61.9, 0.7)}, "cifar10 on VGG11": {50: (55.4, 0.8)}, "cifar10 on AlexNet": {50: (48.2, 1.0)},
+    }  # fmt: skip

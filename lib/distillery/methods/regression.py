@@ -1,17 +1,15 @@
 """What methods share that fit a kernel ridge regression on the set: KIP, FRePo, RFAD, and KRR-ST. The mathematics is in `matching/ridge.py`.
 
-Left out of the first three: KIP's convolutional kernels; RFAD's learned linear map of all pixels and its stop by validation loss; the
-evaluations of KIP and RFAD by networks of width 1024 with scaled and centred labels, and by convolutional kernels of infinite width.
-Our choices: nothing is chosen on test images, validation images are no training images; one scale is fitted to the outputs of all
-three where they stand for logits; images of sizes that are not published get as many blocks as the field gives them
-(`networks.depth_for`).
+Left out: the evaluations of KIP and RFAD by networks of width 1024 with scaled and centred labels, and by convolutional kernels of infinite
+width. Our choices: nothing is chosen on test images, validation images are no training images; one scale is fitted to outputs where they
+stand for logits; images of sizes that are not published get as many blocks as the field gives them (`networks.depth_for`).
 """
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -27,26 +25,18 @@ from distillery.networks import ModuleNetwork, depth_for, trainable
 from distillery.seeds import split
 from distillery.training.optimizers import SGD
 
-if TYPE_CHECKING:
-    from distillery.job import Job
-
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionSettings(Settings):
-    """Settings of a loop that descends the error of a ridge regression, on a `batch` of real images a step.
-
-    lr                   of images and labels
-    optimizer, schedule  of everything learned, see `distill.Optimizer`
-    rho, labels          the ridge over the mean diagonal of the kernel; whether labels are learned
-    """
+    """Settings of a loop that descends the error of a ridge regression."""
 
     iterations: int
-    lr: float
-    optimizer: str
+    lr: float  # of images and labels
+    optimizer: str  # of everything learned, see `distill.Optimizer`; so `schedule`
     schedule: str
-    batch: int
-    rho: float
-    labels: bool
+    batch: int  # real images a step
+    rho: float  # the ridge over the mean diagonal of the kernel
+    labels: bool  # whether labels are learned
     steps: int = 0
 
 
@@ -64,11 +54,11 @@ class Regression(Method):
     Settings = RegressionSettings
     drawn: ClassVar[bool] = True  # whether the kernel is of networks that are drawn
 
-    def spec(self, job: "Job") -> dict:
+    def spec(self, job) -> dict:
         times = job.experiment.validation.times
         return super().spec(job) | ({"validations": times} if times else {})
 
-    def regression(self, job: "Job") -> KernelRegression:
+    def regression(self, job) -> KernelRegression:
         """The objective of a job, whose arguments are the settings that are not of the loop. Raises InputError on those it refuses."""
         arguments = {name: value for name, value in vars(job.settings).items() if name not in LOOP}
         return self.objective(job.network, job.settings.batch, job.experiment.fast, **arguments)
@@ -77,19 +67,19 @@ class Regression(Method):
         """Rates of learned tensors whose rate is not `lr`."""
         return {}
 
-    def optimizers(self, job: "Job", objective: KernelRegression) -> dict[str, Optimizer]:
+    def optimizers(self, job, objective: KernelRegression) -> dict[str, Optimizer]:
         """The optimizer of each learned tensor. Raises InputError on an unknown kind or schedule."""
         s, rates = job.settings, self.rates(job.settings)
         return {name: Optimizer(rates.get(name, s.lr), kind=s.optimizer, schedule=s.schedule) for name in objective.learned}
 
-    def refuse(self, job: "Job") -> None:
+    def refuse(self, job) -> None:
         super().refuse(job)
         objective = self.regression(job)
         self.optimizers(job, objective)
         if "targets" in objective.learned and job.experiment.protocol.loss == "cross-entropy":
             raise InputError(f"loss: 'cross-entropy' with {self.name!r}, which learns real-valued labels; accepted: 'half squared error'")
 
-    def make(self, job: "Job") -> Made:
+    def make(self, job) -> Made:
         objective = self.regression(job)
         start = objective.prepare(job.first())
 
@@ -104,7 +94,7 @@ class Regression(Method):
             log["curve"] = [[step, score] for step, score in scores if score == score]
         return made(start, done, **log)
 
-    def regressed(self, job: "Job", objective: KernelRegression, sets: dict[str, Synthetic]) -> dict:
+    def regressed(self, job, objective: KernelRegression, sets: dict[str, Synthetic]) -> dict:
         """Test accuracies of regressions on sets, as many as the protocol has networks where the kernel is of networks."""
         began, draws, test = time.monotonic(), job.experiment.protocol.networks if self.drawn else 1, job.experiment.data.test
         found = {
@@ -114,10 +104,10 @@ class Regression(Method):
 
 
 class TrainedPool(PooledRegression):
-    """A pool of networks that train on the set with an `optimizer` whose state is, for each weight, one tensor of each of `moments`."""
+    """A pool of networks that train on the set."""
 
     optimizer: SGD
-    moments: tuple[str, ...]
+    moments: tuple[str, ...]  # of its state, a tensor of each for each weight
 
     def new(self, device: torch.device, generator: Generator, k: int = 1) -> dict[str, Tensor]:
         """State of k networks of age 0: 'net.NAME' (k, ...), 'MOMENT.NAME' (k, ...) and 'age' (k,)."""

@@ -52,9 +52,8 @@ class RandomFeatures(KernelRegression):
         return (*super().learned, "log_scale") if self.platt else super().learned
 
     def prepare(self, synthetic: Synthetic) -> Synthetic:
-        synthetic = super().prepare(synthetic)
         scale = {"log_scale": torch.zeros((), device=synthetic.device)} if self.platt else {}
-        return synthetic.replace(**scale)
+        return super().prepare(synthetic).replace(**scale)
 
     def networks_of_step(self, synthetic, state, generator: Generator) -> Params:
         return gaussian(self.own, generator, self.networks, synthetic.device)
@@ -105,8 +104,7 @@ def rfad_loss_plain(
     log_scale     None: half the weighted mean over targets of the mean over classes of the squared error. A tensor (), k: weighted mean
                   of the cross-entropy (nats) of softmax(exp(k) prediction) with the class argmax(real_labels)
     """
-    kernel_ss = rfad_kernel_plain(networks, images, images)  # (m, m)
-    kernel_ts = rfad_kernel_plain(networks, real, images)  # (n, m)
+    kernel_ss, kernel_ts = rfad_kernel_plain(networks, images, images), rfad_kernel_plain(networks, real, images)  # (m, m), (n, m)
     penalty = 5e-3 * torch.trace(kernel_ss) / len(images)
     predictions = kernel_ridge_plain(kernel_ss, labels, kernel_ts, penalty)  # (n, C)
     loss = torch.zeros_like(penalty)

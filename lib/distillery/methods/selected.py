@@ -3,22 +3,17 @@
 Random selection of the same size is what every method stands beside.
 """
 
-from typing import TYPE_CHECKING
-
 from distillery.methods.base import METHODS, Made, Method, register
 from distillery.starts import STARTS
-
-if TYPE_CHECKING:
-    from distillery.job import Job
 
 
 class Selected(Method):
     """The real images that a start chooses."""
 
-    def chooses(self, job: "Job") -> str:
+    def chooses(self, job) -> str:
         return self.name
 
-    def make(self, job: "Job") -> Made:
+    def make(self, job) -> Made:
         return Made(job.packed(job.chosen(self.name)))
 
 
@@ -48,8 +43,8 @@ class RandomPacked(Method):
 
     name = "random, packed"
 
-    def stored(self, job: "Job") -> tuple[int, str, str]:
+    def stored(self, job) -> tuple[int, str, str]:
         return job.recipe.size, "partition2", "bilinear"
 
-    def make(self, job: "Job") -> Made:
+    def make(self, job) -> Made:
         return Made(job.packed(job.chosen("random")))

@@ -14,7 +14,6 @@ or learns by SimCLR without them; a protocol then fits linear probes on few labe
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,10 +27,6 @@ from distillery.seeds import split
 from distillery.training import Stats, train
 from distillery.training.contrastive import two_views_apart
 from distillery.training.views import TwoViews, Views
-
-if TYPE_CHECKING:
-    from distillery.experiment import Experiment
-    from distillery.job import Job
 
 
 class WithoutLabels(Method):
@@ -53,17 +48,17 @@ class StudentTrajectories(WithoutLabels, Trajectories):
         sizes = sorted(self.published.get(dataset, ()))
         return super().cell(dataset, sizes[0 if size <= 0.035 * n else -1] if sizes else size, n)
 
-    def augmentation(self, experiment: "Experiment") -> str:
+    def augmentation(self, experiment) -> str:
         """None: the loss of a student is not random but for its batches."""
         return ""
 
-    def bank_with(self, experiment: "Experiment", own: dict) -> tuple:
+    def bank_with(self, experiment, own: dict) -> tuple:
         """How experts are trained under changes of a recipe, and the last epoch that is kept: one bank serves both sizes."""
         presets, n = experiment.presets, len(experiment.real)
         both = [self.settings(presets.dataset, size, n, presets.changes, own) for size in (0, n)]
         return self.training(both[0], experiment), max(one.last_epoch for one in both)
 
-    def bank(self, job: "Job") -> tuple:
+    def bank(self, job) -> tuple:
         return self.bank_with(job.experiment, job.recipe.settings)
 
 
@@ -78,7 +73,7 @@ class Untrained(Method):
         if recipe.size or recipe.evaluate.equal_steps:
             raise InputError(f"size: {recipe.size} with {self.name!r}, which sees no images; accepted: 0, and its own steps")
 
-    def train(self, job: "Job", network, source, protocol, stream, steps_of: int) -> tuple:
+    def train(self, job, network, source, protocol, stream, steps_of: int) -> tuple:
         params = network.init(stream, protocol.networks)
         return {name: value.to(job.experiment.device) for name, value in params.items()}, Stats(), {}
 
@@ -96,10 +91,10 @@ class SelfSupervised(Method):
     class Settings(Settings):
         views: Views = Views()
 
-    def make(self, job: "Job") -> Made:
+    def make(self, job) -> Made:
         return Made(job.packed(job.chosen("random")))
 
-    def train(self, job: "Job", network, source, protocol, stream, steps_of: int) -> tuple:
+    def train(self, job, network, source, protocol, stream, steps_of: int) -> tuple:
         images = job.experiment.real.images.subset(job.chosen("random"))  # as bytes: views are made before standardization
         batch = min(SIMCLR.batch, len(images))
         steps = len(images) // batch  # of a pass

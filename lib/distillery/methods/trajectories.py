@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from torch import Tensor
 
 from distillery import experts
 from distillery.checks import check_choice, check_positive_int
@@ -28,51 +29,36 @@ if TYPE_CHECKING:
     from distillery.experiment import Experiment
     from distillery.job import Job
 
-OPTIMIZERS = ("SGD", "Adam")  # of experts; settings with `rho` and `alpha` also know GSAM
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectorySettings(Settings):
-    """Settings of trajectory matching, under the names of the public code of MTT and DATM.
+    """Settings of trajectory matching, under the names of the public code of MTT and DATM."""
 
-    student_steps           N, steps of a student
-    expert_epochs           M, epochs of an expert that a student shall cover
-    min_start_epoch         lowest epoch at which a student starts (T-)
-    max_start_epoch         one above the highest (T+)
-    student_batch           synthetic images a student step, 0 = all of the set; more than there are = all
-    step_size               first rate of the student, which is learned and is the rate of the evaluation
-    lr_images, lr_step_size, momentum  of SGD on pixels and step size
-    gradient                'exact', 'frozen' (TESLA as published) or 'unrolled', see `TrajectoryMatching`
-    experts, expert_training_epochs  how many were trained as published, and how long; they are trained here as far as they are read
-    optimizer, expert_lr, expert_batch  of the experts: 'SGD', 'Adam' or, where `rho` and `alpha` are settings, 'GSAM'
-    expert_seed             of the experts, which all sets share
-    """
-
-    student_steps: int
-    expert_epochs: int
-    min_start_epoch: int = 0
-    max_start_epoch: int
-    student_batch: int = 0
-    step_size: float
-    lr_images: float
-    lr_step_size: float
+    student_steps: int  # N, steps of a student
+    expert_epochs: int  # M, epochs of an expert that a student shall cover
+    min_start_epoch: int = 0  # lowest epoch at which a student starts (T-)
+    max_start_epoch: int  # one above the highest (T+)
+    student_batch: int = 0  # synthetic images a student step, 0 = all of the set; more than there are = all
+    step_size: float  # first rate of the student, which is learned and is the rate of the evaluation
+    lr_images: float  # of SGD on pixels, with `momentum`
+    lr_step_size: float  # of SGD on the step size, with `momentum`
     momentum: float
     iterations: int
     steps: int = 0
-    gradient: str
-    experts: int
-    expert_training_epochs: int
-    optimizer: str
+    gradient: str  # 'exact', 'frozen' (TESLA as published) or 'unrolled', see `TrajectoryMatching`
+    experts: int  # trained as published
+    expert_training_epochs: int  # as published; here they are trained as far as they are read
+    optimizer: str  # of the experts: 'SGD', 'Adam' or, where `rho` and `alpha` are settings, 'GSAM'
     expert_lr: float
     expert_batch: int
-    expert_seed: int = 0
+    expert_seed: int = 0  # of the experts, which all sets share
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("student_steps", "expert_epochs", "iterations"):
             check_positive_int(name, getattr(self, name))
         check_choice("gradient", self.gradient, GRADIENTS)
-        check_choice("optimizer", self.optimizer, (*OPTIMIZERS, *["GSAM"] * hasattr(self, "rho")))
+        check_choice("optimizer", self.optimizer, ("SGD", "Adam", "GSAM") if hasattr(self, "rho") else ("SGD", "Adam"))
         _ = self.start_epochs
 
     @property
@@ -98,10 +84,10 @@ class TrajectorySettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class FlatSettings(TrajectorySettings):
-    """Settings with flat experts: `rho` and `alpha` of GSAM, radius and weight of the ascent."""
+    """Settings with flat experts, by GSAM."""
 
-    rho: float
-    alpha: float
+    rho: float  # radius of the ascent
+    alpha: float  # weight of the ascent
 
 
 COLUMNS = ("student_steps", "expert_epochs", "max_start_epoch", "lr_images", "lr_step_size", "step_size")
@@ -124,8 +110,7 @@ class Trajectories(Method):
     learns = TrajectoryMatching.learns
     iterates = ("last", "best")
     loss: ClassVar[str] = "cross-entropy"  # of the experts, see `experts.Training`
-    # of the evaluation; the rate is the learned step size, and the batch DATM's own where it has one
-    judged: ClassVar[dict | None] = {"epochs": 1000, "batch": 256, "augmented": True}
+    judged = {"epochs": 1000, "batch": 256, "augmented": True}  # the rate is the learned step size, the batch DATM's own where it has one
 
     def changed(self, values: dict, changes: dict) -> dict:
         """A changed `max_start_epoch` starts from epoch 0 and does not grow unless told otherwise."""
@@ -135,8 +120,7 @@ class Trajectories(Method):
         return values | changes
 
     def spec(self, job: "Job") -> dict:
-        found = super().spec(job) | {"augmentation": self.augmentation(job.experiment)}
-        how = job.experiment.validation
+        found, how = super().spec(job) | {"augmentation": self.augmentation(job.experiment)}, job.experiment.validation
         if self.labels and how.times:  # the best iterate is of the evaluation too
             found["validation"] = [how.times, how.networks, how.epochs, job.experiment.protocol.spec()]
         return found
@@ -151,17 +135,12 @@ class Trajectories(Method):
 
     def training(self, settings: TrajectorySettings, experiment: "Experiment") -> Training:
         """How experts are trained. Raises InputError on settings that are none."""
-        s, augmentation = settings, self.augmentation(experiment)
-        options = {"loss": self.loss, "views": getattr(s, "views", None)}
-        return Training(s.experts, s.expert_optimizer, s.expert_batch, augmentation, s.expert_seed, **options)
+        s, options = settings, {"loss": self.loss, "views": getattr(settings, "views", None)}
+        return Training(s.experts, s.expert_optimizer, s.expert_batch, self.augmentation(experiment), s.expert_seed, **options)
 
     def bank(self, job: "Job") -> tuple[Training, int]:
         """How the experts of a job are trained, and the last epoch that is kept."""
         return self.training(job.settings, job.experiment), job.settings.last_epoch
-
-    def make_experts(self, job: "Job", where: str = "local") -> dict:
-        """Train what is missing of the experts, as `make_bank`."""
-        return make_bank(job.experiment, job.source, *self.bank(job), where)
 
     def experts(self, job: "Job") -> Experts:
         """The experts of a job, trained on the real images that it keeps; made once, stored."""
@@ -172,7 +151,7 @@ class Trajectories(Method):
         if where == "local":
             self.experts(job)
         else:
-            self.make_experts(job, where)
+            make_bank(job.experiment, job.source, *self.bank(job), where)
 
     def options(self, job: "Job") -> dict:
         """Options of `TrajectoryMatching` beside those of all methods."""
@@ -190,20 +169,17 @@ class Trajectories(Method):
         s = job.settings
         return {"images": Optimizer(s.lr_images, s.momentum), "step_size": Optimizer(s.lr_step_size, s.momentum)}
 
-    def first(self, job: "Job") -> Synthetic:
-        """First images and step size."""
-        return with_step_size(job.first(), job.settings)
-
-    def decay(self, settings: TrajectorySettings) -> float | None:
-        """Decay of the moving average of the images, None = there is none."""
-        return None
+    def first(self, job: "Job", chosen: Tensor | None = None) -> Synthetic:
+        """First images, those at `chosen` where they are chosen already, and step size."""
+        start = job.first(indices=chosen)
+        return start.replace(step_size=torch.tensor(float(job.settings.step_size), device=start.device))
 
     def make(self, job: "Job") -> Made:
-        cost, start = self.make_experts(job), self.first(job)
+        cost, start = make_bank(job.experiment, job.source, *self.bank(job)), self.first(job)
         objective, optimizers, steps = self.matching(job), self.optimizers(job), self.updates(job.settings, job.recipe.size)
         judge = (lambda current, step: job.validated(current)) if self.labels else None
         with float32_matmul("float32"):  # matched weights
-            done = job.distill(start, objective, optimizers, steps, ema=self.decay(job.settings), judge=judge)
+            done = job.distill(start, objective, optimizers, steps, ema=getattr(job.settings, "ema", 0) or None, judge=judge)
         log = {"experts": cost, "skipped": done.cost["skipped"], "step_size": float(done.last.tensors["step_size"])}
         log["moved"] = moved(start, done.last)
         if done.best is not None:
@@ -213,11 +189,6 @@ class Trajectories(Method):
     def protocol(self, job: "Job", protocol, made):
         """The learned step size is the rate of the evaluation."""
         return protocol.fitting(made, getattr(job.settings, "evaluation_batch", 0)), job.steps_of(protocol)
-
-
-def with_step_size(start: Synthetic, settings: TrajectorySettings) -> Synthetic:
-    """A set with the first step size of a student."""
-    return start.replace(step_size=torch.tensor(float(settings.step_size), device=start.device))
 
 
 def moved(start: Synthetic, last: Synthetic) -> float:

@@ -1,12 +1,8 @@
 """Whole data: what a network reaches with all real images, in as many steps as a small set takes, or trained out."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from distillery.methods.base import Method, Settings, register
-
-if TYPE_CHECKING:
-    from distillery.job import Job
 
 
 @register
@@ -24,7 +20,7 @@ class Whole(Method):
         epochs: int = 0
         batch: int = 0
 
-    def protocol(self, job: "Job", protocol, made):
+    def protocol(self, job, protocol, made):
         settings, classes = job.settings, job.experiment.classes
         if settings.epochs:
             return replace(protocol.passes(settings.epochs), batch=settings.batch or protocol.batch), 0
