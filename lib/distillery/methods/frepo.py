@@ -36,11 +36,10 @@ from distillery.training.optimizers import Adam
 class FeatureRegression(TrainedPool):
     """FRePo. The pool's networks are of `frepo_network`, judged by their features in evaluation mode.
 
-    width  channels of the first block, twice as many in each next one
-    pool   networks, which start at staggered ages
-    age    steps after which a network is drawn anew
-    lr     of their training on the synthetic set, Adam
-    flip   whether the regression also sees mirrored synthetic images
+    width      channels of the first block, twice as many in each next one
+    pool, age  networks, which start at staggered ages; steps after which one is drawn anew
+    lr         of their training on the synthetic set, Adam
+    flip       whether the regression also sees mirrored synthetic images
     Others as `KernelRegression`; batch is of all classes. Defaults are the published ones. Learned labels add `label_loss`.
     """
 
@@ -149,8 +148,8 @@ class FRePo(Regression):
     objective, Settings = FeatureRegression, FRePoSettings
     learns = ("images", "targets")
     common = {
-        "optimizer": "lamb", "schedule": "cosine to a tenth", "lr": 3e-4, "batch": 1024, "iterations": 500_000, "rho": 1e-6,
-        "width": 128, "pool": 10, "age": 100, "flip": False, "labels": True, "normalization": "zca",
+        "optimizer": "lamb", "schedule": "cosine to a tenth", "lr": 3e-4, "batch": 1024, "iterations": 500_000, "rho": 1e-6, "width": 128,
+        "pool": 10, "age": 100, "flip": False, "labels": True, "normalization": "zca",
     }  # fmt: skip
     published = {
         "cifar10": {ANY: {"flip": True}},

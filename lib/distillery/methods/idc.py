@@ -61,16 +61,14 @@ class FormationContext(StepContext):
 
 
 class MultiFormation(GradientMatching):
-    """The IDC objective. Arguments as `GradientMatching`, and:
+    """The IDC objective. As `GradientMatching`, and:
 
     batch               real images a class and step; fewer where a class is smaller
     augmentation        siamese, of real and decoded images that are matched
     formation           of the set, 'partition2' (IDC) or 'identity' (IDC-I)
-    metric              'mse' or 'l1' (MNIST, FashionMNIST and ImageNet)
-    inner               pixel updates a network
+    metric, inner       'mse' or 'l1' (MNIST, FashionMNIST and ImageNet); pixel updates a network
     n_data              real images of all classes that a network trains on between two updates, in whole batches of `train_batch`
-    train_augmentation  of its images, each for itself
-    cutmix              probability of CutMix in a step of the network
+    train_augmentation  of its images, each for itself; `cutmix` is the probability of CutMix in a step of the network
     most                decoded images of a class in an update, a new random choice each time
     transform           how images are standardized. Published rates and bounds are those of pixels in [0, 1]: gradients are divided by
                         std^2, so that one step moves pixels by lr times their own gradient, and pixels stay in [0, 1] (`bounds`).
@@ -143,10 +141,9 @@ class MultiFormation(GradientMatching):
 
     def _train(self, state: dict[str, Tensor], draw_real, generator: Generator) -> dict[str, Tensor]:
         params, before = under(state, "network."), under(state, "momentum.")
-        names, passes = list(trainable(params)), []
+        names, passes, how = list(trainable(params)), [], (self.train_steps, self.train_batch, self.optimizer, generator)
         params, _ = train_on_real(
-            self.network, params, draw_real, self.train_steps, self.train_batch, self.optimizer, generator,
-            augmentation=self.train_augmentation, cutmix=self.cutmix,
+            self.network, params, draw_real, *how, augmentation=self.train_augmentation, cutmix=self.cutmix,
             after_epoch=lambda epoch, weights, momentum: passes.append(momentum),
             done=(0, [before[name].clone() for name in names] if before else []),
         )  # fmt: skip
@@ -174,9 +171,9 @@ class IDC(Formed):
     source = "code: snu-mllab/Efficient-Dataset-Condensation"
     objective, Settings = MultiFormation, IDCSettings
     common = {
-        "formation": "partition2", "interpolation": "nearest", "augmented": False, "augmentation": "color+crop+cutout",
-        "metric": "mse", "momentum": 0.5, "batch": 64, "iterations": 2000, "inner": 100, "n_data": 2000, "train_batch": 64,
-        "cutmix": 0.5, "normalization": "published",
+        "formation": "partition2", "interpolation": "nearest", "augmented": False, "augmentation": "color+crop+cutout", "metric": "mse",
+        "momentum": 0.5, "batch": 64, "iterations": 2000, "inner": 100, "n_data": 2000, "train_batch": 64, "cutmix": 0.5,
+        "normalization": "published",
     }  # fmt: skip
     published = {  # lr_ipc: the rate for one image of each class
         "cifar10": {ANY: {"lr_ipc": 5e-4}},

@@ -110,12 +110,8 @@ class QueueMatching(DistributionMatching):
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
         context = QueueContext(_network(queue, i), labels.to(device, non_blocking=True), drawn, False, self.ce_weight * accuracy)
         real, weights = draw_real.classes(labels, self.batch, self.effects(context, synthetic))
-
-        def one(images: Tensor, here: slice) -> Tensor:
-            return self.loss(context, real, weights, images, here)
-
         at_once = classes_at_once(self.network, real.shape[1], real.shape, MAP_LIMIT)
-        loss, gradient = gradient_by_classes(synthetic, at_once, one)
+        loss, gradient = gradient_by_classes(synthetic, at_once, lambda images, here: self.loss(context, real, weights, images, here))
         chosen = torch.randperm(size, generator=pick_stream)[: self.trained].tolist()
         queue = self._train(queue, chosen, draw_real, train_stream) | {"updates": torch.tensor(updates + 1)}
         return {"images": gradient}, queue, {"loss": loss, "accuracy": accuracy}
@@ -171,9 +167,8 @@ class IDM(Formed):
     source = "code: command.txt of uitrbn/IDM"
     objective, Settings = QueueMatching, IDMSettings
     common = {
-        "formation": "partition2", "interpolation": "bilinear", "augmented": True, "lr": 0.2, "momentum": 0.5,
-        "iterations": 20_000, "batch": 256, "interval": 30, "capacity": 100, "trained": 2, "train_steps": 10,
-        "train_batch": 256, "normalization": "published",
+        "formation": "partition2", "interpolation": "bilinear", "augmented": True, "lr": 0.2, "momentum": 0.5, "iterations": 20_000,
+        "batch": 256, "interval": 30, "capacity": 100, "trained": 2, "train_steps": 10, "train_batch": 256, "normalization": "published",
     }  # fmt: skip
     published = {
         "cifar10": {1: {"ce_weight": 0.5, "batch": 5000, "interval": 5}, 10: {"ce_weight": 0.5}, 50: {"ce_weight": 0.1}},

@@ -14,7 +14,6 @@ hidden tends to stay so.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -97,9 +96,8 @@ class Hiding:
 def visible(losses: Tensor, correct: Tensor, confidence: Tensor, fraction: float, threshold: float) -> Tensor:
     """Ascending indices (M,) int64 of what is not hidden. Slow reference: `plan_plain`.
 
-    losses      (N,) last recorded, nats; of equal ones the first counts as lower
-    correct     (N,) 1 where the last prediction was right, else 0
-    confidence  (N,) its probability
+    losses                (N,) last recorded, nats; of equal ones the first counts as lower
+    correct, confidence   (N,) 1 where the last prediction was right, else 0; its probability
     """
     candidates = losses.argsort(stable=True)[: _most(fraction, len(losses))]
     learned = (correct[candidates] == 1) & (confidence[candidates] >= threshold)
@@ -139,7 +137,7 @@ class Kakurenbo(Whole):
             if not 0 < self.fraction < 1:
                 raise InputError(f"fraction: {self.fraction} is not accepted; accepted: a share above 0 and below 1")
 
-    common: ClassVar[dict] = {"fraction": 0.3}
+    common = {"fraction": 0.3}
 
     def refuse(self, job) -> None:
         super().refuse(job)

@@ -63,7 +63,7 @@ class SelfSupervisedRegression(TrainedPool):
     def __init__(self, network, batch: int = 1024, real_network=None, *, rho: float = 1e-6, width: int = 128, pool: int = 10,
                  age: int = 1000, lr: float = 0.1):  # fmt: skip
         super().__init__(network, batch, real_network, rho=rho, labels=True)
-        for name, value in (("width", width), ("pool", pool), ("age", age)):
+        for name, value in {"width": width, "pool": pool, "age": age}.items():
             check_positive_int(name, value)
         self.pool, self.age, self.optimizer = pool, age, SGD(lr, 0.9, 1e-3)
         self.own = krrst_network(network.shape, self.classes, width)
@@ -81,7 +81,6 @@ class SelfSupervisedRegression(TrainedPool):
         return {name: torch.cat([one[name] for one in pool]) for name in pool[0]}
 
     def _trained(self, synthetic: Synthetic, steps: int, generator: Generator) -> dict[str, Tensor]:
-        """The state of one network after some steps on a set."""
         one = self.new(synthetic.device, generator)
         for _ in range(steps):
             one = self._train(synthetic, one)
@@ -113,7 +112,7 @@ class SelfSupervisedRegression(TrainedPool):
             raise InputError(f"real targets: {tuple(targets.shape)} {targets.dtype}; accepted: real numbers {tuple(outputs.shape)}")
         return (weights * (outputs - targets).square().mean(1)).sum()
 
-    def report(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    def report(self, *_) -> dict[str, Tensor]:
         """Nothing: there are no labels."""
         return {}
 
@@ -183,8 +182,8 @@ class KRRST(WithoutLabels):
     no_batches = "real images without labels are drawn uniformly"
     start = "random"
     common = {
-        "optimizer": "adam", "schedule": "linear to a thousandth", "iterations": 160000, "batch": 1024, "rho": 1e-6,
-        "pool": 10, "age": 1000, "network_lr": 0.1, "normalization": "own",
+        "optimizer": "adam", "schedule": "linear to a thousandth", "iterations": 160000, "batch": 1024, "rho": 1e-6, "pool": 10,
+        "age": 1000, "network_lr": 0.1, "normalization": "own",
     }  # fmt: skip
     published = {"cifar100": {ANY: {"lr": 1e-4, "width": 128}}}
     published |= dict.fromkeys(("tiny-imagenet", "imagenet-1k"), {ANY: {"lr": 1e-5, "width": 64} | TINY})

@@ -20,7 +20,7 @@ from distillery.experts import Experts
 from distillery.methods.base import METHODS, register
 from distillery.methods.mtt import TINY
 from distillery.methods.self_supervised import StudentTrajectories
-from distillery.methods.trajectories import FlatSettings, load_bank, make_bank
+from distillery.methods.trajectories import FlatSettings, load_bank, make_bank, row
 from distillery.networks.precision import float32_matmul, images_at_once
 from distillery.scores import ORDERS, register_score
 from distillery.starts import start
@@ -60,24 +60,15 @@ class MKDT(StudentTrajectories):
     start = "high loss"
     Settings = MKDTSettings
     common = {
-        "iterations": 5000, "momentum": 0.5, "optimizer": "SGD", "expert_lr": 0.1, "expert_momentum": 0.9,
-        "expert_weight_decay": 1e-4, "expert_batch": 256, "rho": 0.01, "alpha": 1.0, "expert_training_epochs": 20,
-        "experts": 100, "student_batch": 256, "lr_step_size": 1e-4, "step_size": 0.1, "lr_targets": 1.0,
-        "momentum_targets": 0.5, "gradient": "exact", "normalization": "published",
+        "iterations": 5000, "momentum": 0.5, "optimizer": "SGD", "expert_lr": 0.1, "expert_momentum": 0.9, "expert_weight_decay": 1e-4,
+        "expert_batch": 256, "rho": 0.01, "alpha": 1.0, "expert_training_epochs": 20, "experts": 100, "student_batch": 256,
+        "lr_step_size": 1e-4, "step_size": 0.1, "lr_targets": 1.0, "momentum_targets": 0.5, "gradient": "exact",
+        "normalization": "published",
     }  # fmt: skip
     published = {
-        "cifar10": {
-            100: {"student_steps": 40, "expert_epochs": 2, "max_start_epoch": 5, "lr_images": 1000},
-            250: {"student_steps": 40, "expert_epochs": 2, "max_start_epoch": 5, "lr_images": 10000},
-        },
-        "cifar100": {
-            10: {"student_steps": 40, "expert_epochs": 2, "max_start_epoch": 2, "lr_images": 1000},
-            25: {"student_steps": 40, "expert_epochs": 2, "max_start_epoch": 5, "lr_images": 10000},
-        },
-        "tiny-imagenet": {
-            10: {"student_steps": 10, "expert_epochs": 2, "max_start_epoch": 2, "lr_images": 100000} | TINY,
-            25: {"student_steps": 10, "expert_epochs": 2, "max_start_epoch": 2, "lr_images": 100000} | TINY,
-        },
+        "cifar10": {100: row(40, 2, 5, 1000), 250: row(40, 2, 5, 10000)},
+        "cifar100": {10: row(40, 2, 2, 1000), 25: row(40, 2, 5, 10000)},
+        "tiny-imagenet": {10: row(10, 2, 2, 100000, **TINY), 25: row(10, 2, 2, 100000, **TINY)},
     }
 
     def options(self, job) -> dict:
@@ -215,9 +206,9 @@ def published_probe(dataset: str, part: str, labels: str, task: str, method: str
     part, labels  of the unlabelled images and of the labels, as '2%'; of 'none' and 'whole' the part does not matter
     """
     asked = [dataset, "2%" if method in ("none", "whole") else part, labels, task]
-    for *row, cells in (line.split(maxsplit=4) for line in PROBES.strip().splitlines()):
+    for *key, cells in (line.split(maxsplit=4) for line in PROBES.strip().splitlines()):
         found = dict(zip(COLUMNS, cells.split(), strict=True)).get(method, "-")
-        if row == asked and found != "-":
+        if key == asked and found != "-":
             mean, std = map(float, found.split("±"))
             return {"mean": mean / 100, "std": std / 100}
     return None

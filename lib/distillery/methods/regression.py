@@ -63,14 +63,11 @@ class Regression(Method):
         arguments = {name: value for name, value in vars(job.settings).items() if name not in LOOP}
         return self.objective(job.network, job.settings.batch, job.experiment.fast, **arguments)
 
-    def rates(self, settings: RegressionSettings) -> dict[str, float]:
-        """Rates of learned tensors whose rate is not `lr`."""
-        return {}
-
     def optimizers(self, job, objective: KernelRegression) -> dict[str, Optimizer]:
         """The optimizer of each learned tensor. Raises InputError on an unknown kind or schedule."""
-        s, rates = job.settings, self.rates(job.settings)
-        return {name: Optimizer(rates.get(name, s.lr), kind=s.optimizer, schedule=s.schedule) for name in objective.learned}
+        s = job.settings
+        rates = dict.fromkeys(objective.learned, s.lr) | ({"log_scale": s.lr_scale} if "log_scale" in objective.learned else {})
+        return {name: Optimizer(rate, kind=s.optimizer, schedule=s.schedule) for name, rate in rates.items()}
 
     def refuse(self, job) -> None:
         super().refuse(job)
@@ -81,26 +78,21 @@ class Regression(Method):
 
     def make(self, job) -> Made:
         objective = self.regression(job)
-        start = objective.prepare(job.first())
+        start, data = objective.prepare(job.first()), job.experiment.data
 
         def judge(current: Synthetic, step: int) -> float:
-            return objective.accuracy(current, job.experiment.data.validation, job.stream("validation"))
+            return objective.accuracy(current, data.validation, job.stream("validation"))
 
         optimizers, steps = self.optimizers(job, objective), self.updates(job.settings, job.recipe.size)
         done = job.distill(start, objective, optimizers, steps, judge=judge)
-        log = self.regressed(job, objective, {"at_start": start, "regression": done.last})
+        began, draws, log = time.monotonic(), job.experiment.protocol.networks if self.drawn else 1, {}
+        for name, one in {"at_start": start, "regression": done.last}.items():  # test accuracies
+            log[name] = [objective.accuracy(one, data.test, stream) for stream in split(job.stream("regression"), draws)]
+        log["seconds_regression"] = time.monotonic() - began
         if "validation" in done.log:
             scores = enumerate(done.log["validation"].tolist(), 1)
             log["curve"] = [[step, score] for step, score in scores if score == score]
         return made(start, done, **log)
-
-    def regressed(self, job, objective: KernelRegression, sets: dict[str, Synthetic]) -> dict:
-        """Test accuracies of regressions on sets, as many as the protocol has networks where the kernel is of networks."""
-        began, draws, test = time.monotonic(), job.experiment.protocol.networks if self.drawn else 1, job.experiment.data.test
-        found = {
-            name: [objective.accuracy(one, test, stream) for stream in split(job.stream("regression"), draws)] for name, one in sets.items()
-        }
-        return found | {"seconds_regression": time.monotonic() - began}
 
 
 class TrainedPool(PooledRegression):

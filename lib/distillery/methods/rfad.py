@@ -137,11 +137,8 @@ class RFAD(Regression):
     objective, Settings = RandomFeatures, RFADSettings
     learns = ("images", "log_scale")
     common = {
-        "optimizer": "adabelief", "schedule": "constant", "lr": 1e-3, "lr_scale": 1e-2, "batch": 5120, "iterations": 100_000,
-        "rho": 5e-3, "width": 256, "networks": 8, "eval_networks": 16, "platt": True, "labels": False, "normalization": "zca",
+        "optimizer": "adabelief", "schedule": "constant", "lr": 1e-3, "lr_scale": 1e-2, "batch": 5120, "iterations": 100_000, "rho": 5e-3,
+        "width": 256, "networks": 8, "eval_networks": 16, "platt": True, "labels": False, "normalization": "zca",
     }  # fmt: skip
     published = dict.fromkeys(("cifar10", "cifar100", "svhn"), {ANY: {}})
     published |= dict.fromkeys(("mnist", "fashion-mnist"), {ANY: {"normalization": "published"}})
-
-    def rates(self, settings: RFADSettings) -> dict[str, float]:
-        return {"log_scale": settings.lr_scale}

@@ -3,14 +3,12 @@
 Real images come with a teacher's embeddings in place of labels (`encoders.regression_set`). An encoder learns to regress those of the set,
 or learns by SimCLR without them; a protocol then fits linear probes on few labels of some tasks.
 
-| method | images | what an encoder learns on them |
-|---|---|---|
-| none | - | nothing |
-| random, k-means, high loss, whole | real | the teacher's embeddings, by squared error |
-| random, self-supervised | real | SimCLR, without the teacher |
-| MKDT | distilled by matching the students' trajectories | their targets |
-| KRR-ST | distilled by kernel ridge regression | their learned targets |
-| MTT-SSL | distilled by matching trajectories of SimCLR | SimCLR |
+| images | what an encoder learns on them |
+|---|---|
+| none | nothing |
+| real: random, k-means, high loss, whole | the teacher's embeddings, by squared error |
+| distilled: MKDT, KRR-ST | their targets; those of KRR-ST are learned |
+| random, self-supervised; distilled: MTT-SSL | SimCLR, without the teacher |
 """
 
 from dataclasses import dataclass, replace
@@ -41,7 +39,6 @@ class StudentTrajectories(WithoutLabels, Trajectories):
     """Trajectory matching without labels. Published are sets of 2 and 5% of the images, given as images over classes."""
 
     judged = None
-    published: dict
 
     def cell(self, dataset: str, size: int, n: int) -> dict:
         """The published settings of the nearer of the two published sizes, for `size` images of n."""

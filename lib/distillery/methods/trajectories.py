@@ -9,7 +9,7 @@ The published accuracies of MTT, TESLA, FTD and DATM are the best over the run o
 """
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,10 +24,6 @@ from distillery.methods.base import Made, Method, Settings
 from distillery.methods.matched import made
 from distillery.networks.precision import float32_matmul
 from distillery.training.optimizers import GSAM, SGD, Adam
-
-if TYPE_CHECKING:
-    from distillery.experiment import Experiment
-    from distillery.job import Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +90,8 @@ COLUMNS = ("student_steps", "expert_epochs", "max_start_epoch", "lr_images", "lr
 
 
 def row(*values: float, **more) -> dict:
-    """A cell of a table of published settings: the values of COLUMNS, and others by name."""
-    return dict(zip(COLUMNS, values, strict=True)) | more
+    """A cell of a table of published settings: the values of the first of COLUMNS, and others by name."""
+    return dict(zip(COLUMNS, values)) | more
 
 
 class Trajectories(Method):
@@ -119,62 +115,62 @@ class Trajectories(Method):
             values = values | {one.name: 0 for one in fields(StartEpochs) if one.name in known}
         return values | changes
 
-    def spec(self, job: "Job") -> dict:
+    def spec(self, job) -> dict:
         found, how = super().spec(job) | {"augmentation": self.augmentation(job.experiment)}, job.experiment.validation
         if self.labels and how.times:  # the best iterate is of the evaluation too
             found["validation"] = [how.times, how.networks, how.epochs, job.experiment.protocol.spec()]
         return found
 
-    def refuse(self, job: "Job") -> None:
+    def refuse(self, job) -> None:
         super().refuse(job)
         self.training(job.settings, job.experiment)
 
-    def augmentation(self, experiment: "Experiment") -> str:
+    def augmentation(self, experiment) -> str:
         """The DSA families that experts and students meet."""
         return experiment.augmentation
 
-    def training(self, settings: TrajectorySettings, experiment: "Experiment") -> Training:
+    def training(self, settings: TrajectorySettings, experiment) -> Training:
         """How experts are trained. Raises InputError on settings that are none."""
         s, options = settings, {"loss": self.loss, "views": getattr(settings, "views", None)}
         return Training(s.experts, s.expert_optimizer, s.expert_batch, self.augmentation(experiment), s.expert_seed, **options)
 
-    def bank(self, job: "Job") -> tuple[Training, int]:
+    def bank(self, job) -> tuple[Training, int]:
         """How the experts of a job are trained, and the last epoch that is kept."""
         return self.training(job.settings, job.experiment), job.settings.last_epoch
 
-    def experts(self, job: "Job") -> Experts:
+    def experts(self, job) -> Experts:
         """The experts of a job, trained on the real images that it keeps; made once, stored."""
         return load_bank(job.experiment, job.source, *self.bank(job))
 
-    def prepare(self, job: "Job", where: str = "local") -> None:
+    def prepare(self, job, where: str = "local") -> None:
         super().prepare(job, where)
         if where == "local":
             self.experts(job)
         else:
             make_bank(job.experiment, job.source, *self.bank(job), where)
 
-    def options(self, job: "Job") -> dict:
+    def options(self, job) -> dict:
         """Options of `TrajectoryMatching` beside those of all methods."""
         return {}
 
-    def matching(self, job: "Job") -> TrajectoryMatching:
+    def matching(self, job) -> TrajectoryMatching:
         """The objective of a job."""
         s = job.settings
         options = {"batch": s.student_batch, "oversize": "all", "gradient": s.gradient, "name": self.name}
         options |= {"augmentation": self.augmentation(job.experiment)} | self.options(job)
         return TrajectoryMatching(job.network, self.experts(job), s.student_steps, s.expert_epochs, s.start_epochs, **options)
 
-    def optimizers(self, job: "Job") -> dict[str, Optimizer]:
+    def optimizers(self, job) -> dict[str, Optimizer]:
         """The optimizer of each learned tensor."""
         s = job.settings
         return {"images": Optimizer(s.lr_images, s.momentum), "step_size": Optimizer(s.lr_step_size, s.momentum)}
 
-    def first(self, job: "Job", chosen: Tensor | None = None) -> Synthetic:
+    def first(self, job, chosen: Tensor | None = None) -> Synthetic:
         """First images, those at `chosen` where they are chosen already, and step size."""
         start = job.first(indices=chosen)
         return start.replace(step_size=torch.tensor(float(job.settings.step_size), device=start.device))
 
-    def make(self, job: "Job") -> Made:
+    def make(self, job) -> Made:
         cost, start = make_bank(job.experiment, job.source, *self.bank(job)), self.first(job)
         objective, optimizers, steps = self.matching(job), self.optimizers(job), self.updates(job.settings, job.recipe.size)
         judge = (lambda current, step: job.validated(current)) if self.labels else None
@@ -186,7 +182,7 @@ class Trajectories(Method):
             log |= {"best_step": done.best_step, "best_score": done.best_score}
         return made(start, done, **log)
 
-    def protocol(self, job: "Job", protocol, made):
+    def protocol(self, job, protocol, made):
         """The learned step size is the rate of the evaluation."""
         return protocol.fitting(made, getattr(job.settings, "evaluation_batch", 0)), job.steps_of(protocol)
 
@@ -196,12 +192,12 @@ def moved(start: Synthetic, last: Synthetic) -> float:
     return float((last.tensors["images"] - start.tensors["images"]).abs().mean())
 
 
-def _named(experiment: "Experiment", source, training: Training, epochs: int) -> tuple:
-    """What names a bank for `experts.make` and `experts.load`."""
+def _named(experiment, source, training: Training, epochs: int) -> tuple:
+    """What names a bank in `experts`."""
     return experiment.runs.folder / "artifacts" / "experts", experiment.network, source, training, epochs
 
 
-def make_bank(experiment: "Experiment", source, training: Training, epochs: int, where: str = "local") -> dict:
+def make_bank(experiment, source, training: Training, epochs: int, where: str = "local") -> dict:
     """Train and store what is missing of a bank of experts: what it costs, 'id', 'seconds', 'samples', told to the experiment too.
 
     where  the engine that chunks of experts are mapped over, 'local' = that of the experiment. Raises InputError on one with images on disk
@@ -213,7 +209,7 @@ def make_bank(experiment: "Experiment", source, training: Training, epochs: int,
     return cost
 
 
-def load_bank(experiment: "Experiment", source, training: Training, epochs: int) -> Experts:
+def load_bank(experiment, source, training: Training, epochs: int) -> Experts:
     """Experts in memory, made where they are missing; those that were there before are let go."""
     key = make_bank(experiment, source, training, epochs)["id"]
     if key not in experiment.shared:
