@@ -160,7 +160,7 @@ def test_the_dual_prediction_is_that_of_primal_ridge(real, net, m):
 def test_a_network_of_the_pool_trains_as_a_plain_module(real, net):
     """Full batches, mean squared error, SGD with momentum and weight decay: weights and statistics after every step."""
     objective, begin = made(net, width=3), first(real)
-    one = objective._drawn(begin.device, generator(0, "net"))
+    one = objective.new(begin.device, generator(0, "net"))
     module = objective.own.build()
     module.load_state_dict({n.removeprefix("net."): v[0].clone() for n, v in one.items() if n.startswith("net.")})
     sgd = torch.optim.SGD(module.parameters(), 0.1, 0.9, weight_decay=1e-3)
@@ -327,7 +327,7 @@ def test_published_settings_make_an_objective(dataset, lr, width, tmp_path, tiny
     assert (job.settings.lr, method.updates(job.settings, 5)) == (lr, 160_000)
     assert cell["normalization"] in NORMALIZATIONS and job.start == "random"
     assert (objective.batch, objective.pool, objective.age, objective.rho) == (1024, 10, 1000, 1e-6)
-    assert (objective.sgd.lr, objective.sgd.momentum, objective.sgd.weight_decay) == (0.1, 0.9, 1e-3)
+    assert (objective.optimizer.lr, objective.optimizer.momentum, objective.optimizer.weight_decay) == (0.1, 0.9, 1e-3)
     assert objective.own.channels == width and objective.own.head.out_features == 512
     assert optimizers == rates(objective, lr)
 

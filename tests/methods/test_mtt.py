@@ -12,7 +12,7 @@ from distillery.experiment import Experiment, Presets, Validation
 from distillery.experts import Training
 from distillery.matching.trajectory import GRADIENTS, StartEpochs
 from distillery.methods import METHODS, published
-from distillery.methods.trajectories import Trajectories
+from distillery.methods.trajectories import Trajectories, make_bank
 from distillery.networks import ConvNet
 from distillery.recipe import Effect, Evaluate, Prune, Recipe
 from distillery.runs import Runs
@@ -149,7 +149,7 @@ def test_experts_are_trained_once_as_far_as_they_are_read_and_billed_apart(split
 def test_experts_of_a_pruned_set_are_trained_on_what_is_kept(here, splits):
     job = here.job(Recipe("MTT", 1, 0, Prune(0.5, "random")))
     source = splits.train.subset(job.kept)
-    assert job.method.make_experts(job)["samples"] == 2 * 2 * len(source) < 4 * len(splits.train)
+    assert make_bank(here, source, *job.method.bank(job))["samples"] == 2 * 2 * len(source) < 4 * len(splits.train)
     found = experts.load(here.runs.folder / "artifacts" / "experts", here.network, source, *job.method.bank(job))
     bank = job.method.experts(job)
     assert all(torch.equal(value, found.weights[name]) for name, value in bank.weights.items())

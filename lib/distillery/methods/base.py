@@ -1,7 +1,7 @@
 """What a method is: its name and paper, its settings and published numbers with their sources, and how it makes a set.
 
-A method is one file of this folder with one class under `@register`. Nothing else names it: recipes, experiments, tables and
-the command line find it in METHODS. `Method` has the defaults of a selection, which makes a set and learns nothing.
+A method is one file of this folder with one class under `@register`. Nothing else names it: recipes, experiments, tables and the command
+line find it in METHODS. `Method` has the defaults of a selection, which makes a set and learns nothing.
 """
 
 import math
@@ -37,8 +37,7 @@ class Settings:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if number and not (math.isfinite(value) and value >= 0):
+            if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
                 raise InputError(f"{name}: {value} is not accepted; accepted: 0 or more")
 
     def spec(self) -> dict:
@@ -48,77 +47,60 @@ class Settings:
 
 @dataclass(frozen=True)
 class Made:
-    """What a method made.
-
-    last      the set
-    start     the images it started from, as stored, None = it started from nothing
-    iterates  other iterates of it by name, such as 'ema'
-    log       what the result says beside: JSON-able values
-    """
+    """What a method made: the set, and what belongs to it."""
 
     last: Synthetic
-    start: Tensor | None = None
-    iterates: dict[str, Synthetic] = field(default_factory=dict)
-    log: dict = field(default_factory=dict)
+    start: Tensor | None = None  # the images it started from, as stored, None = it started from nothing
+    iterates: dict[str, Synthetic] = field(default_factory=dict)  # others of it by name, such as 'ema'
+    log: dict = field(default_factory=dict)  # what the result says beside: JSON-able values
 
 
 class Method:
-    """Declarations with their defaults, and the three things a method does: `prepare`, `make` and `protocol`.
-
-    paper, source  arXiv number; where the published settings are from
-    version        of everything that decides its sets: raise it, and its own stored sets alone are stale
-    labels         whether it needs labels: True, False (real-valued targets in their place), None = it takes either
-    common         published settings; `published` has what differs: data set -> size (or ANY) -> settings. Keys in `about` are no
-                   settings: of what images and networks they are ('normalization', 'depth', 'side'), 'source', and 'start'
-    numbers        published accuracies in percent: data set -> size -> (mean, standard deviation)
-    judged         how those were measured: 'epochs', 'batch' and 'augmented' of the evaluation on the ConvNet of width 128; None = in
-                   another way, so that no number of ours is comparable
-    start          how first images are chosen as published, '' = there are none to choose
-    iterates       which iterates of its sets can be evaluated
-    learns         names of the tensors it learns
-    objective      the class whose steps it takes, None = it has no loop; `no_batches` says why it takes no sampler, '' = it does
-    prunes         whether real images may be pruned first
-    """
+    """Declarations with their defaults, and the three things a method does: `prepare`, `make` and `protocol`."""
 
     name: ClassVar[str] = ""
     kind: ClassVar[str] = "selection"
-    paper: ClassVar[str] = ""
-    source: ClassVar[str] = ""
-    version: ClassVar[int] = 1
-    labels: ClassVar[bool | None] = True
+    paper: ClassVar[str] = ""  # arXiv number
+    source: ClassVar[str] = ""  # of the published settings
+    version: ClassVar[int] = 1  # of everything that decides its sets: raise it, and its own stored sets alone are stale
+    labels: ClassVar[bool | None] = True  # whether it needs labels; False: real-valued targets in their place, None = it takes either
     makes_set: ClassVar[bool] = True
     Settings: ClassVar[type[Settings]] = Settings
-    common: ClassVar[dict] = {}
-    published: ClassVar[dict[str, dict[int, dict]]] = {}
-    about: ClassVar[tuple[str, ...]] = ("start", "normalization", "depth", "side", "source")
-    numbers: ClassVar[dict[str, dict[int, tuple[float, float]]]] = {}
-    judged: ClassVar[dict | None] = None
-    start: ClassVar[str] = ""
-    own_starts: ClassVar[tuple[str, ...]] = ()
-    iterates: ClassVar[tuple[str, ...]] = ("last",)
-    learns: ClassVar[tuple[str, ...]] = ()
-    objective: ClassVar[type | None] = None
-    no_batches: ClassVar[str] = "it has no loop"
-    prunes: ClassVar[bool] = True
-
-    # What it declares
+    common: ClassVar[dict] = {}  # published settings
+    published: ClassVar[dict[str, dict[int, dict]]] = {}  # what differs: data set -> size (or ANY) -> settings
+    about: ClassVar[tuple[str, ...]] = ("start", "normalization", "depth", "side", "source")  # keys of both that are no settings
+    numbers: ClassVar[dict[str, dict[int, tuple[float, float]]]] = {}  # accuracies in percent: data set -> size -> (mean, deviation)
+    judged: ClassVar[dict | None] = None  # how: 'epochs', 'batch', 'augmented' on the ConvNet of width 128; None = ours are not comparable
+    start: ClassVar[str] = ""  # how first images are chosen as published, '' = there are none to choose
+    own_starts: ClassVar[tuple[str, ...]] = ()  # that are not general
+    iterates: ClassVar[tuple[str, ...]] = ("last",)  # of its sets that can be evaluated
+    learns: ClassVar[tuple[str, ...]] = ()  # names of tensors
+    objective: ClassVar[type | None] = None  # the class whose steps it takes, None = it has no loop
+    no_batches: ClassVar[str] = "it has no loop"  # why it takes no sampler, '' = it does
+    prunes: ClassVar[bool] = True  # whether real images may be pruned first
 
     @property
     def starts(self) -> tuple[str, ...]:
         """Names of the first images it may start from."""
         if not self.start:
             return ()
-        general = [name for name, one in STARTS.items() if one.general and one.fits(self.labels)]
-        return (*general, *self.own_starts)
+        return (*(name for name, one in STARTS.items() if one.general and one.fits(self.labels)), *self.own_starts)
+
+    def lacks(self, sampler: type) -> list[str]:
+        """What a sampler of real batches asks of the objective in vain."""
+        return [need for need in sampler.needs if not hasattr(self.objective, need)]
 
     def samples_with(self, sampler: type) -> bool:
         """Whether a sampler of real batches can serve it."""
-        return not self.no_batches and all(hasattr(self.objective, need) for need in sampler.needs)
+        return not (self.no_batches or self.lacks(sampler))
 
     def check(self, recipe) -> None:
         """Raise InputError on parts of a recipe that the method does not take."""
         check_choice(f"iterate of {self.name}", recipe.evaluate.iterate, self.iterates)
-        check_size(self, recipe.size)
+        if self.makes_set:
+            check_positive_int("size", recipe.size)
+        elif not isinstance(recipe.size, int) or recipe.size < 0:
+            raise InputError(f"size: {recipe.size!r} with {self.name!r}; accepted: a whole number, 0 or more")
         if recipe.start and not self.start:
             raise InputError(f"start: {recipe.start!r} with {self.name!r}, which starts from nothing; accepted: ''")
         if recipe.start:
@@ -129,20 +111,18 @@ class Method:
             raise InputError(f"prune: {recipe.prune.keep:g} with {self.name!r}; accepted: None")
         if recipe.batches and self.no_batches:
             raise InputError(f"batches: {recipe.batches} with {self.name!r}, which has no real batch: {self.no_batches}; accepted: None")
-        if recipe.batches and not self.samples_with(recipe.batches.sampler_class):
-            lacking = ", ".join(need for need in recipe.batches.sampler_class.needs if not hasattr(self.objective, need))
+        if recipe.batches and (lacking := ", ".join(self.lacks(recipe.batches.sampler_class))):
             raise InputError(
                 f"batches: {recipe.batches} with {self.name!r}, whose objective has no {lacking}; accepted: None, or another sampler"
             )
 
     def refuse(self, job: "Job") -> None:
         """Raise InputError on an experiment that the method does not fit, before anything is computed."""
+        if job.recipe.evaluate.iterate == "best" and not job.experiment.validation.times:
+            raise InputError("iterate: 'best' with 0 validations; accepted: 'last', or an experiment that validates")
 
     def cell(self, dataset: str, size: int, n: int) -> dict:
-        """What is published for a data set and a size beside `common`; n = number of real images.
-
-        raises  InputError where nothing is published
-        """
+        """What is published for a data set and a size beside `common`; n = number of real images. Raises InputError where nothing is."""
         if not self.published:
             return {}
         check_choice(f"{self.name} data set", dataset, self.published)
@@ -154,14 +134,12 @@ class Method:
     def settings(self, dataset: str, size: int, n: int = 0, changes: dict | None = None, own: dict | None = None) -> Settings:
         """The published settings, with changes of an experiment and then those of a recipe.
 
-        changes  by name; those a method does not have, or does not have on this data set, do not concern it. A dict under the
-                 method's name is for it alone
+        changes  by name; those that are no settings of the method do not concern it. A dict under the method's name is for it alone
         own      changes of a recipe: all must be settings of the method
         """
-        cell = self.common | self.cell(dataset, size, n)
-        names = {one.name for one in fields(self.Settings)}
-        changes = {name: v for name, v in (changes or {}).items() if name in names} | (changes or {}).get(self.name, {})
-        values = self.changed(cell, changes | (own or {}))
+        names, changes = {one.name for one in fields(self.Settings)}, changes or {}
+        changes = {name: v for name, v in changes.items() if name in names} | changes.get(self.name, {}) | (own or {})
+        values = self.changed(self.common | self.cell(dataset, size, n), changes)
         return self.Settings(**{name: value for name, value in values.items() if name not in self.about})
 
     def changed(self, values: dict, changes: dict) -> dict:
@@ -169,15 +147,12 @@ class Method:
         return values | changes
 
     def updates(self, settings: Settings, size: int) -> int:
-        """How often the tensors of a set are updated."""
-        return 0
-
-    # What it does
+        """How often the tensors of a set are updated: `steps`, 0 = in the published `iterations`."""
+        return getattr(settings, "steps", 0) or getattr(settings, "iterations", 0)
 
     def spec(self, job: "Job") -> dict:
         """What identifies a set beside recipe, network, preprocessing and data."""
-        settings = job.settings.spec()
-        return {"settings": settings} if settings else {}
+        return {"settings": found} if (found := job.settings.spec()) else {}
 
     def scores(self, job: "Job") -> list[str]:
         """Names of the scores that its set goes by, beside pruning."""
@@ -210,14 +185,5 @@ class Method:
 
     def train(self, job: "Job", network, source, protocol: Protocol, stream, steps_of: int) -> tuple:
         """Train fresh networks on the set: (weights, what training counted, what the result says beside)."""
-        experiment = job.experiment
-        options = {"steps_of": steps_of, "encoder": experiment.encoder, "device": experiment.device}
-        return *fit(network, source, protocol, stream, **options), {}
-
-
-def check_size(method: Method, size: int) -> None:
-    """Raise InputError on a size that a method does not take."""
-    if method.makes_set:
-        check_positive_int("size", size)
-    elif not isinstance(size, int) or size < 0:
-        raise InputError(f"size: {size!r} with {method.name!r}; accepted: a whole number, 0 or more")
+        encoder, device = job.experiment.encoder, job.experiment.device
+        return *fit(network, source, protocol, stream, steps_of=steps_of, encoder=encoder, device=device), {}

@@ -11,35 +11,28 @@ from math import inf
 import torch
 from torch import Generator, Tensor
 
-from distillery.checks import RunFailed, check_positive_int
+from distillery.checks import RunFailed
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
 from distillery.experts import Experts
 from distillery.methods.base import register
 from distillery.methods.mtt import TINY
-from distillery.methods.trajectories import FlatSettings, Trajectories, row, with_step_size
+from distillery.methods.trajectories import FlatSettings, Trajectories, row
 from distillery.networks import Params
 from distillery.starts import start
 
 
 @dataclass(frozen=True, kw_only=True)
 class DATMSettings(FlatSettings):
-    """Settings of DATM.
+    """Settings of DATM."""
 
-    initial_max_start_epoch     the bound of start epochs at first (T), 0 = it does not grow
-    expansion_steps             updates until it reaches `max_start_epoch`
-    labels                      whether label logits are learned, at `lr_labels` with `momentum_labels`
-    threshold                   updates with a larger loss are skipped, 0 = none
-    evaluation_batch            images a step of the evaluation, 0 = as the protocol says
-    """
-
-    initial_max_start_epoch: int = 0
-    expansion_steps: int = 0
-    labels: bool
+    initial_max_start_epoch: int = 0  # the bound of start epochs at first (T), 0 = it does not grow
+    expansion_steps: int = 0  # updates until it reaches `max_start_epoch`
+    labels: bool  # whether label logits are learned, at `lr_labels` with `momentum_labels`
     lr_labels: float
     momentum_labels: float
-    threshold: float
-    evaluation_batch: int
+    threshold: float  # updates with a larger loss are skipped, 0 = none
+    evaluation_batch: int  # images a step of the evaluation, 0 = as the protocol says
 
     @property
     def last_epoch(self) -> int:
@@ -61,9 +54,9 @@ class DATM(Trajectories):
     learns = (*Trajectories.learns, "label_logits")
     Settings = DATMSettings
     common = {
-        "iterations": 10000, "momentum": 0.5, "momentum_labels": 0.9, "optimizer": "GSAM", "rho": 0.01, "alpha": 0.3,
-        "expert_lr": 0.01, "expert_batch": 256, "expert_training_epochs": 100, "experts": 100, "labels": True,
-        "threshold": 1.0, "gradient": "exact", "evaluation_batch": 128, "normalization": "zca",
+        "iterations": 10000, "momentum": 0.5, "momentum_labels": 0.9, "optimizer": "GSAM", "rho": 0.01, "alpha": 0.3, "expert_lr": 0.01,
+        "expert_batch": 256, "expert_training_epochs": 100, "experts": 100, "labels": True, "threshold": 1.0, "gradient": "exact",
+        "evaluation_batch": 128, "normalization": "zca",
     }  # fmt: skip
     published = {
         "cifar10": {
@@ -80,10 +73,7 @@ class DATM(Trajectories):
             100: row(80, 2, 70, 50, 1e-5, 0.01, min_start_epoch=30, student_batch=1000, lr_labels=10),
         },
         "tiny-imagenet": {
-            1: row(
-                40, 2, 20, 10000, 1e-4, 0.01, initial_max_start_epoch=15, expansion_steps=2000, student_batch=1000,
-                lr_labels=10, **TINY,
-            ),
+            1: row(40, 2, 20, 10000, 1e-4, 0.01, initial_max_start_epoch=15, expansion_steps=2000, student_batch=1000, lr_labels=10, **TINY),
             10: row(40, 2, 50, 100, 1e-4, 0.01, min_start_epoch=10, student_batch=500, lr_labels=10, **TINY),
             50: row(20, 2, 70, 100, 1e-4, 0.01, min_start_epoch=40, student_batch=1000, lr_labels=10, **TINY),
         },
@@ -98,19 +88,16 @@ class DATM(Trajectories):
         return {"labels": job.settings.labels, "threshold": job.settings.threshold or inf}
 
     def optimizers(self, job) -> dict[str, Optimizer]:
-        s, found = job.settings, super().optimizers(job)
-        return found | ({"label_logits": Optimizer(s.lr_labels, s.momentum_labels)} if s.labels else {})
+        s = job.settings
+        return super().optimizers(job) | ({"label_logits": Optimizer(s.lr_labels, s.momentum_labels)} if s.labels else {})
 
-    def first(self, job) -> Synthetic:
-        chosen = job.chosen(job.start)
-        made = with_step_size(job.first(job.start, chosen), job.settings)
+    def first(self, job, chosen: Tensor | None = None) -> Synthetic:
+        chosen = job.chosen(job.start) if chosen is None else chosen
+        made = super().first(job, chosen)
         if not job.settings.labels:
             return made
         one = 0 if job.start == "random" else None  # as published: one expert's labels for random real images
         return made.replace(label_logits=first_logits(job.network, self.experts(job), job.experiment.real, chosen, one))
-
-
-# First images and labels
 
 
 @start("correct", general=False, selection=False, labels=True)
@@ -127,24 +114,18 @@ def classified(network, params: Params, source, indices: Tensor, batch: int = 50
 
 
 def choose_correct(network, experts: Experts, source, n: int, stream: Generator) -> Tensor:
-    """Indices (classes * n,) of random images that one random expert's last epoch classifies right.
+    """Indices (classes * n,) of random images that one random expert's last epoch classifies right, as in DATM's public code.
 
-    raises  RunFailed if a class has fewer than n of them
-    Source: DATM's public code, samples predicted correctly.
+    Raises RunFailed if a class has fewer than n of them.
     """
-    check_positive_int("n", n)
     one = int(torch.randint(len(experts), (), generator=stream))
-    params = experts.at(one, experts.epochs)
-    everything = torch.arange(len(source), device=source.device)
-    right = (classified(network, params, source, everything)[0].argmax(-1) == source.targets).cpu()
-    chosen = []
+    everything, targets, chosen = torch.arange(len(source), device=source.device), source.targets.cpu(), []
+    right = classified(network, experts.at(one, experts.epochs), source, everything)[0].argmax(-1).cpu() == targets
     for label, name in enumerate(source.classes):
-        members = torch.nonzero(right & (source.targets.cpu() == label))[:, 0]
+        members = torch.nonzero(right & (targets == label))[:, 0]
         if len(members) < n:
-            raise RunFailed(
-                f"class {name}: an expert classifies {len(members)} images right, fewer than {n} a class; "
-                "accepted: fewer images a class, or experts trained longer"
-            )
+            found = f"an expert classifies {len(members)} images right, fewer than {n} a class"
+            raise RunFailed(f"class {name}: {found}; accepted: fewer images a class, or experts trained longer")
         chosen.append(members[torch.randperm(len(members), generator=stream)[:n]])
     return torch.cat(chosen)
 
@@ -152,17 +133,14 @@ def choose_correct(network, experts: Experts, source, n: int, stream: Generator)
 def first_logits(network, experts: Experts, source, indices: Tensor, one: int | None = None) -> Tensor:
     """Label logits to start from: (M, classes).
 
-    one      this expert's last-epoch logits alone (DATM from random images); None = the mean over the experts whose last epoch
-             classifies the image right, over all where none does
+    one  this expert's last-epoch logits alone (DATM from random images); None = the mean over the experts whose last epoch classifies
+         the image right, over all where none does
     """
     indices = indices.to(source.device)
-    params = experts.final()
+    some = range(len(experts)) if one is None else [one]  # one by one: images, not experts, fill the device here
+    logits = torch.cat([classified(network, experts.at(i, experts.epochs), source, indices) for i in some])  # (E, M, classes)
     if one is not None:
-        return classified(network, experts.at(one, experts.epochs), source, indices)[0]
-    logits = []
-    for i in range(len(experts)):  # one by one: images, not experts, fill the device here
-        logits.append(classified(network, {n: v[i : i + 1] for n, v in params.items()}, source, indices)[0])
-    logits = torch.stack(logits)  # (E, M, classes)
+        return logits[0]
     right = (logits.argmax(-1) == source.targets[indices]).to(logits)  # (E, M)
     right = torch.where(right.sum(0) > 0, right, 1.0)
     return (logits * right[..., None]).sum(0) / right.sum(0)[:, None]

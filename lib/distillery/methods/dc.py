@@ -2,8 +2,7 @@ r"""DC, dataset condensation by gradient matching (arXiv 2006.05929).
 
 $$\min_S \sum_c \sum_{\mathrm{layers}} \sum_i \Big(1 - \frac{\langle a_i, b_i\rangle}{\|a_i\|\,\|b_i\| + 10^{-6}}\Big)$$
 
-with rows $a_i$, $b_i$ of the gradients of one network on synthetic and on real images of a class. The mathematics, with its plain
-twin `gradient_distance_plain`, is in `matching/gradient.py`.
+with rows $a_i$, $b_i$ of the gradients of one network on synthetic and on real images of a class; see `matching/gradient.py`.
 """
 
 from distillery.matching.gradient import GradientMatching, loops
@@ -30,10 +29,8 @@ class DC(Matched):
         "mnist": {1: (91.7, 0.5), 10: (97.4, 0.2), 50: (98.8, 0.1)},
         "fashion-mnist": {1: (70.5, 0.6), 10: (82.3, 0.4), 50: (83.6, 0.4)},
         "svhn": {1: (31.2, 1.4), 10: (76.1, 0.6), 50: (82.3, 0.3)},
-        "cifar10 on ResNet18": {50: (20.8, 1.0)},
-        "cifar10 on VGG11": {50: (38.8, 1.1)},
-        "cifar10 on AlexNet": {50: (28.7, 0.7)},
-    }
+        "cifar10 on ResNet18": {50: (20.8, 1.0)}, "cifar10 on VGG11": {50: (38.8, 1.1)}, "cifar10 on AlexNet": {50: (28.7, 0.7)},
+    }  # fmt: skip
 
     def updates(self, settings, size: int) -> int:
         return settings.steps or settings.iterations * loops(size)[0]

@@ -2,8 +2,7 @@ r"""DM, distribution matching (arXiv 2110.04181).
 
 $$\min_S \sum_c \Big\| \tfrac{1}{|B_c|}\sum_{x \in B_c} \phi(A(x)) - \tfrac{1}{|S_c|}\sum_{s \in S_c} \phi(A(s)) \Big\|^2$$
 
-with a fresh random network $\phi$ in every step. The mathematics, with its plain twin `distribution_loss_plain`, is in
-`matching/distribution.py`.
+with a fresh random network $\phi$ in every step; see `matching/distribution.py`.
 """
 
 from distillery.matching.distribution import DistributionMatching

@@ -19,12 +19,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from distillery.checks import check_positive_int
+from distillery.data import TensorSource
 from distillery.data.synthetic import Synthetic
-from distillery.matching.ridge import PooledRegression, label_loss, label_loss_plain
-from distillery.matching.step import under
+from distillery.matching.ridge import label_loss, label_loss_plain
 from distillery.methods.base import ANY, register
-from distillery.methods.regression import Regression, RegressionSettings
-from distillery.networks import ModuleNetwork, Params, depth_for, trainable
+from distillery.methods.mtt import TINY
+from distillery.methods.regression import Regression, RegressionSettings, TrainedPool, widening
+from distillery.networks import ModuleNetwork, Params
 from distillery.networks.ridge import kernel_ridge_plain
 from distillery.seeds import split
 from distillery.training import train
@@ -32,66 +33,50 @@ from distillery.training.losses import centred, half_squared_error
 from distillery.training.optimizers import Adam
 
 
-class FeatureRegression(PooledRegression):
+class FeatureRegression(TrainedPool):
     """FRePo. The pool's networks are of `frepo_network`, judged by their features in evaluation mode.
 
-    width    channels of the first block, twice as many in each next one (published: 128)
-    pool     networks (10), which start at staggered ages
-    age      steps after which a network is drawn anew (100)
-    lr       of their training on the synthetic set, Adam (3e-4)
-    flip     whether the regression also sees mirrored synthetic images
-    Others as `KernelRegression`; batch is of all classes (published: 1,024). Learned labels add `label_loss`.
+    width      channels of the first block, twice as many in each next one
+    pool, age  networks, which start at staggered ages; steps after which one is drawn anew
+    lr         of their training on the synthetic set, Adam
+    flip       whether the regression also sees mirrored synthetic images
+    Others as `KernelRegression`; batch is of all classes. Defaults are the published ones. Learned labels add `label_loss`.
     """
 
-    name, learns = "FRePo", ("images", "targets")
+    name, learns, moments = "FRePo", ("images", "targets"), ("first", "second")
 
     def __init__(self, network, batch: int = 1024, real_network=None, *, rho: float = 1e-6, width: int = 128,
                  pool: int = 10, age: int = 100, lr: float = 3e-4, flip: bool = True, labels: bool = True):  # fmt: skip
         super().__init__(network, batch, real_network, rho=rho, labels=labels)
-        for name, value in (("pool", pool), ("age", age)):
-            check_positive_int(name, value)
-        self.pool, self.age, self.flip, self.adam = pool, age, flip, Adam(lr)
+        check_positive_int("pool", pool)
+        check_positive_int("age", age)
+        self.pool, self.age, self.flip, self.optimizer = pool, age, flip, Adam(lr)
         self.label_scale = 1 / math.sqrt(self.classes / 10)
         self.own = frepo_network(network.shape, self.classes, width)
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the pool 'net.NAME' (P, ...), its Adam 'first.NAME', 'second.NAME', 'steps' and 'age' (P,)."""
-        return self._new(synthetic.device, generator, self.pool) | {"age": torch.arange(self.pool) * max(1, self.age // self.pool)}
+        return self.new(synthetic.device, generator, self.pool) | {"age": torch.arange(self.pool) * max(1, self.age // self.pool)}
 
-    def _new(self, device: torch.device, generator: Generator, k: int) -> dict[str, Tensor]:
-        nets = {name: value.to(device, non_blocking=True) for name, value in self.own.init(generator, k).items()}
-        state = {f"net.{name}": value for name, value in nets.items()}
-        for name, value in trainable(nets).items():
-            state |= {f"first.{name}": torch.zeros_like(value), f"second.{name}": torch.zeros_like(value)}
-        return state | {"steps": torch.zeros(k, dtype=torch.int64), "age": torch.zeros(k, dtype=torch.int64)}
+    def new(self, device: torch.device, generator: Generator, k: int = 1) -> dict[str, Tensor]:
+        return super().new(device, generator, k) | {"steps": torch.zeros(k, dtype=torch.int64)}
 
     def aged(self, synthetic, one: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
-        new = self._train(synthetic, one, generator)
-        return new if int(new["age"]) <= self.age else self._new(synthetic.device, generator, 1)
-
-    def _train(self, synthetic: Synthetic, one: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
-        params = under(one, "net.")
-        learned = {name: value.detach().clone().requires_grad_() for name, value in trainable(params).items()}
-        source = synthetic.replace(targets=self.labels_of(synthetic).float()).source()
+        source = self._labelled(synthetic)
         chosen = torch.randperm(len(source), generator=generator)[:500].to(synthetic.device, non_blocking=True)
-        output = self.own.apply(params | learned, source.batch(chosen), train=True)
-        loss = half_squared_error(output.logits, source.targets[chosen][None]).mean()
-        grads = torch.autograd.grad(loss, list(learned.values()))
-        weights = [value.detach() for value in learned.values()]
-        moments = [one[f"{kind}.{name}"] for kind in ("first", "second") for name in learned]
-        moments = self.adam.update(weights, list(grads), [m.clone() for m in moments], int(one["steps"]), 1.0)
-        kinds = [f"{kind}.{name}" for kind in ("first", "second") for name in learned]
-        new = {f"net.{name}": value for name, value in zip(learned, weights, strict=True)}
-        new |= {f"net.{name}": value.detach() for name, value in output.buffers.items()}
-        new |= dict(zip(kinds, moments, strict=True))
-        return one | new | {"steps": one["steps"] + 1, "age": one["age"] + 1}
+        new = self.stepped(one, source.batch(chosen), source.targets[chosen], half_squared_error, int(one["steps"]))
+        new["steps"] = one["steps"] + 1
+        return new if int(new["age"]) <= self.age else self.new(synthetic.device, generator)
+
+    def _labelled(self, synthetic: Synthetic) -> TensorSource:
+        return synthetic.replace(targets=self.labels_of(synthetic).float()).source()
 
     def fresh(self, synthetic: Synthetic, generator: Generator) -> Params:
         """A network trained on the set as long as the pool's oldest."""
         init, order = split(generator, 2)
         params = {name: value.to(synthetic.device) for name, value in self.own.init(init, 1).items()}
-        source = synthetic.replace(targets=self.labels_of(synthetic).float()).source()
-        return train(self.own, params, source, half_squared_error, self.adam, generator=order, steps=self.age, batch=500)[0]
+        how = {"generator": order, "steps": self.age, "batch": 500}
+        return train(self.own, params, self._labelled(synthetic), half_squared_error, self.optimizer, **how)[0]
 
     def support(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if not self.flip:
@@ -100,58 +85,42 @@ class FeatureRegression(PooledRegression):
 
     def error(self, outputs: Tensor, targets: Tensor, weights: Tensor, made: Synthetic) -> Tensor:
         """Half the squared error and the label loss. Slow reference: `frepo_loss_plain`."""
-        gap = (outputs - centred(targets, self.classes)).square().sum(1)
-        loss = 0.5 * (weights * gap).sum()
+        loss = 0.5 * (weights * (outputs - centred(targets, self.classes)).square().sum(1)).sum()
         return loss + label_loss(made.tensors["targets"].double()) if self.labels else loss
 
 
 def frepo_network(shape: tuple[int, int, int], classes: int, width: int) -> ModuleNetwork:
     """FRePo's network: blocks of convolution, ReLU and pooling, twice as wide each, BatchNorm before all but the first.
 
-    Gray images of 28 x 28 are padded to 32 x 32 in the first convolution. Its statistics follow the last batch by nine tenths
-    (momentum .9 in torch's sense).
+    Gray images of 28 x 28 are padded to 32 x 32 in the first convolution. Statistics of BatchNorm follow the last batch by nine tenths.
     """
+    padded = 4 if tuple(shape) == (1, 28, 28) else 0
 
-    def build() -> nn.Module:
-        layers, channels = [], shape[0]
-        for i in range(depth_for(shape)):
-            if i:
-                layers.append(nn.BatchNorm2d(channels, momentum=0.9))
-            padding = 3 if i == 0 and tuple(shape) == (1, 28, 28) else 1
-            layers += [nn.Conv2d(channels, width * 2**i, 3, padding=padding), nn.ReLU(), nn.AvgPool2d(2)]
-            channels = width * 2**i
-        side = [s + (4 if tuple(shape) == (1, 28, 28) else 0) for s in shape[1:]]
-        pixels = math.prod(s // 2 ** depth_for(shape) for s in side)
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * pixels, classes))
+    def block(i: int, channels: int, wide: int) -> list[nn.Module]:
+        norm = [nn.BatchNorm2d(channels, momentum=0.9)] if i else []
+        return [*norm, nn.Conv2d(channels, wide, 3, padding=1 if i else 1 + padded // 2), nn.ReLU()]
 
-    network = ModuleNetwork(build, f"FRePo network width {width}")
-    network.channels = width
-    return network
+    return widening("FRePo", shape, classes, width, block, padded)
 
 
 def frepo_loss_plain(
     features: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, weights: Tensor, flip: bool
 ) -> Tensor:
-    """FRePo: weighted mean over targets of half the squared error, summed over classes, plus the label term.
+    """FRePo: weighted mean over targets of half the squared error, summed over classes, plus the label term, () float64.
 
     Source: 2206.00719 and its released code. K(x, x') = h(x).h(x'); ridge 1e-6 tr(K_SS) / |S|.
 
-    features     (n, c, h, w) -> (n, F): flattened last activations of one network, in eval mode
-    images       (m, c, h, w) float64: synthetic images;   labels (m, C) float64
-    real         (n, c, h, w) float64: targets;       real_labels (n, C) float64
-    weights      (n,) float64
-    flip         append left-right mirrored copies of the images, labels repeated, before the regression: |S| = 2 m.
-                 The targets are not mirrored, and the label term is of the m labels
-    returns      () float64
+    features       (n, c, h, w) -> (n, F): flattened last activations of one network, in eval mode
+    images, real   (m, c, h, w) and (n, c, h, w) float64: synthetic images, targets; labels (m, C) and real_labels (n, C)
+    weights        (n,) float64
+    flip           append left-right mirrored copies of the images, labels repeated, before the regression: |S| = 2 m. The targets are
+                   not mirrored, and the label term is of the m labels
     """
     support, support_labels = images, labels
     if flip:
-        support = torch.cat([images, images.flip(3)])  # (2 m, c, h, w)
-        support_labels = torch.cat([labels, labels])  # (2 m, C)
-    h_s = features(support)  # (|S|, F)
-    h_t = features(real)  # (n, F)
-    kernel_ss = h_s @ h_s.T  # (|S|, |S|)
-    kernel_ts = h_t @ h_s.T  # (n, |S|)
+        support, support_labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])  # (2 m, c, h, w), (2 m, C)
+    h_s, h_t = features(support), features(real)  # (|S|, F), (n, F)
+    kernel_ss, kernel_ts = h_s @ h_s.T, h_t @ h_s.T  # (|S|, |S|), (n, |S|)
     penalty = 1e-6 * torch.trace(kernel_ss) / len(support)
     predictions = kernel_ridge_plain(kernel_ss, support_labels, kernel_ts, penalty)  # (n, C)
     loss = label_loss_plain(labels)
@@ -162,15 +131,12 @@ def frepo_loss_plain(
 
 @dataclass(frozen=True, kw_only=True)
 class FRePoSettings(RegressionSettings):
-    """Settings of FRePo; batch is of all classes, the others are those of `FeatureRegression`."""
+    """Settings of FRePo, as `FeatureRegression`."""
 
     width: int
     pool: int
     age: int
     flip: bool
-
-
-TINY = {"depth": 4, "side": 64}
 
 
 @register
@@ -182,20 +148,12 @@ class FRePo(Regression):
     objective, Settings = FeatureRegression, FRePoSettings
     learns = ("images", "targets")
     common = {
-        "optimizer": "lamb", "schedule": "cosine to a tenth", "lr": 3e-4, "batch": 1024, "iterations": 500_000, "rho": 1e-6,
-        "width": 128, "pool": 10, "age": 100, "flip": False, "labels": True, "normalization": "zca",
+        "optimizer": "lamb", "schedule": "cosine to a tenth", "lr": 3e-4, "batch": 1024, "iterations": 500_000, "rho": 1e-6, "width": 128,
+        "pool": 10, "age": 100, "flip": False, "labels": True, "normalization": "zca",
     }  # fmt: skip
     published = {
         "cifar10": {ANY: {"flip": True}},
         "cifar100": {1: {"flip": True}, 10: {}, 50: {}},
-        "mnist": {ANY: {"normalization": "published"}},
-        "fashion-mnist": {ANY: {"normalization": "published"}},
+        **dict.fromkeys(("mnist", "fashion-mnist"), {ANY: {"normalization": "published"}}),
         "tiny-imagenet": {1: TINY | {"flip": True}, 10: TINY},
     }
-
-    def regression(self, job) -> FeatureRegression:
-        s = job.settings
-        return FeatureRegression(
-            job.network, s.batch, job.experiment.fast, rho=s.rho, labels=s.labels, width=s.width, pool=s.pool, age=s.age,
-            flip=s.flip,
-        )  # fmt: skip

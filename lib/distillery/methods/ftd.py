@@ -2,9 +2,9 @@ r"""FTD, flat trajectory distillation (arXiv 2211.11004): MTT with experts that 
 
 $$\min_\theta\; L_T(\theta) + \alpha \max_{\|\epsilon\| \le \rho} \big( L_T(\theta + \epsilon) - L_T(\theta) \big)$$
 
-for the experts (eq. 13), by GSAM (`training.optimizers`, plain twin `gsam_plain`). What a student's error piles up to over the
-segments of an expert is measured by `matching/flatness.py`. Beside the last images, their moving average of decay $\gamma$ is kept:
-the published numbers are its.
+for the experts (eq. 13), by GSAM (`training.optimizers`, plain twin `gsam_plain`). What a student's error piles up to over the segments of
+an expert is measured by `matching/flatness.py`. Beside the last images, their moving average of decay $\gamma$ is kept: the published
+numbers are its.
 """
 
 from dataclasses import dataclass
@@ -39,8 +39,7 @@ class FTD(Trajectories):
         "iterations": 5000, "momentum": 0.5, "optimizer": "GSAM", "rho": 0.01, "expert_lr": 0.01, "expert_batch": 256,
         "expert_training_epochs": 50, "experts": 100, "gradient": "exact", "normalization": "zca",
     }  # fmt: skip
-    # on Tiny-ImageNet it is not stated whether images were whitened
-    _tiny = TINY | {"alpha": 1.0, "ema": 0.999, "normalization": "published"}
+    _tiny = TINY | {"alpha": 1.0, "ema": 0.999, "normalization": "published"}  # whether images were whitened is not stated
     # the first rate of the student is given as ".01/.001" for both sizes
     _subset = SUBSET | {"alpha": 1.0, "ema": 0.999, "normalization": "published", "student_batch": 64}
     _subset |= {"source": "issue: author's reply in the repository's issue thread"}
@@ -63,18 +62,11 @@ class FTD(Trajectories):
         "cifar100": {1: (25.2, 0.2), 10: (43.4, 0.3), 50: (50.7, 0.3)},
         "tiny-imagenet": {1: (10.4, 0.3), 10: (24.5, 0.2)},
         # 10 classes of ImageNet each, 128 x 128
-        "imagenette": {1: (52.2, 1.0), 10: (67.7, 0.7)},
-        "imagewoof": {1: (30.1, 1.0), 10: (38.8, 1.4)},
-        "imagefruit": {1: (29.1, 0.9), 10: (44.9, 1.5)},
-        "imagemeow": {1: (33.8, 1.5), 10: (43.3, 0.6)},
+        "imagenette": {1: (52.2, 1.0), 10: (67.7, 0.7)}, "imagewoof": {1: (30.1, 1.0), 10: (38.8, 1.4)},
+        "imagefruit": {1: (29.1, 0.9), 10: (44.9, 1.5)}, "imagemeow": {1: (33.8, 1.5), 10: (43.3, 0.6)},
         # distilled on the ConvNet, evaluated on another network: Table 3
-        "cifar10 on ResNet18": {50: (65.7, 0.3)},
-        "cifar10 on VGG11": {50: (58.4, 1.6)},
-        "cifar10 on AlexNet": {50: (53.8, 0.9)},
-    }
-
-    def decay(self, settings: FTDSettings) -> float | None:
-        return settings.ema or None
+        "cifar10 on ResNet18": {50: (65.7, 0.3)}, "cifar10 on VGG11": {50: (58.4, 1.6)}, "cifar10 on AlexNet": {50: (53.8, 0.9)},
+    }  # fmt: skip
 
     def refuse(self, job) -> None:
         super().refuse(job)

@@ -2,24 +2,21 @@ r"""IDC (arXiv 2205.14959): gradient matching of multi-formation images along ne
 
 $$L = \sum_c \sum_{\mathrm{convolutions}} \| g_c^T - g_c^S \|_2^2 \quad\text{or}\quad \sum_c \sum_{\mathrm{convolutions}} \| g_c^T - g_c^S \|_1$$
 
-with $g_c^T$ and $g_c^S$ the loss gradients on real and on decoded synthetic images of class c: a plain sum over the weights
-of all convolutions, neither biases nor norms nor the classifier. A random network sees `inner` pixel updates; after each but
-the last it trains on real images, with its momentum kept; then comes a new one. IDC-I is IDC without formation.
+with $g_c^T$ and $g_c^S$ the loss gradients on real and on decoded synthetic images of class c: a plain sum over the weights of all
+convolutions, neither biases nor norms nor the classifier. A random network sees `inner` pixel updates; after each but the last it trains
+on real images, with its momentum kept; then comes a new one. IDC-I is IDC without formation.
 
-Our choices: one step for all classes (`matching.step.effective_rate`); real images of the network training are drawn anew for
-every update, where the public code walks through its data; pixels are clamped after every update, published once a network;
-effects of real images are those on the squared distance also where absolute differences are descended, because the derivative
-of an absolute difference does not see how far a mean moves. Left out: IDC on ImageNet, which trains its networks (ResNetAP-10)
-before they are matched.
+Our choices: one step for all classes (`matching.step.effective_rate`); real images of the network training are drawn anew for every
+update, where the public code walks through its data; pixels are clamped after every update, published once a network; effects of real
+images are those on the squared distance also where absolute differences are descended, because the derivative of an absolute difference
+does not see how far a mean moves. Left out: IDC on ImageNet, which trains its networks (ResNetAP-10) before they are matched.
 
 Known of the public README without a deviation, and so not among the numbers, for 1 / 10 / 50 images a class: CIFAR-10, IDC-I
-36.7 / 58.3 / 69.5, IDC 50.6 / 67.5 / 74.5; SVHN, IDC-I 46.7 / 77.0 / 87.9, IDC 68.5 / 87.5 / 90.1; MNIST, IDC-I 88.9 / 98.0 / 98.8,
-IDC 94.2 / 98.4 / 99.1; FashionMNIST, IDC-I 70.7 / 85.3 / 89.1, IDC 81.0 / 86.0 / 86.2; CIFAR-100 at 10 / 20, IDC-I 36.6 / 41.5, IDC
-45.1 / 49.0.
+36.7 / 58.3 / 69.5, IDC 50.6 / 67.5 / 74.5; SVHN, IDC-I 46.7 / 77.0 / 87.9, IDC 68.5 / 87.5 / 90.1; MNIST, IDC-I 88.9 / 98.0 / 98.8, IDC
+94.2 / 98.4 / 99.1; FashionMNIST, IDC-I 70.7 / 85.3 / 89.1, IDC 81.0 / 86.0 / 86.2; CIFAR-100 at 10 / 20, IDC-I 36.6 / 41.5, IDC 45.1 / 49.0.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,11 +46,11 @@ def squared_distance(ours: dict[str, Tensor], real: dict[str, Tensor]) -> Tensor
 
 
 def absolute_distance(ours: dict[str, Tensor], real: dict[str, Tensor]) -> Tensor:
-    """Absolute differences of gradients (classes, ...), summed over all weights, (classes,) float."""
+    """Absolute differences, as `squared_distance`."""
     return sum((a - real[name]).flatten(1).abs().sum(1) for name, a in ours.items())
 
 
-METRICS: dict[str, Callable[[dict, dict], Tensor]] = {"mse": squared_distance, "l1": absolute_distance}
+METRICS = {"mse": squared_distance, "l1": absolute_distance}
 
 
 @dataclass(frozen=True)
@@ -64,69 +61,42 @@ class FormationContext(StepContext):
 
 
 class MultiFormation(GradientMatching):
-    """The IDC objective.
+    """The IDC objective. As `GradientMatching`, and:
 
-    network             architecture that is drawn and trained along the way
     batch               real images a class and step; fewer where a class is smaller
     augmentation        siamese, of real and decoded images that are matched
-    real_network        the same network as it runs on real images that are matched, such as `MixedPrecision(network, "bfloat16")`; None = `network`
     formation           of the set, 'partition2' (IDC) or 'identity' (IDC-I)
-    metric              'mse' or 'l1' (MNIST, FashionMNIST and ImageNet)
-    inner               pixel updates a network
-    n_data              real images of all classes that a network trains on between two updates, in whole batches
-    train_batch         of them
-    optimizer           of the network
-    train_augmentation  of its images, each for itself
-    cutmix              probability of CutMix in a step of the network
+    metric, inner       'mse' or 'l1' (MNIST, FashionMNIST and ImageNet); pixel updates a network
+    n_data              real images of all classes that a network trains on between two updates, in whole batches of `train_batch`
+    train_augmentation  of its images, each for itself; `cutmix` is the probability of CutMix in a step of the network
     most                decoded images of a class in an update, a new random choice each time
-    transform           how images are standardized. Published rates and bounds are those of pixels in [0, 1]: gradients are
-                        divided by std^2, so that one step moves pixels by lr times their own gradient, and pixels stay in
-                        [0, 1] (`bounds`). None = images are what they are: no scale, no bounds
-    raises              InputError on an unknown formation or metric, a count that is not positive, or a transform that is no
-                        standardization
+    transform           how images are standardized. Published rates and bounds are those of pixels in [0, 1]: gradients are divided by
+                        std^2, so that one step moves pixels by lr times their own gradient, and pixels stay in [0, 1] (`bounds`).
+                        None = images are what they are: no scale, no bounds
+    raises              InputError on an unknown formation or metric, a count that is not positive, a transform that is no standardization
     """
 
     names = staticmethod(convolutions)
     compare = staticmethod(squared_distance)
 
-    def __init__(
-        self,
-        network,
-        batch: int = 64,
-        augmentation: str = "color+crop+cutout",
-        real_network=None,
-        *,
-        formation: str = "partition2",
-        metric: str = "mse",
-        inner: int = 100,
-        n_data: int = 2000,
-        train_batch: int = 64,
-        optimizer: SGD = SGD(0.01, 0.9, 5e-4),
-        train_augmentation: str = "color+crop",
-        cutmix: float = 0.5,
-        most: int = 128,
-        transform: Standardize | None = None,
-    ):
+    def __init__(self, network, batch: int = 64, augmentation: str = "color+crop+cutout", real_network=None, *, formation: str = "partition2",
+                 metric: str = "mse", inner: int = 100, n_data: int = 2000, train_batch: int = 64, optimizer: SGD = SGD(0.01, 0.9, 5e-4),
+                 train_augmentation: str = "color+crop", cutmix: float = 0.5, most: int = 128,
+                 transform: Standardize | None = None):  # fmt: skip
         check_choice("formation", formation, FORMATIONS)
         check_choice("metric", metric, METRICS)
-        for name, value in (
-            ("batch", batch), ("inner", inner), ("n_data", n_data), ("train_batch", train_batch), ("most", most),
-        ):  # fmt: skip
+        for name, value in {"batch": batch, "inner": inner, "n_data": n_data, "train_batch": train_batch, "most": most}.items():
             check_positive_int(name, value)
         if transform is not None and not isinstance(transform, Standardize):
-            raise InputError(
-                f"transform: {type(transform).__name__} with IDC, whose rates are those of pixels; accepted: Standardize, or None"
-            )
+            raise InputError(f"transform: {type(transform).__name__} with IDC, whose rates are of pixels; accepted: Standardize, or None")
         super().__init__(network, inner, batch=batch, augmentation=augmentation, real_network=real_network)
         self.name = "IDC" if FORMATIONS[formation] > 1 else "IDC-I"
         self.formation, self.metric, self.optimizer, self.most = formation, METRICS[metric], optimizer, most
         self.train_steps, self.train_batch = math.ceil(n_data / train_batch), train_batch
-        self.train_augmentation, self.cutmix = train_augmentation, cutmix
-        self.scale, self.bounds = None, {}
+        self.train_augmentation, self.cutmix, self.scale, self.bounds = train_augmentation, cutmix, None, {}
         if transform is not None:
             mean, std = transform.mean[:, None, None], transform.std[:, None, None]
-            self.scale = std.square()
-            self.bounds = {"images": (-mean / std, (1 - mean) / std)}
+            self.scale, self.bounds = std.square(), {"images": (-mean / std, (1 - mean) / std)}
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the network in training, its momentum once it has one, and how many updates it has seen."""
@@ -171,31 +141,21 @@ class MultiFormation(GradientMatching):
 
     def _train(self, state: dict[str, Tensor], draw_real, generator: Generator) -> dict[str, Tensor]:
         params, before = under(state, "network."), under(state, "momentum.")
-        names, passes = list(trainable(params)), []
+        names, passes, how = list(trainable(params)), [], (self.train_steps, self.train_batch, self.optimizer, generator)
         params, _ = train_on_real(
-            self.network, params, draw_real, self.train_steps, self.train_batch, self.optimizer, generator,
-            augmentation=self.train_augmentation, cutmix=self.cutmix,
+            self.network, params, draw_real, *how, augmentation=self.train_augmentation, cutmix=self.cutmix,
             after_epoch=lambda epoch, weights, momentum: passes.append(momentum),
             done=(0, [before[name].clone() for name in names] if before else []),
         )  # fmt: skip
-        momentum = dict(zip(names, passes[-1]))  # empty without momentum
-        return (
-            {f"network.{name}": value for name, value in params.items()}
-            | {f"momentum.{name}": value for name, value in momentum.items()}
-            | {"updates": state["updates"]}
-        )
+        state = {f"network.{name}": value for name, value in params.items()} | {"updates": state["updates"]}
+        return state | {f"momentum.{name}": value for name, value in zip(names, passes[-1])}  # none without momentum
 
 
 @dataclass(frozen=True, kw_only=True)
 class IDCSettings(FormedSettings):
-    """Settings of IDC. An iteration is one network of `inner` updates.
+    """Settings of IDC, as `MultiFormation`. An iteration is one network of `inner` updates; lr is of pixels in [0, 1]."""
 
-    lr            of pixels in [0, 1]; it grows with the images of a class
-    augmentation  of what is matched, where it is not that of the experiment (`augmented`)
-    Others as `MultiFormation`.
-    """
-
-    augmentation: str
+    augmentation: str  # of what is matched, where it is not that of the experiment (`augmented`)
     metric: str
     inner: int
     n_data: int
@@ -211,9 +171,9 @@ class IDC(Formed):
     source = "code: snu-mllab/Efficient-Dataset-Condensation"
     objective, Settings = MultiFormation, IDCSettings
     common = {
-        "formation": "partition2", "interpolation": "nearest", "augmented": False, "augmentation": "color+crop+cutout",
-        "metric": "mse", "momentum": 0.5, "batch": 64, "iterations": 2000, "inner": 100, "n_data": 2000, "train_batch": 64,
-        "cutmix": 0.5, "normalization": "published",
+        "formation": "partition2", "interpolation": "nearest", "augmented": False, "augmentation": "color+crop+cutout", "metric": "mse",
+        "momentum": 0.5, "batch": 64, "iterations": 2000, "inner": 100, "n_data": 2000, "train_batch": 64, "cutmix": 0.5,
+        "normalization": "published",
     }  # fmt: skip
     published = {  # lr_ipc: the rate for one image of each class
         "cifar10": {ANY: {"lr_ipc": 5e-4}},

@@ -3,13 +3,13 @@ r"""IDM (arXiv 2307.09742): distribution matching on a queue of partly trained n
 $$L = \sum_c \Big\| \tfrac{1}{|B_c|}\sum_{x \in B_c} \phi(A(x)) - \tfrac{1}{|S_c|}\sum_{s \in S_c} \phi(A(s)) \Big\|^2
 + \lambda\, \mathrm{acc}(\phi)\, \tfrac{1}{|S_c|}\sum_{s \in S_c} \mathrm{CE}(\phi(A(s)), c)$$
 
-with $\phi$ drawn from the queue, in evaluation mode, and acc its running training accuracy in percent, so that a network
-that has learned nothing teaches nothing. After every update a few networks of the queue train on real images; from time to
-time a fresh one enters and the oldest leaves. Slow reference, class by class: `queue_loss_plain`.
+with $\phi$ drawn from the queue, in evaluation mode, and acc its running training accuracy in percent, so that a network that has learned
+nothing teaches nothing. After every update a few networks of the queue train on real images; from time to time a fresh one enters and the
+oldest leaves. Slow reference, class by class: `queue_loss_plain`.
 
-Our choices where the public code has faults or is silent: accuracies are not reset at evaluations; the cross-entropy sees the
-augmented images that are matched; networks to train are distinct; momentum starts anew whenever a network trains. Left out:
-on ImageNet-100 at 50 images a class the public code starts from released networks.
+Our choices where the public code has faults or is silent: accuracies are not reset at evaluations; the cross-entropy sees the augmented
+images that are matched; networks to train are distinct; momentum starts anew whenever a network trains. Left out: on ImageNet-100 at 50
+images a class the public code starts from released networks.
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from distillery.matching.distribution import MAP_LIMIT, DistributionMatching, cl
 from distillery.matching.step import StepContext, classes_at_once, gradient_by_classes, train_on_real, under
 from distillery.methods.base import register
 from distillery.methods.matched import Formed, FormedSettings, augmentation, once_differentiated
+from distillery.methods.mtt import TINY
 from distillery.networks import Params
 from distillery.seeds import split
 from distillery.training.dsa import Draw, augment, draw
@@ -39,23 +40,11 @@ class QueueContext(StepContext):
     push: Tensor | float = 0.0
 
 
-def queue_loss(
-    network,
-    params: Params,
-    real: Tensor,
-    weights: Tensor,
-    synthetic: Tensor,
-    labels: Tensor,
-    push: Tensor | float,
-    drawn: Draw | None,
-    train_mode: bool = False,
-    real_network=None,
-) -> Tensor:
+def queue_loss(network, params: Params, real: Tensor, weights: Tensor, synthetic: Tensor, labels: Tensor, push: Tensor | float,
+               drawn: Draw | None, train_mode: bool = False, real_network=None) -> Tensor:  # fmt: skip
     """The loss above, () float: `distribution_loss` and the cross-entropy from one pass of the synthetic images.
 
-    labels  (classes,)
-    push    () factor of the cross-entropy; the others are those of `distribution_loss`
-    Slow reference: `queue_loss_plain`.
+    Arguments as `distribution_loss`; labels (classes,), push () the factor of the cross-entropy. Slow reference: `queue_loss_plain`.
     """
     real_mean = class_means(real_network or network, params, real, weights, drawn, train_mode)
     classes, m = synthetic.shape[:2]
@@ -81,55 +70,30 @@ def queue_loss_plain(
 
 
 class QueueMatching(DistributionMatching):
-    """The IDM objective; effects of real images are those of DM, which the cross-entropy does not change.
+    """The IDM objective; effects of real images are those of DM, which the cross-entropy does not change. As `DistributionMatching`, and:
 
-    network       architecture of the queue
-    batch         real images a class and step that are matched (published: 256, CIFAR at ipc 1: 5000)
-    augmentation  DSA families, '' for none
-    real_network  the same network as it runs on real images that are matched, such as `MixedPrecision(network, "bfloat16")`; None = `network`
-    ce_weight     lambda, with accuracies in percent
-    interval      updates between two fresh networks
-    capacity      networks in the queue at most
-    trained       networks that train after an update
-    train_steps   steps each of them takes
-    train_batch   real images of all classes a step
-    optimizer     of the networks
-    raises        InputError on a count that is not positive or a negative weight
+    ce_weight           lambda, with accuracies in percent
+    interval, capacity  updates between two fresh networks, networks in the queue at most
+    trained             networks that train after an update, each for `train_steps` steps on `train_batch` real images of all classes
+    raises              InputError on a count that is not positive or a negative weight
     """
 
     name = "IDM"
 
-    def __init__(
-        self,
-        network,
-        batch: int = 256,
-        augmentation: str = "",
-        real_network=None,
-        *,
-        ce_weight: float = 0.5,
-        interval: int = 30,
-        capacity: int = 100,
-        trained: int = 2,
-        train_steps: int = 10,
-        train_batch: int = 256,
-        optimizer: SGD = SGD(0.01, 0.9, 5e-4),
-    ):
+    def __init__(self, network, batch: int = 256, augmentation: str = "", real_network=None, *, ce_weight: float = 0.5, interval: int = 30,
+                 capacity: int = 100, trained: int = 2, train_steps: int = 10, train_batch: int = 256,
+                 optimizer: SGD = SGD(0.01, 0.9, 5e-4)):  # fmt: skip
         super().__init__(network, batch, augmentation, real_network)
-        for name, value in (
-            ("batch", batch), ("interval", interval), ("capacity", capacity), ("trained", trained),
-            ("train_steps", train_steps), ("train_batch", train_batch),
-        ):  # fmt: skip
-            check_positive_int(name, value)
+        self.interval, self.capacity, self.trained = interval, capacity, trained
+        self.train_steps, self.train_batch, self.ce_weight, self.optimizer = train_steps, train_batch, ce_weight, optimizer
+        for name in ("batch", "interval", "capacity", "trained", "train_steps", "train_batch"):
+            check_positive_int(name, getattr(self, name))
         if not ce_weight >= 0:
             raise InputError(f"ce_weight: {ce_weight} is not accepted; accepted: 0 or more")
-        self.ce_weight, self.interval, self.capacity = ce_weight, interval, capacity
-        self.trained, self.train_steps, self.train_batch = trained, train_steps, train_batch
-        self.optimizer = optimizer
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the queue, oldest first, 'queue.NAME' (Q, ...), with 'correct' and 'seen' (Q,), and the updates done."""
-        first = min(FIRST, self.capacity)
-        return self._fresh(first, synthetic.device, generator) | {"updates": torch.tensor(0)}
+        return self._fresh(min(FIRST, self.capacity), synthetic.device, generator) | {"updates": torch.tensor(0)}
 
     def step(self, synthetic: Synthetic, state: dict[str, Tensor], draw_real, generator: Generator):
         """One gradient on the pixels, then training in the queue: (gradients by name, state, log)."""
@@ -137,8 +101,8 @@ class QueueMatching(DistributionMatching):
         device, updates = synthetic.device, int(state["updates"])
         queue = {name: value for name, value in state.items() if name != "updates"}
         if updates and updates % self.interval == 0:
-            fresh = self._fresh(1, device, fresh_stream)
-            queue = {name: torch.cat([queue[name], v])[-self.capacity :] for name, v in fresh.items()}
+            fresh = self._fresh(1, device, fresh_stream).items()
+            queue = {name: torch.cat([queue[name], value])[-self.capacity :] for name, value in fresh}
         size = len(queue["seen"])
         i = int(torch.randint(size, (), generator=pick_stream))
         accuracy = 100 * queue["correct"][i] / queue["seen"][i].clamp_min(1)  # (), percent
@@ -146,16 +110,11 @@ class QueueMatching(DistributionMatching):
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
         context = QueueContext(_network(queue, i), labels.to(device, non_blocking=True), drawn, False, self.ce_weight * accuracy)
         real, weights = draw_real.classes(labels, self.batch, self.effects(context, synthetic))
-
-        def one(images: Tensor, here: slice) -> Tensor:
-            return self.loss(context, real, weights, images, here)
-
         at_once = classes_at_once(self.network, real.shape[1], real.shape, MAP_LIMIT)
-        loss, gradient = gradient_by_classes(synthetic, at_once, one)
+        loss, gradient = gradient_by_classes(synthetic, at_once, lambda images, here: self.loss(context, real, weights, images, here))
         chosen = torch.randperm(size, generator=pick_stream)[: self.trained].tolist()
-        queue = self._train(queue, chosen, draw_real, train_stream)
-        log = {"loss": loss, "accuracy": accuracy}
-        return {"images": gradient}, queue | {"updates": torch.tensor(updates + 1)}, log
+        queue = self._train(queue, chosen, draw_real, train_stream) | {"updates": torch.tensor(updates + 1)}
+        return {"images": gradient}, queue, {"loss": loss, "accuracy": accuracy}
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The loss of some classes, ()."""
@@ -171,14 +130,11 @@ class QueueMatching(DistributionMatching):
     def _train(self, queue: dict[str, Tensor], chosen: list[int], draw_real, generator: Generator) -> dict[str, Tensor]:
         queue = {name: value.clone() for name, value in queue.items()}
         for i, stream in zip(chosen, split(generator, len(chosen)), strict=True):
-            params, stats = train_on_real(
-                self.network, _network(queue, i), draw_real, self.train_steps, self.train_batch, self.optimizer, stream,
-                collect=("correct",),
-            )  # fmt: skip
+            how = draw_real, self.train_steps, self.train_batch, self.optimizer, stream
+            params, stats = train_on_real(self.network, _network(queue, i), *how, collect=("correct",))
             for name, value in params.items():
                 queue[f"queue.{name}"][i] = value[0]
-            correct = stats.collected["correct"]  # (epochs, 1, n), NaN where not visited
-            queue["correct"][i] += correct.nansum().long()
+            queue["correct"][i] += stats.collected["correct"].nansum().long()  # (epochs, 1, n), NaN where not visited
             queue["seen"][i] += stats.samples
         return queue
 
@@ -190,7 +146,7 @@ def _network(queue: dict[str, Tensor], i: int) -> Params:
 
 @dataclass(frozen=True, kw_only=True)
 class IDMSettings(FormedSettings):
-    """Settings of IDM; the others are those of `QueueMatching`, where they are explained."""
+    """Settings of IDM, as `QueueMatching`."""
 
     ce_weight: float
     interval: int
@@ -200,7 +156,6 @@ class IDMSettings(FormedSettings):
     train_batch: int
 
 
-TINY = {"depth": 4, "side": 64}
 LARGE = {"depth": 6, "side": 224, "ce_weight": 3.0, "batch": 128, "interval": 50, "capacity": 50}
 
 
@@ -212,9 +167,8 @@ class IDM(Formed):
     source = "code: command.txt of uitrbn/IDM"
     objective, Settings = QueueMatching, IDMSettings
     common = {
-        "formation": "partition2", "interpolation": "bilinear", "augmented": True, "lr": 0.2, "momentum": 0.5,
-        "iterations": 20_000, "batch": 256, "interval": 30, "capacity": 100, "trained": 2, "train_steps": 10,
-        "train_batch": 256, "normalization": "published",
+        "formation": "partition2", "interpolation": "bilinear", "augmented": True, "lr": 0.2, "momentum": 0.5, "iterations": 20_000,
+        "batch": 256, "interval": 30, "capacity": 100, "trained": 2, "train_steps": 10, "train_batch": 256, "normalization": "published",
     }  # fmt: skip
     published = {
         "cifar10": {1: {"ce_weight": 0.5, "batch": 5000, "interval": 5}, 10: {"ce_weight": 0.5}, 50: {"ce_weight": 0.1}},
@@ -223,11 +177,9 @@ class IDM(Formed):
             10: {"ce_weight": 0.1, "train_steps": 50, "normalization": "published:cifar10"},
             50: {"ce_weight": 0.1, "normalization": "published:cifar10"},
         },
-        "tiny-imagenet": {
-            1: TINY | {"ce_weight": 0.5}, 10: TINY | {"ce_weight": 0.5}, 50: TINY | {"ce_weight": 0.8, "train_steps": 50},
-        },
+        "tiny-imagenet": {1: TINY | {"ce_weight": 0.5}, 10: TINY | {"ce_weight": 0.5}, 50: TINY | {"ce_weight": 0.8, "train_steps": 50}},
         "imagenet-100": {1: LARGE, 10: LARGE},
-    }  # fmt: skip
+    }
     numbers = {  # other paper: the table of InfoUtil
         "cifar10": {1: (45.6, 0.7), 10: (58.6, 0.1), 50: (67.5, 0.1)},
         "cifar100": {1: (20.1, 0.3), 10: (45.1, 0.1), 50: (50.0, 0.2)},

@@ -1,36 +1,29 @@
 r"""Hide the samples a network has learned, anew in every epoch of its training: KAKURENBO (arXiv 2310.10102).
 
-Before epoch $e$ all $N$ samples are sorted by their last recorded loss. The $\lfloor F_e N \rfloor$ lowest are candidates; a
-candidate is hidden where its last prediction was right and its largest probability at least $\tau$, else it moves back. The
-epoch visits the rest at $\frac{1}{1 - F_e}$ of the learning rate, and a forward pass at its end records anew what was
-hidden. $F_e$ is the fraction times a factor that falls at milestones of the training.
+Before epoch $e$ all $N$ samples are sorted by their last recorded loss. The $\lfloor F_e N \rfloor$ lowest are candidates; a candidate is
+hidden where its last prediction was right and its largest probability at least $\tau$, else it moves back. The epoch visits the rest at
+$\frac{1}{1 - F_e}$ of the learning rate, and a forward pass at its end records anew what was hidden. $F_e$ is the fraction times a factor
+that falls at milestones of the training. Slow reference: `plan_plain`.
 
-Probabilities are those over the classes of one sample; the public code normalizes over the samples of a batch. What was
-visited is recorded during the epoch, augmented and at the weights of that step; what was hidden is recorded at its end,
-in evaluation mode and never augmented (in the public code in training mode, which moves the statistics of BatchNorm). Its
-losses tend to be lower for that alone, so what is hidden tends to stay so.
-
-Slow reference: `plan_plain`.
+Probabilities are those over the classes of one sample; the public code normalizes over the samples of a batch. What was visited is recorded
+during the epoch, augmented and at the weights of that step; what was hidden is recorded at its end, in evaluation mode and never augmented
+(in the public code in training mode, which moves the statistics of BatchNorm). Its losses tend to be lower for that alone, so what is
+hidden tends to stay so.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from distillery.checks import InputError, check_positive_int
+from distillery.checks import InputError
 from distillery.evaluation import FineTuning, fit
 from distillery.methods.base import Settings, register
 from distillery.methods.whole import Whole
 from distillery.networks import Params
 from distillery.training import COLLECTORS, Plan, Stats, cross_entropy
-
-if TYPE_CHECKING:
-    from distillery.job import Job
 
 CHUNK = 500  # images of one forward pass
 
@@ -41,57 +34,27 @@ class Hiding:
         hiding = Hiding(network, images, 0.3)
         train(network, params, images, plan=hiding.plan, collect=hiding.collect, after_epoch=hiding.after_epoch, ...)
 
-    Source: KAKURENBO (arXiv 2310.10102), its defaults.
-
     images      what is trained on: len(), `.targets` (N,) int64 and `.batch(indices)`, an ImageSet or TensorSource
     fraction    F in [0, 1), the most that is hidden
-    threshold   tau, the least probability of a hidden sample's prediction
-    milestones  epochs, counted from 0, from which on the next factor counts: where the learning rate falls
+    threshold   tau in [0, 1], the least probability of a hidden sample's prediction
+    milestones  ascending epochs, counted from 0, from which on the next factor counts: where the learning rate falls
     factors     of F, in [0, 1], at least one more than milestones
-    warmup      epochs that visit everything at the learning rate as it is
+    warmup      epochs, 1 or more, that visit everything at the learning rate as it is
     hidden      how many samples each epoch so far hid
     refreshed   forward passes of one sample that refreshing took so far, a third of what a visit costs
-    raises      InputError on a fraction, threshold, factor or milestone outside of these
     """
 
     collect = ("loss", "correct", "confidence")
 
-    def __init__(
-        self,
-        network,
-        images,
-        fraction: float,
-        *,
-        threshold: float = 0.7,
-        milestones: Sequence[int] = (),
-        factors: Sequence[float] = (1, 0.8, 0.6, 0.4),
-        warmup: int = 1,
-    ):
-        if not 0 <= fraction < 1:
-            raise InputError(f"fraction: {fraction} is not accepted; accepted: a number from 0 to below 1")
-        if not 0 <= threshold <= 1:
-            raise InputError(f"threshold: {threshold} is not accepted; accepted: a number from 0 to 1")
-        if any(later <= earlier for earlier, later in pairwise(milestones)):
-            raise InputError(f"milestones: {list(milestones)} do not ascend; accepted: ascending epochs")
-        if len(factors) <= len(milestones):
-            raise InputError(f"factors: {len(factors)} with {len(milestones)} milestones; accepted: at least one more than milestones")
-        for factor in factors:
-            if not 0 <= factor <= 1:
-                raise InputError(f"factors: {factor} is not accepted; accepted: numbers from 0 to 1")
-        check_positive_int("warmup", warmup)  # before the first epoch nothing is recorded to sort by
-        self.network, self.images = network, images
-        self.fraction, self.threshold = fraction, threshold
+    def __init__(self, network, images, fraction: float, *, threshold: float = 0.7, milestones: Sequence[int] = (),
+                 factors: Sequence[float] = (1, 0.8, 0.6, 0.4), warmup: int = 1):  # fmt: skip
+        assert 0 <= fraction < 1 and 0 <= threshold <= 1 and warmup >= 1 and len(factors) > len(milestones)
+        self.network, self.images, self.fraction, self.threshold = network, images, fraction, threshold
         self.milestones, self.factors, self.warmup = tuple(milestones), tuple(factors), warmup
         self.hidden: list[int] = []
-        self.refreshed = 0
-        device = images.targets.device
+        self.refreshed, device = 0, images.targets.device
         self._last = {name: torch.full((len(images),), math.nan, device=device) for name in self.collect}
         self._waiting = torch.arange(0, device=device)  # indices hidden and not yet refreshed
-
-    @property
-    def saved(self) -> float:
-        """The part of all visits so far that hiding saved, refreshing not counted; 0 before the first epoch."""
-        return sum(self.hidden) / (len(self.images) * max(len(self.hidden), 1))
 
     def scheduled(self, epoch: int) -> float:
         """F_e, the part that may be hidden in an epoch, counted from 0."""
@@ -100,17 +63,13 @@ class Hiding:
         return self.fraction * self.factors[sum(epoch >= milestone for milestone in self.milestones)]
 
     def plan(self, epoch: int, stats: Stats) -> Plan:
-        """What `epoch` visits, by all that is recorded before it.
-
-        raises  InputError where epochs are left out or begin again, more than one network is trained, `collect` is not
-                recorded every epoch, or `after_epoch` was not called
-        """
-        if epoch != len(self.hidden):
-            raise InputError(f"epoch: {epoch} after {len(self.hidden)} planned ones; accepted: one training, from 0")
-        if len(self._waiting):
-            raise InputError(f"after_epoch: {len(self._waiting)} hidden samples are not refreshed; accepted: that of this object")
-        if epoch:
-            self._record(epoch, stats)
+        """What `epoch` visits, by all that is recorded before it."""
+        assert epoch == len(self.hidden), "one object for one training, from epoch 0"
+        assert not len(self._waiting), "`after_epoch` is that of this object"
+        for name, last in self._last.items() if epoch else ():
+            assert stats.collected[name].shape == (epoch, 1, len(self.images)), "`collect` of every epoch, one network and these images"
+            values = stats.collected[name][-1, 0]  # (N,), NaN where not visited
+            self._last[name] = torch.where(values.isnan(), last, values)
         fraction = self.scheduled(epoch)
         seen = visible(*(self._last[name] for name in self.collect), fraction, self.threshold)  # (M,)
         hidden = torch.ones(len(self.images), dtype=torch.bool, device=seen.device)
@@ -118,19 +77,6 @@ class Hiding:
         self._waiting = hidden.nonzero()[:, 0]  # (N - M,)
         self.hidden.append(len(self._waiting))
         return Plan(seen, scale=1 / (1 - fraction))
-
-    def _record(self, epoch: int, stats: Stats) -> None:
-        """Take over what the epoch before `epoch` recorded of the samples it visited."""
-        wanted = (epoch, 1, len(self.images))
-        for name, last in self._last.items():
-            shape = tuple(stats.collected[name].shape) if name in stats.collected else "nothing"
-            if shape != wanted:
-                raise InputError(
-                    f"collect: {shape} of {name!r}; accepted: {wanted}, {', '.join(self.collect)} of each epoch, "
-                    "one network and these images"
-                )
-            values = stats.collected[name][-1, 0]  # (N,)
-            self._last[name] = torch.where(values.isnan(), last, values)
 
     @torch.no_grad()
     def after_epoch(self, epoch: int, weights: Params, momentum: list[Tensor]) -> None:
@@ -150,9 +96,8 @@ class Hiding:
 def visible(losses: Tensor, correct: Tensor, confidence: Tensor, fraction: float, threshold: float) -> Tensor:
     """Ascending indices (M,) int64 of what is not hidden. Slow reference: `plan_plain`.
 
-    losses      (N,) last recorded, nats; of equal ones the first counts as lower
-    correct     (N,) 1 where the last prediction was right, else 0
-    confidence  (N,) its probability
+    losses                (N,) last recorded, nats; of equal ones the first counts as lower
+    correct, confidence   (N,) 1 where the last prediction was right, else 0; its probability
     """
     candidates = losses.argsort(stable=True)[: _most(fraction, len(losses))]
     learned = (correct[candidates] == 1) & (confidence[candidates] >= threshold)
@@ -167,12 +112,8 @@ def plan_plain(
     """The definition of `visible`, one sample at a time."""
     order = sorted(range(len(losses)), key=lambda i: losses[i])
     most = _most(fraction, len(losses))
-    seen = order[most:]
-    for i in order[:most]:
-        if correct[i] == 1 and confidence[i] >= threshold:
-            continue
-        seen.append(i)  # moved back
-    return sorted(seen)
+    moved_back = [i for i in order[:most] if not (correct[i] == 1 and confidence[i] >= threshold)]
+    return sorted(order[most:] + moved_back)
 
 
 def _most(fraction: float, n: int) -> int:
@@ -196,18 +137,18 @@ class Kakurenbo(Whole):
             if not 0 < self.fraction < 1:
                 raise InputError(f"fraction: {self.fraction} is not accepted; accepted: a share above 0 and below 1")
 
-    common: ClassVar[dict] = {"fraction": 0.3}
+    common = {"fraction": 0.3}
 
-    def refuse(self, job: "Job") -> None:
+    def refuse(self, job) -> None:
+        super().refuse(job)
         if not isinstance(job.experiment.protocol, FineTuning):
             raise InputError(f"protocol: {job.experiment.protocol.kind!r} with {self.name!r}; accepted: 'fine-tune'")
 
-    def protocol(self, job: "Job", protocol, made):
+    def protocol(self, job, protocol, made):
         return protocol, protocol.steps_of(0, 0, len(job.experiment.real))
 
-    def train(self, job: "Job", network, source, protocol, stream, steps_of: int) -> tuple:
+    def train(self, job, network, source, protocol, stream, steps_of: int) -> tuple:
         experiment = job.experiment
         hiding = Hiding(network, source, job.settings.fraction, milestones=protocol.milestones)
         options = {"steps_of": steps_of, "encoder": experiment.encoder, "hiding": hiding, "device": experiment.device}
-        params, stats = fit(network, source, protocol, stream, **options)
-        return params, stats, {"hidden": hiding.hidden, "refreshed": hiding.refreshed}
+        return *fit(network, source, protocol, stream, **options), {"hidden": hiding.hidden, "refreshed": hiding.refreshed}

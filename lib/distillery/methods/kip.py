@@ -24,9 +24,8 @@ from distillery.training.losses import centred
 
 
 class KernelInducingPoints(KernelRegression):
-    """KIP with the kernel of a fully connected network of infinite width.
+    """KIP with the kernel of a fully connected network of infinite width and `layers` hidden layers.
 
-    layers  hidden ones
     Others as `KernelRegression`; batch is of each class (published: 500, of 10 classes).
     """
 
@@ -45,8 +44,7 @@ class KernelInducingPoints(KernelRegression):
 
     def error(self, outputs: Tensor, targets: Tensor, weights: Tensor, made: Synthetic) -> Tensor:
         """Half the mean over images and classes of the squared error. Slow reference: `kip_loss_plain`."""
-        gap = (outputs - centred(targets, self.classes)).square().mean(1)
-        return 0.5 * (weights * gap).sum()
+        return 0.5 * (weights * (outputs - centred(targets, self.classes)).square().mean(1)).sum()
 
 
 def ntk_matrix_plain(left: Tensor, right: Tensor, depth: int) -> Tensor:
@@ -55,18 +53,15 @@ def ntk_matrix_plain(left: Tensor, right: Tensor, depth: int) -> Tensor:
 
 
 def kip_loss_plain(images: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, weights: Tensor, depth: int = 1) -> Tensor:
-    """KIP: half the weighted mean over targets of the mean over classes of the squared error.
+    """KIP: half the weighted mean over targets of the mean over classes of the squared error, () float64.
 
     Source: 2011.00050, kernel ridge regression loss; ridge 1e-6 tr(K_SS) / m as in the released code.
 
-    images       (m, c, h, w) float64: synthetic images;   labels (m, C) float64
-    real         (n, c, h, w) float64: targets;       real_labels (n, C) float64, centred one-hot
-    weights      (n,) float64
-    depth        hidden layers of the network of `ntk_plain`
-    returns      () float64
+    images, real  (m, c, h, w) and (n, c, h, w) float64: synthetic images, targets; labels (m, C) and centred one-hot real_labels (n, C)
+    weights       (n,) float64
+    depth         hidden layers of the network of `ntk_plain`
     """
-    kernel_ss = ntk_matrix_plain(images, images, depth)  # (m, m)
-    kernel_ts = ntk_matrix_plain(real, images, depth)  # (n, m)
+    kernel_ss, kernel_ts = ntk_matrix_plain(images, images, depth), ntk_matrix_plain(real, images, depth)  # (m, m), (n, m)
     penalty = 1e-6 * torch.trace(kernel_ss) / len(images)
     predictions = kernel_ridge_plain(kernel_ss, labels, kernel_ts, penalty)  # (n, C)
     loss = torch.zeros_like(penalty)
@@ -95,7 +90,3 @@ class KIP(Regression):
         "labels": False, "normalization": "published",
     }  # fmt: skip
     published = {name: {ANY: {}} for name in ("cifar10", "svhn", "mnist", "fashion-mnist")}
-
-    def regression(self, job) -> KernelInducingPoints:
-        s = job.settings
-        return KernelInducingPoints(job.network, s.batch, job.experiment.fast, layers=s.layers, rho=s.rho, labels=s.labels)

@@ -7,22 +7,20 @@ $$\mathrm{MSE}\left(K_{bs} (K_{ss} + \lambda I)^{-1} Y_s,\; g(x_b)\right), \qqua
 \lambda = 10^{-6}\,\mathrm{tr}(K_{ss})$$
 
 with a $\lambda$ that is no part of the gradient. A network of the pool that a step has seen takes a step of its own on
-$\mathrm{MSE}(f(X_s), Y_s)$ over the whole set: no augmentation, so that neither loss is random but for the real batch.
-Slow reference: `krrst_loss_plain`.
+$\mathrm{MSE}(f(X_s), Y_s)$ over the whole set: no augmentation, so that neither loss is random but for the real batch. Slow reference:
+`krrst_loss_plain`.
 
 Published are sets of 1000 images (CIFAR-100, ImageNet-1K at 64 x 64) and 2000 (Tiny-ImageNet), real ones at first, not balanced over
 classes; for CIFAR-10 there are none, and MKDT's authors took those of CIFAR-100. The method's own evaluation trains a network on the
 set for 1000 epochs (squared error, SGD of rate .1, momentum .9, weight decay 1e-3, batches of 256) and then on all real labels.
 Imagenette at 224 pixels is not here: its rate was taken out of the README, and its teacher is a released ResNet-50.
 
-Our choices: real batches are not augmented and the teacher's targets made once (the public code crops and flips each batch and
-asks the teacher again). Synthetic images are standardized as the real ones are (there they are pixels in [0, 1] that meet
-networks as they are, at the same rates). A network trains on the set before its update (there: after it), and is of age 0 when it
-is drawn anew (there its age stays at the limit, so that it is drawn anew in each later use: in the end no network is trained).
-Solves are in float64.
+Our choices: real batches are not augmented and the teacher's targets made once (the public code crops and flips each batch and asks the
+teacher again). Synthetic images are standardized as the real ones are (there they are pixels in [0, 1] that meet networks as they are, at
+the same rates). A network trains on the set before its update (there: after it), and is of age 0 when it is drawn anew (there its age stays
+at the limit, so that it is drawn anew in each later use: in the end no network is trained). Solves are in float64.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -31,13 +29,14 @@ from torch import Generator, Tensor, nn
 from distillery.checks import InputError, check_positive_int
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
-from distillery.matching.ridge import PooledRegression
 from distillery.matching.step import under
 from distillery.methods.base import ANY, Made, Settings, register
 from distillery.methods.matched import made
+from distillery.methods.mtt import TINY
+from distillery.methods.regression import TrainedPool, widening
 from distillery.methods.self_supervised import WithoutLabels
 from distillery.methods.trajectories import moved
-from distillery.networks import ModuleNetwork, Params, depth_for, trainable
+from distillery.networks import ModuleNetwork, Params
 from distillery.networks.precision import float32_matmul
 from distillery.networks.ridge import kernel_ridge_plain
 from distillery.seeds import split
@@ -46,38 +45,27 @@ from distillery.training.losses import check_targets
 from distillery.training.optimizers import SGD
 
 
-class SelfSupervisedRegression(PooledRegression):
+class SelfSupervisedRegression(TrainedPool):
     """KRR-ST. The pool's networks are of `krrst_network`, with as many outputs as the network of the experiment: the width D of the targets.
 
     width    channels of the first block, twice as many in each next one (published: 128 at 32 x 32, 64 at 64 x 64)
-    pool     networks (10). A network of age a has taken a steps; the first ages are uniform from 1 to `age` - 1, and `start`
-             trains that long
-    age      at which a network that was seen is drawn anew (1000)
-    lr       of their training on the synthetic set, SGD with momentum .9 and weight decay 1e-3 (.1)
+    pool     networks. One of age a has taken a steps; the first ages are uniform from 1 to `age` - 1, and `start` trains that long
+    age      at which a network that was seen is drawn anew
+    lr       of their training on the synthetic set, SGD with momentum .9 and weight decay 1e-3
     rho      lambda over the trace of K_SS, not over its mean diagonal
-    Others as `KernelRegression`; batch is of all classes (published: 1,024). Outputs of the regression are (N, D); there are no
-    labels, and so neither `predict` nor `accuracy`.
+    Others as `KernelRegression`; batch is of all classes. Defaults are the published ones. Outputs of the regression are (N, D); there
+    are no labels, and so neither `predict` nor `accuracy`.
     raises   InputError on targets, synthetic or real, that are not real numbers (n, D)
     """
 
-    name, learns = "KRR-ST", ("images", "targets")
+    name, learns, moments = "KRR-ST", ("images", "targets"), ("velocity",)
 
-    def __init__(
-        self,
-        network,
-        batch: int = 1024,
-        real_network=None,
-        *,
-        rho: float = 1e-6,
-        width: int = 128,
-        pool: int = 10,
-        age: int = 1000,
-        lr: float = 0.1,
-    ):
+    def __init__(self, network, batch: int = 1024, real_network=None, *, rho: float = 1e-6, width: int = 128, pool: int = 10,
+                 age: int = 1000, lr: float = 0.1):  # fmt: skip
         super().__init__(network, batch, real_network, rho=rho, labels=True)
-        for name, value in (("width", width), ("pool", pool), ("age", age)):
+        for name, value in {"width": width, "pool": pool, "age": age}.items():
             check_positive_int(name, value)
-        self.pool, self.age, self.sgd = pool, age, SGD(lr, 0.9, 1e-3)
+        self.pool, self.age, self.optimizer = pool, age, SGD(lr, 0.9, 1e-3)
         self.own = krrst_network(network.shape, self.classes, width)
 
     def prepare(self, synthetic: Synthetic) -> Synthetic:
@@ -88,43 +76,22 @@ class SelfSupervisedRegression(PooledRegression):
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the pool 'net.NAME' (P, ...), its momentum 'velocity.NAME', and 'age' (P,)."""
         ages, *nets = split(generator, 1 + self.pool)
-        ages = torch.randint(1, max(2, self.age), (self.pool,), generator=ages)
-        synthetic = self.prepare(synthetic)
+        ages, synthetic = torch.randint(1, max(2, self.age), (self.pool,), generator=ages), self.prepare(synthetic)
         pool = [self._trained(synthetic, int(age), net) for age, net in zip(ages, nets, strict=True)]
         return {name: torch.cat([one[name] for one in pool]) for name in pool[0]}
 
-    def _drawn(self, device: torch.device, generator: Generator) -> dict[str, Tensor]:
-        """The state of one network of age 0."""
-        net = {name: value.to(device, non_blocking=True) for name, value in self.own.init(generator).items()}
-        state = {f"net.{name}": value for name, value in net.items()}
-        state |= {f"velocity.{name}": torch.zeros_like(value) for name, value in trainable(net).items()}
-        return state | {"age": torch.zeros(1, dtype=torch.int64)}
-
     def _trained(self, synthetic: Synthetic, steps: int, generator: Generator) -> dict[str, Tensor]:
-        """The state of one network after some steps on a set."""
-        one = self._drawn(synthetic.device, generator)
+        one = self.new(synthetic.device, generator)
         for _ in range(steps):
             one = self._train(synthetic, one)
         return one
 
     def _train(self, synthetic: Synthetic, one: dict[str, Tensor]) -> dict[str, Tensor]:
-        params, source = under(one, "net."), synthetic.source()
-        learned = {name: value.clone().requires_grad_() for name, value in trainable(params).items()}
-        output = self.own.apply(params | learned, source.images, train=True)
-        loss = squared_error(output.logits, source.targets[None]).mean()
-        grads = torch.autograd.grad(loss, list(learned.values()))
-        weights = [value.detach() for value in learned.values()]
-        velocity = [one[f"velocity.{name}"].clone() for name in learned]
-        velocity = self.sgd.update(weights, list(grads), velocity, 0, 1.0)
-        new = {f"net.{name}": value for name, value in zip(learned, weights, strict=True)}
-        new |= {f"net.{name}": value.detach() for name, value in output.buffers.items()}
-        new |= {f"velocity.{name}": value for name, value in zip(learned, velocity, strict=True)}
-        return one | new | {"age": one["age"] + 1}
+        source = synthetic.source()
+        return self.stepped(one, source.images, source.targets, squared_error)
 
     def aged(self, synthetic, one: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
-        if int(one["age"]) >= self.age:
-            return self._drawn(synthetic.device, generator)
-        return self._train(synthetic, one)
+        return self.new(synthetic.device, generator) if int(one["age"]) >= self.age else self._train(synthetic, one)
 
     def fresh(self, synthetic: Synthetic, generator: Generator) -> Params:
         """A network trained on the set as long as the pool's oldest."""
@@ -145,58 +112,40 @@ class SelfSupervisedRegression(PooledRegression):
             raise InputError(f"real targets: {tuple(targets.shape)} {targets.dtype}; accepted: real numbers {tuple(outputs.shape)}")
         return (weights * (outputs - targets).square().mean(1)).sum()
 
-    def report(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    def report(self, *_) -> dict[str, Tensor]:
         """Nothing: there are no labels."""
         return {}
 
-    def predict(self, synthetic: Synthetic, state: dict[str, Tensor], images, generator: Generator) -> Tensor:
+    def predict(self, *_):
         """Refused: what is regressed is no label."""
-        raise InputError(f"predict: labels with {self.name}; accepted: `outputs`, which has no labels")
+        raise InputError(f"predict, accuracy: labels with {self.name}; accepted: `outputs`, which has no labels")
 
-    def accuracy(self, synthetic: Synthetic, images, generator: Generator) -> float:
-        """Refused, as `predict`."""
-        raise InputError(f"accuracy: labels with {self.name}; accepted: `outputs`, which has no labels")
+    accuracy = predict
 
 
 def krrst_network(shape: tuple[int, int, int], outputs: int, width: int) -> ModuleNetwork:
-    """KRR-ST's network: blocks of convolution, BatchNorm, ReLU and pooling, twice as wide each, then a linear layer.
+    """KRR-ST's network: blocks of convolution, BatchNorm, ReLU and pooling, twice as wide each; published: 3 at 32 x 32, 4 at 64 x 64."""
 
-    Published are 3 blocks at 32 x 32 and 4 at 64 x 64; images of other sizes get `networks.depth_for`, which is ours.
-    """
-    depth = depth_for(shape)
+    def block(i: int, channels: int, wide: int) -> list[nn.Module]:
+        return [nn.Conv2d(channels, wide, 3, padding=1), nn.BatchNorm2d(wide), nn.ReLU()]
 
-    def build() -> nn.Module:
-        layers, channels = [], shape[0]
-        for i in range(depth):
-            wide = width * 2**i
-            layers += [nn.Conv2d(channels, wide, 3, padding=1), nn.BatchNorm2d(wide), nn.ReLU()]
-            layers.append(nn.AvgPool2d(2))
-            channels = wide
-        pixels = math.prod(side // 2**depth for side in shape[1:])
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * pixels, outputs))
-
-    network = ModuleNetwork(build, f"KRR-ST network width {width}")
-    network.channels = width
-    return network
+    return widening("KRR-ST", shape, outputs, width, block)
 
 
 def krrst_loss_plain(
     features, images: Tensor, targets: Tensor, real: Tensor, real_targets: Tensor, weights: Tensor, rho: float = 1e-6
 ) -> Tensor:
-    """KRR-ST: weighted mean over real images of the mean over outputs of the squared error.
+    """KRR-ST: weighted mean over real images of the mean over outputs of the squared error, () float64.
 
     Source: 2310.06511 and its released code. K(x, x') = f(x).f(x') + 1; ridge 1e-6 tr(K_SS), which is a constant.
 
     features      (n, c, h, w) -> (n, F): flattened last activations of one network, in eval mode
-    images        (m, c, h, w) float64: synthetic images;   targets (m, D) float64
-    real          (n, c, h, w) float64: real images;   real_targets (n, D) float64, of the teacher
+    images, real  (m, c, h, w) and (n, c, h, w) float64; targets (m, D) and real_targets (n, D) float64, of the teacher
     weights       (n,) float64 that sum to one; published: 1 / n
-    returns       () float64
     """
     f_s = torch.cat([features(images), torch.ones(len(images), 1, dtype=images.dtype)], 1)  # (m, F + 1)
     f_b = torch.cat([features(real), torch.ones(len(real), 1, dtype=real.dtype)], 1)  # (n, F + 1)
-    k_bs = f_b @ f_s.T  # (n, m)
-    k_ss = f_s @ f_s.T  # (m, m)
+    k_bs, k_ss = f_b @ f_s.T, f_s @ f_s.T  # (n, m), (m, m)
     penalty = rho * torch.trace(k_ss.detach())
     predictions = kernel_ridge_plain(k_ss, targets, k_bs, penalty)  # (n, D)
     loss = torch.zeros_like(penalty)
@@ -207,17 +156,11 @@ def krrst_loss_plain(
 
 @dataclass(frozen=True, kw_only=True)
 class KRRSTSettings(Settings):
-    """Settings of KRR-ST; `width`, `pool`, `age` and `rho` are those of `SelfSupervisedRegression`.
-
-    iterations               published ones; `steps` = updates of the set, 0 = those
-    optimizer, schedule, lr  of images and targets; the public code has AdamW with a weight decay of 0, which is Adam
-    batch                    real images a step, of all classes
-    network_lr               rate of the pool's networks
-    """
+    """Settings of KRR-ST, as `SelfSupervisedRegression`; `optimizer`, `schedule` and `lr` are of images and targets."""
 
     iterations: int
     steps: int = 0
-    optimizer: str
+    optimizer: str  # the public code has AdamW with a weight decay of 0, which is Adam
     schedule: str
     lr: float
     batch: int
@@ -225,7 +168,7 @@ class KRRSTSettings(Settings):
     width: int
     pool: int
     age: int
-    network_lr: float
+    network_lr: float  # rate of the pool's networks
 
 
 @register
@@ -239,20 +182,14 @@ class KRRST(WithoutLabels):
     no_batches = "real images without labels are drawn uniformly"
     start = "random"
     common = {
-        "optimizer": "adam", "schedule": "linear to a thousandth", "iterations": 160000, "batch": 1024, "rho": 1e-6,
-        "pool": 10, "age": 1000, "network_lr": 0.1, "normalization": "own",
+        "optimizer": "adam", "schedule": "linear to a thousandth", "iterations": 160000, "batch": 1024, "rho": 1e-6, "pool": 10,
+        "age": 1000, "network_lr": 0.1, "normalization": "own",
     }  # fmt: skip
-    published = {
-        "cifar100": {ANY: {"lr": 1e-4, "width": 128}},
-        "tiny-imagenet": {ANY: {"lr": 1e-5, "width": 64, "depth": 4, "side": 64}},
-        "imagenet-1k": {ANY: {"lr": 1e-5, "width": 64, "depth": 4, "side": 64}},
-    }
+    published = {"cifar100": {ANY: {"lr": 1e-4, "width": 128}}}
+    published |= dict.fromkeys(("tiny-imagenet", "imagenet-1k"), {ANY: {"lr": 1e-5, "width": 64} | TINY})
 
     def cell(self, dataset: str, size: int, n: int) -> dict:
         return super().cell("cifar100" if dataset == "cifar10" else dataset, size, n)
-
-    def updates(self, settings: KRRSTSettings, size: int) -> int:
-        return settings.steps or settings.iterations
 
     def regression(self, job) -> SelfSupervisedRegression:
         """The objective of a job."""
@@ -260,11 +197,11 @@ class KRRST(WithoutLabels):
         return SelfSupervisedRegression(job.network, s.batch, rho=s.rho, width=s.width, pool=s.pool, age=s.age, lr=s.network_lr)
 
     def optimizers(self, job) -> dict[str, Optimizer]:
-        """The optimizer of each learned tensor. Raises InputError on an unknown kind or schedule."""
         s = job.settings
         return dict.fromkeys(self.learns, Optimizer(s.lr, kind=s.optimizer, schedule=s.schedule))
 
     def refuse(self, job) -> None:
+        super().refuse(job)
         self.regression(job), self.optimizers(job)
 
     def make(self, job) -> Made:

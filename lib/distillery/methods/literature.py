@@ -14,9 +14,7 @@ NUMBERS: dict[str, dict[str, dict[int, tuple[float, float]]]] = {
     "CAFE": {
         "cifar10": {1: (30.3, 1.1), 10: (46.3, 0.6), 50: (55.5, 0.6)},
         "cifar100": {1: (12.9, 0.3), 10: (27.8, 0.3), 50: (37.9, 0.3)},
-        "cifar10 on ResNet18": {50: (25.3, 0.9)},
-        "cifar10 on VGG11": {50: (40.5, 0.8)},
-        "cifar10 on AlexNet": {50: (34.0, 0.6)},
+        "cifar10 on ResNet18": {50: (25.3, 0.9)}, "cifar10 on VGG11": {50: (40.5, 0.8)}, "cifar10 on AlexNet": {50: (34.0, 0.6)},
     },
     "MTT (FTD's run)": {
         "cifar10": {1: (46.2, 0.8), 10: (65.4, 0.7), 50: (71.6, 0.2)},
@@ -33,12 +31,7 @@ NUMBERS: dict[str, dict[str, dict[int, tuple[float, float]]]] = {
         "tiny-imagenet": {1: (10.5, 0.2), 10: (23.4, 0.3), 50: (28.2, 0.4)},
     },
     "whole": {
-        "cifar10": {0: (84.8, 0.1)},
-        "cifar100": {0: (56.2, 0.3)},
-        "tiny-imagenet": {0: (37.6, 0.4)},
-        "imagenette": {0: (87.4, 1.0)},
-        "imagewoof": {0: (67.0, 1.3)},
-        "imagefruit": {0: (63.9, 2.0)},
-        "imagemeow": {0: (66.7, 1.1)},
+        "cifar10": {0: (84.8, 0.1)}, "cifar100": {0: (56.2, 0.3)}, "tiny-imagenet": {0: (37.6, 0.4)}, "imagenette": {0: (87.4, 1.0)},
+        "imagewoof": {0: (67.0, 1.3)}, "imagefruit": {0: (63.9, 2.0)}, "imagemeow": {0: (66.7, 1.1)},
     },
-}
+}  # fmt: skip

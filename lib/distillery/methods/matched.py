@@ -1,7 +1,6 @@
 """What methods share whose steps compare a set with real batches, class by class: DC, DSA, DM, IDM, IDC."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from distillery.checks import check_choice, check_positive_int
 from distillery.data import synthetic
@@ -11,25 +10,16 @@ from distillery.methods.base import Made, Method, Settings
 from distillery.networks.precision import MixedPrecision
 from distillery.runs import subsample
 
-if TYPE_CHECKING:
-    from distillery.job import Job
-
 
 @dataclass(frozen=True)
 class MatchedSettings(Settings):
-    """Settings of a loop over real batches.
-
-    iterations     published ones; `steps` = updates of the set in all, 0 = those of the published iterations
-    lr, momentum   of SGD on the pixels
-    batch          real images a class and step
-    augmented      whether both sides meet the DSA families of the experiment
-    """
+    """Settings of a loop over real batches."""
 
     iterations: int
-    lr: float
+    lr: float  # of SGD on the pixels, with `momentum`
     momentum: float
-    batch: int
-    augmented: bool
+    batch: int  # real images a class and step
+    augmented: bool  # whether both sides meet the DSA families of the experiment
     steps: int = 0
 
     def __post_init__(self):
@@ -46,24 +36,22 @@ class Matched(Method):
     learns = ("images",)
     Settings = MatchedSettings
 
-    def spec(self, job: "Job") -> dict:
+    def spec(self, job) -> dict:
         return super().spec(job) | {"augmentation": job.experiment.augmentation}
 
-    def updates(self, settings: MatchedSettings, size: int) -> int:
-        return settings.steps or settings.iterations
-
-    def matching(self, job: "Job"):
+    def matching(self, job):
         """The objective of a job. Raises InputError on settings that it refuses."""
         raise NotImplementedError(self.name)
 
-    def optimizers(self, job: "Job") -> dict[str, Optimizer]:
+    def optimizers(self, job) -> dict[str, Optimizer]:
         """The optimizer of each learned tensor."""
         return {"images": Optimizer(job.settings.lr, job.settings.momentum)}
 
-    def refuse(self, job: "Job") -> None:
+    def refuse(self, job) -> None:
+        super().refuse(job)
         self.matching(job)
 
-    def make(self, job: "Job") -> Made:
+    def make(self, job) -> Made:
         start = job.first()
         done = job.distill(start, self.matching(job), self.optimizers(job), self.updates(job.settings, job.recipe.size))
         return made(start, done)
@@ -71,35 +59,30 @@ class Matched(Method):
 
 def made(start: synthetic.Synthetic, done: Distilled, **log) -> Made:
     """What a loop yielded, with its iterates and log."""
-    log = {"steps": done.cost["steps"], "samples": done.cost["samples"], "loss": subsample(done.log["loss"])} | log
-    log["seconds"] = done.cost["seconds"]
+    cost = done.cost
+    log = {"steps": cost["steps"], "samples": cost["samples"], "loss": subsample(done.log["loss"])} | log | {"seconds": cost["seconds"]}
     if "effective_batch" in done.log:
         log["effective_batch"] = float(done.log["effective_batch"].mean())
     iterates = {name: one for name, one in (("ema", done.ema), ("best", done.best)) if one is not None}
     return Made(done.last, start.tensors["images"], iterates, log)
 
 
-def once_differentiated(job: "Job") -> MixedPrecision:
+def once_differentiated(job) -> MixedPrecision:
     """The network where no gradient is differentiated again, so that it may be compiled."""
     return MixedPrecision(job.network, compiled=job.experiment.compute.compiled)
 
 
-def augmentation(job: "Job") -> str:
+def augmentation(job) -> str:
     """The DSA families that both sides meet."""
     return job.experiment.augmentation if job.settings.augmented else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FormedSettings(MatchedSettings):
-    """Settings of a set whose stored images may hold several each.
+    """Settings of a set whose stored images may hold several each; lr and momentum are of one published step a class on all pixels."""
 
-    formation      'partition2', four images in each stored one, or 'identity'
-    interpolation  how real images shrink into the first ones, 'bilinear' or 'nearest'
-    lr, momentum   of one published step a class on all pixels
-    """
-
-    formation: str
-    interpolation: str
+    formation: str  # 'partition2', four images in each stored one, or 'identity'
+    interpolation: str  # how real images shrink into the first ones, 'bilinear' or 'nearest'
 
     def __post_init__(self):
         super().__post_init__()
@@ -112,10 +95,9 @@ class Formed(Matched):
 
     Settings = FormedSettings
 
-    def stored(self, job: "Job") -> tuple[int, str, str]:
+    def stored(self, job) -> tuple[int, str, str]:
         return job.recipe.size, job.settings.formation, job.settings.interpolation
 
-    def optimizers(self, job: "Job") -> dict[str, Optimizer]:
+    def optimizers(self, job) -> dict[str, Optimizer]:
         """One step for all classes instead, at the rate that moves pixels as far; see `effective_rate`."""
-        settings, classes = job.settings, len(job.experiment.classes)
-        return {"images": Optimizer(effective_rate(settings.lr, settings.momentum, classes))}
+        return {"images": Optimizer(effective_rate(job.settings.lr, job.settings.momentum, len(job.experiment.classes)))}

@@ -3,8 +3,7 @@ r"""MTT, matching training trajectories (arXiv 2203.11932).
 $$\min_{S,\,\eta} \frac{\|\theta_N - \tau_{t+M}\|^2}{\|\tau_t - \tau_{t+M}\|^2}, \qquad
 \theta_{n+1} = \theta_n - \eta\,\nabla l(\theta_n; A(x_n)), \quad \theta_0 = \tau_t$$
 
-with the weights $\tau_t$ of an expert after $t$ epochs on real images, and N steps of a student on augmented batches $x_n$ of the
-set. The gradient, with its plain twin `sweep_plain`, is in `matching/trajectory.py`.
+with the weights $\tau_t$ of an expert after $t$ epochs on real images, and N steps of a student on augmented batches $x_n$ of the set.
 """
 
 from distillery.methods.base import register
@@ -23,8 +22,8 @@ class MTT(Trajectories):
     name, paper = "MTT", "2203.11932"
     source = "other paper: commands of the authors in DC-bench, arXiv 2207.09639"
     common = {
-        "iterations": 5000, "momentum": 0.5, "optimizer": "SGD", "expert_lr": 0.01, "expert_batch": 256,
-        "expert_training_epochs": 50, "experts": 100, "gradient": "exact", "normalization": "published",
+        "iterations": 5000, "momentum": 0.5, "optimizer": "SGD", "expert_lr": 0.01, "expert_batch": 256, "expert_training_epochs": 50,
+        "experts": 100, "gradient": "exact", "normalization": "published",
     }  # fmt: skip
     published = {
         "cifar10": {
@@ -52,12 +51,8 @@ class MTT(Trajectories):
         "cifar100": {1: (24.3, 0.3), 10: (40.1, 0.4), 50: (47.7, 0.2)},
         "tiny-imagenet": {1: (8.8, 0.3), 10: (23.2, 0.2), 50: (28.0, 0.3)},
         # 10 classes of ImageNet each, 128 x 128
-        "imagenette": {1: (47.7, 0.9), 10: (63.0, 1.3)},
-        "imagewoof": {1: (28.6, 0.8), 10: (35.8, 1.8)},
-        "imagefruit": {1: (26.6, 0.8), 10: (40.3, 1.3)},
-        "imagemeow": {1: (30.7, 1.6), 10: (40.4, 2.2)},
+        "imagenette": {1: (47.7, 0.9), 10: (63.0, 1.3)}, "imagewoof": {1: (28.6, 0.8), 10: (35.8, 1.8)},
+        "imagefruit": {1: (26.6, 0.8), 10: (40.3, 1.3)}, "imagemeow": {1: (30.7, 1.6), 10: (40.4, 2.2)},
         # distilled on the ConvNet, evaluated on another network
-        "cifar10 on ResNet18": {50: (61.9, 0.7)},
-        "cifar10 on VGG11": {50: (55.4, 0.8)},
-        "cifar10 on AlexNet": {50: (48.2, 1.0)},
-    }
+        "cifar10 on ResNet18": {50: (61.9, 0.7)}, "cifar10 on VGG11": {50: (55.4, 0.8)}, "cifar10 on AlexNet": {50: (48.2, 1.0)},
+    }  # fmt: skip

@@ -1,7 +1,7 @@
 r"""MTT-SSL: trajectory matching of SimCLR (arXiv 2002.05709 under 2203.11932), which MKDT's paper (2410.02116) shows to fail.
 
-Experts are encoders that learn by SimCLR on real images, students take steps of the same loss on two random views of each image
-of the set. Both are random beyond their batches, and their gradients depend on which images meet in a batch.
+Experts are encoders that learn by SimCLR on real images, students take steps of the same loss on two random views of each image of the
+set. Both are random beyond their batches, and their gradients depend on which images meet in a batch.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from distillery.methods.base import register
 from distillery.methods.mtt import TINY
 from distillery.methods.self_supervised import StudentTrajectories, contrast
-from distillery.methods.trajectories import TrajectorySettings
+from distillery.methods.trajectories import TrajectorySettings, row
 from distillery.training.contrastive import two_views_apart
 from distillery.training.views import Views
 
@@ -20,9 +20,6 @@ class MTTSSLSettings(TrajectorySettings):
 
     expert_weight_decay: float
     views: Views = Views()
-
-
-_CELL = {"student_steps": 10, "expert_epochs": 2, "max_start_epoch": 1, "lr_images": 1000}
 
 
 @register
@@ -37,15 +34,12 @@ class MTTSSL(StudentTrajectories):
     source = "paper: Figure 1 of arXiv 2410.02116"
     Settings = MTTSSLSettings
     common = {
-        "iterations": 5000, "momentum": 0.5, "optimizer": "Adam", "expert_lr": 1e-3, "expert_weight_decay": 1e-6,
-        "expert_batch": 1024, "expert_training_epochs": 20, "experts": 100, "student_batch": 256, "lr_step_size": 1e-4,
-        "step_size": 0.1, "gradient": "exact", "normalization": "published",
+        "iterations": 5000, "momentum": 0.5, "optimizer": "Adam", "expert_lr": 1e-3, "expert_weight_decay": 1e-6, "expert_batch": 1024,
+        "expert_training_epochs": 20, "experts": 100, "student_batch": 256, "lr_step_size": 1e-4, "step_size": 0.1, "gradient": "exact",
+        "normalization": "published",
     }  # fmt: skip
-    published = {
-        "cifar10": {100: _CELL, 250: _CELL},
-        "cifar100": {10: _CELL, 25: _CELL},
-        "tiny-imagenet": {10: _CELL | TINY, 25: _CELL | TINY},
-    }
+    published = {"cifar10": dict.fromkeys((100, 250), row(10, 2, 1, 1000)), "cifar100": dict.fromkeys((10, 25), row(10, 2, 1, 1000))}
+    published["tiny-imagenet"] = dict.fromkeys((10, 25), row(10, 2, 1, 1000, **TINY))
 
     def options(self, job) -> dict:
         return {"loss": two_views_apart, "views": job.settings.views, "transform": job.source.transform}

@@ -1,51 +1,50 @@
-"""What methods share that fit a kernel ridge regression on the set: KIP, FRePo, RFAD. The mathematics is in `matching/ridge.py`.
+"""What methods share that fit a kernel ridge regression on the set: KIP, FRePo, RFAD, and KRR-ST. The mathematics is in `matching/ridge.py`.
 
-Left out of all three: KIP's convolutional kernels; RFAD's learned linear map of all pixels and its stop by validation loss; the
-evaluations of KIP and RFAD by networks of width 1024 with scaled and centred labels, and by convolutional kernels of infinite width.
-Our choices: nothing is chosen on test images, validation images are no training images; one scale is fitted to the outputs of all
-three where they stand for logits; images of sizes that are not published get as many blocks as the field gives them
-(`networks.depth_for`).
+Left out: the evaluations of KIP and RFAD by networks of width 1024 with scaled and centred labels, and by convolutional kernels of infinite
+width. Our choices: nothing is chosen on test images, validation images are no training images; one scale is fitted to outputs where they
+stand for logits; images of sizes that are not published get as many blocks as the field gives them (`networks.depth_for`).
 """
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor, nn
 
 from distillery.checks import InputError
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
-from distillery.matching.ridge import KernelRegression
+from distillery.matching.ridge import KernelRegression, PooledRegression
+from distillery.matching.step import under
 from distillery.methods.base import Made, Method, Settings
 from distillery.methods.matched import made
+from distillery.networks import ModuleNetwork, depth_for, trainable
 from distillery.seeds import split
-
-if TYPE_CHECKING:
-    from distillery.job import Job
+from distillery.training.optimizers import SGD
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionSettings(Settings):
-    """Settings of a loop that descends the error of a ridge regression.
-
-    iterations           published ones; `steps` = updates of the set, 0 = those
-    lr                   of images and labels
-    optimizer, schedule  of everything learned, see `distill.Optimizer`
-    batch                real images a step
-    rho, labels          the ridge over the mean diagonal of the kernel; whether labels are learned
-    """
+    """Settings of a loop that descends the error of a ridge regression."""
 
     iterations: int
-    lr: float
-    optimizer: str
+    lr: float  # of images and labels
+    optimizer: str  # of everything learned, see `distill.Optimizer`; so `schedule`
     schedule: str
-    batch: int
-    rho: float
-    labels: bool
+    batch: int  # real images a step
+    rho: float  # the ridge over the mean diagonal of the kernel
+    labels: bool  # whether labels are learned
     steps: int = 0
 
 
+LOOP = ("iterations", "steps", "lr", "lr_scale", "optimizer", "schedule", "batch")
+
+
 class Regression(Method):
-    """A method whose set is judged by a ridge regression on it. A subclass says which one, by `regression`."""
+    """A method whose set is judged by a ridge regression on it, the `objective` of a subclass."""
 
     kind = "kernel regression"
     no_batches = ""
@@ -55,56 +54,90 @@ class Regression(Method):
     Settings = RegressionSettings
     drawn: ClassVar[bool] = True  # whether the kernel is of networks that are drawn
 
-    def spec(self, job: "Job") -> dict:
+    def spec(self, job) -> dict:
         times = job.experiment.validation.times
         return super().spec(job) | ({"validations": times} if times else {})
 
-    def updates(self, settings: RegressionSettings, size: int) -> int:
-        return settings.steps or settings.iterations
+    def regression(self, job) -> KernelRegression:
+        """The objective of a job, whose arguments are the settings that are not of the loop. Raises InputError on those it refuses."""
+        arguments = {name: value for name, value in vars(job.settings).items() if name not in LOOP}
+        return self.objective(job.network, job.settings.batch, job.experiment.fast, **arguments)
 
-    def regression(self, job: "Job") -> KernelRegression:
-        """The objective of a job. Raises InputError on settings that it refuses."""
-        raise NotImplementedError(self.name)
-
-    def rates(self, settings: RegressionSettings) -> dict[str, float]:
-        """Rates of learned tensors whose rate is not `lr`."""
-        return {}
-
-    def optimizers(self, job: "Job", objective: KernelRegression) -> dict[str, Optimizer]:
+    def optimizers(self, job, objective: KernelRegression) -> dict[str, Optimizer]:
         """The optimizer of each learned tensor. Raises InputError on an unknown kind or schedule."""
-        settings = job.settings
-        rates = dict.fromkeys(objective.learned, settings.lr) | self.rates(settings)
-        return {name: Optimizer(rates[name], kind=settings.optimizer, schedule=settings.schedule) for name in objective.learned}
+        s = job.settings
+        rates = dict.fromkeys(objective.learned, s.lr) | ({"log_scale": s.lr_scale} if "log_scale" in objective.learned else {})
+        return {name: Optimizer(rate, kind=s.optimizer, schedule=s.schedule) for name, rate in rates.items()}
 
-    def refuse(self, job: "Job") -> None:
+    def refuse(self, job) -> None:
+        super().refuse(job)
         objective = self.regression(job)
         self.optimizers(job, objective)
         if "targets" in objective.learned and job.experiment.protocol.loss == "cross-entropy":
             raise InputError(f"loss: 'cross-entropy' with {self.name!r}, which learns real-valued labels; accepted: 'half squared error'")
-        if job.recipe.evaluate.iterate == "best" and not job.experiment.validation.times:
-            raise InputError("iterate: 'best' with 0 validations; accepted: 'last', or an experiment that validates")
 
-    def make(self, job: "Job") -> Made:
+    def make(self, job) -> Made:
         objective = self.regression(job)
-        start = objective.prepare(job.first())
+        start, data = objective.prepare(job.first()), job.experiment.data
 
         def judge(current: Synthetic, step: int) -> float:
-            return objective.accuracy(current, job.experiment.data.validation, job.stream("validation"))
+            return objective.accuracy(current, data.validation, job.stream("validation"))
 
         optimizers, steps = self.optimizers(job, objective), self.updates(job.settings, job.recipe.size)
         done = job.distill(start, objective, optimizers, steps, judge=judge)
-        log = self.regressed(job, objective, {"at_start": start, "regression": done.last})
+        began, draws, log = time.monotonic(), job.experiment.protocol.networks if self.drawn else 1, {}
+        for name, one in {"at_start": start, "regression": done.last}.items():  # test accuracies
+            log[name] = [objective.accuracy(one, data.test, stream) for stream in split(job.stream("regression"), draws)]
+        log["seconds_regression"] = time.monotonic() - began
         if "validation" in done.log:
             scores = enumerate(done.log["validation"].tolist(), 1)
             log["curve"] = [[step, score] for step, score in scores if score == score]
         return made(start, done, **log)
 
-    def regressed(self, job: "Job", objective: KernelRegression, sets: dict[str, Synthetic]) -> dict:
-        """Test accuracies of regressions on sets, as many as the protocol has networks where the kernel is of networks."""
-        began = time.monotonic()
-        draws = job.experiment.protocol.networks if self.drawn else 1
-        found = {}
-        for name, one in sets.items():
-            streams = split(job.stream("regression"), draws)
-            found[name] = [objective.accuracy(one, job.experiment.data.test, stream) for stream in streams]
-        return found | {"seconds_regression": time.monotonic() - began}
+
+class TrainedPool(PooledRegression):
+    """A pool of networks that train on the set."""
+
+    optimizer: SGD
+    moments: tuple[str, ...]  # of its state, a tensor of each for each weight
+
+    def new(self, device: torch.device, generator: Generator, k: int = 1) -> dict[str, Tensor]:
+        """State of k networks of age 0: 'net.NAME' (k, ...), 'MOMENT.NAME' (k, ...) and 'age' (k,)."""
+        nets = {name: value.to(device, non_blocking=True) for name, value in self.own.init(generator, k).items()}
+        state = {f"net.{name}": value for name, value in nets.items()}
+        state |= {f"{moment}.{name}": torch.zeros_like(value) for moment in self.moments for name, value in trainable(nets).items()}
+        return state | {"age": torch.zeros(k, dtype=torch.int64)}
+
+    def stepped(self, one: dict[str, Tensor], images: Tensor, targets: Tensor, loss: Callable, step: int = 0) -> dict[str, Tensor]:
+        """The state of one network after a training step on images (n, C, H, W); `step` is what its optimizer counts."""
+        params = under(one, "net.")
+        learned = {name: value.detach().clone().requires_grad_() for name, value in trainable(params).items()}
+        output = self.own.apply(params | learned, images, train=True)
+        grads = torch.autograd.grad(loss(output.logits, targets[None]).mean(), list(learned.values()))
+        weights = [value.detach() for value in learned.values()]
+        names = [f"{moment}.{name}" for moment in self.moments for name in learned]
+        moments = self.optimizer.update(weights, list(grads), [one[name].clone() for name in names], step, 1.0)
+        nets = dict(zip(learned, weights, strict=True)) | {name: value.detach() for name, value in output.buffers.items()}
+        new = {f"net.{name}": value for name, value in nets.items()} | dict(zip(names, moments, strict=True))
+        return one | new | {"age": one["age"] + 1}
+
+
+def widening(name: str, shape: tuple[int, int, int], outputs: int, width: int, block: Callable, padded: int = 0) -> ModuleNetwork:
+    """Blocks that end with pooling, `width` channels wide and twice as wide each, then a linear layer; `networks.depth_for` says how many.
+
+    block   (its number, channels in, channels out) -> its layers before pooling
+    padded  pixels that the first block adds to each side length
+    """
+    depth = depth_for(shape)
+
+    def build() -> nn.Module:
+        layers, channels = [], shape[0]
+        for i in range(depth):
+            layers += [*block(i, channels, width * 2**i), nn.AvgPool2d(2)]
+            channels = width * 2**i
+        pixels = math.prod((side + padded) // 2**depth for side in shape[1:])
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * pixels, outputs))
+
+    network = ModuleNetwork(build, f"{name} network width {width}")
+    network.channels = width
+    return network

@@ -31,10 +31,9 @@ from distillery.training.losses import centred, cross_entropy
 class RandomFeatures(KernelRegression):
     """RFAD. Networks: three blocks of convolution, ReLU and pooling, weights N(0, 2 / fan in), biases N(0, .1^2), no norm.
 
-    width     channels of each network (published: 256)
-    networks  drawn in every step, 8; `eval_networks` for a finished set, 16
+    networks  drawn in every step, `width` channels wide; `eval_networks` for a finished set
     platt     cross-entropy with a learned scale; False = half the mean squared error
-    Others as `KernelRegression`; batch is of all classes (published: 5,120), rho 5e-3.
+    Others as `KernelRegression`; batch is of all classes. Defaults are the published ones.
     """
 
     name, learns = "RFAD", ("images", "log_scale")
@@ -53,9 +52,8 @@ class RandomFeatures(KernelRegression):
         return (*super().learned, "log_scale") if self.platt else super().learned
 
     def prepare(self, synthetic: Synthetic) -> Synthetic:
-        synthetic = super().prepare(synthetic)
         scale = {"log_scale": torch.zeros((), device=synthetic.device)} if self.platt else {}
-        return synthetic.replace(**scale)
+        return super().prepare(synthetic).replace(**scale)
 
     def networks_of_step(self, synthetic, state, generator: Generator) -> Params:
         return gaussian(self.own, generator, self.networks, synthetic.device)
@@ -79,13 +77,11 @@ class RandomFeatures(KernelRegression):
 
 
 def rfad_kernel_plain(networks: Sequence[Callable[[Tensor], Tensor]], a: Tensor, b: Tensor) -> Tensor:
-    """RFAD's kernel, K = 2 psi(a) psi(b)^T + .01, psi = concatenated features / sqrt(networks x F).
+    """RFAD's kernel (n, m) of a (n, c, h, w) and b (m, c, h, w): 2 psi(a) psi(b)^T + .01, psi = concatenated features / sqrt(networks x F).
 
     The 2 and the .01 are the squared weight and bias deviations of the dropped dense layer.
 
-    networks   functions (n, c, h, w) -> (n, F): flattened last activations of random networks
-    a, b       (n, c, h, w) and (m, c, h, w) float64
-    returns    (n, m) float64
+    networks  functions (n, c, h, w) -> (n, F): flattened last activations of random networks
     """
     total = 0
     for network in networks:
@@ -96,29 +92,19 @@ def rfad_kernel_plain(networks: Sequence[Callable[[Tensor], Tensor]], a: Tensor,
 
 
 def rfad_loss_plain(
-    networks: Sequence[Callable[[Tensor], Tensor]],
-    images: Tensor,
-    labels: Tensor,
-    real: Tensor,
-    real_labels: Tensor,
-    weights: Tensor,
-    log_scale: Tensor | None = None,
+    networks: Sequence[Callable], images: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, weights: Tensor, log_scale=None
 ) -> Tensor:
-    """RFAD: kernel ridge regression with ridge 5e-3 tr(K_SS) / |S|, under the squared or the Platt loss.
+    """RFAD: kernel ridge regression with ridge 5e-3 tr(K_SS) / |S|, under the squared or the Platt loss, () float64.
 
     Source: 2210.12067 and its released code.
 
-    networks     functions (n, c, h, w) -> (n, F), the same for images and targets
-    images       (m, c, h, w) float64: synthetic images;   labels (m, C) float64
-    real         (n, c, h, w) float64: targets;       real_labels (n, C) float64
-    weights      (n,) float64
-    log_scale    None: half the weighted mean over targets of the mean over classes of the squared error.
-                 () float64, k: weighted mean of the cross-entropy (nats) of softmax(exp(k) prediction) with the
-                 class argmax(real_labels)
-    returns      () float64, differentiable in log_scale too
+    networks      functions (n, c, h, w) -> (n, F), the same for images and targets
+    images, real  (m, c, h, w) and (n, c, h, w) float64: synthetic images, targets; labels (m, C) and real_labels (n, C)
+    weights       (n,) float64
+    log_scale     None: half the weighted mean over targets of the mean over classes of the squared error. A tensor (), k: weighted mean
+                  of the cross-entropy (nats) of softmax(exp(k) prediction) with the class argmax(real_labels)
     """
-    kernel_ss = rfad_kernel_plain(networks, images, images)  # (m, m)
-    kernel_ts = rfad_kernel_plain(networks, real, images)  # (n, m)
+    kernel_ss, kernel_ts = rfad_kernel_plain(networks, images, images), rfad_kernel_plain(networks, real, images)  # (m, m), (n, m)
     penalty = 5e-3 * torch.trace(kernel_ss) / len(images)
     predictions = kernel_ridge_plain(kernel_ss, labels, kernel_ts, penalty)  # (n, C)
     loss = torch.zeros_like(penalty)
@@ -133,7 +119,7 @@ def rfad_loss_plain(
 
 @dataclass(frozen=True, kw_only=True)
 class RFADSettings(RegressionSettings):
-    """Settings of RFAD; batch is of all classes, `lr_scale` the rate of the learned scale, the others as `RandomFeatures`."""
+    """Settings of RFAD, as `RandomFeatures`; `lr_scale` is the rate of the learned scale."""
 
     lr_scale: float
     width: int
@@ -151,23 +137,8 @@ class RFAD(Regression):
     objective, Settings = RandomFeatures, RFADSettings
     learns = ("images", "log_scale")
     common = {
-        "optimizer": "adabelief", "schedule": "constant", "lr": 1e-3, "lr_scale": 1e-2, "batch": 5120, "iterations": 100_000,
-        "rho": 5e-3, "width": 256, "networks": 8, "eval_networks": 16, "platt": True, "labels": False, "normalization": "zca",
+        "optimizer": "adabelief", "schedule": "constant", "lr": 1e-3, "lr_scale": 1e-2, "batch": 5120, "iterations": 100_000, "rho": 5e-3,
+        "width": 256, "networks": 8, "eval_networks": 16, "platt": True, "labels": False, "normalization": "zca",
     }  # fmt: skip
-    published = {
-        "cifar10": {ANY: {}},
-        "cifar100": {ANY: {}},
-        "svhn": {ANY: {}},
-        "mnist": {ANY: {"normalization": "published"}},
-        "fashion-mnist": {ANY: {"normalization": "published"}},
-    }
-
-    def rates(self, settings: RFADSettings) -> dict[str, float]:
-        return {"log_scale": settings.lr_scale}
-
-    def regression(self, job) -> RandomFeatures:
-        s = job.settings
-        return RandomFeatures(
-            job.network, s.batch, job.experiment.fast, rho=s.rho, labels=s.labels, width=s.width, networks=s.networks,
-            eval_networks=s.eval_networks, platt=s.platt,
-        )  # fmt: skip
+    published = dict.fromkeys(("cifar10", "cifar100", "svhn"), {ANY: {}})
+    published |= dict.fromkeys(("mnist", "fashion-mnist"), {ANY: {"normalization": "published"}})

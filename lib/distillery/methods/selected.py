@@ -3,24 +3,17 @@
 Random selection of the same size is what every method stands beside.
 """
 
-from typing import TYPE_CHECKING
-
 from distillery.methods.base import METHODS, Made, Method, register
-from distillery.starts import STARTS, Start
-
-if TYPE_CHECKING:
-    from distillery.job import Job
+from distillery.starts import STARTS
 
 
 class Selected(Method):
     """The real images that a start chooses."""
 
-    paper, source = "", ""
-
-    def chooses(self, job: "Job") -> str:
+    def chooses(self, job) -> str:
         return self.name
 
-    def make(self, job: "Job") -> Made:
+    def make(self, job) -> Made:
         return Made(job.packed(job.chosen(self.name)))
 
 
@@ -38,15 +31,10 @@ NUMBERS = {
 }
 
 
-def selection(one: Start) -> type[Selected]:
-    """The selection that a start is, as a method."""
-    declared = {"name": one.name, "labels": one.labels, "numbers": NUMBERS.get(one.name, {}), "__doc__": one.choose.__doc__}
-    return type("Selected", (Selected,), declared)
-
-
-for _start in list(STARTS.values()):
-    if _start.selection:
-        METHODS[_start.name] = selection(_start)()
+for _one in STARTS.values():
+    if _one.selection:
+        _declared = {"name": _one.name, "labels": _one.labels, "numbers": NUMBERS.get(_one.name, {}), "__doc__": _one.choose.__doc__}
+        METHODS[_one.name] = type("Selected", (Selected,), _declared)()
 
 
 @register
@@ -55,8 +43,8 @@ class RandomPacked(Method):
 
     name = "random, packed"
 
-    def stored(self, job: "Job") -> tuple[int, str, str]:
+    def stored(self, job) -> tuple[int, str, str]:
         return job.recipe.size, "partition2", "bilinear"
 
-    def make(self, job: "Job") -> Made:
+    def make(self, job) -> Made:
         return Made(job.packed(job.chosen("random")))

@@ -1,25 +1,23 @@
 """What an encoder is pre-trained on where there are no labels: what methods share, and the rows beside them.
 
-Real images come with a teacher's embeddings in place of labels (`encoders.regression_set`). An encoder learns to regress those of the
-set, or learns by SimCLR without them; a protocol then fits linear probes on few labels of some tasks.
+Real images come with a teacher's embeddings in place of labels (`encoders.regression_set`). An encoder learns to regress those of the set,
+or learns by SimCLR without them; a protocol then fits linear probes on few labels of some tasks.
 
-| method | images | what an encoder learns on them |
-|---|---|---|
-| none | - | nothing |
-| random, k-means, high loss, whole | real | the teacher's embeddings, by squared error |
-| random, self-supervised | real | SimCLR, without the teacher |
-| MKDT | distilled by matching the students' trajectories | their targets |
-| KRR-ST | distilled by kernel ridge regression | their learned targets |
-| MTT-SSL | distilled by matching trajectories of SimCLR | SimCLR |
+| images | what an encoder learns on them |
+|---|---|
+| none | nothing |
+| real: random, k-means, high loss, whole | the teacher's embeddings, by squared error |
+| distilled: MKDT, KRR-ST | their targets; those of KRR-ST are learned |
+| random, self-supervised; distilled: MTT-SSL | SimCLR, without the teacher |
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from distillery.checks import InputError
+from distillery.data import TensorSource
 from distillery.encoders.teacher import SIMCLR, pretrain
 from distillery.methods.base import Made, Method, Settings, register
 from distillery.methods.trajectories import Trajectories
@@ -27,10 +25,6 @@ from distillery.seeds import split
 from distillery.training import Stats, train
 from distillery.training.contrastive import two_views_apart
 from distillery.training.views import TwoViews, Views
-
-if TYPE_CHECKING:
-    from distillery.experiment import Experiment
-    from distillery.job import Job
 
 
 class WithoutLabels(Method):
@@ -45,24 +39,23 @@ class StudentTrajectories(WithoutLabels, Trajectories):
     """Trajectory matching without labels. Published are sets of 2 and 5% of the images, given as images over classes."""
 
     judged = None
-    published: dict
 
     def cell(self, dataset: str, size: int, n: int) -> dict:
         """The published settings of the nearer of the two published sizes, for `size` images of n."""
         sizes = sorted(self.published.get(dataset, ()))
         return super().cell(dataset, sizes[0 if size <= 0.035 * n else -1] if sizes else size, n)
 
-    def augmentation(self, experiment: "Experiment") -> str:
+    def augmentation(self, experiment) -> str:
         """None: the loss of a student is not random but for its batches."""
         return ""
 
-    def bank_with(self, experiment: "Experiment", own: dict) -> tuple:
+    def bank_with(self, experiment, own: dict) -> tuple:
         """How experts are trained under changes of a recipe, and the last epoch that is kept: one bank serves both sizes."""
         presets, n = experiment.presets, len(experiment.real)
         both = [self.settings(presets.dataset, size, n, presets.changes, own) for size in (0, n)]
         return self.training(both[0], experiment), max(one.last_epoch for one in both)
 
-    def bank(self, job: "Job") -> tuple:
+    def bank(self, job) -> tuple:
         return self.bank_with(job.experiment, job.recipe.settings)
 
 
@@ -77,7 +70,7 @@ class Untrained(Method):
         if recipe.size or recipe.evaluate.equal_steps:
             raise InputError(f"size: {recipe.size} with {self.name!r}, which sees no images; accepted: 0, and its own steps")
 
-    def train(self, job: "Job", network, source, protocol, stream, steps_of: int) -> tuple:
+    def train(self, job, network, source, protocol, stream, steps_of: int) -> tuple:
         params = network.init(stream, protocol.networks)
         return {name: value.to(job.experiment.device) for name, value in params.items()}, Stats(), {}
 
@@ -95,52 +88,36 @@ class SelfSupervised(Method):
     class Settings(Settings):
         views: Views = Views()
 
-    def make(self, job: "Job") -> Made:
+    def make(self, job) -> Made:
         return Made(job.packed(job.chosen("random")))
 
-    def train(self, job: "Job", network, source, protocol, stream, steps_of: int) -> tuple:
-        # as bytes: views are made before standardization
-        images = job.experiment.real.images.subset(job.chosen("random"))
+    def train(self, job, network, source, protocol, stream, steps_of: int) -> tuple:
+        images = job.experiment.real.images.subset(job.chosen("random"))  # as bytes: views are made before standardization
         batch = min(SIMCLR.batch, len(images))
         steps = len(images) // batch  # of a pass
         epochs = max(1, round(protocol.epochs * (steps_of or len(images)) / (steps * batch)))
-        warmup = min(SIMCLR.warmup, epochs - 1)
-        how = replace(SIMCLR, epochs=epochs, batch=batch, warmup=warmup, views=job.settings.views, seed=job.recipe.seed)
+        how = replace(SIMCLR, epochs=epochs, batch=batch, warmup=min(SIMCLR.warmup, epochs - 1))
+        how = replace(how, views=job.settings.views, seed=job.recipe.seed)
         return pretrain(network, images, how, protocol.networks), Stats(steps=epochs * steps), {}
 
 
 def contrast(network, source, protocol, stream, steps_of: int, views: Views, transform, seed: int) -> tuple[dict[str, Tensor], Stats]:
     """Encoders trained on a set by SimCLR under a protocol's optimizer, their output taken for the projection.
 
-    source     standardized images; `transform` standardized them, None = nothing did
+    source  standardized images; `transform` standardized them, None = nothing did
     """
-    k, steps = protocol.networks, protocol.optimizer(steps_of or len(source))[1]
+    k, n, steps = protocol.networks, len(source), protocol.optimizer(steps_of or len(source))[1]
     first, order = split(stream, 2)
     params = {name: value.to(source.images.device) for name, value in network.init(first, k).items()}
-    return train(
-        network,
-        params,
-        TwoViews(Pixels.of(source.images, transform), views, seed),
-        two_views_apart,
-        protocol.optimizer(len(source))[0],
-        generator=order,
-        steps=steps,
-        batch=min(protocol.batch, len(source)),
-        whole_batches=True,
-        chunk=k,
-    )
+    seen = TwoViews(Pixels.of(source.images, transform), views, seed)
+    options = {"generator": order, "steps": steps, "batch": min(protocol.batch, n), "whole_batches": True, "chunk": k}
+    return train(network, params, seen, two_views_apart, protocol.optimizer(n)[0], **options)
 
 
-@dataclass(frozen=True, eq=False)
-class Pixels:
-    """Made images behind what `TwoViews` asks of an ImageSet.
+@dataclass(frozen=True)
+class Pixels(TensorSource):
+    """Made images as `TwoViews` takes them, in [0, 1] but for what distillation moved out of it; `transform` standardizes them."""
 
-    pixels     (M, C, H, W) float, in [0, 1] but for what distillation moved out of it
-    transform  what standardizes them
-    """
-
-    pixels: Tensor
-    targets: Tensor
     transform: object = None
 
     @staticmethod
@@ -148,13 +125,3 @@ class Pixels:
         """From standardized images."""
         pixels = transform.inverse(images) if transform else images
         return Pixels(pixels, torch.zeros(len(images), dtype=torch.int64, device=images.device), transform)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.pixels.shape[1:])
-
-    def batch(self, indices: Tensor) -> Tensor:
-        return self.pixels[indices]

@@ -18,12 +18,9 @@ from distillery.methods.trajectories import Trajectories, TrajectorySettings, ro
 
 @dataclass(frozen=True, kw_only=True)
 class TESLASettings(TrajectorySettings):
-    """Settings of TESLA.
+    """Settings of TESLA."""
 
-    gradient_scale  of the rate of the pixels: the public code's pixel gradient is half its formula, so our rate is half of its
-    """
-
-    gradient_scale: float
+    gradient_scale: float  # of the rate of the pixels: the public code's pixel gradient is half its formula, so our rate is half of its
 
 
 @register
@@ -38,9 +35,8 @@ class TESLA(Trajectories):
     source = "code: README of justincui03/tesla"
     Settings = TESLASettings
     common = {
-        "iterations": 10000, "momentum": 0.5, "optimizer": "SGD", "expert_lr": 0.01, "expert_batch": 256,
-        "expert_training_epochs": 50, "experts": 100, "gradient": "frozen", "gradient_scale": 0.5,
-        "normalization": "published",
+        "iterations": 10000, "momentum": 0.5, "optimizer": "SGD", "expert_lr": 0.01, "expert_batch": 256, "expert_training_epochs": 50,
+        "experts": 100, "gradient": "frozen", "gradient_scale": 0.5, "normalization": "published",
     }  # fmt: skip
     published = {
         "cifar10": {1: row(50, 2, 5, 1000, 1e-7, 0.01)},

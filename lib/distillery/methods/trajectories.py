@@ -1,22 +1,21 @@
 r"""What methods share whose set makes a student end where an expert does: MTT, FTD, TESLA, DATM, MKDT, MTT-SSL.
 
-An expert is a network trained on real images, its weights kept after every epoch (`experts.py`). A student starts at the weights
-of a random expert and epoch, takes N steps on the set, and shall end near the weights that the expert had M epochs later. The
-mathematics, with its plain twin `sweep_plain`, is in `matching/trajectory.py`.
-
-Experts serve many sets: they are trained before a set's time is counted, stored once, and billed apart. One bank of them is held
-in memory at a time.
+An expert is a network trained on real images, its weights kept after every epoch (`experts.py`). A student starts at the weights of a
+random expert and epoch, takes N steps on the set, and shall end near the weights that the expert had M epochs later. The mathematics, with
+its plain twin `sweep_plain`, is in `matching/trajectory.py`. Experts serve many sets: they are trained before a set's time is counted,
+stored once, and billed apart. One bank of them is held in memory at a time.
 
 The published accuracies of MTT, TESLA, FTD and DATM are the best over the run on test images; here nothing is chosen on them.
 """
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from distillery import experts
-from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.checks import check_choice, check_positive_int
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
 from distillery.experts import Experts, Training
@@ -26,56 +25,36 @@ from distillery.methods.matched import made
 from distillery.networks.precision import float32_matmul
 from distillery.training.optimizers import GSAM, SGD, Adam
 
-if TYPE_CHECKING:
-    from distillery.experiment import Experiment
-    from distillery.job import Job
-
-OPTIMIZERS = ("SGD", "Adam")  # of experts; settings with `rho` and `alpha` also know GSAM
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectorySettings(Settings):
-    """Settings of trajectory matching, under the names of the public code of MTT and DATM.
+    """Settings of trajectory matching, under the names of the public code of MTT and DATM."""
 
-    student_steps           N, steps of a student
-    expert_epochs           M, epochs of an expert that a student shall cover
-    min_start_epoch         lowest epoch at which a student starts (T-)
-    max_start_epoch         one above the highest (T+)
-    student_batch           synthetic images a student step, 0 = all of the set; more than there are = all
-    step_size               first rate of the student, which is learned and is the rate of the evaluation
-    lr_images, lr_step_size, momentum  of SGD on pixels and step size
-    iterations              published ones; `steps` = updates of the set in all, 0 = those
-    gradient                'exact', 'frozen' (TESLA as published) or 'unrolled', see `TrajectoryMatching`
-    experts, expert_training_epochs  how many were trained as published, and how long; they are trained here as far as they are read
-    optimizer, expert_lr, expert_batch  of the experts: 'SGD', 'Adam' or, where `rho` and `alpha` are settings, 'GSAM'
-    expert_seed             of the experts, which all sets share
-    """
-
-    student_steps: int
-    expert_epochs: int
-    min_start_epoch: int = 0
-    max_start_epoch: int
-    student_batch: int = 0
-    step_size: float
-    lr_images: float
-    lr_step_size: float
+    student_steps: int  # N, steps of a student
+    expert_epochs: int  # M, epochs of an expert that a student shall cover
+    min_start_epoch: int = 0  # lowest epoch at which a student starts (T-)
+    max_start_epoch: int  # one above the highest (T+)
+    student_batch: int = 0  # synthetic images a student step, 0 = all of the set; more than there are = all
+    step_size: float  # first rate of the student, which is learned and is the rate of the evaluation
+    lr_images: float  # of SGD on pixels, with `momentum`
+    lr_step_size: float  # of SGD on the step size, with `momentum`
     momentum: float
     iterations: int
     steps: int = 0
-    gradient: str
-    experts: int
-    expert_training_epochs: int
-    optimizer: str
+    gradient: str  # 'exact', 'frozen' (TESLA as published) or 'unrolled', see `TrajectoryMatching`
+    experts: int  # trained as published
+    expert_training_epochs: int  # as published; here they are trained as far as they are read
+    optimizer: str  # of the experts: 'SGD', 'Adam' or, where `rho` and `alpha` are settings, 'GSAM'
     expert_lr: float
     expert_batch: int
-    expert_seed: int = 0
+    expert_seed: int = 0  # of the experts, which all sets share
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("student_steps", "expert_epochs", "iterations"):
             check_positive_int(name, getattr(self, name))
         check_choice("gradient", self.gradient, GRADIENTS)
-        check_choice("optimizer", self.optimizer, (*OPTIMIZERS, *["GSAM"] * hasattr(self, "rho")))
+        check_choice("optimizer", self.optimizer, ("SGD", "Adam", "GSAM") if hasattr(self, "rho") else ("SGD", "Adam"))
         _ = self.start_epochs
 
     @property
@@ -101,18 +80,18 @@ class TrajectorySettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class FlatSettings(TrajectorySettings):
-    """Settings with flat experts: `rho` and `alpha` of GSAM, radius and weight of the ascent."""
+    """Settings with flat experts, by GSAM."""
 
-    rho: float
-    alpha: float
+    rho: float  # radius of the ascent
+    alpha: float  # weight of the ascent
 
 
 COLUMNS = ("student_steps", "expert_epochs", "max_start_epoch", "lr_images", "lr_step_size", "step_size")
 
 
 def row(*values: float, **more) -> dict:
-    """A cell of a table of published settings: the values of COLUMNS, and others by name."""
-    return dict(zip(COLUMNS, values, strict=True)) | more
+    """A cell of a table of published settings: the values of the first of COLUMNS, and others by name."""
+    return dict(zip(COLUMNS, values)) | more
 
 
 class Trajectories(Method):
@@ -127,10 +106,7 @@ class Trajectories(Method):
     learns = TrajectoryMatching.learns
     iterates = ("last", "best")
     loss: ClassVar[str] = "cross-entropy"  # of the experts, see `experts.Training`
-    # of the evaluation; the rate is the learned step size, and the batch DATM's own where it has one
-    judged: ClassVar[dict | None] = {"epochs": 1000, "batch": 256, "augmented": True}
-
-    # What it declares
+    judged = {"epochs": 1000, "batch": 256, "augmented": True}  # the rate is the learned step size, the batch DATM's own where it has one
 
     def changed(self, values: dict, changes: dict) -> dict:
         """A changed `max_start_epoch` starts from epoch 0 and does not grow unless told otherwise."""
@@ -139,116 +115,76 @@ class Trajectories(Method):
             values = values | {one.name: 0 for one in fields(StartEpochs) if one.name in known}
         return values | changes
 
-    def updates(self, settings: TrajectorySettings, size: int) -> int:
-        return settings.steps or settings.iterations
-
-    def spec(self, job: "Job") -> dict:
-        found = super().spec(job) | {"augmentation": self.augmentation(job.experiment)}
-        how = job.experiment.validation
+    def spec(self, job) -> dict:
+        found, how = super().spec(job) | {"augmentation": self.augmentation(job.experiment)}, job.experiment.validation
         if self.labels and how.times:  # the best iterate is of the evaluation too
             found["validation"] = [how.times, how.networks, how.epochs, job.experiment.protocol.spec()]
         return found
 
-    def refuse(self, job: "Job") -> None:
+    def refuse(self, job) -> None:
+        super().refuse(job)
         self.training(job.settings, job.experiment)
-        if job.recipe.evaluate.iterate == "best" and not job.experiment.validation.times:
-            raise InputError("iterate: 'best' with 0 validations; accepted: 'last', or an experiment that validates")
 
-    # Experts
-
-    def augmentation(self, experiment: "Experiment") -> str:
+    def augmentation(self, experiment) -> str:
         """The DSA families that experts and students meet."""
         return experiment.augmentation
 
-    def training(self, settings: TrajectorySettings, experiment: "Experiment") -> Training:
+    def training(self, settings: TrajectorySettings, experiment) -> Training:
         """How experts are trained. Raises InputError on settings that are none."""
-        augmentation, views = self.augmentation(experiment), getattr(settings, "views", None)
-        return Training(
-            settings.experts,
-            settings.expert_optimizer,
-            settings.expert_batch,
-            augmentation,
-            settings.expert_seed,
-            loss=self.loss,
-            views=views,
-        )
+        s, options = settings, {"loss": self.loss, "views": getattr(settings, "views", None)}
+        return Training(s.experts, s.expert_optimizer, s.expert_batch, self.augmentation(experiment), s.expert_seed, **options)
 
-    def bank(self, job: "Job") -> tuple[Training, int]:
+    def bank(self, job) -> tuple[Training, int]:
         """How the experts of a job are trained, and the last epoch that is kept."""
         return self.training(job.settings, job.experiment), job.settings.last_epoch
 
-    def make_experts(self, job: "Job", where: str = "local") -> dict:
-        """Train what is missing of the experts, mapped over an engine: what they cost, 'id', 'seconds', 'samples'."""
-        return make_bank(job.experiment, job.source, *self.bank(job), where)
-
-    def experts(self, job: "Job") -> Experts:
+    def experts(self, job) -> Experts:
         """The experts of a job, trained on the real images that it keeps; made once, stored."""
         return load_bank(job.experiment, job.source, *self.bank(job))
 
-    def prepare(self, job: "Job", where: str = "local") -> None:
+    def prepare(self, job, where: str = "local") -> None:
         super().prepare(job, where)
         if where == "local":
             self.experts(job)
         else:
-            self.make_experts(job, where)
+            make_bank(job.experiment, job.source, *self.bank(job), where)
 
-    # The set
-
-    def options(self, job: "Job") -> dict:
+    def options(self, job) -> dict:
         """Options of `TrajectoryMatching` beside those of all methods."""
         return {}
 
-    def matching(self, job: "Job") -> TrajectoryMatching:
+    def matching(self, job) -> TrajectoryMatching:
         """The objective of a job."""
         s = job.settings
-        return TrajectoryMatching(
-            job.network,
-            self.experts(job),
-            s.student_steps,
-            s.expert_epochs,
-            s.start_epochs,
-            batch=s.student_batch,
-            oversize="all",
-            gradient=s.gradient,
-            name=self.name,
-            **{"augmentation": self.augmentation(job.experiment)} | self.options(job),
-        )
+        options = {"batch": s.student_batch, "oversize": "all", "gradient": s.gradient, "name": self.name}
+        options |= {"augmentation": self.augmentation(job.experiment)} | self.options(job)
+        return TrajectoryMatching(job.network, self.experts(job), s.student_steps, s.expert_epochs, s.start_epochs, **options)
 
-    def optimizers(self, job: "Job") -> dict[str, Optimizer]:
+    def optimizers(self, job) -> dict[str, Optimizer]:
         """The optimizer of each learned tensor."""
         s = job.settings
         return {"images": Optimizer(s.lr_images, s.momentum), "step_size": Optimizer(s.lr_step_size, s.momentum)}
 
-    def first(self, job: "Job") -> Synthetic:
-        """First images and step size."""
-        return with_step_size(job.first(), job.settings)
+    def first(self, job, chosen: Tensor | None = None) -> Synthetic:
+        """First images, those at `chosen` where they are chosen already, and step size."""
+        start = job.first(indices=chosen)
+        return start.replace(step_size=torch.tensor(float(job.settings.step_size), device=start.device))
 
-    def decay(self, settings: TrajectorySettings) -> float | None:
-        """Decay of the moving average of the images, None = there is none."""
-        return None
-
-    def make(self, job: "Job") -> Made:
-        cost, start = self.make_experts(job), self.first(job)
-        objective, optimizers = self.matching(job), self.optimizers(job)
+    def make(self, job) -> Made:
+        cost, start = make_bank(job.experiment, job.source, *self.bank(job)), self.first(job)
+        objective, optimizers, steps = self.matching(job), self.optimizers(job), self.updates(job.settings, job.recipe.size)
         judge = (lambda current, step: job.validated(current)) if self.labels else None
         with float32_matmul("float32"):  # matched weights
-            steps = self.updates(job.settings, job.recipe.size)
-            done = job.distill(start, objective, optimizers, steps, ema=self.decay(job.settings), judge=judge)
+            done = job.distill(start, objective, optimizers, steps, ema=getattr(job.settings, "ema", 0) or None, judge=judge)
         log = {"experts": cost, "skipped": done.cost["skipped"], "step_size": float(done.last.tensors["step_size"])}
         log["moved"] = moved(start, done.last)
         if done.best is not None:
             log |= {"best_step": done.best_step, "best_score": done.best_score}
         return made(start, done, **log)
 
-    def protocol(self, job: "Job", protocol, made):
+    def protocol(self, job, protocol, made):
         """The learned step size is the rate of the evaluation."""
-        batch = getattr(job.settings, "evaluation_batch", 0)
-        return protocol.fitting(made, batch), job.steps_of(protocol)
-
-
-def with_step_size(start: Synthetic, settings: TrajectorySettings) -> Synthetic:
-    """A set with the first step size of a student."""
-    return start.replace(step_size=torch.tensor(float(settings.step_size), device=start.device))
+        return protocol.fitting(made, getattr(job.settings, "evaluation_batch", 0)), job.steps_of(protocol)
 
 
 def moved(start: Synthetic, last: Synthetic) -> float:
@@ -256,19 +192,15 @@ def moved(start: Synthetic, last: Synthetic) -> float:
     return float((last.tensors["images"] - start.tensors["images"]).abs().mean())
 
 
-# Banks of experts
-
-
-def _named(experiment: "Experiment", source, training: Training, epochs: int) -> tuple:
-    """What names a bank for `experts.make` and `experts.load`."""
+def _named(experiment, source, training: Training, epochs: int) -> tuple:
+    """What names a bank in `experts`."""
     return experiment.runs.folder / "artifacts" / "experts", experiment.network, source, training, epochs
 
 
-def make_bank(experiment: "Experiment", source, training: Training, epochs: int, where: str = "local") -> dict:
-    """Train and store what is missing of experts: what they cost, 'id', 'seconds', 'samples', told to the experiment too.
+def make_bank(experiment, source, training: Training, epochs: int, where: str = "local") -> dict:
+    """Train and store what is missing of a bank of experts: what it costs, 'id', 'seconds', 'samples', told to the experiment too.
 
-    where   the engine that chunks of experts are mapped over, 'local' = that of the experiment
-    raises  InputError on an engine with images that stay on disk
+    where  the engine that chunks of experts are mapped over, 'local' = that of the experiment. Raises InputError on one with images on disk
     """
     where = experiment.compute.engine if where == "local" else where
     experiment.check_mapped(where)
@@ -277,7 +209,7 @@ def make_bank(experiment: "Experiment", source, training: Training, epochs: int,
     return cost
 
 
-def load_bank(experiment: "Experiment", source, training: Training, epochs: int) -> Experts:
+def load_bank(experiment, source, training: Training, epochs: int) -> Experts:
     """Experts in memory, made where they are missing; those that were there before are let go."""
     key = make_bank(experiment, source, training, epochs)["id"]
     if key not in experiment.shared:

@@ -1,12 +1,8 @@
 """Whole data: what a network reaches with all real images, in as many steps as a small set takes, or trained out."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from distillery.methods.base import Method, Settings, register
-
-if TYPE_CHECKING:
-    from distillery.job import Job
 
 
 @register
@@ -24,11 +20,10 @@ class Whole(Method):
         epochs: int = 0
         batch: int = 0
 
-    def protocol(self, job: "Job", protocol, made):
-        settings, n = job.settings, len(job.experiment.real)
+    def protocol(self, job, protocol, made):
+        settings, classes = job.settings, job.experiment.classes
         if settings.epochs:
             return replace(protocol.passes(settings.epochs), batch=settings.batch or protocol.batch), 0
-        classes = job.experiment.classes
         if job.recipe.size:
             return protocol, job.recipe.size * (len(classes) if classes else 1)
-        return protocol, protocol.steps_of(0, 0, n)
+        return protocol, protocol.steps_of(0, 0, len(job.experiment.real))
