@@ -143,14 +143,6 @@ def test_leaving_one_out_is_recomputing_the_mean_without_the_sample():
         assert float(losses[i]) == pytest.approx(float(F.cross_entropy(logits, TARGETS[i])), rel=1e-4)
 
 
-def test_temperature_and_length():
-    centres = prototypes(FEATURES, TARGETS)
-    sharp = prototype_losses(FEATURES, TARGETS, centres, temperature=0.1)
-    assert sharp.std() > prototype_losses(FEATURES, TARGETS, centres).std()
-    scaled = prototype_losses(5 * FEATURES, TARGETS, centres, normalized=True)
-    assert torch.allclose(scaled, prototype_losses(FEATURES, TARGETS, centres, normalized=True), atol=1e-6)
-
-
 def encoder(tiny, name="ConvNet"):
     network = pool.build(name, tiny.shape, 3, 0.1 if name == "ViT" else 0.05)
     return network, network.init(generator(0, "encoder"), 1)
@@ -230,8 +222,6 @@ def test_refused_paths(tiny, refused):
         prototypes(broken, TARGETS)
     with refused(5, 6):
         prototype_losses(FEATURES[:, :5], TARGETS, prototypes(FEATURES, TARGETS))
-    with refused("temperature"):
-        prototype_losses(FEATURES, TARGETS, prototypes(FEATURES, TARGETS), temperature=0)
 
 
 def test_an_encoder_shows_its_features(tiny):

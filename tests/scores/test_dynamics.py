@@ -263,7 +263,7 @@ def test_grand_equals_its_definition(tiny, normalization, k, chunk):
 def test_grand_of_modules_equals_its_definition(name, normalization):
     images = blobs(per_class=3, shape=(3, 8, 8))
     network = pool.build(name, (3, 8, 8), 3, width=0.06, normalization=normalization)
-    params = dynamics(network, images, 2, 1, generator(0, "x"), batch=4, lr=0.01).params
+    params = dynamics(network, images, 2, 1, generator(0, "x"), batch=4, optimizer=SGD(0.01, 0.9, 5e-4)).params
     before = {key: value.clone() for key, value in params.items()}
     plain = scores.grand_plain(network, params, images)
     assert scores.grand(network, params, images, chunk=4).tolist() == pytest.approx(plain, rel=1e-3)

@@ -142,16 +142,10 @@ def test_k_center_is_at_most_twice_the_best_cover():
 
 
 def test_prototype_distance_by_hand():
-    """Class 0: 0, 1, 2, 9 with mean 3 and median 1.5; class 1: one sample."""
+    """Class 0: 0, 1, 2, 9 with mean 3; class 1: one sample."""
     rows, targets = line(0, 7, 1, 2, 9), torch.tensor([0, 1, 0, 0, 0])
     assert prototype_distance(rows, targets).tolist() == [3, 0, 2, 1, 6]
-    assert prototype_distance(rows, targets, "median").tolist() == [1.5, 0, 0.5, 0.5, 7.5]
     assert prototype_distance(rows, None).tolist() == pytest.approx([3.8, 3.2, 2.8, 1.8, 5.2], abs=1e-6)
-
-
-def test_the_median_is_taken_of_each_coordinate():
-    rows = torch.tensor([[0.0, 5], [1, 0], [9, 1]])  # median (1, 1), no sample
-    assert prototype_distance(rows, None, "median").tolist() == pytest.approx([17**0.5, 1, 8])
 
 
 def test_moderate_keeps_the_middle_of_the_distances():
@@ -297,7 +291,6 @@ def test_numbers_of_samples_refused(method, n, refused):
         (lambda: contextual_diversity(2 * SOFT, None, 2), [10, "row 0"]),
         (lambda: contextual_diversity(torch.cat([SOFT, ROWS]), None, 2), ["10 of 20", "row 10"]),
         (lambda: contextual_diversity(torch.tensor([[0.5, 0.5], [1.5, -0.5]]), None, 1), ["1 of 2", "row 1"]),
-        (lambda: prototype_distance(ROWS, HALF, "mode"), ["mode", "median"]),
         (lambda: d2(ROWS, SCORES - 2), [2, "-2"]),
         (lambda: d2(ROWS, SCORES.log()), [1, 10]),
         (lambda: d2(ROWS, SCORES[:9]), ["(9,)", 10]),

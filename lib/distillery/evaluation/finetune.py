@@ -49,21 +49,22 @@ class FineTuning(Protocol):
 
     def check(self, experiment: "Experiment") -> None:
         super().check(experiment)
-        if experiment.encoder is None:
+        self._check_encoder(experiment.encoder)
+
+    def _check_encoder(self, encoder: Encoder | None) -> None:
+        if encoder is None:
             raise InputError("encoder: None; accepted: an encoder, where the protocol fine-tunes one")
 
     def check_recipe(self, recipe: "Recipe") -> None:
-        if recipe.evaluate.network:
-            raise InputError(
-                f"network: {recipe.evaluate.network!r} with protocol {self.kind!r}, whose encoder is of one network; accepted: ''"
-            )
+        asked = recipe.evaluate.network
+        if asked:
+            raise InputError(f"network: {asked!r} with protocol {self.kind!r}, whose encoder is of one network; accepted: ''")
 
     def context(self, experiment: "Experiment") -> dict:
         return {"encoder": experiment.encoder.digest}
 
     def start(self, network, encoder: Encoder | None, stream: Generator, k: int) -> Params:
-        if encoder is None:
-            raise InputError("encoder: None; accepted: an encoder to fine-tune")
+        self._check_encoder(encoder)
         return encoder.start(stream, k)
 
     def steps(self, n: int) -> tuple[int, int]:
@@ -89,9 +90,6 @@ class FineTuning(Protocol):
 
     def judge(self, experiment: "Experiment", network, params: Params, stats: Stats, seed: int) -> dict:
         """Accuracies on test and on 'validation' images, and the 'steps' and 'samples' of the fine-tuning."""
-        return {
-            **super().judge(experiment, network, params, stats, seed),
-            "validation": accuracy(network, params, experiment.data.validation).tolist(),
-            "steps": stats.steps,
-            "samples": stats.samples * self.networks,
-        }
+        validation = accuracy(network, params, experiment.data.validation).tolist()
+        done = {"validation": validation, "steps": stats.steps, "samples": stats.samples * self.networks}
+        return super().judge(experiment, network, params, stats, seed) | done

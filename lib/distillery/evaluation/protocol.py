@@ -33,14 +33,13 @@ LOSSES: dict[str, Loss] = TRAINING_LOSSES | {"half squared error": half_squared_
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a set is evaluated: networks trained on it from scratch.
+    """How a set is evaluated: networks trained on it from scratch. Raises InputError on values that are not accepted.
 
     networks      fresh networks, each with its own initialization and data order
     epochs        E; the set is passed E + 1 times
     augmentation  DSA families during training, '' for none
     loss          'cross-entropy', or 'half squared error' to centred one-hot labels, or to real-valued ones as they are,
                   which kernel methods learn
-    raises        InputError on values that are not accepted
     """
 
     networks: int = 5
@@ -85,7 +84,7 @@ class Protocol:
         """Raise InputError on a set (a source of `training.train`) that cannot be learned by its loss."""
         if self.loss == "cross-entropy" and not distributions(source.targets):
             raise InputError(
-                "loss: 'cross-entropy' with labels that are no distributions; accepted: 'half squared error', for learned real-valued labels"
+                "loss: 'cross-entropy' with labels that are no distributions; accepted: 'half squared error', for learned labels"
             )
 
     def context(self, experiment: "Experiment") -> dict:
@@ -128,17 +127,12 @@ class Protocol:
 
     def fitting(self, made, batch: int = 0) -> "Protocol":
         """The protocol for a set with a learned step size, which is its rate; `batch` 0 = as it stands."""
-        step_size = made.tensors.get("step_size")
-        rate = self.lr if step_size is None else float(step_size)
-        return replace(self, lr=rate, batch=batch or self.batch)
+        return replace(self, lr=float(made.tensors.get("step_size", self.lr)), batch=batch or self.batch)
 
     # What a result says
 
     def accuracies(self, network, params: Params, test: ImageSet, labelled: ImageSet | None, stream: Generator) -> Tensor:
-        """Test accuracy of each trained network, (networks,) float64.
-
-        labelled, stream  labelled real images and what is drawn of them, where the protocol needs them
-        """
+        """Test accuracy of each trained network, (networks,) float64, by a draw of labelled real images where the protocol needs it."""
         return accuracy(network, params, test)
 
     def judge(self, experiment: "Experiment", network, params: Params, stats: Stats, seed: int) -> dict:

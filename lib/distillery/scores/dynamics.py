@@ -63,29 +63,23 @@ def dynamics(
     generator: Generator,
     *,
     batch: int = 64,
-    lr: float = 0.05,
     collect=("loss",),
     collect_mean: bool = False,
     start: Params | None = None,
-    optimizer: SGD | None = None,
-    augmentation: str = "",
-    snapshots=(),
+    optimizer: SGD = SGD(0.05, momentum=0.9, weight_decay=5e-4),
     checkpoints: bool = False,
+    **options,
 ) -> Dynamics:
     """Train `trials` networks on real images and collect per-sample statistics of every epoch.
 
-    lr            rate of the default optimizer, SGD with momentum .9 and weight decay 5e-4
     collect_mean  keep their mean over epochs alone: converged scores (50 epochs of 50 trials) then fit in memory
     start         weights with leading axis `trials` to train from, None = fresh ones; not modified
-    optimizer     in place of the default one; `lr` is then not used
-    augmentation  DSA families, '' for none; what is collected is that of the augmented images
-    snapshots     epochs after which weights are kept in `stats.snapshots`, 0 = before training
     checkpoints   keep every sample's loss at the end of every epoch, a pass over all images in evaluation mode each;
                   all trials are then trained as one stack
+    options       of `training.train`: augmentation, which what is collected has seen, and snapshots
     raises        InputError if the leading axis of `start` is not `trials`
     """
-    if start is None:
-        start = network.init(generator, trials)
+    start = network.init(generator, trials) if start is None else start
     lengths = {len(value) if value.ndim else 0 for value in start.values()}
     if lengths != {trials}:
         raise InputError(f"start: leading axis {sorted(lengths)} for {trials} trials; accepted: weights (trials, ...)")
@@ -95,20 +89,8 @@ def dynamics(
     def record(_epoch: int, weights: Params, _momentum: list[Tensor]) -> None:
         losses.append(cross_entropy(_logits(network, weights, images), images.targets.expand(trials, -1)))
 
-    params, stats = train(
-        network,
-        params,
-        images,
-        optimizer=optimizer or SGD(lr, momentum=0.9, weight_decay=5e-4),
-        generator=generator,
-        epochs=epochs,
-        batch=batch,
-        augmentation=augmentation,
-        collect=collect,
-        collect_mean=collect_mean,
-        snapshots=snapshots,
-        after_epoch=record if checkpoints else None,
-    )
+    options |= {"batch": batch, "collect": collect, "collect_mean": collect_mean, "after_epoch": record if checkpoints else None}
+    params, stats = train(network, params, images, optimizer=optimizer, generator=generator, epochs=epochs, **options)
     return Dynamics(network, params, stats, collect_mean, torch.stack(losses) if checkpoints else None)
 
 
@@ -119,13 +101,11 @@ def _logits(network, params: Params, images: ImageSet) -> Tensor:
         return torch.cat([network.apply(params, images.batch(i), train=False).logits for i in parts], dim=1)
 
 
-def _collected(pass_: Dynamics, score: str, name: str, every_epoch: bool = False) -> Tensor:
+def _collected(pass_: Dynamics, score: str, name: str) -> Tensor:
     """What a score reads from the visits, (E, T, N) or (1, T, N); InputError where the pass did not keep it."""
     if name not in pass_.stats.collected:
         had = ", ".join(map(repr, pass_.stats.collected)) or "nothing"
         raise InputError(f"{score}: the pass collected {had}; accepted: a pass with collect=({name!r},)")
-    if every_epoch and pass_.averaged:
-        raise InputError(f"{score}: collect_mean=True kept {name!r} as a mean over epochs; accepted: a pass with collect_mean=False")
     return pass_.stats.collected[name]
 
 
@@ -143,13 +123,13 @@ def mean_loss(pass_: Dynamics) -> Tensor:
 def forgetting(pass_: Dynamics) -> Tensor:
     """Forgetting events: epochs t with the sample right at t and wrong at t + 1, mean over trials, (N,).
 
-    Source: Toneva et al. 2019. A sample that a trial never gets right has "infinitely" many there; here it
-    counts E in that trial, more than the E / 2 events that can occur at most, so that the mean over trials is finite.
-    Slow reference: `forgetting_plain`.
-
-    raises  InputError if the pass did not collect 'correct' in every epoch
+    A sample that a trial never gets right has "infinitely" many there; here it counts E in that trial, more than the E / 2 events that
+    can occur at most, so that the mean over trials is finite. Raises InputError if the pass did not collect 'correct' in every epoch.
+    Source: Toneva et al. 2019. Slow reference: `forgetting_plain`.
     """
-    right = _collected(pass_, "forgetting", "correct", every_epoch=True) == 1  # (E, T, N)
+    right = _collected(pass_, "forgetting", "correct") == 1  # (E, T, N)
+    if pass_.averaged:
+        raise InputError("forgetting: collect_mean=True kept 'correct' as a mean over epochs; accepted: a pass with collect_mean=False")
     events = (right[:-1] & ~right[1:]).sum(0)  # (T, N)
     return events.where(right.any(0), len(right)).float().mean(0).cpu()
 
@@ -157,9 +137,7 @@ def forgetting(pass_: Dynamics) -> Tensor:
 def aum(pass_: Dynamics) -> Tensor:
     """The negative area under the margin: largest other logit minus true logit, mean over epochs and trials, (N,).
 
-    Source: Pleiss et al. 2020, where low is hard or mislabelled; hence the sign.
-
-    raises  InputError if the pass did not collect 'margin'
+    Source: Pleiss et al. 2020, where low is hard or mislabelled; hence the sign. Raises InputError without 'margin' collected.
     """
     return -_collected(pass_, "aum", "margin").nanmean((0, 1)).cpu()
 
@@ -170,9 +148,7 @@ def aum(pass_: Dynamics) -> Tensor:
 def cumulative_loss(pass_: Dynamics) -> Tensor:
     """Learning complexity along the training path: evaluation loss in nats, mean over epochs 1..E and trials, (N,).
 
-    Source: DLC (arXiv 2402.05356), the path of models given by optimization.
-
-    raises  InputError if the pass kept no losses at its checkpoints
+    Source: DLC, the path of models given by optimization. Raises InputError if the pass kept no losses at its checkpoints.
     """
     if pass_.checkpoint_loss is None:
         raise InputError("cumulative_loss: checkpoint_loss is None; accepted: a pass with checkpoints=True")
@@ -228,8 +204,8 @@ def _checked(p: Tensor) -> Tensor:
 def grand(network, params: Params, images: ImageSet, *, chunk: int = 32) -> Tensor:
     """Norm of the gradient of each sample's loss in all trainable weights, mean over K networks, (N,).
 
-    Source: GraNd, Paul et al. 2021, at the weights given: the first ones (epoch 0) or early snapshots. Exact;
-    in evaluation mode, so that no sample has a part in the gradient of another. Slow reference: `grand_plain`.
+    Source: GraNd, Paul et al. 2021, at the weights given, the first ones (epoch 0) or early snapshots. Exact; in evaluation mode, so
+    that no sample has a part in the gradient of another. Slow reference: `grand_plain`.
 
     params  leading axis K
     chunk   gradients held at once, each as large as one network; 32 was best on CPUs, where 64 is slower at 32 x 32
@@ -300,13 +276,11 @@ def grand_plain(network, params: Params, images: ImageSet) -> list[float]:
 
 @register_score("loss", labels=True, spec=lambda scores: list(scores.lengths["loss"]))
 def early_loss(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    """`mean_loss` early in training."""
     return scores.scratch(seed, "loss")["loss"]
 
 
 @register_score("converged loss", labels=True, spec=lambda scores: list(scores.lengths["converged loss"]))
 def converged_loss(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    """`mean_loss` over all of training."""
     return scores.scratch(seed, "converged loss")["loss"]
 
 
@@ -319,14 +293,11 @@ def drawn_forgetting(scores: "CachedScores", seed: int, k: int) -> Tensor:
 
 @register_score("EL2N", needs="tuning", labels=True, version=2)
 def early_el2n(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    """`el2n` at the early weights of a fine-tuning."""
-    p = predictions(scores.network, scores.early_weights(seed), scores.images)
-    return el2n(p, scores.images.targets.cpu())
+    return el2n(predictions(scores.network, scores.early_weights(seed), scores.images), scores.images.targets.cpu())
 
 
 @register_score("GraNd", needs="tuning", labels=True)
 def early_grand(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    """`grand` at the early weights of a fine-tuning."""
     return scores.gradients(seed)
 
 

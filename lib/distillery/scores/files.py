@@ -22,8 +22,7 @@ def save(path: str | Path, scores: Tensor, images: ImageSet, card: dict) -> str:
     if lacking:
         raise InputError(f"card: {', '.join(lacking)} missing; accepted: a card with {', '.join(CARD)}")
     _check("scores", scores, images)
-    card = {**card, "kind": "scores", "data": images.digest, "n": len(images)}
-    return store.save_tensors(path, {"scores": scores}, card)
+    return store.save_tensors(path, {"scores": scores}, card | {"kind": "scores", "data": images.digest, "n": len(images)})
 
 
 def load(path: str | Path, images: ImageSet) -> tuple[Tensor, dict]:
@@ -34,19 +33,15 @@ def load(path: str | Path, images: ImageSet) -> tuple[Tensor, dict]:
     """
     tensors, card = store.load_tensors(path)
     if not isinstance(card, dict) or card.get("kind") != "scores" or set(tensors) != {"scores"}:
-        raise InputError(f"{path} holds no scores; accepted: a file saved by scoring.stored.save")
+        raise InputError(f"{path} holds no scores; accepted: a file saved by scores.files.save")
     _check(str(path), tensors["scores"], images)
+    made, own = str(card.get("data"))[:12], images.digest[:12]
     if card.get("data") != images.digest:
-        raise InputError(
-            f"{path}: scores of images with digest {str(card.get('data'))[:12]}, these have {images.digest[:12]}; "
-            "accepted: scores of the same images in the same order, under the same labels"
-        )
+        raise InputError(f"{path}: scores of images with digest {made}, these have {own}; accepted: the same images, order and labels")
     return tensors["scores"], card
 
 
 def _check(name: str, scores: Tensor, images: ImageSet) -> None:
     if not scores.is_floating_point() or scores.shape != (len(images),):
-        raise InputError(
-            f"{name}: scores {tuple(scores.shape)} {scores.dtype} for {len(images)} images; accepted: one float an image, ({len(images)},)"
-        )
+        raise InputError(f"{name}: scores {tuple(scores.shape)} {scores.dtype}; accepted: one float an image, ({len(images)},)")
     check_finite(name, scores)

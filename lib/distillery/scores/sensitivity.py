@@ -97,8 +97,7 @@ def ridge_features(features: Tensor, targets: Tensor, penalty: float, block: int
     check_positive_int("block", block)
     targets = _checked(features, targets, penalty)
     p, c = features.shape[1], targets.shape[1]
-    gram = torch.zeros(p, p, dtype=torch.float64, device=features.device)
-    cross = torch.zeros(p, c, dtype=torch.float64, device=features.device)
+    gram, cross = (torch.zeros(p, width, dtype=torch.float64, device=features.device) for width in (p, c))
     for rows, labels in zip(features.split(block), targets.split(block)):
         rows = rows.double()
         gram.addmm_(rows.T, rows)
@@ -154,12 +153,10 @@ def _checked(rows: Tensor, targets: Tensor, penalty: float, name: str = "feature
 
 def _ridge(leverage: Tensor, residuals: Tensor, unexplained: Tensor, penalty: float) -> Ridge:
     unexplained = (unexplained + unexplained.T) / 2
-    values, vectors = torch.linalg.eigh(unexplained)
-    kept = values > CUTOFF * values[-1]
-    if not bool(kept.any()):
+    half = _half_inverse(unexplained)
+    if not half.shape[1]:
         raise InputError("targets: all are zero; accepted: labels of which at least one is not")
-    whitened = residuals @ (vectors[:, kept] / values[kept].sqrt())  # (N, rank)
-    label = whitened.square().sum(1)
+    label = (residuals @ half).square().sum(1)
     return Ridge(leverage, label, float(unexplained.trace()), float(leverage.sum()), float(penalty))
 
 
@@ -211,5 +208,4 @@ def ridge_sensitivity(scores: "CachedScores", seed: int, k: int) -> Tensor:
 
 @register_score("leverage", seeded=False, labels=True, spec=lambda scores: scores.space("ridge"))
 def ridge_leverage(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    """The leverages of a ridge regression."""
     return scores.ridge()["leverage"]
