@@ -4,7 +4,7 @@ Source: DLC (arXiv 2402.05356), its public code; there images are cropped at ran
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Generator
@@ -41,6 +41,7 @@ class FineTuning(Protocol):
 
     kind: ClassVar[str] = "fine-tune"
     losses: ClassVar[tuple[str, ...]] = ("cross-entropy",)
+    extra: ClassVar[int] = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -84,9 +85,6 @@ class FineTuning(Protocol):
 
     def steps_of(self, size: int, classes: int, n: int) -> int:
         return n if self.equal == "steps" else 0
-
-    def passes(self, epochs: int) -> "FineTuning":
-        return replace(self, epochs=epochs)
 
     def judge(self, experiment: "Experiment", network, params: Params, stats: Stats, seed: int) -> dict:
         """Accuracies on test and on 'validation' images, and the 'steps' and 'samples' of the fine-tuning."""

@@ -6,7 +6,7 @@ iterations; here it converges. Slow reference of that classifier, `fit_linear`: 
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -55,6 +55,7 @@ class Probing(Protocol):
     kind: ClassVar[str] = "probe"
     stream: ClassVar[str] = "pre-training"
     losses: ClassVar[tuple[str, ...]] = ("squared error",)
+    extra: ClassVar[int] = 0
     needs_labelled: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -99,9 +100,6 @@ class Probing(Protocol):
 
     def steps_of(self, size: int, classes: int, n: int) -> int:
         return 0
-
-    def passes(self, epochs: int) -> "Probing":
-        return replace(self, epochs=epochs)
 
     def accuracies(self, network, params: Params, test: ImageSet, labelled: ImageSet | None, stream: Generator) -> Tensor:
         """Those of `probe`: (networks, fractions of labels)."""

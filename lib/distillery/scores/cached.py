@@ -36,6 +36,8 @@ VERSION = 1  # of the passes; raise it when a change makes stored ones stale
 SPACES = ("ntk", "random features", "pixels")
 IMPORTANCE = {"ridge": "random features", "k-means": "pixels", "rho": 5e-3, "width": 32, "networks": 8, "factor": "bounded"}
 COLLECTED = ("loss", "margin", "correct")
+OF_TRAINING = {"cumulative loss": dynamics.cumulative_loss, "forgetting": dynamics.forgetting, "AUM": dynamics.aum}
+OF_OUTPUTS = {"least confidence": dynamics.least_confidence, "entropy": dynamics.entropy, "margin": dynamics.margin}
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,7 @@ class CachedScores:
     """
 
     def __init__(
-        self,
-        images,
-        digest: str,
-        network,
-        runs: Runs,
-        settings: ScoreSettings = ScoreSettings(),
-        encoder: Encoder | None = None,
-        protocol: Protocol | None = None,
+        self, images, digest: str, network, runs: Runs, settings: ScoreSettings, encoder: Encoder | None, protocol: Protocol | None
     ):
         self.images, self.digest, self.network, self.runs, self.encoder = images, digest, network, runs, encoder
         self.lengths = {"loss": settings.early, "converged loss": settings.converged}
@@ -167,9 +162,9 @@ class CachedScores:
         def make() -> tuple[dict, int]:
             params = self._encoder().to(self.images.device).params
             drawn = {"generator": generator(seed, "masks")} if path.get("how") == "random" else {}
-            found = complexity.prototype_path(self.network, params, self.images, **path, **drawn)
-            tensors = {"losses": found.losses} | ({"features": found.features} if path == self.path else {})
-            return tensors, len(found.losses) * len(self.images)
+            losses, features = complexity.prototype_path(self.network, params, self.images, **path, **drawn)
+            tensors = {"losses": losses} | ({"features": features} if path == self.path else {})
+            return tensors, len(losses) * len(self.images)
 
         return self._stored("encoder-scores", inputs, make, key)
 
@@ -188,17 +183,15 @@ class CachedScores:
         """Scores (N,) of one fine-tuning by name, 'probabilities' (N, C) of the last weights, and the early weights 'early.*'."""
 
         def make() -> tuple[dict, int]:
-            passed = self._fine_tune(seed)
+            tuning, stream = self.tuning, generator(seed, "tuning scores")
+            start = self._encoder().to(self.images.device).start(stream, self.tunings)
+            optimizer, _ = tuning.optimizer(len(self.images))
+            options = {"batch": tuning.batch, "augmentation": tuning.augmentation, "collect": COLLECTED, "checkpoints": True}
+            options |= {"start": start, "optimizer": optimizer, "snapshots": (self.early,)}
+            passed = dynamics.dynamics(self.network, self.images, self.tunings, tuning.epochs, stream, **options)
             p = dynamics.predictions(passed.network, passed.params, self.images)
-            tensors = {
-                "cumulative loss": dynamics.cumulative_loss(passed),
-                "forgetting": dynamics.forgetting(passed),
-                "AUM": dynamics.aum(passed),
-                "least confidence": dynamics.least_confidence(p),
-                "entropy": dynamics.entropy(p),
-                "margin": dynamics.margin(p),
-                "probabilities": p.mean(0),
-            } | {f"early.{k}": v for k, v in passed.stats.snapshots[self.early].items()}
+            tensors = {name: score(passed) for name, score in OF_TRAINING.items()} | {name: score(p) for name, score in OF_OUTPUTS.items()}
+            tensors |= {"probabilities": p.mean(0)} | {f"early.{k}": v for k, v in passed.stats.snapshots[self.early].items()}
             # a visit in training and one in evaluation an epoch, and the last predictions
             return tensors, (2 * self.tuning.epochs + 1) * self.tunings * len(self.images)
 
@@ -223,14 +216,6 @@ class CachedScores:
             return {"GraNd": dynamics.grand(network, params, self.images)}, self.tunings * len(self.images)
 
         return self._stored("gradient-scores", self._inputs(**self._tuning_spec(), seed=seed), make, ("GraNd", seed))["GraNd"]
-
-    def _fine_tune(self, seed: int) -> dynamics.Dynamics:
-        tuning, stream = self.tuning, generator(seed, "tuning scores")
-        start = self._encoder().to(self.images.device).start(stream, self.tunings)
-        optimizer, _ = tuning.optimizer(len(self.images))
-        options = {"batch": tuning.batch, "augmentation": tuning.augmentation, "collect": COLLECTED, "checkpoints": True}
-        options |= {"start": start, "optimizer": optimizer, "snapshots": (self.early,)}
-        return dynamics.dynamics(self.network, self.images, self.tunings, tuning.epochs, stream, **options)
 
     def _tuning_spec(self) -> dict:
         return {"encoder": self._encoder().digest, "tuning": self.tuning.spec(), "trials": self.tunings, "version": VERSION}

@@ -1,22 +1,20 @@
 r"""Learning complexity: the loss of a sample along a path of weaker and weaker models, without training; high = hard.
 
-A sample that is learned early can be told with few weights. DLC (arXiv 2402.05356) sets growing shares of the weights of a
-pre-trained encoder to zero and averages the loss over these models, t = 0 .. T-1, the first one unmasked:
+A sample that is learned early can be told with few weights. DLC (arXiv 2402.05356) sets growing shares of the weights of a pre-trained
+encoder to zero and averages the loss over these models, t = 0 .. T-1, the first one unmasked:
 
 $$z_t(x) = h_{\theta \odot M_t}(x), \quad \mu_c = \frac{1}{n_c}\sum_{i: y_i = c} z_0(x_i), \quad
 s_{tc}(x) = \frac{1}{\|z_t(x) - \mu_c\|}, \quad
 \mathrm{DLC}(x) = \frac{1}{T}\sum_t -\log \operatorname{softmax}_c\big(s_t(x)\big)_y$$
 
 The path of weights (`masked`, for any `nn.Module`) is apart from the loss that rides on it: that of class prototypes
-(`prototype_losses`) for images, that of the response for language models (`distillery.scores.text`).
-
-Features are the input of a network's classifier. Images are seen in evaluation mode and never augmented: the public code
-crops them anew in every pass. Slow references: `masked_plain`, `prototype_losses_plain`.
+(`prototype_losses`) for images, that of the response for language models (`distillery.scores.text`). Features
+are the input of a network's classifier. Images are seen in evaluation mode and never augmented: the public code crops them anew in
+every pass. Slow references: `masked_plain`, `prototype_losses_plain`.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,8 +54,7 @@ def shares(steps: int, schedule: str = "linear", interval: float = 0.02) -> list
 def maskable(module: nn.Module) -> list[str]:
     """Names of the weights to mask: those of convolutions and linear layers, but not of the last linear layer, the head.
 
-    A single convolution in front of linear layers embeds the patches of a transformer and is left whole. Biases and
-    normalizations are never masked. Source: the public code of DLC.
+    A single convolution in front of linear layers embeds the patches of a transformer and is left whole. Source: the code of DLC.
     """
     convolutions, linear = [], []
     for name, one in module.named_modules():
@@ -85,21 +82,14 @@ def masked(
 
     how        'magnitude': the smallest first; 'random': in an order drawn from `generator`
     scope      'global': over all weights at once; 'layer': the share of each layer
-    raises     InputError on no weights, a share outside [0, 1), unknown words, random masks without a generator
+    raises     InputError on a share outside [0, 1) and unknown words
     """
     check_choice("how", how, MASKS)
     check_choice("scope", scope, SCOPES)
-    if not weights:
-        raise InputError("weights: none to mask; accepted: at least one tensor")
-    if how == "random" and generator is None:
-        raise InputError("how: 'random' without a generator; accepted: a generator to draw with")
+    assert weights and (how != "random" or generator), "weights to mask, and for random masks a generator"
     for share in shares:
         if not 0 <= share < 1:
             raise InputError(f"shares: {share} is not accepted; accepted: shares in [0, 1)")
-    return _masked(weights, shares, how, scope, generator)
-
-
-def _masked(weights, shares, how, scope, generator) -> Iterator[dict[str, Tensor]]:
     groups = [list(weights)] if scope == "global" else [[name] for name in weights]
     ranks = {}  # the place of each weight in the order in which weights go
     for names in groups:
@@ -151,30 +141,19 @@ def prototypes(features: Tensor, targets: Tensor) -> Tensor:
     return (sums / counts[:, None]).to(features.dtype)
 
 
-def prototype_losses(features: Tensor, targets: Tensor, centres: Tensor, *, own: Tensor | None = None) -> Tensor:
+def prototype_losses(features: Tensor, targets: Tensor, centres: Tensor) -> Tensor:
     """Cross-entropy in nats of the nearest-prototype classifier with logits 1 / distance: (N,).
 
     features  (N, F), under some mask
     centres   (C, F), of `prototypes`
-    own       (N, F) unmasked features: the prototype of a sample's class is then the mean of the others of its class
-    raises    InputError on features that are not finite or not of the width of the prototypes, and targets beside them
+    raises    InputError as `check_features`
     Source: DLC. Slow reference: `prototype_losses_plain`.
     """
     check_features(features, len(targets))
-    if features.shape[1] != centres.shape[1]:
-        raise InputError(f"features: width {features.shape[1]}; accepted: {centres.shape[1]}, that of the prototypes")
-    if int(targets.min()) < 0 or int(targets.max()) >= len(centres):
-        raise InputError(f"targets: {int(targets.min())} to {int(targets.max())}; accepted: 0 to {len(centres) - 1}, the prototypes")
-    counts, mu = torch.bincount(targets, minlength=len(centres)), centres.double()
     losses = []
-    for rows in torch.arange(len(targets)).split(4096):
-        z, y = features[rows].double(), targets[rows]
+    for z, y in zip(features.split(4096), targets.split(4096)):
         # by a product: in float64 what cancels is far below the distances
-        squared = torch.cdist(z, mu, compute_mode="use_mm_for_euclid_dist").square()  # (B, C)
-        if own is not None:
-            n = counts[y][:, None]
-            others = (n * mu[y] - own[rows].double()) / (n - 1)  # (B, F)
-            squared = squared.scatter(1, y[:, None], (z - others).square().sum(1, keepdim=True))
+        squared = torch.cdist(z.double(), centres.double(), compute_mode="use_mm_for_euclid_dist").square()  # (B, C)
         losses.append(F.cross_entropy(1 / squared.clamp_min(NEAREST).sqrt(), y, reduction="none"))
     return torch.cat(losses).float()
 
@@ -194,19 +173,6 @@ def prototype_losses_plain(features: list[list[float]], targets: list[int]) -> l
     return losses
 
 
-@dataclass(frozen=True)
-class Path:
-    """What T masks yielded: losses (T, N) in nats, features (N, F) of the unmasked encoder, and shares of zero weights."""
-
-    losses: Tensor
-    features: Tensor
-    shares: list[float]
-
-    def complexity(self) -> Tensor:
-        """Learning complexity (N,): the mean loss over the path."""
-        return self.losses.mean(0)
-
-
 def prototype_path(
     network,
     params: Params,
@@ -217,28 +183,25 @@ def prototype_path(
     interval: float = 0.02,
     how: str = "magnitude",
     generator: Generator | None = None,
-    leave_one_out: bool = False,
-    batch: int = 128,
-) -> Path:
-    """Losses of all images along the masks of one pre-trained encoder: `steps` forward passes of the pool, on the CPU.
+) -> tuple[Tensor, Tensor]:
+    """Losses (T, N) in nats of all images along T = `steps` masks of one pre-trained encoder, and features (N, F) without a mask.
 
-    network, params  the encoder, leading axis 1; its classifier is not used
-    leave_one_out    compare a sample with the mean of the others of its class, which matters where classes are small
-    raises           InputError as `shares`, `masked` and `prototypes`
+    Takes T forward passes of the images; what it returns is on the CPU. The mean over the masks is the learning complexity.
+
+    params  of the encoder, leading axis 1; its classifier is not used
+    raises  InputError as `shares`, `masked` and `prototypes`
     """
-    count = len(next(iter(params.values())))
-    if count != 1:
-        raise InputError(f"params: {count} networks; accepted: one encoder")
+    assert len(next(iter(params.values()))) == 1, "params: one encoder"
     wanted, targets = shares(steps, schedule, interval), images.targets.cpu()
     check_classes(targets)
     weights = {name: params[name] for name in maskable(_skeleton(network))}
     losses, own = [], None
     for one in masked(weights, wanted, how, "global", generator):
-        rows = embed(network, params | one, images, batch)[0].float().cpu()  # (N, F)
+        rows = embed(network, params | one, images)[0].float().cpu()  # (N, F)
         if own is None:
             own, centres = rows, prototypes(rows, targets)
-        losses.append(prototype_losses(rows, targets, centres, own=own if leave_one_out else None))
-    return Path(torch.stack(losses), own, wanted)
+        losses.append(prototype_losses(rows, targets, centres))
+    return torch.stack(losses), own
 
 
 def _skeleton(network) -> nn.Module:

@@ -36,10 +36,7 @@ LEAST = 1e-12  # probabilities are at least this, so that their logarithms are f
 def check_features(features, n: int | None = None, name: str = "features") -> None:
     """Raise InputError unless `features` is one (N, F) tensor of finite floats, with N = n where n is given."""
     if not isinstance(features, Tensor):
-        found = type(features).__name__
-        if isinstance(features, list | tuple) and all(isinstance(one, Tensor) for one in features):
-            found += f" of {len(features)} tensors of width {sorted({one.shape[-1] for one in features})}"
-        raise InputError(f"{name}: a {found}; accepted: one tensor (N, F) of floats")
+        raise InputError(f"{name}: a {type(features).__name__}; accepted: one tensor (N, F) of floats")
     if features.ndim != 2 or not features.is_floating_point() or not features.numel():
         raise InputError(f"{name}: {tuple(features.shape)} {features.dtype}; accepted: floats (N, F), neither of them zero")
     if n is not None and len(features) != n:
@@ -112,20 +109,17 @@ def contextual_diversity(probabilities: Tensor, targets: Tensor | None, n: int) 
     """Rank (N,) of k-center greedy within each class by the distance KL(p_a || p_b) + KL(p_b || p_a).
 
     probabilities  (N, C): softmax outputs, taken as at least 1e-12
-    raises         InputError as `herding`, and where rows are not distributions
+    raises         InputError as `herding`
     Source: Agarwal 2020. Starts like `k_center`. Slow reference: `k_center_plain` with `symmetric_kl_plain`.
     """
     check_features(probabilities, None if targets is None else len(targets), "probabilities")
     rows = probabilities.double()
-    wrong = ((rows.sum(1) - 1).abs() > 1e-3) | (rows < 0).any(1)  # (N,)
-    if wrong.any():
-        count, first = int(wrong.sum()), int(wrong.int().argmax())
-        raise InputError(f"probabilities: {count} of {len(rows)} rows, first row {first}, are no distributions; accepted: rows of softmax")
+    assert ((rows.sum(1) - 1).abs() < 1e-3).all() and (rows >= 0).all(), "probabilities: rows that are no distributions"
     return _rank(rows.clamp_min(LEAST), targets, n, lambda rows, k: _farthest_first(rows, k, _symmetric_kl(rows)))
 
 
 def _farthest_first(rows: Tensor, n: int, distance: Callable[[Tensor], Tensor]) -> list[int]:
-    """k-center greedy; `distance` is that of one row (F,) to all, (N,), of which the least to a chosen sample is kept."""
+    """k-center greedy; `distance` is that of one row (F,) to all, (N,)."""
     chosen = [int(distance(rows.mean(0)).argmin())]
     nearest = torch.full((len(rows),), torch.inf, dtype=rows.dtype)
     while len(chosen) < n:
@@ -188,29 +182,20 @@ def d2(features: Tensor, scores: Tensor, neighbours: int = 5, gamma: float = 1.0
     """Rank (N,) of all samples in which D2 pruning takes them, 0 first: hard ones, and from all over the set.
 
     With N(i) the nearest others of sample i and d their Euclidean distances, difficulty is first passed on,
-    x_i <- x_i + sum over j in N(i) of exp(-d_ij) x_j, at once for all i. Then the sample i of greatest x is taken, again and
-    again, and its neighbours are set back: x_j <- x_j - exp(-gamma d_ij) x_i. The kernel knows no scale: where distances are far
-    above 1, nothing is passed on and the order is that of the scores.
+    x_i <- x_i + sum over j in N(i) of exp(-d_ij) x_j, at once for all i. Then the sample i of greatest x is taken, again and again, and
+    its neighbours are set back: x_j <- x_j - exp(-gamma d_ij) x_i. Where distances are far above 1, the order is that of the scores.
 
     scores      (N,): difficulty, not below 0, as in the paper: one below 0 would push its neighbours forward
     neighbours  size of N(i); all others where there are fewer
     gamma       0 sets neighbours back by all of x_i, large values not at all
     targets     (N,): neighbours are of the same class; the rank is still one of all samples. None: of any class
-    raises      InputError on features as `check_features`, and on scores, neighbours or a gamma that are not accepted
+    raises      InputError as `check_features`
     Source: Maharana, ICLR 2024. Slow reference: `d2_plain`.
     """
-    check_features(features)
-    check_positive_int("neighbours", neighbours)
-    if not isinstance(gamma, int | float) or isinstance(gamma, bool) or not 0 <= gamma < math.inf:
-        raise InputError(f"gamma: {gamma!r} is not accepted; accepted: a number that is not below 0")
-    total = len(features)
-    if scores.shape != (total,):
-        raise InputError(f"scores: {tuple(scores.shape)} for {total} samples; accepted: one score a sample, ({total},)")
+    total = len(scores)
+    check_features(features, total)
     check_finite("scores", scores)
-    below = int((scores < 0).sum())
-    if below:
-        raise InputError(f"scores: {below} of {total} are below 0, the least is {float(scores.min()):g}; accepted: none below 0")
-
+    assert scores.ndim == 1 and (scores >= 0).all() and neighbours >= 1 and gamma >= 0, "difficulties (N,), neighbours and gamma"
     near, distance = _nearest(features, targets, neighbours)
     there = distance.isfinite()
     passed, setback = ((-rate * distance).exp().where(there, 0.0) for rate in (1.0, gamma))  # (N, k)
@@ -269,21 +254,15 @@ def d2_plain(features: Tensor, scores: Tensor, neighbours: int, gamma: float, ta
 def mmd(features: Tensor, kept: Tensor, bandwidth: float | None = None) -> float:
     """Squared maximum mean discrepancy between all rows and the kept ones, not below 0; 0 where everything is kept.
 
-    Kernel exp(-||a - b||^2 / (2 bandwidth^2)), biased estimate (pairs of a row with itself count).
-
+    By the kernel exp(-||a - b||^2 / (2 bandwidth^2)), a biased estimate (pairs of a row with itself count).
     kept       (M,): distinct indices
     bandwidth  if not given, the median distance of at most 1,000 evenly spaced rows of `features`: the same for all selections of a set
-    raises     InputError as `check_features`, on indices that are no selection, and a bandwidth that is not above 0
+    raises     InputError as `check_features`, and on a bandwidth that is not above 0
     Source: Gretton, JMLR 2012, Eq. (5). Slow reference: `mmd_plain`.
     """
     check_features(features)
-    if kept.ndim != 1 or not len(kept) or kept.is_floating_point() or kept.dtype == torch.bool:
-        raise InputError(f"kept: {tuple(kept.shape)} {kept.dtype}; accepted: at least one index, (M,)")
-    total, m = len(features), len(kept)
-    low, high, distinct = int(kept.min()), int(kept.max()), len(kept.unique())
-    if low < 0 or high >= total or distinct < m:
-        raise InputError(f"kept: {m} indices, {low} to {high}, {distinct} distinct; accepted: distinct ones from 0 to {total - 1}")
-    rows = features.double()
+    assert kept.dtype == torch.long and len(kept.unique()) == len(kept) > 0 and kept.min() >= 0, "kept: distinct indices"
+    total, rows = len(features), features.double()
     if bandwidth is None:
         size = min(total, SUBSET)
         bandwidth = float(torch.pdist(rows[torch.arange(size) * total // size]).median()) if total > 1 else 1.0
@@ -291,7 +270,7 @@ def mmd(features: Tensor, kept: Tensor, bandwidth: float | None = None) -> float
         raise InputError(f"bandwidth: {bandwidth!r} is not accepted; accepted: a number above 0")
     # the two samples as one signed measure: the discrepancy is its squared norm
     weights = torch.full((total,), 1 / total, dtype=torch.float64)
-    weights[kept] -= 1 / m
+    weights[kept] -= 1 / len(kept)
     found = sum(
         float(own @ (torch.cdist(block, rows).square() / (-2 * bandwidth**2)).exp() @ weights)
         for block, own in zip(rows.split(BLOCK), weights.split(BLOCK))
@@ -338,21 +317,19 @@ def encoder_distance(scores: "CachedScores", seed: int, k: int) -> Tensor:
     return prototype_distance(scores.free()["features"], scores.images.targets.cpu()).float()
 
 
-@register_score("herding", needs="encoder", seeded=False, labels=True)
-def encoder_herding(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    return herding(scores.free()["features"], scores.images.targets.cpu(), len(scores.images))
-
-
-@register_score("k-center", needs="encoder", seeded=False, labels=True)
-def encoder_k_center(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    return k_center(scores.free()["features"], scores.images.targets.cpu(), len(scores.images))
-
-
 @register_score("D2", needs="encoder", seeded=False, labels=True)
 def encoder_d2(scores: "CachedScores", seed: int, k: int) -> Tensor:
     """`d2` by learning complexity, of features of unit length: its kernel exp(-d) knows no scale."""
     found = scores.free()
     return d2(F.normalize(found["features"]), found["losses"].mean(0), targets=scores.images.targets.cpu())
+
+
+def _of_encoder(rank: Callable[[Tensor, Tensor, int], Tensor]) -> Callable[["CachedScores", int, int], Tensor]:
+    return lambda scores, seed, k: rank(scores.free()["features"], scores.images.targets.cpu(), len(scores.images))
+
+
+for _name, _rank_by in {"herding": herding, "k-center": k_center}.items():
+    register_score(_name, needs="encoder", seeded=False, labels=True)(_of_encoder(_rank_by))
 
 
 @register_score("contextual diversity", needs="tuning", labels=True)

@@ -13,11 +13,9 @@ from distillery.scores.sensitivity import _checked, _half_inverse
 def sample(scores: Tensor, m: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """m independent draws with chances p = scores / sum: indices (m,), with repeats, and weights 1 / (m p) (m,) float64.
 
-    Sums with these weights are unbiased. Raises InputError on scores that are not (N,), negative, not finite or all zero.
+    Sums with these weights are unbiased. Raises InputError on scores (N,) of which one is negative or not finite, or all are zero.
     """
     check_positive_int("m", m)
-    if scores.ndim != 1:
-        raise InputError(f"scores: {tuple(scores.shape)}; accepted: one score a sample, (N,)")
     check_finite("scores", scores)
     total, below = float(scores.double().sum()), int((scores < 0).sum())
     if below or not total > 0:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from distillery.checks import InputError, check_finite, check_positive_int
+from distillery.checks import InputError, check_finite
 from distillery.networks.ridge import factor
 from distillery.scores.geometry import check_features
 from distillery.scores.registry import register_score
@@ -94,7 +94,6 @@ def ridge_features(features: Tensor, targets: Tensor, penalty: float, block: int
     raises    InputError on a penalty not above 0, values that are not finite, other lengths, and a matrix without a factor
     Source: see the module. Slow reference: `ridge_plain`.
     """
-    check_positive_int("block", block)
     targets = _checked(features, targets, penalty)
     p, c = features.shape[1], targets.shape[1]
     gram, cross = (torch.zeros(p, width, dtype=torch.float64, device=features.device) for width in (p, c))
