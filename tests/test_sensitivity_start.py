@@ -76,7 +76,7 @@ def splits():
 def scores(splits, folder, **importance):
     network = ConvNet(splits.train.shape, 10, width=4)
     settings = ScoreSettings(early=(1, 1), importance=importance)
-    return CachedScores(splits.train, splits.digest, network, Runs(folder), settings)
+    return CachedScores(splits.train, splits.digest, network, Runs(folder), settings, None, None)
 
 
 @pytest.mark.parametrize("space", ["ntk", "random features", "pixels"])

@@ -13,7 +13,7 @@ from distillery.data import TensorSource
 from distillery.data.synthetic import Synthetic
 from distillery.encoders.regression_set import RegressionSet
 from distillery.evaluation import Probing, embed, evaluate, fit, fit_linear, linear_probe, probe
-from distillery.evaluation.probe import draw_labels, fit_linear_plain
+from distillery.evaluation.probe import fit_linear_plain, label_count, label_order
 from distillery.networks import ConvNet
 from distillery.seeds import generator, split
 from distillery.training.optimizers import SGD
@@ -140,6 +140,10 @@ def test_classes_and_other_widths_are_no_targets(tiny, refused):
 
 
 # Labels
+
+
+def draw_labels(targets, fraction, stream, stratified=False):
+    return label_order(targets, stream, stratified)[: label_count(targets, fraction)]
 
 
 def test_draws_nest_and_count():

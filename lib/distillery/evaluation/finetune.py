@@ -4,7 +4,7 @@ Source: DLC (arXiv 2402.05356), its public code; there images are cropped at ran
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Generator
@@ -41,6 +41,7 @@ class FineTuning(Protocol):
 
     kind: ClassVar[str] = "fine-tune"
     losses: ClassVar[tuple[str, ...]] = ("cross-entropy",)
+    extra: ClassVar[int] = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -49,21 +50,22 @@ class FineTuning(Protocol):
 
     def check(self, experiment: "Experiment") -> None:
         super().check(experiment)
-        if experiment.encoder is None:
+        self._check_encoder(experiment.encoder)
+
+    def _check_encoder(self, encoder: Encoder | None) -> None:
+        if encoder is None:
             raise InputError("encoder: None; accepted: an encoder, where the protocol fine-tunes one")
 
     def check_recipe(self, recipe: "Recipe") -> None:
-        if recipe.evaluate.network:
-            raise InputError(
-                f"network: {recipe.evaluate.network!r} with protocol {self.kind!r}, whose encoder is of one network; accepted: ''"
-            )
+        asked = recipe.evaluate.network
+        if asked:
+            raise InputError(f"network: {asked!r} with protocol {self.kind!r}, whose encoder is of one network; accepted: ''")
 
     def context(self, experiment: "Experiment") -> dict:
         return {"encoder": experiment.encoder.digest}
 
     def start(self, network, encoder: Encoder | None, stream: Generator, k: int) -> Params:
-        if encoder is None:
-            raise InputError("encoder: None; accepted: an encoder to fine-tune")
+        self._check_encoder(encoder)
         return encoder.start(stream, k)
 
     def steps(self, n: int) -> tuple[int, int]:
@@ -84,14 +86,8 @@ class FineTuning(Protocol):
     def steps_of(self, size: int, classes: int, n: int) -> int:
         return n if self.equal == "steps" else 0
 
-    def passes(self, epochs: int) -> "FineTuning":
-        return replace(self, epochs=epochs)
-
     def judge(self, experiment: "Experiment", network, params: Params, stats: Stats, seed: int) -> dict:
         """Accuracies on test and on 'validation' images, and the 'steps' and 'samples' of the fine-tuning."""
-        return {
-            **super().judge(experiment, network, params, stats, seed),
-            "validation": accuracy(network, params, experiment.data.validation).tolist(),
-            "steps": stats.steps,
-            "samples": stats.samples * self.networks,
-        }
+        validation = accuracy(network, params, experiment.data.validation).tolist()
+        done = {"validation": validation, "steps": stats.steps, "samples": stats.samples * self.networks}
+        return super().judge(experiment, network, params, stats, seed) | done

@@ -9,9 +9,7 @@ from distillery.networks import Params
 
 def distributions(targets: Tensor) -> bool:
     """Whether labels (N,) or (N, classes) are classes or none below 0 with sum 1, up to rounding."""
-    if not targets.is_floating_point():
-        return True
-    return bool((targets > -1e-6).all() and (targets.sum(-1) - 1).abs().max() < 1e-3)
+    return not targets.is_floating_point() or bool((targets > -1e-6).all() and (targets.sum(-1) - 1).abs().max() < 1e-3)
 
 
 def accuracy(network, params: Params, images: ImageSet, batch: int = 500) -> Tensor:

@@ -6,7 +6,7 @@ iterations; here it converges. Slow reference of that classifier, `fit_linear`: 
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -55,6 +55,7 @@ class Probing(Protocol):
     kind: ClassVar[str] = "probe"
     stream: ClassVar[str] = "pre-training"
     losses: ClassVar[tuple[str, ...]] = ("squared error",)
+    extra: ClassVar[int] = 0
     needs_labelled: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -64,7 +65,7 @@ class Probing(Protocol):
             raise InputError(f"labels: {self.labels!r}; accepted: a tuple of one fraction or more")
         for fraction in self.labels:
             check_fraction("labels", fraction)
-        if not (math.isfinite(self.penalty) and self.penalty > 0):
+        if not 0 < self.penalty < math.inf:
             raise InputError(f"penalty: {self.penalty!r} is not accepted; accepted: a number above 0")
 
     def check(self, experiment: "Experiment") -> None:
@@ -77,12 +78,9 @@ class Probing(Protocol):
                 raise InputError(f"task {name}: images of {task.train.shape}; accepted: {real.shape}")
 
     def check_source(self, source, network) -> None:
-        targets = source.targets
-        if not (targets.is_floating_point() and targets.shape == (len(source), network.classes)):
-            raise InputError(
-                f"targets: {targets.dtype} {tuple(targets.shape)} of a set to regress; accepted: real numbers "
-                f"({len(source)}, {network.classes}), as wide as the network's output"
-            )
+        targets, wanted = source.targets, (len(source), network.classes)
+        if not (targets.is_floating_point() and targets.shape == wanted):
+            raise InputError(f"targets: {targets.dtype} {tuple(targets.shape)}; accepted: real numbers {wanted}, as wide as the output")
 
     def context(self, experiment: "Experiment") -> dict:
         """The tasks: name -> [digest of images and labels, digest of their standardization]."""
@@ -103,9 +101,6 @@ class Probing(Protocol):
     def steps_of(self, size: int, classes: int, n: int) -> int:
         return 0
 
-    def passes(self, epochs: int) -> "Probing":
-        return replace(self, epochs=epochs)
-
     def accuracies(self, network, params: Params, test: ImageSet, labelled: ImageSet | None, stream: Generator) -> Tensor:
         """Those of `probe`: (networks, fractions of labels)."""
         return probe(network, params, labelled, test, self, stream)[0]
@@ -114,8 +109,7 @@ class Probing(Protocol):
         """'accuracies'[task][fraction of labels][network], how the 'probes' went, and the 'pretraining_steps' of each network."""
         accuracies, probes = {}, {}
         for name, task in experiment.tasks.items():
-            stream = stream_of(seed, "labels", name)
-            found, probes[name] = probe(network, params, task.train, task.test, self, stream)
+            found, probes[name] = probe(network, params, task.train, task.test, self, stream_of(seed, "labels", name))
             accuracies[name] = {f"{fraction:g}": found[:, i].tolist() for i, fraction in enumerate(self.labels)}
         return {"accuracies": accuracies, "probes": probes, "pretraining_steps": stats.steps}
 
@@ -191,21 +185,8 @@ def fit_linear_plain(features: Tensor, labels: Tensor, penalty: float) -> tuple[
     return weight.detach(), bias.detach()
 
 
-def draw_labels(targets: Tensor, fraction: float, generator: Generator, stratified: bool = False) -> Tensor:
-    """Indices of the images whose labels are seen, round(fraction * N) but at least 1, on the CPU.
-
-    Under one seed the draw of a smaller fraction is the beginning of that of a larger one.
-
-    targets     (N,) int64
-    stratified  False: uniform, without looking at the classes (MKDT); True: each class in the proportion that it has
-    warns       UserWarning where there are fewer labels than classes
-    raises      InputError on a fraction that is not above 0 and at most 1
-    """
-    count = _count(targets, fraction)
-    return _label_order(targets, generator, stratified)[:count]
-
-
-def _count(targets: Tensor, fraction: float) -> int:
+def label_count(targets: Tensor, fraction: float) -> int:
+    """How many labels are seen, round(fraction * N) but at least 1; warns where that is fewer than there are classes."""
     check_fraction("fraction", fraction)
     count, classes = max(1, round(fraction * len(targets))), len(targets.unique())
     if count < classes:
@@ -213,8 +194,8 @@ def _count(targets: Tensor, fraction: float) -> int:
     return count
 
 
-def _label_order(targets: Tensor, generator: Generator, stratified: bool) -> Tensor:
-    """All images (N,) in the order in which their labels are drawn."""
+def label_order(targets: Tensor, generator: Generator, stratified: bool = False) -> Tensor:
+    """All images (N,) in the order in which their labels are drawn: uniform (MKDT), or each beginning in proportion to the classes."""
     order = torch.randperm(len(targets), generator=generator)
     if not stratified:
         return order
@@ -234,17 +215,17 @@ def probe(network, params: Params, labelled: ImageSet, test: ImageSet, protocol:
 
     returns  (K, fractions) float64 on the CPU, and what was seen: 'labels' (fractions,) counts; 'classes_seen', 'iterations'
              and 'converged', (K, fractions) as lists
-    warns    as `draw_labels` and `fit_linear` do
+    warns    as `label_count` and `fit_linear` do
     raises   InputError on features that are not finite
     Source: MKDT (arXiv 2410.02116), its linear probe.
     """
     k = len(next(iter(params.values())))
-    counts = [_count(labelled.targets, fraction) for fraction in protocol.labels]
+    counts = [label_count(labelled.targets, fraction) for fraction in protocol.labels]
     accuracies = torch.zeros(k, len(counts), dtype=torch.float64)
     info = {"labels": counts, "classes_seen": [], "iterations": [], "converged": []}
     for i, stream in enumerate(split(generator, k)):
         one = {name: value[i : i + 1] for name, value in params.items()}
-        drawn = labelled.subset(_label_order(labelled.targets, stream, protocol.stratified)[: max(counts)])
+        drawn = labelled.subset(label_order(labelled.targets, stream, protocol.stratified)[: max(counts)])
         known, asked = embed(network, one, drawn)[0], embed(network, one, test)[0]  # (n, F), (M, F)
         for features in (known, asked):
             check_finite(f"features of network {i}", features)

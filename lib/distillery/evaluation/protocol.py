@@ -1,9 +1,8 @@
 """Train fresh networks on the set alone and test them at the end: the protocol that turns a set into accuracies.
 
 Source: the evaluation shared by DC, DSA, DM and the trajectory methods, as in the public code of the first three
-(github.com/VICO-UoE/DatasetCondensation): SGD with momentum .9, weight decay 5e-4, batch 256, epochs 0..E inclusive;
-after epoch E // 2 + 1 the rate falls to a tenth once and momentum restarts. Accuracy is that of the final weights;
-nothing is chosen on the test images.
+(github.com/VICO-UoE/DatasetCondensation): SGD with momentum .9, weight decay 5e-4, batch 256, epochs 0..E inclusive; after epoch
+E // 2 + 1 the rate falls to a tenth once and momentum restarts. The final weights are tested; nothing is chosen on the test images.
 
 `Protocol` is also the base of others, one file each: it says where training starts, with which loss and rate and for how many
 steps, which sets and experiments it fits, and what a result says.
@@ -33,14 +32,12 @@ LOSSES: dict[str, Loss] = TRAINING_LOSSES | {"half squared error": half_squared_
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a set is evaluated: networks trained on it from scratch.
+    """How a set is evaluated: networks trained on it from scratch. Raises InputError on values that are not accepted.
 
     networks      fresh networks, each with its own initialization and data order
     epochs        E; the set is passed E + 1 times
     augmentation  DSA families during training, '' for none
-    loss          'cross-entropy', or 'half squared error' to centred one-hot labels, or to real-valued ones as they are,
-                  which kernel methods learn
-    raises        InputError on values that are not accepted
+    loss          'cross-entropy', or 'half squared error' to centred one-hot labels, or to real-valued ones as kernel methods learn
     """
 
     networks: int = 5
@@ -55,6 +52,7 @@ class Protocol:
     kind: ClassVar[str] = "scratch"
     stream: ClassVar[str] = "evaluation"  # name of the random stream of first weights and data order
     losses: ClassVar[tuple[str, ...]] = ("cross-entropy", "half squared error")
+    extra: ClassVar[int] = 1  # passes over the set beyond `epochs`
     needs_labelled: ClassVar[bool] = False  # whether a test needs labelled real images beside the test images
 
     def __post_init__(self):
@@ -85,7 +83,7 @@ class Protocol:
         """Raise InputError on a set (a source of `training.train`) that cannot be learned by its loss."""
         if self.loss == "cross-entropy" and not distributions(source.targets):
             raise InputError(
-                "loss: 'cross-entropy' with labels that are no distributions; accepted: 'half squared error', for learned real-valued labels"
+                "loss: 'cross-entropy' with labels that are no distributions; accepted: 'half squared error', for learned labels"
             )
 
     def context(self, experiment: "Experiment") -> dict:
@@ -124,21 +122,16 @@ class Protocol:
 
     def passes(self, epochs: int) -> "Protocol":
         """The protocol with so many passes over the set."""
-        return replace(self, epochs=epochs - 1)
+        return replace(self, epochs=epochs - self.extra)
 
     def fitting(self, made, batch: int = 0) -> "Protocol":
         """The protocol for a set with a learned step size, which is its rate; `batch` 0 = as it stands."""
-        step_size = made.tensors.get("step_size")
-        rate = self.lr if step_size is None else float(step_size)
-        return replace(self, lr=rate, batch=batch or self.batch)
+        return replace(self, lr=float(made.tensors.get("step_size", self.lr)), batch=batch or self.batch)
 
     # What a result says
 
     def accuracies(self, network, params: Params, test: ImageSet, labelled: ImageSet | None, stream: Generator) -> Tensor:
-        """Test accuracy of each trained network, (networks,) float64.
-
-        labelled, stream  labelled real images and what is drawn of them, where the protocol needs them
-        """
+        """Test accuracy of each trained network, (networks,) float64, by a draw of labelled real images where the protocol needs it."""
         return accuracy(network, params, test)
 
     def judge(self, experiment: "Experiment", network, params: Params, stats: Stats, seed: int) -> dict:

@@ -9,7 +9,6 @@ from torch import Generator, Tensor
 from distillery.checks import InputError
 from distillery.data import ImageSet
 from distillery.networks import Params
-from distillery.networks.encoder import Encoder
 from distillery.seeds import split
 from distillery.training import Plan, Stats, train
 
@@ -18,30 +17,18 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    network,
-    source,
-    protocol: "Protocol",
-    test: ImageSet,
-    generator: Generator,
-    *,
-    steps_of: int = 0,
-    labelled: ImageSet | None = None,
-    encoder: Encoder | None = None,
-    chunk: int = 0,
+    network, source, protocol: "Protocol", test: ImageSet, generator: Generator, *, labelled: ImageSet | None = None, **options
 ) -> Tensor:
     """Test accuracy of each of `protocol.networks` fresh networks trained on `source`: (networks,) fractions.
 
     Under `Probing` those of `probe`: (networks, fractions of labels).
 
-    source    a TensorSource (`Synthetic.source()`), an ImageSet, or images with real-valued targets (`RegressionSet`)
-    steps_of  train exactly the steps that a set of this many images gets: whole data beside a small set, 0 = own size
     labelled  real images of which `Probing` draws the labels that it sees
-    encoder   where fine-tuning starts
+    options   `steps_of`, `encoder` and `chunk` of `fit`
     """
     if protocol.needs_labelled and labelled is None:
         raise InputError("labelled: None; accepted: labelled real images for the linear probe")
-    options = {"steps_of": steps_of, "encoder": encoder, "chunk": chunk, "device": test.device}
-    params, _ = fit(network, source, protocol, generator, **options)
+    params, _ = fit(network, source, protocol, generator, device=test.device, **options)
     return protocol.accuracies(network, params, test, labelled, generator)
 
 
@@ -52,29 +39,32 @@ def fit(
     generator: Generator,
     *,
     steps_of: int = 0,
-    encoder: Encoder | None = None,
+    encoder=None,
     hiding=None,
     chunk: int = 0,
     device: torch.device | str = "cpu",
 ) -> tuple[Params, Stats]:
     """The weights that `evaluate` tests, leading axis `protocol.networks`, and what training counted.
 
-    hiding  leaves images out of an epoch: has `plan`, `collect` and `after_epoch` of `training.train`. Rates then follow epochs,
-            at the protocol's `milestones`, and steps are saved
-    raises  InputError on a set that the protocol does not take, and hiding where rates would fall elsewhere than without
+    source    a TensorSource (`Synthetic.source()`), an ImageSet, or images with real-valued targets (`RegressionSet`)
+    steps_of  train exactly the steps that a set of this many images gets: whole data beside a small set, 0 = own size
+    encoder   where fine-tuning starts, an Encoder
+    hiding    leaves images out of an epoch: has `plan`, `collect` and `after_epoch` of `training.train`. Rates then follow epochs,
+              at the protocol's `milestones`, and steps are saved
+    raises    InputError on a set that the protocol does not take, and hiding where rates would fall elsewhere than without
     """
     protocol.check_source(source, network)
     init_stream, train_stream = split(generator, 2)
     start = protocol.start(network, encoder, init_stream, protocol.networks)
     params = {name: value.to(device) for name, value in start.items()}
-    optimizer, steps = protocol.optimizer(steps_of or len(source))
+    n = steps_of or len(source)
+    optimizer, steps = protocol.optimizer(n)
     length = {"steps": steps}
     if hiding:
-        if steps_of not in (0, len(source)) or protocol.networks != 1 or protocol.epochs % 4:
+        if n != len(source) or protocol.networks != 1 or protocol.epochs % 4:
             raise InputError(
-                f"hiding: with the steps of {steps_of or len(source)} images, {protocol.networks} networks and "
-                f"{protocol.epochs} epochs; accepted: equal epochs, one network, and a multiple of 4 epochs, so that the "
-                "rate falls where it falls without hiding"
+                f"hiding: with the steps of {n} images, {protocol.networks} networks and {protocol.epochs} epochs; "
+                "accepted: equal epochs, one network, and a multiple of 4 epochs: the rate then falls where it falls without hiding"
             )
         optimizer = replace(optimizer, drops=())
 
@@ -84,15 +74,5 @@ def fit(
             return replace(visits, scale=visits.scale * optimizer.factor**drops)
 
         length = {"epochs": protocol.epochs, "plan": plan, "collect": hiding.collect, "after_epoch": hiding.after_epoch}
-    return train(
-        network,
-        params,
-        source,
-        protocol.loss_function,
-        optimizer,
-        generator=train_stream,
-        batch=protocol.batch,
-        augmentation=protocol.augmentation,
-        chunk=chunk,
-        **length,
-    )
+    options = {"batch": protocol.batch, "augmentation": protocol.augmentation, "chunk": chunk} | length
+    return train(network, params, source, protocol.loss_function, optimizer, generator=train_stream, **options)

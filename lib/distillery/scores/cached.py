@@ -11,11 +11,12 @@
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from distillery import store
 from distillery.checks import InputError, check_choice
@@ -35,6 +36,8 @@ VERSION = 1  # of the passes; raise it when a change makes stored ones stale
 SPACES = ("ntk", "random features", "pixels")
 IMPORTANCE = {"ridge": "random features", "k-means": "pixels", "rho": 5e-3, "width": 32, "networks": 8, "factor": "bounded"}
 COLLECTED = ("loss", "margin", "correct")
+OF_TRAINING = {"cumulative loss": dynamics.cumulative_loss, "forgetting": dynamics.forgetting, "AUM": dynamics.aum}
+OF_OUTPUTS = {"least confidence": dynamics.least_confidence, "entropy": dynamics.entropy, "margin": dynamics.margin}
 
 
 @dataclass(frozen=True)
@@ -58,37 +61,27 @@ class ScoreSettings:
     def __post_init__(self):
         for name in self.importance:
             check_choice("importance", name, IMPORTANCE)
-        for name in ("ridge", "k-means"):
-            check_choice(f"space of {name}", (IMPORTANCE | self.importance)[name], SPACES[name == "k-means" :])
+        for name, spaces in (("ridge", SPACES), ("k-means", SPACES[1:])):
+            check_choice(f"space of {name}", (IMPORTANCE | self.importance)[name], spaces)
 
 
 class CachedScores:
     """The stored scores of the real images of an experiment.
 
+    images      an ImageSet, or a RegressionSet, which scores that need classes refuse
+    digest      of the data they are of
+    network     as it runs (`MixedPrecision`)
+    protocol    its fine-tuning is that of scores that need one; of another protocol, the published one
     costs       of each pass that was used: 'seconds' and 'samples'
     experiment  whose they are, for scores that stand on more than passes; set from outside
     """
 
     def __init__(
-        self,
-        images,
-        digest: str,
-        network,
-        runs: Runs,
-        settings: ScoreSettings = ScoreSettings(),
-        encoder: Encoder | None = None,
-        protocol: Protocol | None = None,
+        self, images, digest: str, network, runs: Runs, settings: ScoreSettings, encoder: Encoder | None, protocol: Protocol | None
     ):
-        """What the passes need.
-
-        images    an ImageSet, or a RegressionSet, which scores that need classes refuse
-        digest    of the data they are of
-        network   as it runs (`MixedPrecision`)
-        protocol  its fine-tuning is that of scores that need one; of another protocol, the published one
-        """
         self.images, self.digest, self.network, self.runs, self.encoder = images, digest, network, runs, encoder
         self.lengths = {"loss": settings.early, "converged loss": settings.converged}
-        self.path, self.tunings, self.importance = ({"steps": 5} | settings.path, settings.tunings, IMPORTANCE | settings.importance)
+        self.path, self.tunings, self.importance = {"steps": 5} | settings.path, settings.tunings, IMPORTANCE | settings.importance
         tuning = protocol if isinstance(protocol, FineTuning) else FineTuning() if encoder else None
         self.tuning = replace(tuning, networks=1, equal="epochs") if tuning else None
         self.transform = store.tensor_digest(images.transform.tensors())[:16] if images.transform else None
@@ -143,21 +136,15 @@ class CachedScores:
     # From scratch
 
     def scratch(self, seed: int, name: str = "loss") -> dict[str, Tensor]:
-        """'loss' (N,) mean training loss and 'features' (N, F), from one ensemble pass.
-
-        name  'loss' or 'converged loss': how many networks are trained, and how long
-        """
+        """'loss' (N,) mean training loss and 'features' (N, F), from the ensemble pass of the score 'loss' or 'converged loss'."""
         trials, epochs = self.lengths[name]
-        inputs = {"seed": seed, "trials": trials, "epochs": epochs, "network": self.network.spec()}
-        inputs["transform"] = self.transform
 
         def make() -> tuple[dict, int]:
-            stream = generator(seed, "scores")
-            passed = dynamics.dynamics(self.network, self.images, trials, epochs, stream, collect_mean=True)
+            passed = dynamics.dynamics(self.network, self.images, trials, epochs, generator(seed, "scores"), collect_mean=True)
             tensors = {"loss": dynamics.mean_loss(passed), "features": dynamics.features(passed, self.images)}
             return tensors, passed.stats.samples * trials
 
-        return self._stored("scores", inputs, make, (name, seed))
+        return self._stored("scores", self._inputs(seed=seed, trials=trials, epochs=epochs), make, (name, seed))
 
     # Through an encoder
 
@@ -170,16 +157,14 @@ class CachedScores:
         return self._along(path, seed, (f"masks {store.canonical(path)}", seed))["losses"]
 
     def _along(self, path: dict, seed: int, key: tuple[str, int]) -> dict[str, Tensor]:
-        inputs = {"encoder": self._encoder().digest, "path": path, "version": VERSION}
-        inputs |= {"network": self.network.spec(), "transform": self.transform} | ({"seed": seed} if seed else {})
+        inputs = self._inputs(encoder=self._encoder().digest, path=path, version=VERSION) | ({"seed": seed} if seed else {})
 
         def make() -> tuple[dict, int]:
             params = self._encoder().to(self.images.device).params
-            random = path.get("how") == "random"
-            drawn = {"generator": generator(seed, "masks")} if random else {}
-            found = complexity.prototype_path(self.network, params, self.images, **path, **drawn)
-            tensors = {"losses": found.losses} | ({"features": found.features} if path == self.path else {})
-            return tensors, len(found.losses) * len(self.images)
+            drawn = {"generator": generator(seed, "masks")} if path.get("how") == "random" else {}
+            losses, features = complexity.prototype_path(self.network, params, self.images, **path, **drawn)
+            tensors = {"losses": losses} | ({"features": features} if path == self.path else {})
+            return tensors, len(losses) * len(self.images)
 
         return self._stored("encoder-scores", inputs, make, key)
 
@@ -196,24 +181,21 @@ class CachedScores:
 
     def tuned(self, seed: int) -> dict[str, Tensor]:
         """Scores (N,) of one fine-tuning by name, 'probabilities' (N, C) of the last weights, and the early weights 'early.*'."""
-        inputs = self._tuning_spec() | {"network": self.network.spec(), "transform": self.transform, "seed": seed}
 
         def make() -> tuple[dict, int]:
-            passed = self._fine_tune(seed)
+            tuning, stream = self.tuning, generator(seed, "tuning scores")
+            start = self._encoder().to(self.images.device).start(stream, self.tunings)
+            optimizer, _ = tuning.optimizer(len(self.images))
+            options = {"batch": tuning.batch, "augmentation": tuning.augmentation, "collect": COLLECTED, "checkpoints": True}
+            options |= {"start": start, "optimizer": optimizer, "snapshots": (self.early,)}
+            passed = dynamics.dynamics(self.network, self.images, self.tunings, tuning.epochs, stream, **options)
             p = dynamics.predictions(passed.network, passed.params, self.images)
-            tensors = {
-                "cumulative loss": dynamics.cumulative_loss(passed),
-                "forgetting": dynamics.forgetting(passed),
-                "AUM": dynamics.aum(passed),
-                "least confidence": dynamics.least_confidence(p),
-                "entropy": dynamics.entropy(p),
-                "margin": dynamics.margin(p),
-                "probabilities": p.mean(0),
-            } | {f"early.{k}": v for k, v in passed.stats.snapshots[self.early].items()}
+            tensors = {name: score(passed) for name, score in OF_TRAINING.items()} | {name: score(p) for name, score in OF_OUTPUTS.items()}
+            tensors |= {"probabilities": p.mean(0)} | {f"early.{k}": v for k, v in passed.stats.snapshots[self.early].items()}
             # a visit in training and one in evaluation an epoch, and the last predictions
             return tensors, (2 * self.tuning.epochs + 1) * self.tunings * len(self.images)
 
-        return self._stored("tuning-scores", inputs, make, ("tuning", seed))
+        return self._stored("tuning-scores", self._inputs(**self._tuning_spec(), seed=seed), make, ("tuning", seed))
 
     @property
     def early(self) -> int:
@@ -228,49 +210,29 @@ class CachedScores:
     def gradients(self, seed: int) -> Tensor:
         """Norms (N,) of each sample's gradient at the early weights."""
         params = self.early_weights(seed)
-        inputs = self._tuning_spec() | {"network": self.network.spec(), "transform": self.transform, "seed": seed}
 
         def make() -> tuple[dict, int]:
             network = getattr(self.network, "network", self.network)
             return {"GraNd": dynamics.grand(network, params, self.images)}, self.tunings * len(self.images)
 
-        return self._stored("gradient-scores", inputs, make, ("GraNd", seed))["GraNd"]
-
-    def _fine_tune(self, seed: int) -> dynamics.Dynamics:
-        tuning, stream = self.tuning, generator(seed, "tuning scores")
-        return dynamics.dynamics(
-            self.network,
-            self.images,
-            self.tunings,
-            tuning.epochs,
-            stream,
-            batch=tuning.batch,
-            collect=COLLECTED,
-            start=self._encoder().to(self.images.device).start(stream, self.tunings),
-            optimizer=tuning.optimizer(len(self.images))[0],
-            augmentation=tuning.augmentation,
-            snapshots=(self.early,),
-            checkpoints=True,
-        )
+        return self._stored("gradient-scores", self._inputs(**self._tuning_spec(), seed=seed), make, ("GraNd", seed))["GraNd"]
 
     def _tuning_spec(self) -> dict:
-        found = {"encoder": self._encoder().digest, "tuning": self.tuning.spec(), "trials": self.tunings}
-        return found | {"version": VERSION}
+        return {"encoder": self._encoder().digest, "tuning": self.tuning.spec(), "trials": self.tunings, "version": VERSION}
 
     # Sensitivities
 
     def space(self, which: str) -> dict:
         """What identifies sensitivities of one kind, 'ridge' or 'k-means'."""
-        one = self.importance
-        found = {"space": one[which], "version": VERSION}
-        found |= {"rho": one["rho"]} if which == "ridge" else {"factor": one["factor"]}
-        drawn = one[which] == "random features"
-        return found | ({"width": one["width"], "networks": one["networks"]} if drawn else {})
+        names = ["rho" if which == "ridge" else "factor"]
+        if self.importance[which] == "random features":
+            names += ["width", "networks"]
+        return {"space": self.importance[which], "version": VERSION} | {name: self.importance[name] for name in names}
 
     def rows(self, which: str) -> Tensor:
         """The images as 'ridge' or 'k-means' see them, (N, D) on their device: pixels, or features of random networks."""
-        n, one = len(self.images), self.importance
-        parts = torch.arange(n, device=self.images.device).split(1000)
+        one = self.importance
+        parts = torch.arange(len(self.images), device=self.images.device).split(1000)
         if one[which] != "random features":
             return torch.cat([self.images.batch(part).flatten(1) for part in parts])
         network = ConvNet(self.images.shape, len(self.images.classes), one["width"], normalization="none")
@@ -281,7 +243,6 @@ class CachedScores:
 
     def ridge(self) -> dict[str, Tensor]:
         """'tau', 'leverage' (N,) of the ridge regression on the labels, 'dimension' () and 'penalty' ()."""
-        inputs = self.space("ridge") | {"transform": self.transform}
 
         def make() -> tuple[dict, int]:
             n = len(self.images)
@@ -299,7 +260,7 @@ class CachedScores:
             values |= {"dimension": torch.tensor(found.effective_dimension), "penalty": torch.tensor(penalty)}
             return {name: value.cpu().float() for name, value in values.items()}, n
 
-        return self._stored("ridge-scores", inputs, make, ("ridge", 0))
+        return self._stored("ridge-scores", self.space("ridge") | {"transform": self.transform}, make, ("ridge", 0))
 
     def clusters(self, seed: int, k: int) -> Tensor:
         """K-means sensitivities (N,) with k clusters within each class."""
@@ -307,28 +268,32 @@ class CachedScores:
         inputs = self.space("k-means") | {"transform": self.transform, "name": name, "seed": seed, "k": k}
 
         def make() -> tuple[dict, int]:
-            rows, targets = self.rows("k-means"), self.images.targets.cpu()
-            found = torch.empty(len(rows))
-            for label in targets.unique():
-                members = torch.nonzero(targets == label)[:, 0]
-                own, stream = rows[members.to(rows.device)], generator(seed, name, int(label))
-                scores = kmeans(own, k, stream, self.importance["factor"]).scores
-                found[members] = scores.cpu().float()
-            return {"scores": found}, len(rows)
+            n = len(self.images)
+            found = torch.empty(n)
+            for members, rows, stream in self._by_class(seed, name, torch.arange(n)):
+                found[members] = kmeans(rows, k, stream, self.importance["factor"]).scores.cpu().float()
+            return {"scores": found}, n
 
         return self._stored("cluster-scores", inputs, make, (f"{name} {k}", seed))["scores"]
 
     def seeded(self, seed: int, k: int, kept: Tensor) -> Tensor:
         """Rank (len(kept),) in which D^2 seeding takes k of the kept images of each class, the rest last."""
-        rows, targets = self.rows("k-means"), self.images.targets.cpu()[kept]
         rank = torch.full((len(kept),), float(len(kept)))
-        for label in targets.unique():
-            members = torch.nonzero(targets == label)[:, 0]
-            own, stream = rows[kept[members].to(rows.device)], generator(seed, "k-means++", int(label))
-            rank[members[seeding(own, k, stream).cpu()]] = torch.arange(float(k))
+        for members, rows, stream in self._by_class(seed, "k-means++", kept):
+            rank[members[seeding(rows, k, stream).cpu()]] = torch.arange(float(k))
         return rank
 
+    def _by_class(self, seed: int, name: str, kept: Tensor) -> Iterator[tuple[Tensor, Tensor, Generator]]:
+        """Of each class of the kept images: their places in `kept`, their rows for k-means, and a random stream."""
+        rows, targets = self.rows("k-means"), self.images.targets.cpu()[kept]
+        for label in targets.unique():
+            members = torch.nonzero(targets == label)[:, 0]
+            yield members, rows[kept[members].to(rows.device)], generator(seed, name, int(label))
+
     # Stored passes
+
+    def _inputs(self, **inputs) -> dict:
+        return {"network": self.network.spec(), "transform": self.transform} | inputs
 
     def _stored(self, producer: str, inputs: dict, make, key: tuple[str, int]) -> dict[str, Tensor]:
         """Tensors of a pass, made once; `make` returns them and the images it touched."""
@@ -340,8 +305,7 @@ class CachedScores:
                         self._make(path, inputs, make)
             tensors, card = store.load_tensors(path)
             # but for the encoder's one at a time: features are large
-            kept = {k: v for k, v in self._read.items() if k[0] == "encoder"}
-            self._read = kept | {key: tensors}
+            self._read = {k: v for k, v in self._read.items() if k[0] == "encoder"} | {key: tensors}
             self.costs[key] = {name: card[name] for name in ("seconds", "samples")}
         return self._read[key]
 

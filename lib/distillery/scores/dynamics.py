@@ -4,13 +4,11 @@ Mean training loss (the criterion of BiLP, arXiv 2305.18381): over T networks an
 
 $$s(x) = \frac{1}{TE}\sum_{t=1}^{T}\sum_{e=1}^{E} \ell\big(f_{\theta_{t,e}}(x), y\big)$$
 
-with the loss taken from the training pass itself, before the step that uses the sample. Early (5 epochs of 5 trials)
-and converged (many epochs) differ only in E and T.
+with the loss taken from the training pass itself, before the step that uses the sample. Early (5 epochs of 5 trials) and converged
+(many epochs) differ only in E and T. The other scores, and where each reads the networks:
 
-The other scores, and where each reads the networks:
-
-- the visits in training: `forgetting` (Toneva et al. 2019, arXiv 1812.05159), `el2n` (Paul et al. 2021, arXiv
-  2107.07075), `aum` (Pleiss et al. 2020, arXiv 2001.10528)
+- the visits in training: `forgetting` (Toneva et al. 2019, arXiv 1812.05159), `aum` (Pleiss et al. 2020, arXiv 2001.10528)
+- the weights after a few epochs: `el2n` (Paul et al. 2021, arXiv 2107.07075)
 - the weights at the end of every epoch: `cumulative_loss`, the reference learning complexity of DLC (arXiv 2402.05356)
 - the final weights: `least_confidence`, `entropy`, `margin` (Coleman et al. 2020, arXiv 1906.11829)
 - any weights, usually the first or early ones: `grand` (Paul et al. 2021)
@@ -26,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_positive_int
+from distillery.checks import InputError
 from distillery.data import ImageSet
 from distillery.evaluation import embed
 from distillery.networks import Params, trainable
@@ -41,10 +39,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dynamics:
-    """What T networks trained for E epochs yielded: weights with leading axis T, and per-sample statistics.
+    """What T networks trained for E epochs yielded: weights with leading axis T, and per-sample statistics of the visits.
 
-    Statistics are (E, T, N), or their mean over epochs (1, T, N), which is then `averaged`.
-
+    averaged         whether statistics, (E, T, N), are their mean over epochs (1, T, N)
     checkpoint_loss  (E, T, N) cross-entropy in nats in evaluation mode at the end of every epoch, or None
     """
 
@@ -62,53 +59,31 @@ def dynamics(
     epochs: int,
     generator: Generator,
     *,
-    batch: int = 64,
-    lr: float = 0.05,
-    collect=("loss",),
     collect_mean: bool = False,
     start: Params | None = None,
-    optimizer: SGD | None = None,
-    augmentation: str = "",
-    snapshots=(),
+    optimizer: SGD = SGD(0.05, momentum=0.9, weight_decay=5e-4),
     checkpoints: bool = False,
+    **options,
 ) -> Dynamics:
     """Train `trials` networks on real images and collect per-sample statistics of every epoch.
 
-    lr            rate of the default optimizer, SGD with momentum .9 and weight decay 5e-4
     collect_mean  keep their mean over epochs alone: converged scores (50 epochs of 50 trials) then fit in memory
     start         weights with leading axis `trials` to train from, None = fresh ones; not modified
-    optimizer     in place of the default one; `lr` is then not used
-    augmentation  DSA families, '' for none; what is collected is that of the augmented images
-    snapshots     epochs after which weights are kept in `stats.snapshots`, 0 = before training
     checkpoints   keep every sample's loss at the end of every epoch, a pass over all images in evaluation mode each;
                   all trials are then trained as one stack
-    raises        InputError if the leading axis of `start` is not `trials`
+    options       of `training.train`: batch, collect, snapshots, and augmentation, which what is collected has seen
     """
-    if start is None:
-        start = network.init(generator, trials)
-    lengths = {len(value) if value.ndim else 0 for value in start.values()}
-    if lengths != {trials}:
-        raise InputError(f"start: leading axis {sorted(lengths)} for {trials} trials; accepted: weights (trials, ...)")
+    start = network.init(generator, trials) if start is None else start
+    assert {value.shape[:1] for value in start.values()} == {(trials,)}, "start: weights (trials, ...)"
     params = {name: value.to(images.device) for name, value in start.items()}
     losses: list[Tensor] = []
 
     def record(_epoch: int, weights: Params, _momentum: list[Tensor]) -> None:
         losses.append(cross_entropy(_logits(network, weights, images), images.targets.expand(trials, -1)))
 
-    params, stats = train(
-        network,
-        params,
-        images,
-        optimizer=optimizer or SGD(lr, momentum=0.9, weight_decay=5e-4),
-        generator=generator,
-        epochs=epochs,
-        batch=batch,
-        augmentation=augmentation,
-        collect=collect,
-        collect_mean=collect_mean,
-        snapshots=snapshots,
-        after_epoch=record if checkpoints else None,
-    )
+    options = {"batch": 64, "collect": ("loss",), "after_epoch": record if checkpoints else None} | options
+    options["collect_mean"] = collect_mean
+    params, stats = train(network, params, images, optimizer=optimizer, generator=generator, epochs=epochs, **options)
     return Dynamics(network, params, stats, collect_mean, torch.stack(losses) if checkpoints else None)
 
 
@@ -119,37 +94,22 @@ def _logits(network, params: Params, images: ImageSet) -> Tensor:
         return torch.cat([network.apply(params, images.batch(i), train=False).logits for i in parts], dim=1)
 
 
-def _collected(pass_: Dynamics, score: str, name: str, every_epoch: bool = False) -> Tensor:
-    """What a score reads from the visits, (E, T, N) or (1, T, N); InputError where the pass did not keep it."""
-    if name not in pass_.stats.collected:
-        had = ", ".join(map(repr, pass_.stats.collected)) or "nothing"
-        raise InputError(f"{score}: the pass collected {had}; accepted: a pass with collect=({name!r},)")
-    if every_epoch and pass_.averaged:
-        raise InputError(f"{score}: collect_mean=True kept {name!r} as a mean over epochs; accepted: a pass with collect_mean=False")
-    return pass_.stats.collected[name]
-
-
-# From the visits in training.
-
-
 def mean_loss(pass_: Dynamics) -> Tensor:
     """Mean training loss in nats over epochs and trials, (N,). Source: BiLP, the equation above.
 
     The same from losses of every epoch and from their mean over epochs, since each trial visits a sample every epoch.
     """
-    return _collected(pass_, "mean_loss", "loss").nanmean((0, 1)).cpu()
+    return pass_.stats.collected["loss"].nanmean((0, 1)).cpu()
 
 
 def forgetting(pass_: Dynamics) -> Tensor:
     """Forgetting events: epochs t with the sample right at t and wrong at t + 1, mean over trials, (N,).
 
-    Source: Toneva et al. 2019. A sample that a trial never gets right has "infinitely" many there; here it
-    counts E in that trial, more than the E / 2 events that can occur at most, so that the mean over trials is finite.
-    Slow reference: `forgetting_plain`.
-
-    raises  InputError if the pass did not collect 'correct' in every epoch
+    A sample that a trial never gets right has "infinitely" many there; here it counts E in that trial, more than the E / 2 events that
+    can occur at most, so that the mean over trials is finite. Source: Toneva et al. 2019. Slow reference: `forgetting_plain`.
     """
-    right = _collected(pass_, "forgetting", "correct", every_epoch=True) == 1  # (E, T, N)
+    assert not pass_.averaged, "forgetting: a mean over epochs; accepted: a pass with collect_mean=False"
+    right = pass_.stats.collected["correct"] == 1  # (E, T, N)
     events = (right[:-1] & ~right[1:]).sum(0)  # (T, N)
     return events.where(right.any(0), len(right)).float().mean(0).cpu()
 
@@ -158,28 +118,16 @@ def aum(pass_: Dynamics) -> Tensor:
     """The negative area under the margin: largest other logit minus true logit, mean over epochs and trials, (N,).
 
     Source: Pleiss et al. 2020, where low is hard or mislabelled; hence the sign.
-
-    raises  InputError if the pass did not collect 'margin'
     """
-    return -_collected(pass_, "aum", "margin").nanmean((0, 1)).cpu()
-
-
-# From the weights at the end of every epoch.
+    return -pass_.stats.collected["margin"].nanmean((0, 1)).cpu()
 
 
 def cumulative_loss(pass_: Dynamics) -> Tensor:
     """Learning complexity along the training path: evaluation loss in nats, mean over epochs 1..E and trials, (N,).
 
-    Source: DLC (arXiv 2402.05356), the path of models given by optimization.
-
-    raises  InputError if the pass kept no losses at its checkpoints
+    Source: DLC, the path of models given by optimization.
     """
-    if pass_.checkpoint_loss is None:
-        raise InputError("cumulative_loss: checkpoint_loss is None; accepted: a pass with checkpoints=True")
     return pass_.checkpoint_loss.mean((0, 1)).cpu()
-
-
-# From the final weights. Probabilities p are (T, N, classes).
 
 
 def predictions(network, params: Params, images: ImageSet) -> Tensor:
@@ -214,27 +162,22 @@ def margin(p: Tensor) -> Tensor:
 
 def _checked(p: Tensor) -> Tensor:
     """p itself; InputError unless it holds probabilities (T, N, classes): logits would give other ranks unnoticed."""
-    if p.ndim != 3 or p.shape[-1] < 2:
-        raise InputError(f"p: shape {tuple(p.shape)} is not accepted; accepted: (trials, N, at least 2 classes)")
+    assert p.ndim == 3, p.shape
     off = float(torch.maximum((p.sum(-1) - 1).abs().amax(), -p.amin()))
     if not off < 1e-3:
         raise InputError(f"p: off a probability by {off:g}; accepted: probabilities that sum to 1 over classes")
     return p
 
 
-# From any weights.
-
-
 def grand(network, params: Params, images: ImageSet, *, chunk: int = 32) -> Tensor:
     """Norm of the gradient of each sample's loss in all trainable weights, mean over K networks, (N,).
 
-    Source: GraNd, Paul et al. 2021, at the weights given: the first ones (epoch 0) or early snapshots. Exact;
-    in evaluation mode, so that no sample has a part in the gradient of another. Slow reference: `grand_plain`.
+    Source: GraNd, Paul et al. 2021, at the weights given, the first ones (epoch 0) or early snapshots. Exact; in evaluation mode, so
+    that no sample has a part in the gradient of another. Slow reference: `grand_plain`.
 
     params  leading axis K
     chunk   gradients held at once, each as large as one network; 32 was best on CPUs, where 64 is slower at 32 x 32
     """
-    check_positive_int("chunk", chunk)
     k = len(next(iter(params.values())))
     networks = [{name: value[i : i + 1].detach() for name, value in params.items()} for i in range(k)]
     return torch.stack([_gradient_norms(network, one, images, chunk) for one in networks]).mean(0).cpu()
@@ -300,13 +243,11 @@ def grand_plain(network, params: Params, images: ImageSet) -> list[float]:
 
 @register_score("loss", labels=True, spec=lambda scores: list(scores.lengths["loss"]))
 def early_loss(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    """`mean_loss` early in training."""
     return scores.scratch(seed, "loss")["loss"]
 
 
 @register_score("converged loss", labels=True, spec=lambda scores: list(scores.lengths["converged loss"]))
 def converged_loss(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    """`mean_loss` over all of training."""
     return scores.scratch(seed, "converged loss")["loss"]
 
 
@@ -319,14 +260,11 @@ def drawn_forgetting(scores: "CachedScores", seed: int, k: int) -> Tensor:
 
 @register_score("EL2N", needs="tuning", labels=True, version=2)
 def early_el2n(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    """`el2n` at the early weights of a fine-tuning."""
-    p = predictions(scores.network, scores.early_weights(seed), scores.images)
-    return el2n(p, scores.images.targets.cpu())
+    return el2n(predictions(scores.network, scores.early_weights(seed), scores.images), scores.images.targets.cpu())
 
 
 @register_score("GraNd", needs="tuning", labels=True)
 def early_grand(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    """`grand` at the early weights of a fine-tuning."""
     return scores.gradients(seed)
 
 

@@ -16,14 +16,11 @@ def save(path: str | Path, scores: Tensor, images: ImageSet, card: dict) -> str:
 
     card    what the score is (`score`), the network's spec (`network`), `epochs`, `trials`, `seed`, and what else tells;
             `data`, the digest of images and labels, and `n` are added
-    raises  InputError on a card that lacks one of these, scores of another length, and scores that are not finite
+    raises  InputError on scores of another length, and scores that are not finite
     """
-    lacking = [name for name in CARD if name not in card]
-    if lacking:
-        raise InputError(f"card: {', '.join(lacking)} missing; accepted: a card with {', '.join(CARD)}")
+    assert set(CARD) <= set(card), f"card: one with {', '.join(CARD)}"
     _check("scores", scores, images)
-    card = {**card, "kind": "scores", "data": images.digest, "n": len(images)}
-    return store.save_tensors(path, {"scores": scores}, card)
+    return store.save_tensors(path, {"scores": scores}, card | {"kind": "scores", "data": images.digest, "n": len(images)})
 
 
 def load(path: str | Path, images: ImageSet) -> tuple[Tensor, dict]:
@@ -34,19 +31,15 @@ def load(path: str | Path, images: ImageSet) -> tuple[Tensor, dict]:
     """
     tensors, card = store.load_tensors(path)
     if not isinstance(card, dict) or card.get("kind") != "scores" or set(tensors) != {"scores"}:
-        raise InputError(f"{path} holds no scores; accepted: a file saved by scoring.stored.save")
+        raise InputError(f"{path} holds no scores; accepted: a file saved by scores.files.save")
     _check(str(path), tensors["scores"], images)
+    made, own = str(card.get("data"))[:12], images.digest[:12]
     if card.get("data") != images.digest:
-        raise InputError(
-            f"{path}: scores of images with digest {str(card.get('data'))[:12]}, these have {images.digest[:12]}; "
-            "accepted: scores of the same images in the same order, under the same labels"
-        )
+        raise InputError(f"{path}: scores of images with digest {made}, these have {own}; accepted: the same images, order and labels")
     return tensors["scores"], card
 
 
 def _check(name: str, scores: Tensor, images: ImageSet) -> None:
     if not scores.is_floating_point() or scores.shape != (len(images),):
-        raise InputError(
-            f"{name}: scores {tuple(scores.shape)} {scores.dtype} for {len(images)} images; accepted: one float an image, ({len(images)},)"
-        )
+        raise InputError(f"{name}: scores {tuple(scores.shape)} {scores.dtype}; accepted: one float an image, ({len(images)},)")
     check_finite(name, scores)

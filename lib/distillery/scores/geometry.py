@@ -18,18 +18,16 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_choice, check_finite, check_positive_int
+from distillery.checks import InputError, check_finite, check_positive_int
 from distillery.scores.registry import register_score
 
 if TYPE_CHECKING:
     from distillery.scores.cached import CachedScores
 
-CENTRES = ("mean", "median")
 BLOCK = 256  # rows whose distances to all others are held at once
 SUBSET = 1000  # rows from which the bandwidth of `mmd` is taken
 LEAST = 1e-12  # probabilities are at least this, so that their logarithms are finite
@@ -38,11 +36,7 @@ LEAST = 1e-12  # probabilities are at least this, so that their logarithms are f
 def check_features(features, n: int | None = None, name: str = "features") -> None:
     """Raise InputError unless `features` is one (N, F) tensor of finite floats, with N = n where n is given."""
     if not isinstance(features, Tensor):
-        found = type(features).__name__
-        if isinstance(features, list | tuple) and all(isinstance(one, Tensor) for one in features):
-            widths = sorted({one.shape[-1] if one.ndim else 1 for one in features})
-            found += f" of {len(features)} tensors of width {', '.join(map(str, widths))}"
-        raise InputError(f"{name}: a {found}; accepted: one tensor (N, F) of floats")
+        raise InputError(f"{name}: a {type(features).__name__}; accepted: one tensor (N, F) of floats")
     if features.ndim != 2 or not features.is_floating_point() or not features.numel():
         raise InputError(f"{name}: {tuple(features.shape)} {features.dtype}; accepted: floats (N, F), neither of them zero")
     if n is not None and len(features) != n:
@@ -53,9 +47,7 @@ def check_features(features, n: int | None = None, name: str = "features") -> No
 def herding(features: Tensor, targets: Tensor | None, n: int) -> Tensor:
     """Rank (N,) in which herding takes samples of each class, 0 first; n of each class are ranked, the rest get N.
 
-    features  (N, F)
-    targets   (N,) or None
-    raises    InputError as `check_features`, or unless n is a positive whole number
+    raises  InputError as `check_features`, or unless n is a positive whole number
     Source: Welling 2009. Slow reference: `herding_plain`.
     """
     return _rank(features, targets, n, _herd)
@@ -105,12 +97,10 @@ def kmeans_nearest(features: Tensor, targets: Tensor | None, n: int, generator: 
 
 
 def k_center(features: Tensor, targets: Tensor | None, n: int) -> Tensor:
-    """Rank (N,) of k-center greedy within each class: n of each class are ranked, the rest get N.
+    """Rank (N,) of k-center greedy within each class by Euclidean distance: n of each class are ranked, the rest get N.
 
-    The paper starts from a pool that is given. Here there is none: the sample nearest to the class mean is the first, then
-    always the one farthest from its nearest chosen one. Euclidean distance.
-    raises  InputError as `herding`
-    Source: Sener & Savarese 2018, Algorithm 1. Slow reference: `k_center_plain`.
+    The sample nearest to the class mean is the first, as there is no given pool to start from; then always the one farthest from its
+    nearest chosen one. Raises InputError as `herding`. Source: Sener & Savarese 2018, Algorithm 1. Slow reference: `k_center_plain`.
     """
     return _rank(features, targets, n, lambda rows, k: _farthest_first(rows, k, _euclidean(rows)))
 
@@ -119,26 +109,17 @@ def contextual_diversity(probabilities: Tensor, targets: Tensor | None, n: int) 
     """Rank (N,) of k-center greedy within each class by the distance KL(p_a || p_b) + KL(p_b || p_a).
 
     probabilities  (N, C): softmax outputs, taken as at least 1e-12
-    raises         InputError as `herding`, and where rows are not distributions
+    raises         InputError as `herding`
     Source: Agarwal 2020. Starts like `k_center`. Slow reference: `k_center_plain` with `symmetric_kl_plain`.
     """
     check_features(probabilities, None if targets is None else len(targets), "probabilities")
-    wrong = (probabilities.double().sum(1) - 1).abs() > 1e-3  # (N,)
-    wrong |= (probabilities < 0).any(1)
-    if wrong.any():
-        raise InputError(
-            f"probabilities: {int(wrong.sum())} of {len(wrong)} rows are not distributions, the first is row "
-            f"{int(wrong.int().argmax())}; accepted: rows of softmax, none below 0 and with sum 1"
-        )
-    rows = probabilities.double().clamp_min(LEAST)
-    return _rank(rows, targets, n, lambda rows, k: _farthest_first(rows, k, _symmetric_kl(rows)))
+    rows = probabilities.double()
+    assert ((rows.sum(1) - 1).abs() < 1e-3).all() and (rows >= 0).all(), "probabilities: rows that are no distributions"
+    return _rank(rows.clamp_min(LEAST), targets, n, lambda rows, k: _farthest_first(rows, k, _symmetric_kl(rows)))
 
 
 def _farthest_first(rows: Tensor, n: int, distance: Callable[[Tensor], Tensor]) -> list[int]:
-    """k-center greedy, of which only the distances (N,) to the nearest chosen sample are kept.
-
-    distance  one row (F,) -> the distances (N,) of all rows to it
-    """
+    """k-center greedy; `distance` is that of one row (F,) to all, (N,)."""
     chosen = [int(distance(rows.mean(0)).argmin())]
     nearest = torch.full((len(rows),), torch.inf, dtype=rows.dtype)
     while len(chosen) < n:
@@ -184,22 +165,16 @@ def symmetric_kl_plain(a: Tensor, b: Tensor) -> float:
     return sum(p * math.log(p / q) for p, q in pairs) + sum(q * math.log(q / p) for p, q in pairs)
 
 
-def prototype_distance(features: Tensor, targets: Tensor | None, centre: str = "mean") -> Tensor:
-    """Euclidean distance (N,) of each sample to the centre of its class; far = hard.
+def prototype_distance(features: Tensor, targets: Tensor | None) -> Tensor:
+    """Euclidean distance (N,) of each sample to the mean of its class; far = hard. Raises InputError as `check_features`.
 
-    With the rule 'middle' of `distillery.selection` this is the Moderate coreset, within each class; its public code sorts
-    the distances of all classes together.
-
-    centre  'mean', or 'median' of each coordinate, as in that code
-    raises  InputError as `check_features`, or on another centre
-    Source: Xia, ICLR 2023.
+    With the rule 'middle' of `distillery.selection` this is the Moderate coreset, but within each class and about the mean; its public
+    code takes the median of each coordinate and sorts the distances of all classes together. Source: Xia, ICLR 2023.
     """
-    check_choice("centre", centre, CENTRES)
     check_features(features)
     distance = torch.empty(len(features), dtype=torch.float64)
     for members, rows in _groups(features, targets):
-        middle = rows.mean(0) if centre == "mean" else torch.from_numpy(np.median(rows.numpy(), axis=0))
-        distance[members] = _euclidean(rows)(middle)
+        distance[members] = _euclidean(rows)(rows.mean(0))
     return distance
 
 
@@ -207,34 +182,20 @@ def d2(features: Tensor, scores: Tensor, neighbours: int = 5, gamma: float = 1.0
     """Rank (N,) of all samples in which D2 pruning takes them, 0 first: hard ones, and from all over the set.
 
     With N(i) the nearest others of sample i and d their Euclidean distances, difficulty is first passed on,
-    x_i <- x_i + sum over j in N(i) of exp(-d_ij) x_j, at once for all i. Then the sample i of greatest x is taken, again and
-    again, and its neighbours are set back: x_j <- x_j - exp(-gamma d_ij) x_i.
+    x_i <- x_i + sum over j in N(i) of exp(-d_ij) x_j, at once for all i. Then the sample i of greatest x is taken, again and again, and
+    its neighbours are set back: x_j <- x_j - exp(-gamma d_ij) x_i. Where distances are far above 1, the order is that of the scores.
 
-    The kernel knows no scale: where distances are far above 1, nothing is passed on and the order is that of the scores.
-
-    features    (N, F)
     scores      (N,): difficulty, not below 0, as in the paper: one below 0 would push its neighbours forward
     neighbours  size of N(i); all others where there are fewer
     gamma       0 sets neighbours back by all of x_i, large values not at all
     targets     (N,): neighbours are of the same class; the rank is still one of all samples. None: of any class
-    raises      InputError on features as `check_features`, scores that are not finite, below 0 or not one a sample,
-                neighbours that are not a positive whole number, or gamma below 0
+    raises      InputError as `check_features`
     Source: Maharana, ICLR 2024. Slow reference: `d2_plain`.
     """
-    check_features(features)
-    check_positive_int("neighbours", neighbours)
-    if not isinstance(gamma, int | float) or isinstance(gamma, bool) or not 0 <= gamma < math.inf:
-        raise InputError(f"gamma: {gamma!r} is not accepted; accepted: a number that is not below 0")
-    total = len(features)
-    if scores.shape != (total,):
-        raise InputError(f"scores: {tuple(scores.shape)} for {total} samples; accepted: one score a sample, ({total},)")
+    total = len(scores)
+    check_features(features, total)
     check_finite("scores", scores)
-    if (scores < 0).any():
-        raise InputError(
-            f"scores: {int((scores < 0).sum())} of {total} are below 0, the least is {float(scores.min()):g}; "
-            "accepted: difficulties that are not below 0"
-        )
-
+    assert scores.ndim == 1 and (scores >= 0).all() and neighbours >= 1 and gamma >= 0, "difficulties (N,), neighbours and gamma"
     near, distance = _nearest(features, targets, neighbours)
     there = distance.isfinite()
     passed, setback = ((-rate * distance).exp().where(there, 0.0) for rate in (1.0, gamma))  # (N, k)
@@ -244,16 +205,12 @@ def d2(features: Tensor, scores: Tensor, neighbours: int = 5, gamma: float = 1.0
     for i in range(total):
         best = int(x.argmax())
         x.index_add_(0, near[best], setback[best], alpha=-float(x[best]))
-        x[best] = -torch.inf
-        rank[best] = i
+        x[best], rank[best] = -torch.inf, i
     return rank
 
 
 def _nearest(features: Tensor, targets: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest others (N, k) of each sample in its class and their distances, of which BLOCK x N are held at once.
-
-    Where a class has fewer others, any samples at distance infinity fill up.
-    """
+    """The k nearest others (N, k) of each sample in its class and their distances; where there are fewer, any at distance infinity."""
     total = len(features)
     k = max(1, min(k, total - 1))
     near = torch.zeros(total, k, dtype=torch.long)
@@ -297,24 +254,15 @@ def d2_plain(features: Tensor, scores: Tensor, neighbours: int, gamma: float, ta
 def mmd(features: Tensor, kept: Tensor, bandwidth: float | None = None) -> float:
     """Squared maximum mean discrepancy between all rows and the kept ones, not below 0; 0 where everything is kept.
 
-    Kernel exp(-||a - b||^2 / (2 bandwidth^2)), biased estimate (pairs of a row with itself count).
-
+    By the kernel exp(-||a - b||^2 / (2 bandwidth^2)), a biased estimate (pairs of a row with itself count).
     kept       (M,): distinct indices
-    bandwidth  the median distance of at most 1,000 evenly spaced rows if not given; always of `features`, so that
-               selections from one set can be compared
-    raises     InputError as `check_features`, on indices that are no selection, and a bandwidth that is not above 0
+    bandwidth  if not given, the median distance of at most 1,000 evenly spaced rows of `features`: the same for all selections of a set
+    raises     InputError as `check_features`, and on a bandwidth that is not above 0
     Source: Gretton, JMLR 2012, Eq. (5). Slow reference: `mmd_plain`.
     """
     check_features(features)
-    total = len(features)
-    if kept.ndim != 1 or not len(kept) or kept.is_floating_point() or kept.dtype == torch.bool:
-        raise InputError(f"kept: {tuple(kept.shape)} {kept.dtype}; accepted: at least one index, (M,)")
-    if kept.min() < 0 or kept.max() >= total or len(kept.unique()) < len(kept):
-        raise InputError(
-            f"kept: {len(kept)} indices of {total} rows, from {int(kept.min())} to {int(kept.max())}, "
-            f"{len(kept.unique())} distinct; accepted: distinct ones from 0 to {total - 1}"
-        )
-    rows = features.double()
+    assert kept.dtype == torch.long and len(kept.unique()) == len(kept) > 0 and kept.min() >= 0, "kept: distinct indices"
+    total, rows = len(features), features.double()
     if bandwidth is None:
         size = min(total, SUBSET)
         bandwidth = float(torch.pdist(rows[torch.arange(size) * total // size]).median()) if total > 1 else 1.0
@@ -361,22 +309,12 @@ def _rank(features: Tensor, targets: Tensor | None, n: int, order: Callable[[Ten
     return rank
 
 
+# Scores by name, of all images
+
+
 @register_score("prototype distance", needs="encoder", seeded=False, labels=True)
 def encoder_distance(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    """`prototype_distance`."""
     return prototype_distance(scores.free()["features"], scores.images.targets.cpu()).float()
-
-
-@register_score("herding", needs="encoder", seeded=False, labels=True)
-def encoder_herding(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    """`herding` of all images."""
-    return herding(scores.free()["features"], scores.images.targets.cpu(), len(scores.images))
-
-
-@register_score("k-center", needs="encoder", seeded=False, labels=True)
-def encoder_k_center(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    """`k_center` of all images."""
-    return k_center(scores.free()["features"], scores.images.targets.cpu(), len(scores.images))
 
 
 @register_score("D2", needs="encoder", seeded=False, labels=True)
@@ -386,7 +324,14 @@ def encoder_d2(scores: "CachedScores", seed: int, k: int) -> Tensor:
     return d2(F.normalize(found["features"]), found["losses"].mean(0), targets=scores.images.targets.cpu())
 
 
+def _of_encoder(rank: Callable[[Tensor, Tensor, int], Tensor]) -> Callable[["CachedScores", int, int], Tensor]:
+    return lambda scores, seed, k: rank(scores.free()["features"], scores.images.targets.cpu(), len(scores.images))
+
+
+for _name, _rank_by in {"herding": herding, "k-center": k_center}.items():
+    register_score(_name, needs="encoder", seeded=False, labels=True)(_of_encoder(_rank_by))
+
+
 @register_score("contextual diversity", needs="tuning", labels=True)
 def tuned_diversity(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    """`contextual_diversity` of all images after fine-tuning."""
     return contextual_diversity(scores.tuned(seed)["probabilities"], scores.images.targets.cpu(), len(scores.images))

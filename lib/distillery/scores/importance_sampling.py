@@ -13,19 +13,13 @@ from distillery.scores.sensitivity import _checked, _half_inverse
 def sample(scores: Tensor, m: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """m independent draws with chances p = scores / sum: indices (m,), with repeats, and weights 1 / (m p) (m,) float64.
 
-    Sums with these weights are unbiased.
-
-    raises  InputError on scores that are not (N,), negative, not finite or all zero
+    Sums with these weights are unbiased. Raises InputError on scores (N,) of which one is negative or not finite, or all are zero.
     """
     check_positive_int("m", m)
-    if scores.ndim != 1:
-        raise InputError(f"scores: {tuple(scores.shape)}; accepted: one score a sample, (N,)")
     check_finite("scores", scores)
-    total = float(scores.double().sum())
-    if (scores < 0).any() or not total > 0:
-        raise InputError(
-            f"scores: {int((scores < 0).sum())} of {len(scores)} below 0, total {total:g}; accepted: none below 0, a total above 0"
-        )
+    total, below = float(scores.double().sum()), int((scores < 0).sum())
+    if below or not total > 0:
+        raise InputError(f"scores: {below} of {len(scores)} below 0, total {total:g}; accepted: none below 0, a total above 0")
     chance = scores.double().cpu() / total
     drawn = torch.multinomial(chance, m, replacement=True, generator=generator)
     return drawn.to(scores.device), (1 / (m * chance[drawn])).to(scores.device)
@@ -60,7 +54,7 @@ def _check_bound(total: float, failure: float, dimension: int) -> None:
 
 
 def deviation(features: Tensor, targets: Tensor, penalty: float, indices: Tensor, weights: Tensor) -> float:
-    r"""The greatest |F_S(W) / F(W) - 1| over all weights W of a ridge regression, exactly.
+    r"""The greatest |F_S(W) / F(W) - 1| over all weights W of a ridge regression, exactly. Slow reference: `deviation_plain`.
 
     With $\Phi^\top\Phi + \lambda I = L L^\top$, $W = W^* + L^{-\top} U$ and $v_i = L^{-1} \varphi_i$ the loss is
     $F = \lVert U \rVert^2 + \mathrm{OPT}$ and its error $\sum_i (w_i - 1) \lVert r_i - U^\top v_i \rVert^2$: a quadratic form of U and 1. In
@@ -68,10 +62,8 @@ def deviation(features: Tensor, targets: Tensor, penalty: float, indices: Tensor
 
     indices, weights  (m,) of a sample, whose penalty is that of the full loss
     raises            InputError as `ridge_features`
-    Slow reference: `deviation_plain`.
     """
-    targets = _checked(features, targets, penalty)
-    rows = features.double()
+    targets, rows = _checked(features, targets, penalty), features.double()
     eye = torch.eye(rows.shape[1], dtype=torch.float64, device=rows.device)
     lower = factor(rows.T @ rows + penalty * eye, "Gram matrix + ridge")
     best = torch.cholesky_solve(rows.T @ targets, lower)  # (p, C)

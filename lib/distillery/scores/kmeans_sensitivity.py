@@ -42,12 +42,10 @@ def _seeded(rows: Tensor, k: int, generator: Generator) -> tuple[Tensor, Tensor,
     check_features(rows, name="rows")
     if k > len(rows):
         raise InputError(f"k: {k} centres of {len(rows)} rows; accepted: at most {len(rows)}")
-    if rows.dtype != torch.float64:
-        rows = rows.float()
+    rows = rows if rows.dtype == torch.float64 else rows.float()
     own = torch.einsum("nf,nf->n", rows, rows)
     noise = 1e-3 if rows.dtype == torch.float32 else 1e-6  # below this part of the norms a product is too coarse
-    nearest = torch.full((len(rows),), torch.inf, dtype=rows.dtype, device=rows.device)
-    which = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    nearest, which = torch.full_like(own, torch.inf), torch.zeros_like(own, dtype=torch.int64)
     chosen = [int(torch.randint(len(rows), (), generator=generator))]
     while True:
         at = chosen[-1]
@@ -68,7 +66,7 @@ def _seeded(rows: Tensor, k: int, generator: Generator) -> tuple[Tensor, Tensor,
 
 @dataclass(frozen=True, eq=False)
 class KMeans:
-    """scores (N,) bounds of the sensitivities; centres (k,) indices; factor alpha; cost of the centres."""
+    """scores (N,) bounds of the sensitivities, of total 6 alpha + 4 k; centres (k,) indices; factor alpha; cost of the centres."""
 
     scores: Tensor
     centres: Tensor
@@ -77,7 +75,6 @@ class KMeans:
 
     @property
     def total(self) -> float:
-        """6 alpha + 4 k."""
         return float(self.scores.sum())
 
 
@@ -99,6 +96,7 @@ def kmeans(rows: Tensor, k: int, generator: Generator, factor: str = "bounded") 
     cost = float(distance.sum())
     if not cost > 0:
         raise InputError(f"rows: {k} centres leave no distance; accepted: fewer centres than different rows")
+    alpha = 16 * (math.log(k) + 2)
     if factor == "measured":
         from sklearn.cluster import KMeans as Lloyd
 
@@ -106,8 +104,6 @@ def kmeans(rows: Tensor, k: int, generator: Generator, factor: str = "bounded") 
         given = rows.cpu().double().numpy()
         starts = [Lloyd(k, init=given[centres.cpu().numpy()], n_init=1), Lloyd(k, n_init=4, random_state=seed)]
         alpha = max(1.0, cost / min(one.fit(given).inertia_ for one in starts))
-    else:
-        alpha = 16 * (math.log(k) + 2)
     sizes = torch.bincount(which, minlength=k).double()
     costs = torch.zeros_like(sizes).index_add_(0, which, distance)
     scores = 2 * alpha * distance / cost + (4 * alpha * costs / (sizes * cost) + 4 / sizes)[which]

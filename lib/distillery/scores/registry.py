@@ -11,8 +11,6 @@ from distillery.checks import InputError
 if TYPE_CHECKING:
     from distillery.scores.cached import CachedScores
 
-NEEDS = ("", "encoder", "tuning")
-
 
 @dataclass(frozen=True)
 class Score:
@@ -35,7 +33,7 @@ class Score:
     version: int = 1
 
     def __post_init__(self):
-        assert self.needs in NEEDS, self.needs
+        assert self.needs in ("", "encoder", "tuning"), self.needs
 
 
 SCORES: dict[str, Score] = {}
@@ -43,16 +41,14 @@ SCORES: dict[str, Score] = {}
 ORDERS: dict[str, Callable[["CachedScores"], object]] = {}
 
 
-def register_score(
-    name: str, needs: str = "", seeded: bool = True, labels: bool | None = None, spec: Callable | None = None, version: int = 1
-) -> Callable:
-    """Function decorator: `compute` of a `Score` with this name. Raises InputError on a name that is taken by another function."""
+def register_score(name: str, **options) -> Callable:
+    """Function decorator: `compute` of a `Score` with this name and options. Raises InputError on a name taken by another function."""
 
     def add(compute: Callable[["CachedScores", int, int], Tensor]) -> Callable:
         taken = SCORES.get(name)
         if taken is not None and taken.compute.__qualname__ != compute.__qualname__:
             raise InputError(f"score: {name!r} is taken by {taken.compute.__qualname__}; accepted: a name of its own")
-        SCORES[name] = Score(name, compute, needs, seeded, labels, spec, version)
+        SCORES[name] = Score(name, compute, **options)
         return compute
 
     return add

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from distillery.checks import InputError, check_finite, check_positive_int
+from distillery.checks import InputError, check_finite
 from distillery.networks.ridge import factor
 from distillery.scores.geometry import check_features
 from distillery.scores.registry import register_score
@@ -94,11 +94,9 @@ def ridge_features(features: Tensor, targets: Tensor, penalty: float, block: int
     raises    InputError on a penalty not above 0, values that are not finite, other lengths, and a matrix without a factor
     Source: see the module. Slow reference: `ridge_plain`.
     """
-    check_positive_int("block", block)
     targets = _checked(features, targets, penalty)
     p, c = features.shape[1], targets.shape[1]
-    gram = torch.zeros(p, p, dtype=torch.float64, device=features.device)
-    cross = torch.zeros(p, c, dtype=torch.float64, device=features.device)
+    gram, cross = (torch.zeros(p, width, dtype=torch.float64, device=features.device) for width in (p, c))
     for rows, labels in zip(features.split(block), targets.split(block)):
         rows = rows.double()
         gram.addmm_(rows.T, rows)
@@ -154,12 +152,10 @@ def _checked(rows: Tensor, targets: Tensor, penalty: float, name: str = "feature
 
 def _ridge(leverage: Tensor, residuals: Tensor, unexplained: Tensor, penalty: float) -> Ridge:
     unexplained = (unexplained + unexplained.T) / 2
-    values, vectors = torch.linalg.eigh(unexplained)
-    kept = values > CUTOFF * values[-1]
-    if not bool(kept.any()):
+    half = _half_inverse(unexplained)
+    if not half.shape[1]:
         raise InputError("targets: all are zero; accepted: labels of which at least one is not")
-    whitened = residuals @ (vectors[:, kept] / values[kept].sqrt())  # (N, rank)
-    label = whitened.square().sum(1)
+    label = (residuals @ half).square().sum(1)
     return Ridge(leverage, label, float(unexplained.trace()), float(leverage.sum()), float(penalty))
 
 
@@ -211,5 +207,4 @@ def ridge_sensitivity(scores: "CachedScores", seed: int, k: int) -> Tensor:
 
 @register_score("leverage", seeded=False, labels=True, spec=lambda scores: scores.space("ridge"))
 def ridge_leverage(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    """The leverages of a ridge regression."""
     return scores.ridge()["leverage"]

@@ -114,10 +114,7 @@ def encode(tokenizer, entries: Sequence[Instruction], max_length: int = 1024) ->
         if tokenizer.eos_token_id is not None:
             response = [*response, tokenizer.eos_token_id]
         if len(before) >= max_length or not before:
-            raise InputError(
-                f"instruction {i}: a prompt of {len(before)} tokens leaves no response within {max_length}; "
-                "accepted: shorter prompts, or a larger max_length"
-            )
+            raise InputError(f"instruction {i}: a prompt of {len(before)} tokens; accepted: shorter than max_length, {max_length}")
         found.append(Encoded(torch.tensor((before + response)[:max_length]), len(before)))
     return found
 
@@ -233,8 +230,7 @@ def finetune(
 def load_model(name: str):
     """(model, tokenizer) of a local folder or a hub name: weights in safetensors alone, no code of others is run.
 
-    raises  InputError where transformers is not installed, or the model is not there, broken, lacks weights or cannot be
-            fetched
+    raises  InputError where transformers is not installed, or the model is not there, broken, lacks weights or cannot be fetched
     """
     transformers = _transformers()
     try:
@@ -245,15 +241,10 @@ def load_model(name: str):
         )
     except Exception as error:  # files that are broken raise whatever their reader does
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"language model: {name!r}: {reason}; accepted: a folder or hub name of a causal model with safetensors"
-        ) from error
+        raise InputError(f"language model: {name!r}: {reason}; accepted: a causal model with safetensors, folder or hub name") from error
     lacking = sorted(found["missing_keys"])
     if lacking:  # transformers draws them at random and goes on
-        raise InputError(
-            f"language model: {name!r}: {len(lacking)} tensors are missing, the first {lacking[0]!r}; "
-            "accepted: all weights of a causal model"
-        )
+        raise InputError(f"language model: {name!r}: {len(lacking)} tensors are missing, the first {lacking[0]!r}; accepted: all weights")
     return model.eval(), tokenizer
 
 
