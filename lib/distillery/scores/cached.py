@@ -162,9 +162,9 @@ class CachedScores:
         def make() -> tuple[dict, int]:
             params = self._encoder().to(self.images.device).params
             drawn = {"generator": generator(seed, "masks")} if path.get("how") == "random" else {}
-            losses, features = complexity.prototype_path(self.network, params, self.images, **path, **drawn)
-            tensors = {"losses": losses} | ({"features": features} if path == self.path else {})
-            return tensors, len(losses) * len(self.images)
+            found = complexity.prototype_path(self.network, params, self.images, **path, **drawn)
+            tensors = {"losses": found.losses} | ({"features": found.features} if path == self.path else {})
+            return tensors, len(found.losses) * len(self.images)
 
         return self._stored("encoder-scores", inputs, make, key)
 

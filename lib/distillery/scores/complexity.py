@@ -1,20 +1,22 @@
 r"""Learning complexity: the loss of a sample along a path of weaker and weaker models, without training; high = hard.
 
-A sample that is learned early can be told with few weights. DLC (arXiv 2402.05356) sets growing shares of the weights of a pre-trained
-encoder to zero and averages the loss over these models, t = 0 .. T-1, the first one unmasked:
+A sample that is learned early can be told with few weights. DLC (arXiv 2402.05356) sets growing shares of the weights of a
+pre-trained encoder to zero and averages the loss over these models, t = 0 .. T-1, the first one unmasked:
 
 $$z_t(x) = h_{\theta \odot M_t}(x), \quad \mu_c = \frac{1}{n_c}\sum_{i: y_i = c} z_0(x_i), \quad
 s_{tc}(x) = \frac{1}{\|z_t(x) - \mu_c\|}, \quad
 \mathrm{DLC}(x) = \frac{1}{T}\sum_t -\log \operatorname{softmax}_c\big(s_t(x)\big)_y$$
 
 The path of weights (`masked`, for any `nn.Module`) is apart from the loss that rides on it: that of class prototypes
-(`prototype_losses`) for images, that of the response for language models (`distillery.scores.text`). Features
-are the input of a network's classifier. Images are seen in evaluation mode and never augmented: the public code crops them anew in
-every pass. Slow references: `masked_plain`, `prototype_losses_plain`.
+(`prototype_losses`) for images, that of the response for language models (`distillery.instructions`).
+
+Features are the input of a network's classifier. Images are seen in evaluation mode and never augmented: the public code
+crops them anew in every pass. Slow references: `masked_plain`, `prototype_losses_plain`.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,7 +56,8 @@ def shares(steps: int, schedule: str = "linear", interval: float = 0.02) -> list
 def maskable(module: nn.Module) -> list[str]:
     """Names of the weights to mask: those of convolutions and linear layers, but not of the last linear layer, the head.
 
-    A single convolution in front of linear layers embeds the patches of a transformer and is left whole. Source: the code of DLC.
+    A single convolution in front of linear layers embeds the patches of a transformer and is left whole. Biases and
+    normalizations are never masked. Source: the public code of DLC.
     """
     convolutions, linear = [], []
     for name, one in module.named_modules():
@@ -74,22 +77,32 @@ def maskable(module: nn.Module) -> list[str]:
 def masked(
     weights: dict[str, Tensor], shares: Sequence[float], how: str = "magnitude", scope: str = "global", generator: Generator | None = None
 ) -> Iterator[dict[str, Tensor]]:
-    """For each share the weights with that share set to zero: one masked copy in all, overwritten by the next share.
+    """For each share the weights with that share set to zero, one masked copy in all, overwritten by the next share.
 
-    Beside it stands the place of every weight in the order, four bytes each. Pass what is yielded to `torch.func.functional_call`, or
-    to `network.apply` beside the other tensors. Masks are nested where shares grow. round(share * n) of n weights are zero; equal
-    magnitudes go in the order of the weights. Source: DLC. Slow reference: `masked_plain`.
+    Beside it stands the place of every weight in the order, four bytes each.
+
+    The weights themselves are never touched: pass what is yielded to `torch.func.functional_call`, or to `network.apply`
+    beside the other tensors. Masks are nested where shares grow. round(share * n) of n weights are zero; equal magnitudes
+    go in the order of the weights. Source: DLC. Slow reference: `masked_plain`.
 
     how        'magnitude': the smallest first; 'random': in an order drawn from `generator`
     scope      'global': over all weights at once; 'layer': the share of each layer
-    raises     InputError on a share outside [0, 1) and unknown words
+    generator  for random masks
+    raises     InputError on no weights, a share outside [0, 1), unknown words, random masks without a generator
     """
     check_choice("how", how, MASKS)
     check_choice("scope", scope, SCOPES)
-    assert weights and (how != "random" or generator), "weights to mask, and for random masks a generator"
+    if not weights:
+        raise InputError("weights: none to mask; accepted: at least one tensor")
+    if how == "random" and generator is None:
+        raise InputError("how: 'random' without a generator; accepted: a generator to draw with")
     for share in shares:
         if not 0 <= share < 1:
             raise InputError(f"shares: {share} is not accepted; accepted: shares in [0, 1)")
+    return _masked(weights, shares, how, scope, generator)
+
+
+def _masked(weights, shares, how, scope, generator) -> Iterator[dict[str, Tensor]]:
     groups = [list(weights)] if scope == "global" else [[name] for name in weights]
     ranks = {}  # the place of each weight in the order in which weights go
     for names in groups:
@@ -126,35 +139,64 @@ def masked_plain(weights: dict[str, Tensor], share: float, scope: str = "global"
 def check_classes(targets: Tensor) -> Tensor:
     """Samples of each class, (C,). Raises InputError on a class of fewer than two: its prototype is the sample itself."""
     counts = torch.bincount(targets)
-    least, label = int(counts.min()), int(counts.argmin())
-    if least < 2:
-        raise InputError(f"class {label}: {least} sample(s), which would be the prototype; accepted: at least two of every class")
+    if counts.min() < 2:
+        label = int(counts.argmin())
+        raise InputError(
+            f"class {label}: {int(counts[label])} sample(s), its prototype would be the sample itself; "
+            "accepted: at least two of every class"
+        )
     return counts
 
 
 def prototypes(features: Tensor, targets: Tensor) -> Tensor:
-    """Mean features of each class: (N, F), (N,) -> (C, F). Raises InputError as `check_features` and `check_classes`."""
+    """Mean features of each class: (N, F), (N,) -> (C, F).
+
+    raises  InputError on features that are not finite or not (N, F), and a class of fewer than two samples
+    """
     check_features(features, len(targets))
     counts = check_classes(targets)
     sums = torch.zeros(len(counts), features.shape[1], dtype=torch.float64)
     sums.index_add_(0, targets, features.double())
-    return (sums / counts[:, None]).to(features.dtype)
+    return (sums / counts[:, None]).to(features.dtype)  # (C, F)
 
 
-def prototype_losses(features: Tensor, targets: Tensor, centres: Tensor) -> Tensor:
+def prototype_losses(
+    features: Tensor, targets: Tensor, centres: Tensor, *, temperature: float = 1.0, normalized: bool = False, own: Tensor | None = None
+) -> Tensor:
     """Cross-entropy in nats of the nearest-prototype classifier with logits 1 / distance: (N,).
 
-    features  (N, F), under some mask
-    centres   (C, F), of `prototypes`
-    raises    InputError as `check_features`
+    features     (N, F), under some mask
+    centres      (C, F), of `prototypes`
+    temperature  divides the logits; 1 = as published
+    normalized   features and prototypes of unit length
+    own          (N, F) unmasked features: the prototype of a sample's class is then the mean of the others of its class
+    raises       InputError on features that are not finite or not of the width of the prototypes
     Source: DLC. Slow reference: `prototype_losses_plain`.
     """
     check_features(features, len(targets))
+    if features.shape[1] != centres.shape[1]:
+        raise InputError(f"features: width {features.shape[1]}; accepted: {centres.shape[1]}, that of the prototypes")
+    if int(targets.min()) < 0 or int(targets.max()) >= len(centres):
+        raise InputError(f"targets: {int(targets.min())} to {int(targets.max())}; accepted: 0 to {len(centres) - 1}, the prototypes")
+    if not temperature > 0:
+        raise InputError(f"temperature: {temperature} is not accepted; accepted: a number above 0")
+    counts = torch.bincount(targets, minlength=len(centres))
     losses = []
-    for z, y in zip(features.split(4096), targets.split(4096)):
+    for rows in torch.arange(len(targets)).split(4096):
+        z, y, mu = features[rows].double(), targets[rows], centres.double()
+        others = None
+        if own is not None:
+            n = counts[y][:, None]
+            others = (n * mu[y] - own[rows].double()) / (n - 1)  # (B, F)
+        if normalized:
+            z, mu = F.normalize(z), F.normalize(mu)
+            others = None if others is None else F.normalize(others)
         # by a product: in float64 what cancels is far below the distances
-        squared = torch.cdist(z.double(), centres.double(), compute_mode="use_mm_for_euclid_dist").square()  # (B, C)
-        losses.append(F.cross_entropy(1 / squared.clamp_min(NEAREST).sqrt(), y, reduction="none"))
+        squared = torch.cdist(z, mu, compute_mode="use_mm_for_euclid_dist").square()  # (B, C)
+        if others is not None:
+            squared = squared.scatter(1, y[:, None], (z - others).square().sum(1, keepdim=True))
+        logits = 1 / squared.clamp_min(NEAREST).sqrt() / temperature
+        losses.append(F.cross_entropy(logits, y, reduction="none"))
     return torch.cat(losses).float()
 
 
@@ -173,6 +215,24 @@ def prototype_losses_plain(features: list[list[float]], targets: list[int]) -> l
     return losses
 
 
+@dataclass(frozen=True)
+class Path:
+    """What a pass along the masks yielded.
+
+    losses    (T, N) in nats, one row a mask
+    features  (N, F) of the unmasked encoder
+    shares    T shares of zero weights
+    """
+
+    losses: Tensor
+    features: Tensor
+    shares: list[float]
+
+    def complexity(self) -> Tensor:
+        """Learning complexity (N,): the mean loss over the path."""
+        return self.losses.mean(0)
+
+
 def prototype_path(
     network,
     params: Params,
@@ -183,25 +243,32 @@ def prototype_path(
     interval: float = 0.02,
     how: str = "magnitude",
     generator: Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Losses (T, N) in nats of all images along T = `steps` masks of one pre-trained encoder, and features (N, F) without a mask.
+    temperature: float = 1.0,
+    normalized: bool = False,
+    leave_one_out: bool = False,
+    batch: int = 128,
+) -> Path:
+    """Losses of all images along the masks of one pre-trained encoder: `steps` forward passes of the pool, on the CPU.
 
-    Takes T forward passes of the images; what it returns is on the CPU. The mean over the masks is the learning complexity.
-
-    params  of the encoder, leading axis 1; its classifier is not used
-    raises  InputError as `shares`, `masked` and `prototypes`
+    network, params  the encoder, leading axis 1; its classifier is not used
+    leave_one_out    compare a sample with the mean of the others of its class, which matters where classes are small
+    raises           InputError as `shares`, `masked` and `prototypes`
     """
-    assert len(next(iter(params.values()))) == 1, "params: one encoder"
+    if len(next(iter(params.values()))) != 1:
+        raise InputError(f"params: {len(next(iter(params.values())))} networks; accepted: one encoder")
     wanted, targets = shares(steps, schedule, interval), images.targets.cpu()
     check_classes(targets)
     weights = {name: params[name] for name in maskable(_skeleton(network))}
+    models = masked(weights, wanted, how, "global", generator)
     losses, own = [], None
-    for one in masked(weights, wanted, how, "global", generator):
-        rows = embed(network, params | one, images)[0].float().cpu()  # (N, F)
+    for one in models:
+        rows = embed(network, params | one, images, batch)[0].float().cpu()  # (N, F)
         if own is None:
             own, centres = rows, prototypes(rows, targets)
-        losses.append(prototype_losses(rows, targets, centres))
-    return torch.stack(losses), own
+        losses.append(
+            prototype_losses(rows, targets, centres, temperature=temperature, normalized=normalized, own=own if leave_one_out else None)
+        )
+    return Path(torch.stack(losses), own, wanted)
 
 
 def _skeleton(network) -> nn.Module:
