@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from distillery import data
+from distillery.notebook.types import Count, Dataset, LocalPath, Number, Scale, Whole
 from distillery.sampling import Batch, Uniform
 from distillery.seeds import generator
 
@@ -33,6 +34,20 @@ def class_folders(root, mode, size, seed=0):
             wave = 127 + 90 * np.sin(np.arange(width) * (label + 1) * 6.28 / width + rng.uniform(0, 1))
             pixels = np.broadcast_to(wave, (height, width))[..., None] + rng.normal(0, 20, (height, width, len(mode)))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8).squeeze(), mode=None).save(root / f"class {label}" / f"{i}.png")
+
+
+PARAMETERS = {
+    "dataset": (Dataset, "digits"), "data_root": (LocalPath, ""), "label": (str, ""), "max_side": (Whole, 8), "per_class": (Whole, 12),
+    "flip": (bool, False), "ipc": (list[Count], [1]), "width": (Count, 4), "networks": (Count, 2), "evaluation_epochs": (Whole, 2),
+    "score_trials": (Count, 1), "score_epochs": (Count, 1), "seed": (Whole, 0), "scale": (Scale, "smoke"), "results_dir": (LocalPath, ""),
+    "device": (str, "cpu"), "budget_minutes": (Number, 0.0),
+}  # fmt: skip
+
+
+def namespace(tmp_path, **changes):
+    """`globals()` of a small notebook after its parameters cell."""
+    values = {name: value for name, (_, value) in PARAMETERS.items()} | {"results_dir": str(tmp_path)} | changes
+    return {"__annotations__": {name: kind for name, (kind, _) in PARAMETERS.items()}, **values}
 
 
 SHORTENED = [

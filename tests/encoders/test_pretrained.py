@@ -8,13 +8,16 @@ import torch
 from torch import nn
 
 from distillery import store
+from distillery.data import Splits
 from distillery.encoders import pretrained
-from distillery.evaluation import FineTuning, Protocol, accuracy, embed, evaluate, fit
+from distillery.evaluation import FineTuning, accuracy, embed, evaluate, fit
 from distillery.networks import ConvNet, ModuleNetwork, pool
 from distillery.networks.encoder import Encoder, head_names
+from distillery.runs import Runs
 from distillery.seeds import generator, split
 from distillery.training import train
 from distillery.training.optimizers import Nesterov
+from made_up import blobs
 
 
 def network(classes=3):
@@ -55,6 +58,20 @@ def test_files_are_read_back(weights, tmp_path):
     pretrained.save(tmp_path / "e.safetensors", network(), weights, {"trained on": "blobs"})
     found = pretrained.load(tmp_path / "e.safetensors", network(7))
     assert found.digest == Encoder(network(7), weights).digest and found.name == "e.safetensors"
+
+
+def test_an_encoder_is_trained_once_and_kept(tmp_path, refused):
+    images, runs = blobs(classes=2), Runs(tmp_path)
+    source, how = Splits(images, images, images), {"epochs": 2, "lr": 0.05, "batch": 8, "augmentation": ""}
+    made = pretrained.trained(network(2), source, network(5), runs, 0, **how)
+    weights = pretrained.pretrain(network(2), images, generator=generator(0, "encoder"), **how)
+    assert made.digest == Encoder(network(5), weights).digest and made.network.classes == 5 and "2 epochs on" in made.name
+    kept = list((tmp_path / "artifacts").iterdir())
+    assert pretrained.trained(network(2), source, network(7), runs, 0, **how).digest == made.digest
+    assert list((tmp_path / "artifacts").iterdir()) == kept
+    assert pretrained.trained(network(2), source, network(5), runs, 1, **how).digest != made.digest
+    with refused("encoder_dataset", (1, 8, 8)):
+        pretrained.trained(network(2), source, ConvNet((1, 16, 16), 5, width=4), runs, 0, **how)
 
 
 def test_a_state_dict_of_pytorch(tmp_path, as_module):
@@ -160,7 +177,3 @@ def test_fine_tuning_without_an_encoder(tiny, refused):
         FineTuning(equal="minutes")
     with refused("epochs", 0):
         FineTuning(epochs=0)
-    with refused("kind"):
-        FineTuning(kind="scratch")
-    with refused("kind"):
-        Protocol(kind="fine-tune")

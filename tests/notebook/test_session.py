@@ -14,23 +14,9 @@ from distillery.networks import ConvNet
 from distillery.notebook import display
 from distillery.notebook.comparable import as_published
 from distillery.notebook.session import Session
-from distillery.notebook.types import Count, Dataset, LocalPath, Number, Scale, Whole
 from distillery.recipe import Evaluate, Prune, Recipe
 from distillery.runs import Runs
-from made_up import blobs
-
-PARAMETERS = {
-    "dataset": (Dataset, "digits"), "data_root": (LocalPath, ""), "label": (str, ""), "max_side": (Whole, 8), "per_class": (Whole, 12),
-    "flip": (bool, False), "ipc": (list[Count], [1]), "width": (Count, 4), "networks": (Count, 2), "evaluation_epochs": (Whole, 2),
-    "score_trials": (Count, 1), "score_epochs": (Count, 1), "seed": (Whole, 0), "scale": (Scale, "smoke"), "results_dir": (LocalPath, ""),
-    "device": (str, "cpu"), "budget_minutes": (Number, 0.0),
-}  # fmt: skip
-
-
-def namespace(tmp_path, **changes):
-    """`globals()` of a notebook after its parameters cell."""
-    values = {name: value for name, (_, value) in PARAMETERS.items()} | {"results_dir": str(tmp_path)} | changes
-    return {"__annotations__": {name: kind for name, (kind, _) in PARAMETERS.items()}, **values}
+from made_up import blobs, namespace
 
 
 @pytest.fixture

@@ -88,6 +88,17 @@ def test_intervals_are_in_points_and_what_has_not_run_is_left_out(axis):
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["a", "b", "c"] and "random" in axis.get_xlabel()
 
 
+def test_differences_are_a_table_bold_where_the_interval_leaves_out_none(axis):
+    gap = {"mean": 0.02, "ci95": [0.01, 0.03], "n_pairs": 3}
+    gaps = {"ours": {"10%": gap, "30%": None}, "theirs": {"10%": gap | {"mean": -0.3, "ci95": [-0.7, 0.1]}, "30%": gap | {"ci95": None}}}
+    figures.differences(axis, gaps, "kept")
+    assert [(text.get_text(), text.get_weight()) for text in axis.texts] == [("+2.0", "bold"), ("-30.0", "normal"), ("+2.0", "normal")]
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["ours", "theirs"]
+    low, high = axis.get_ylim()
+    assert low > high  # the first row stands on top
+    figures.differences(Figure().subplots(), {"ours": {"10%": None}}, "kept")
+
+
 def test_regressions_on_the_way_begin_at_the_start():
     axis = Figure().subfigures(1, 2)[0].subplots()  # a part of a figure
     rows = [{"at_start": [0.2, 0.4], "curve": [[5, 0.5], [10, last]]} for last in (0.6, 0.8)]

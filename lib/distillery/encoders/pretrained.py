@@ -5,6 +5,7 @@ PyTorch, which is loaded with `weights_only=True` alone), or `pretrain` on label
 downstream task does not contain.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -12,22 +13,17 @@ from torch import Generator, Tensor
 
 from distillery import store
 from distillery.checks import InputError
-from distillery.data import ImageSet
+from distillery.data import ImageSet, Splits
 from distillery.networks import ModuleNetwork, Params
 from distillery.networks.encoder import Encoder, head_names
+from distillery.runs import Runs
+from distillery.seeds import generator as stream
 from distillery.training import train
 from distillery.training.optimizers import SGD
 
 
 def pretrain(
-    network,
-    images: ImageSet,
-    epochs: int,
-    generator: Generator,
-    *,
-    lr: float = 0.05,
-    batch: int = 128,
-    augmentation: str = "",
+    network, images: ImageSet, epochs: int, generator: Generator, *, lr: float = 0.05, batch: int = 128, augmentation: str = ""
 ) -> Params:
     """Train one network on labelled images by SGD with momentum; the rate falls to a tenth at 1/2 and 3/4 of the steps.
 
@@ -37,17 +33,28 @@ def pretrain(
     steps = epochs * -(-len(images) // batch)
     params = {name: value.to(images.device) for name, value in network.init(generator, 1).items()}
     sgd = SGD(lr, 0.9, 5e-4, drops=(steps // 2, 3 * steps // 4))
-    params, _ = train(
-        network,
-        params,
-        images,
-        optimizer=sgd,
-        generator=generator,
-        epochs=epochs,
-        batch=batch,
-        augmentation=augmentation,
-    )
+    params, _ = train(network, params, images, optimizer=sgd, generator=generator, epochs=epochs, batch=batch, augmentation=augmentation)
     return {name: value for name, value in params.items() if name not in head_names(network)}
+
+
+def trained(teacher, source: Splits, network, runs: Runs, seed: int, **how) -> Encoder:
+    """The encoder for a task's network that `pretrain` makes on other images; made once and kept beside the runs.
+
+    teacher  as it runs (`MixedPrecision`), with the classes of these images
+    network  of the same architecture, with the classes of the task
+    how      epochs, lr, batch and augmentation of `pretrain`
+    raises   InputError on images of another shape than the network takes
+    """
+    images = source.train
+    if images.shape != network.shape:
+        raise InputError(f"encoder_dataset: images of {images.shape}; accepted: {network.shape}, those of the task")
+    inputs = how | {"network": teacher.spec(), "seed": seed}
+    inputs["transform"] = store.tensor_digest(images.transform.tensors())[:16]
+    path = runs.artifact("encoder-" + store.identity("encoder", 1, inputs, source.digest))
+    if not path.exists():
+        weights = pretrain(teacher, images, generator=stream(seed, "encoder"), **how)
+        save(path, getattr(teacher, "network", teacher), weights, how | {"data": source.digest})
+    return replace(load(path, network), name=f"{teacher.name}, {how['epochs']} epochs on {images.name}")
 
 
 def save(path: str | Path, network, weights: Params, card: dict) -> str:
@@ -69,11 +76,7 @@ def load(path: str | Path, network) -> Encoder:
     else:
         content = store.load_foreign(path)
         content = content.get("state_dict", content) if isinstance(content, dict) else {}
-        found = {
-            str(name).removeprefix("module."): value[None]
-            for name, value in content.items()
-            if isinstance(value, Tensor)
-        }
+        found = {str(name).removeprefix("module."): value[None] for name, value in content.items() if isinstance(value, Tensor)}
     return Encoder(network, _fitting(found, network, heads, str(path)), path.name)
 
 

@@ -39,7 +39,8 @@ from distillery.scores import files
 class Row:
     """A row of a table: what it is called, its size, what stands beside it, and its recipes by seed, where it has some.
 
-    view  whether its sets are those of another row, judged in another way, and so paid for there
+    view    whether its sets are those of another row, judged in another way, and so paid for there
+    listed  whether tables and records hold it; it is paid for in any case
     """
 
     label: str
@@ -49,6 +50,7 @@ class Row:
     recipes: list[Recipe] = field(default_factory=list)
     experiment: Experiment | None = None
     view: bool = False
+    listed: bool = True
 
 
 class Session(Standard, Shown):
@@ -66,6 +68,7 @@ class Session(Standard, Shown):
         self.rows: dict[str, Row] = {}
         self.results: dict[str, list[dict | None]] = {}
         self.claims: list[dict] = []
+        self.told = 0  # claims whose verdicts were shown
         self.bills: list[dict] = []  # 'seconds' and 'samples' of what no row holds
         self.experiments: list[Experiment] = []
         figures.style()
@@ -84,6 +87,7 @@ class Session(Standard, Shown):
         published: str | dict | None = "",
         against: str = "",
         experiment: Experiment | None = None,
+        listed: bool = True,
         **parts,
     ) -> list[dict | None]:
         """Run a row, or more seeds of one, and keep its results; what is stored is not run again.
@@ -93,6 +97,7 @@ class Session(Standard, Shown):
         published  the name of its published number, '' = that of the method where the recipe changes nothing, None = there is none;
                    more seeds of a row keep that of the row
         against    the row that its difference is to, '' = that of the session
+        listed     False for one of several tries of which another row takes the best
         parts      of a Recipe: prune, start, batches, settings, evaluate
         """
         experiment = experiment or self.bench
@@ -103,7 +108,7 @@ class Session(Standard, Shown):
         else:
             number = self._number(recipes[0], published) if isinstance(published, str) else published
         shown = size if METHODS[method].makes_set else None
-        self.rows[name] = Row(label or name, shown, number, against or self.against, recipes, experiment)
+        self.rows[name] = Row(label or name, shown, number, against or self.against, recipes, experiment, listed=listed)
         self.results[name] = experiment.run_all(recipes)
         return self.results[name]
 
@@ -120,13 +125,9 @@ class Session(Standard, Shown):
         """Keep a row whose results, by seed, are known already: the best of several, or numbers of another kind."""
         self.rows[name], self.results[name] = Row(label or name, size, published, against or self.against), results
 
-    def view(
-        self, name: str, of: str, by: str, *, label: str = "", published: dict | None = None, against: str = ""
-    ) -> None:
+    def view(self, name: str, of: str, by: str, *, label: str = "", published: dict | None = None, against: str = "") -> None:
         """Keep the sets of row `of` as another row, judged by accuracies that their results hold under `by`, such as 'regression'."""
-        row = replace(
-            self.rows[of], label=label or name, published=published, against=against or self.against, view=True
-        )
+        row = replace(self.rows[of], label=label or name, published=published, against=against or self.against, view=True)
         self.rows[name] = row
         self.results[name] = [one and one | {"accuracies": one[by]} for one in self.results[of]]
 
@@ -134,12 +135,14 @@ class Session(Standard, Shown):
         plain = not (recipe.prune or recipe.batches or recipe.start or recipe.evaluate.spec())
         return published(self.published_set, name or recipe.method, recipe.size) if name or plain else None
 
+    def published_on(self, network: str, method: str, size: int) -> dict | None:
+        """The published accuracy of a method's sets on another network."""
+        return published(f"{self.published_set} on {network}", method, size)
+
     def comparable(self, name: str) -> bool:
         """Whether data, network, settings and evaluation of a row are those of its published number."""
         row = self.rows[name]
-        return bool(row.published and row.recipes) and as_published(
-            row.experiment, row.recipes[0], self.p, self.published_set
-        )
+        return bool(row.published and row.recipes) and as_published(row.experiment, row.recipes[0], self.p, self.published_set)
 
     def set_of(self, name: str, i: int = 0) -> Synthetic | None:
         """The set of a row's i-th seed, None where it was not run or its file was not kept."""
@@ -162,7 +165,7 @@ class Session(Standard, Shown):
 
         against  the row that differences are to, '' = that of each row
         """
-        names = [name for name in names or self.rows if name in self.rows]
+        names = [name for name in names or self.rows if name in self.rows and self.rows[name].listed]
         if not names:
             return Markdown("Not asked for.")
         other = against or self.rows[names[0]].against
@@ -171,16 +174,9 @@ class Session(Standard, Shown):
 
     def grid(self, head: list[str], lines: dict[str, list[str]]) -> Markdown:
         """Accuracies in percent, with the deviation over sets, of several rows side by side: what a line is called -> names of rows."""
-        cells = {
-            name: records.measured(self.accuracies(name))
-            for line in lines.values()
-            for name in line
-            if name in self.rows
-        }
+        cells = {name: records.measured(self.accuracies(name)) for line in lines.values() for name in line if name in self.rows}
         shown = {name: tables.percent(cell).split(" (")[0] for name, cell in cells.items()}
-        return Markdown(
-            tables.markdown(head, [[called, *(shown.get(one, "-") for one in line)] for called, line in lines.items()])
-        )
+        return Markdown(tables.markdown(head, [[called, *(shown.get(one, "-") for one in line)] for called, line in lines.items()]))
 
     def costs(self, names: Iterable[str], against: str) -> Markdown:
         """What sets cost to make, relative to a row: seconds (median) and real images touched; last the score itself."""
@@ -189,10 +185,7 @@ class Session(Standard, Shown):
         for name in names:
             paid = self._paid(name)
             if paid and base:
-                shares = [
-                    f"{ours / theirs:.{digits}f}" if theirs else "-"
-                    for ours, theirs, digits in zip(paid[1:], base[1:], (2, 3))
-                ]
+                shares = [f"{ours / theirs:.{digits}f}" if theirs else "-" for ours, theirs, digits in zip(paid[1:], base[1:], (2, 3))]
                 rows.append([name, f"{paid[0]:.1f}", *shares])
         score = self.bench.scores.costs.get(("loss", self.p.seed))
         if score and base and base[2]:
@@ -239,19 +232,7 @@ class Session(Standard, Shown):
         theirs = self.accuracies(against) if against else None
         called = self.rows[against].label if against else ""
         self.claims.append(
-            records.claim(
-                id,
-                statement,
-                source,
-                self.accuracies(ours),
-                theirs,
-                row.published,
-                same,
-                called,
-                note,
-                margin,
-                untestable,
-            )
+            records.claim(id, statement, source, self.accuracies(ours), theirs, row.published, same, called, note, margin, untestable)
         )
 
     def claim_values(
@@ -268,13 +249,12 @@ class Session(Standard, Shown):
         untestable: str = "",
     ) -> None:
         """Claim that numbers which are no accuracies are above others: one list for each seed, class or image, paired."""
-        self.claims.append(
-            records.claim(id, statement, source, ours, theirs, None, False, against, note, margin, untestable)
-        )
+        self.claims.append(records.claim(id, statement, source, ours, theirs, None, False, against, note, margin, untestable))
 
-    def verdicts(self) -> Markdown:
-        """All claims with what was measured and their verdicts."""
-        return Markdown(tables.verdicts(self.claims))
+    def verdicts(self, fresh: bool = False) -> Markdown:
+        """All claims with what was measured and their verdicts; `fresh` = those since it was last asked."""
+        claims, self.told = self.claims[self.told if fresh else 0 :], len(self.claims)
+        return Markdown(tables.verdicts(claims))
 
     # What is left behind
 
@@ -293,13 +273,7 @@ class Session(Standard, Shown):
             made = Synthetic({"images": self.train.batch(kept), "targets": self.train.targets[kept]}, self.classes)
         if made is None:
             return None
-        known = {
-            "method": recipe.method,
-            "size": recipe.size,
-            "seed": recipe.seed,
-            "data": self.label,
-            "data_digest": self.data.digest,
-        }
+        known = {"method": recipe.method, "size": recipe.size, "seed": recipe.seed, "data": self.label, "data_digest": self.data.digest}
         known |= {"steps": result["steps"], "network": row.experiment.network.spec()} | (
             {"prune": recipe.prune.spec()} if recipe.prune else {}
         )
@@ -311,13 +285,7 @@ class Session(Standard, Shown):
         for name in names:
             path, scores = self.here / f"{name.replace(' ', '-')}.safetensors", self.bench.scores
             trials, epochs = scores.lengths.get(name, (1, 0))
-            card = {
-                "score": name,
-                "network": self.bench.network.spec(),
-                "trials": trials,
-                "epochs": epochs,
-                "seed": self.p.seed,
-            }
+            card = {"score": name, "network": self.bench.network.spec(), "trials": trials, "epochs": epochs, "seed": self.p.seed}
             files.save(path, scores.get(name, self.p.seed), self.train, card)
             read_back, card = files.load(path, self.train)
             print(f"{card['score']}: {len(read_back)} images, {card['trials']} networks of {card['epochs']} epochs")
@@ -328,7 +296,8 @@ class Session(Standard, Shown):
         data  what else it says of the data
         """
         finished = [one for name, row in self.rows.items() if not row.view for one in self.results[name] if one]
-        billed = self.bench.billed(finished)
+        distinct = list({id(one): one for one in finished}.values())  # the best of several is one of them
+        billed = self.bench.billed(distinct)
         passes = [*self.bills, *(bill for one in self.experiments for bill in one.billed_passes)]
         passes = [bill for i, bill in enumerate(passes) if bill not in passes[:i]]  # experiments share stored scores
         splits = self.data
@@ -339,7 +308,7 @@ class Session(Standard, Shown):
             scale=self.p.scale,
             parameters=parameters.public(self.kinds, vars(self.p)),
             claims=self.claims,
-            rows=[self.summary(name) for name in self.rows],
+            rows=[self.summary(name) for name, row in self.rows.items() if row.listed],
             costs=records.cost(time.monotonic() - self.began, self.runs, billed, passes),
             missing=self.runs.missing,
             against=self.against,
@@ -352,8 +321,9 @@ class Session(Standard, Shown):
             }
             | data,
         )
+        listed = sum(row.listed for row in self.rows.values())
         print(
-            f"record written: {len(self.rows)} rows, {len(finished)} sets, {len(self.claims)} claims; {len(self.runs.missing)} not run within the budget"
+            f"record written: {listed} rows, {len(finished)} sets, {len(self.claims)} claims; {len(self.runs.missing)} not run within the budget"
         )
 
 

@@ -27,10 +27,11 @@ class Standard:
 
     # Data and places
 
-    def load(self, **changes) -> Splits:
-        """The data of the standard parameters, with changes such as per_class=0, on the device."""
+    def load(self, dataset: str = "", root: str = "", **changes) -> Splits:
+        """The data of the standard parameters, or another set, with changes such as per_class=0, on the device."""
         names = ("max_side", "resize", "per_class", "test_per_class", "normalization", "progress")
-        found = load(self.p.dataset, self.p.data_root, seed=self.p.seed, **self._given(*names) | changes)
+        where = (dataset, root) if dataset else (self.p.dataset, self.p.data_root)
+        found = load(*where, seed=self.p.seed, **self._given(*names) | changes)
         return found.to(parameters.device(self.p.device))
 
     @cached_property
@@ -80,9 +81,7 @@ class Standard:
         """Print what the data are."""
         data, train, names = self.data, self.train, self.classes
         print(f"{self.label}: {len(train)} training, {len(data.validation)} validation, {len(data.test)} test images")
-        print(
-            f"{len(names)} classes, images of {train.shape[2]} x {train.shape[1]} pixels, {train.shape[0]} channel(s)"
-        )
+        print(f"{len(names)} classes, images of {train.shape[2]} x {train.shape[1]} pixels, {train.shape[0]} channel(s)")
         for note in data.notes:
             print("note:", note)
 
@@ -112,9 +111,7 @@ class Standard:
         """
         p = self.p
         if not isinstance(presets, Presets):
-            presets = Presets(
-                getattr(p, "settings_for", "cifar10"), _changes({"expert_seed": p.seed} | (presets or {}))
-            )
+            presets = Presets(getattr(p, "settings_for", "cifar10"), _changes({"expert_seed": p.seed} | (presets or {})))
         if "data" not in parts:
             parts["data"] = self.data
         parts["network"] = parts.get("network") or ConvNet(self.train.shape, len(self.classes), p.width)
@@ -154,8 +151,4 @@ class Standard:
 
 def _changes(presets: dict) -> dict:
     """Changes without those that are 0: as published."""
-    return {
-        name: _changes(value) if isinstance(value, dict) else value
-        for name, value in presets.items()
-        if value or value is False
-    }
+    return {name: _changes(value) if isinstance(value, dict) else value for name, value in presets.items() if value or value is False}

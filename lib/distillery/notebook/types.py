@@ -105,9 +105,12 @@ ScoreName = _names("distillery.scores:SCORES")
 MethodName = _names("distillery.methods:METHODS")
 StartName = _names("distillery.starts:STARTS")
 Space = _names("distillery.scores.cached:SPACES")
+Baseline = _names("distillery.selection:BASELINES")  # published ways to keep a part
+Schedule = _names("distillery.scores.complexity:SCHEDULES")
 NetworkName = _names("distillery.networks.pool:NAMES")
 
 __all__ = [
+    "Baseline",
     "Count",
     "Dataset",
     "Device",
@@ -124,6 +127,7 @@ __all__ = [
     "Precision",
     "Rule",
     "Scale",
+    "Schedule",
     "ScoreName",
     "Share",
     "Space",

@@ -136,6 +136,32 @@ def intervals(axis, gaps: dict[str, dict | None], against: str, color: str | Non
     axis.set_xlabel(f"points to {against}")
 
 
+def differences(axis, gaps: dict[str, dict[str, dict | None]], xlabel: str) -> None:
+    """Draw paired differences (`records.difference`) in points as a coloured table, bold where the 95% interval leaves out 0.
+
+    gaps  row -> column -> difference, None or without an interval where too few have run; all rows have the same columns
+    """
+    columns = list(next(iter(gaps.values())))
+    found = [[one[column] for column in columns] for one in gaps.values()]
+    values = np.array([[100 * gap["mean"] if gap else np.nan for gap in row] for row in found])
+    deepest = max(1.0, float(np.nanquantile(np.abs(values), 0.85))) if np.isfinite(values).any() else 1.0
+    axis.pcolormesh(np.clip(values, -deepest, deepest), cmap="vlag_r", vmin=-deepest, vmax=deepest, edgecolors="white")
+    for (i, j), value in np.ndenumerate(values):
+        gap = found[i][j]
+        if gap:
+            sure = gap["ci95"] is not None and not gap["ci95"][0] <= 0 <= gap["ci95"][1]
+            color = "white" if abs(value) > 0.75 * deepest else INK
+            how = {"ha": "center", "va": "center", "fontsize": 9, "color": color, "weight": "bold" if sure else "normal"}
+            axis.text(j + 0.5, i + 0.5, f"{value:+.1f}", **how)
+    axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    axis.set_yticks(np.arange(len(gaps)) + 0.5, list(gaps))
+    axis.tick_params(length=0)
+    axis.invert_yaxis()
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    axis.set_xlabel(xlabel)
+
+
 def lines(axis, curves: dict[str, tuple], colors: dict[str, str] | None = None, **options) -> None:
     """Draw curves name -> (x, y) or (x, y, deviation), each with its name at its right end.
 
@@ -187,10 +213,7 @@ def name_ends(axis, ends: dict[str, tuple[float, float]], colors: dict[str, str]
 
 
 def keep_curves(
-    axis,
-    curves: dict[str, dict[float, list[list[float] | None]]],
-    full: list[list[float] | None],
-    critical: dict[str, float | None],
+    axis, curves: dict[str, dict[float, list[list[float] | None]]], full: list[list[float] | None], critical: dict[str, float | None]
 ) -> None:
     """Draw test accuracy in percent against the real images kept: a line for each order in which images are dropped.
 

@@ -11,6 +11,7 @@ Needs the extra `text` (transformers) for everything but reading files. Slow ref
 import copy
 import json
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -283,7 +284,9 @@ def tiny_model(entries: Sequence[Instruction], generator: Generator, *, width: i
 
 def _transformers():
     try:
-        import transformers
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="IProgress not found")  # of tqdm in a notebook without widgets
+            import transformers
     except ImportError as error:
         raise InputError('transformers is not installed; accepted: first `pip install -e ".[text]"`') from error
     transformers.utils.logging.set_verbosity_error()

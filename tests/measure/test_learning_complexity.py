@@ -1,0 +1,53 @@
+"""Agreement is a correlation within classes, of paths of masks that one long path holds; work is timed."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from distillery.data import Splits
+from distillery.encoders import pretrained
+from distillery.evaluation import FineTuning
+from distillery.experiment import Experiment, ScoreSettings
+from distillery.measure import learning_complexity
+from distillery.networks import ConvNet
+from distillery.networks.encoder import Encoder
+from distillery.runs import Runs
+from distillery.seeds import generator
+from made_up import blobs
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    images, network = blobs(per_class=10), ConvNet((1, 8, 8), 3, width=4)
+    weights = pretrained.pretrain(network, images, 4, generator(0, "encoder"), batch=8)
+    protocol, scores = FineTuning(epochs=2, lr=0.01, batch=8), ScoreSettings(path={"steps": 2})
+    data = Splits(images, blobs(4), blobs(4))
+    return Experiment(data, network, protocol, Runs(tmp_path), scores=scores, encoder=Encoder(network, weights))
+
+
+def test_correlations_are_within_classes():
+    targets = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    ours, theirs = torch.arange(9.0), torch.tensor([1.0, 2, 3, 3, 2, 1, 5, 5, 5])
+    assert learning_complexity.within_classes(ours, theirs, targets) == pytest.approx([1, -1, 0])  # 0: one is constant
+
+
+def test_a_part_of_the_longest_path_is_the_path_of_fewer_masks(experiment, refused):
+    scores, targets = experiment.scores, experiment.labels
+    reference = scores.get("cumulative loss", 1)
+    found = learning_complexity.agreement(scores, reference, [1, 2, 4], 0.1, 2, 0)
+    assert set(found) == {(how, schedule) for how in ("magnitude", "random") for schedule in ("linear", "geometric")}
+    for schedule in ("linear", "geometric"):
+        own = scores.along({"steps": 2, "schedule": schedule, "interval": 0.1, "how": "magnitude"}).mean(0)
+        wanted = [spearmanr(own[targets == label], reference[targets == label])[0] for label in range(3)]
+        assert found["magnitude", schedule][2] == pytest.approx(wanted)
+        assert np.array_equal(found["magnitude", schedule][1], found["random", schedule][1])  # one mask is none
+    with refused([2, 3], "divide"):
+        learning_complexity.agreement(scores, reference, [2, 3], 0.1, 1, 0)
+
+
+def test_work_is_counted_in_passes_and_timed(experiment):
+    work = learning_complexity.work(experiment, 3, rounds=2)
+    assert list(work)[0] == "complexity, 3 masks" and list(work)[-1] == "one epoch of fine-tuning"
+    assert [one.passes for one in work.values()] == [3, 1, 1, 1, 3]
+    assert all(len(one.seconds) == 2 and min(one.seconds) > 0 for one in work.values())
