@@ -19,10 +19,7 @@ class Report:
 
 
 def check(path: str | Path, progress: bool = False, max_unpacked_gb: float = 64.0) -> Report:
-    """Look at every image of a folder or archive: classes, counts, sizes, modes, duplicates, unreadable files.
-
-    Duplicates are images with the same decoded pixels. raises  InputError where the folders themselves are no data set
-    """
+    """Look at every image; duplicates are those with the same decoded pixels. Raises InputError where the folders are no data set."""
     where = origin(path, max_unpacked_gb)
     plan = plan_of(where)
     rows = {name: row for row, name in enumerate(plan.files)}

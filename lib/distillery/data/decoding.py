@@ -16,19 +16,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from distillery.checks import InputError, check_positive_int
+from distillery.checks import InputError
 from distillery.data.archives import shown, threads
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 1 << 26  # of one image; more is taken for a decompression bomb
 _CHUNK = 64  # images a task
-
-
-def check_sides(resize: int, max_side: int) -> None:
-    """Raise InputError unless both are whole numbers of at least 0 (0 = as the images are)."""
-    for name, value in (("resize", resize), ("max_side", max_side)):
-        if value != 0 or isinstance(value, bool):
-            check_positive_int(name, value)
 
 
 def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Callable, color=False) -> tuple[np.ndarray, list[str]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from distillery import store
 from distillery.checks import InputError
 from distillery.data.archives import EXTENSIONS, TEST_FOLDERS, Folder, Listing, is_image, origin, shown
-from distillery.data.decoding import check_sides, decode
+from distillery.data.decoding import decode
 from distillery.data.mapped import MappedPixels
 
 CACHE_FROM = 1 << 20  # smaller files are decoded faster than they are worth a cache file
@@ -52,7 +52,6 @@ class Plan:
 
 def load_files(path, *, resize=0, max_side=0, cache_dir="", mapped=False, progress=False, max_unpacked_gb=64.0) -> Decoded:
     """Decode the class folders of a folder or archive, or read them from the cache: options and refusals as in `data.load`."""
-    check_sides(resize, max_side)
     where = origin(path, max_unpacked_gb)
     plan = plan_of(where) if isinstance(where, Folder) else None  # an archive is listed only if not cached
     key = store.identity("decoded images", VERSION, {"resize": resize, "max_side": max_side}, where.digest())
@@ -75,13 +74,11 @@ def plan_of(where) -> Plan:
 
 
 def arrange(listing: Listing, label: str) -> Plan:
-    """Find classes and splits in a listing. One top folder is entered.
+    """Find classes and splits in a listing, whose single top folder is entered.
 
-    Accepted are class folders at the top, or inside train/ and test/; where no test/ holds classes, val/ (valid/,
-    validation/) serves as test and that is noted. Classes match between the two parts without regard to case.
-
-    raises  InputError on fewer than two classes, an empty class, other files in a class folder, or a class that is
-            not in both parts
+    Accepted are class folders at the top, or inside train/ and test/; where no test/ holds classes, val/ (valid/, validation/) serves as
+    test and that is noted. Classes match between the two parts without regard to case.
+    raises  InputError on fewer than two classes, an empty class, other files in a class folder, or a class that is not in both parts
     """
     base = _base(listing)
     named: dict[str, str] = {}
@@ -96,12 +93,8 @@ def arrange(listing: Listing, label: str) -> Plan:
         return _ordered([members], sorted(members), notes)
     train = _class_folders(listing, f"{base}{named['train']}/", label)
     classes = sorted(train)
-
-    def shares_classes(part: str) -> bool:
-        below = _below(listing.folders, f"{base}{part}/")
-        return not {_key(name.rpartition("/")[2]) for name in below}.isdisjoint(map(_key, classes))
-
-    part = next(filter(shares_classes, held_out), held_out[0])
+    below = {part: {_key(name.rpartition("/")[2]) for name in _below(listing.folders, f"{base}{part}/")} for part in held_out}
+    part = next((part for part in held_out if not below[part].isdisjoint(map(_key, classes))), held_out[0])
     test = _class_folders(listing, f"{base}{part}/", label)
     if part.casefold() != "test":
         notes.append(f"{part}/ serves as test: there is no test/ with these classes")
@@ -110,12 +103,9 @@ def arrange(listing: Listing, label: str) -> Plan:
     spelled = _match(classes, sorted(test), label, part)
     other = sorted(f"{theirs!r} as {ours!r}" for ours, theirs in spelled.items() if ours != theirs)
     if other:
-        notes.append(f"class folders of {part}/ matched in other spelling: {_some(other, 5)}")
+        more = f" and {len(other) - 5} more" if len(other) > 5 else ""
+        notes.append(f"class folders of {part}/ matched in other spelling: {', '.join(other[:5])}{more}")
     return _ordered([train, {name: test[spelled[name]] for name in classes}], classes, notes)
-
-
-def _some(words: list[str], n: int) -> str:
-    return ", ".join(words[:n]) + (f" and {len(words) - n} more" if len(words) > n else "")
 
 
 def _match(classes: list[str], test: list[str], label: str, part: str) -> dict[str, str]:
@@ -123,9 +113,10 @@ def _match(classes: list[str], test: list[str], label: str, part: str) -> dict[s
     if test == classes:
         return dict(zip(classes, classes))
     ours, theirs = Counter(map(_key, classes)), Counter(map(_key, test))
-    odd = [repr(name) for name in classes + test if not (ours[_key(name)] and theirs[_key(name)])]
+    odd = [name for name in classes + test if not (ours[_key(name)] and theirs[_key(name)])]
     if odd:
-        raise InputError(f"{label}: classes {_some(odd, 10)} are not in both train and {part}; accepted: the same class folders in both")
+        more = f" and {len(odd) - 10} more" if len(odd) > 10 else ""
+        raise InputError(f"{label}: classes {odd[:10]}{more} are not in both train and {part}; accepted: the same class folders in both")
     twice = [name for name in classes + test if ours[_key(name)] + theirs[_key(name)] > 2]
     if twice:
         raise InputError(f"{label}: classes {twice[:10]} differ only in case; accepted: the same class folders in train and {part}")

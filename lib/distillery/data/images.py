@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from distillery.checks import InputError, check_choice, check_finite
+from distillery.checks import InputError, check_finite
 
 # Channel means and standard deviations the distillation papers use, pixels in [0, 1]. Those of CIFAR are checked against the public code;
 # the others are the field's usual values, not checked there.
@@ -77,10 +77,6 @@ class LazyImages:
     def shape(self) -> torch.Size:
         """(N, C, H, W)"""
         return torch.Size([len(self.rows), *self.base.shape[1:]])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.base.dtype
 
     def __getitem__(self, indices) -> Tensor:
         """Read images: indices of any shape (...) -> (..., C, H, W) uint8."""
@@ -214,8 +210,7 @@ def fit_standardize(images: ImageSet) -> Standardize:
 
 
 def published(name: str, channels: int) -> Standardize:
-    """The constants of `PUBLISHED`. Raises InputError if the set has none or other images than `channels` channels."""
-    check_choice("normalization: published constants of", name, PUBLISHED)
+    """The constants of a set of `PUBLISHED`. Raises InputError if they are not for images of so many channels."""
     mean, std = (torch.tensor(values) for values in PUBLISHED[name])
     if len(mean) != channels:
         found = f"{name} has constants for {len(mean)} channel(s), the images have {channels}"

@@ -64,6 +64,9 @@ def load(
     check_choice("normalization", normalization, NORMALIZATIONS)
     check_fraction("validation", validation)
     check_fraction("test_fraction", test_fraction)
+    for name, value in {"resize": resize, "max_side": max_side, "per_class": per_class, "test_per_class": test_per_class}.items():
+        if value != 0 or isinstance(value, bool):
+            check_positive_int(name, value)
     kept, _, constants = normalization.partition(":")
     if kept == "published":
         check_choice("normalization: published constants of", constants or dataset, PUBLISHED)
@@ -81,11 +84,9 @@ def load(
         train, test = split_per_class(images, test_fraction, generator(seed, "data", "test split"))
         notes.append(f"{test_fraction:.0%} of each class drawn as test images")
     if per_class:
-        check_positive_int("per_class", per_class)
         train = subset_per_class(train, per_class, generator(seed, "data", "train subset"))
         notes.append(f"at most {per_class} training images a class")
     if test_per_class:
-        check_positive_int("test_per_class", test_per_class)
         test = subset_per_class(test, test_per_class, generator(seed, "data", "test subset"))
         notes.append(f"at most {test_per_class} test images a class")
     train, held_out = split_per_class(train, validation, generator(seed, "data", "validation split"))

@@ -28,7 +28,7 @@ from distillery import store
 from distillery.checks import InputError
 from distillery.data import folders
 from distillery.data.archives import Tar, first_line, readable, shown
-from distillery.data.decoding import check_sides, fit
+from distillery.data.decoding import fit
 
 VERSION = 1  # of the readers: a change makes older cache files stale
 FILES: dict[str, dict[str, str]] = {  # sha256 by file name
@@ -65,7 +65,6 @@ def load(name, data_root="", *, resize=0, max_side=0, cache_dir="", mapped=False
 
     raises  InputError if a file is not there and cannot be fetched, or is not the published one
     """
-    check_sides(resize, max_side)
     sides, folder = {"resize": resize, "max_side": max_side}, folders.cache_folder(cache_dir)
     root = Path(os.path.expanduser(data_root)) if data_root else folder / "downloads"
     if name == "tiny-imagenet":

@@ -1,7 +1,7 @@
 """The synthetic set: named tensors, how stored images become used images, and files that outlive this package.
 
-`Synthetic.decode()` turns what is stored into the images and targets a network trains on. Every tensor that a method
-learns (images, soft labels, a step size) is one of the named tensors, so stored data are counted in one place.
+`Synthetic.decode()` turns what is stored into the images and targets a network trains on. Every tensor that a method learns (images, soft
+labels, a step size) is one of the named tensors, so stored data are counted in one place.
 """
 
 import math
