@@ -83,11 +83,12 @@ def test_standardized_training_images_have_mean_0_and_deviation_1(digits):
     assert torch.allclose(test, digits.train.transform(digits.test.pixels.float() / 255))
 
 
-def test_standardize_by_channel_and_back():
+def test_standardize_by_channel_and_back(monkeypatch):
     pixels = torch.randint(0, 256, (50, 3, 5, 4), generator=generator(0, "p"), dtype=torch.uint8)
     pixels[:, 2] = 77  # a constant channel keeps deviation 1
     images = ImageSet.of(pixels, torch.zeros(50, dtype=torch.long))
-    fitted = fit_standardize(images, chunk=7)
+    monkeypatch.setattr("distillery.data.images._CHUNK", 7 * 60)  # 7 images at a time
+    fitted = fit_standardize(images)
     values = pixels.double() / 255
     assert torch.allclose(fitted.mean.double(), values.mean((0, 2, 3)))
     assert torch.allclose(fitted.std[:2].double(), values.std((0, 2, 3), unbiased=False)[:2])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distillery.data.tensors import TensorSource
+from distillery.data import TensorSource
 from distillery.matching.step import effective_rate, train_on_real
 from distillery.networks import ConvNet
 from distillery.sampling import RealBatches, Uniform

@@ -2,25 +2,7 @@
 
 from distillery.data.images import PUBLISHED, ZCA, ImageSet, LazyImages, Splits, Standardize, fit_standardize, fit_zca, published
 from distillery.data.load import NAMES, NORMALIZATIONS, check_enough, flip_labels, load, split_per_class, subset_per_class, take_classes
-from distillery.data.tensors import TensorSource
+from distillery.data.synthetic import TensorSource
 
-__all__ = [
-    "ImageSet",
-    "LazyImages",
-    "NAMES",
-    "NORMALIZATIONS",
-    "PUBLISHED",
-    "Splits",
-    "Standardize",
-    "TensorSource",
-    "ZCA",
-    "check_enough",
-    "fit_standardize",
-    "fit_zca",
-    "flip_labels",
-    "load",
-    "published",
-    "split_per_class",
-    "subset_per_class",
-    "take_classes",
-]
+__all__ = ["ImageSet", "LazyImages", "PUBLISHED", "Splits", "Standardize", "TensorSource", "ZCA", "fit_standardize", "fit_zca", "published"]
+__all__ += ["NAMES", "NORMALIZATIONS", "check_enough", "flip_labels", "load", "split_per_class", "subset_per_class", "take_classes"]

@@ -1,8 +1,8 @@
 """Sets made elsewhere: read a published `.pt` or `.safetensors` file of images and labels, and evaluate any set beside random.
 
-Files of PyTorch are loaded with `weights_only=True` alone, so nothing in them is executed. The layouts of the public
-codes are known: a dict with images and labels under one of several names, a pair (images, labels), DC's result file
-({'data': [[images, labels], ...]}, the first set), or two files (images, labels) as MTT writes them.
+Files of PyTorch are loaded with `weights_only=True` alone, so nothing in them is executed. The layouts of the public codes are known: a
+dict with images and labels under one of several names, a pair (images, labels), DC's result file ({'data': [[images, labels], ...]}, the
+first set), or two files (images, labels) as MTT writes them.
 """
 
 from pathlib import Path
@@ -24,9 +24,8 @@ def read(path: str | Path, labels: str | Path = "", pixels: str = "auto", splits
     """Read a set: one of our exports, or a foreign file with images (M, C, H, W) and labels (M,) or (M, classes).
 
     labels  a second file that holds the labels alone
-    pixels  what foreign pixels are: 'standardized' (used as they are), 'unit' ([0, 1]), 'bytes' (0 to 255), or 'auto':
-            bytes if whole-number typed, unit if all lie in [0, 1], else standardized. Units and bytes are standardized
-            by `splits`, without which they are refused
+    pixels  what foreign pixels are: 'standardized' (used as they are), 'unit' ([0, 1]), 'bytes' (0 to 255), or 'auto': bytes if
+            whole-number typed, unit if all lie in [0, 1], else standardized. Units and bytes are standardized by `splits`, or refused
     raises  InputError if the file is missing, corrupt, not loadable with weights_only, or holds no such tensors
     """
     check_choice("pixels", pixels, PIXELS)
@@ -42,17 +41,17 @@ def read(path: str | Path, labels: str | Path = "", pixels: str = "auto", splits
         content = store.load_foreign(Path(labels))
         targets = content if isinstance(content, Tensor) else _named(content, LABELS)
     if not isinstance(images, Tensor) or not isinstance(targets, Tensor):
-        raise InputError(
-            f"{path}: no tensors of images and labels; accepted: a dict with {'/'.join(IMAGES)} and {'/'.join(LABELS)}, or a pair"
-        )
+        accepted = f"a dict with {'/'.join(IMAGES)} and {'/'.join(LABELS)}, or a pair"
+        raise InputError(f"{path}: no tensors of images and labels; accepted: {accepted}")
     targets = targets.detach() if targets.ndim == 2 else targets.detach().long()
     return Synthetic({"images": _standardized(images.detach(), pixels, splits, path), "targets": targets})
 
 
-def _pair(content, path: Path):
+def _pair(content, path: Path) -> tuple:
+    """(images, labels) of a foreign file, None for what is not there."""
     if isinstance(content, Tensor):
         return content, None
-    if isinstance(content, dict) and "data" in content and isinstance(content["data"], list) and content["data"]:
+    if isinstance(content, dict) and isinstance(content.get("data"), list) and content["data"]:
         content = content["data"][0]  # DC, DSA and DM: one [images, labels] per experiment
     if isinstance(content, dict):
         return _named(content, IMAGES), _named(content, LABELS)
@@ -67,7 +66,7 @@ def _named(content: dict, names: tuple[str, ...]):
 
 def _standardized(images: Tensor, pixels: str, splits: Splits | None, path: Path) -> Tensor:
     if pixels == "auto":
-        inside = bool(images.min() >= 0) and bool(images.max() <= 1)
+        inside = images.min() >= 0 and images.max() <= 1
         pixels = "bytes" if not images.is_floating_point() else "unit" if inside else "standardized"
     images = images.float()
     check_finite(f"{path}: images", images)

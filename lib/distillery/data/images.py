@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from distillery.checks import InputError, check_choice, check_finite
+from distillery.checks import InputError, check_finite
 
-# Channel means and standard deviations the distillation papers use, pixels in [0, 1]. Those of CIFAR are checked against
-# the public code; the others are the field's usual values, not checked there.
+# Channel means and standard deviations the distillation papers use, pixels in [0, 1]. Those of CIFAR are checked against the public code;
+# the others are the field's usual values, not checked there.
 PUBLISHED = {
     "mnist": ((0.1307,), (0.3081,)),
     "fashion-mnist": ((0.2861,), (0.3530,)),
@@ -20,6 +20,7 @@ PUBLISHED = {
     "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
     "tiny-imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+_CHUNK = 1 << 24  # bytes of pixels looked at in one go
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Standardize:
         return images * self.std[:, None, None].to(images) + self.mean[:, None, None].to(images)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"mean": self.mean, "std": self.std}
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -51,30 +52,23 @@ class ZCA:
 
     def __call__(self, images: Tensor) -> Tensor:
         """images (..., C, H, W) in [0, 1] -> whitened, same shape."""
-        flat = images.flatten(-3) - self.mean.to(images)  # (..., D)
-        return (flat @ self.matrix.to(images)).reshape(images.shape)
+        return ((images.flatten(-3) - self.mean.to(images)) @ self.matrix.to(images)).reshape(images.shape)
 
     def inverse(self, images: Tensor) -> Tensor:
         """Back to [0, 1] (unclipped)."""
-        flat = images.flatten(-3) @ self.inverse_matrix.to(images) + self.mean.to(images)  # (..., D)
-        return flat.reshape(images.shape)
+        return (images.flatten(-3) @ self.inverse_matrix.to(images) + self.mean.to(images)).reshape(images.shape)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"mean": self.mean, "matrix": self.matrix, "inverse_matrix": self.inverse_matrix}
+        return dict(vars(self))
 
 
 @dataclass(frozen=True, eq=False)
 class LazyImages:
-    """Some images of a larger array, read as they are asked for: the pixels of a set that stays on disk.
+    """Some images of a larger array, read as they are asked for: the pixels of a set that stays on disk."""
 
-    base    (M, C, H, W) uint8, usually mapped from a file
-    rows    (N,) int64 rows of `base`
-    device  where images go when they are read
-    """
-
-    base: Tensor
-    rows: Tensor
-    device: torch.device = torch.device("cpu")
+    base: Tensor  # (M, C, H, W) uint8, usually mapped from a file
+    rows: Tensor  # (N,) int64 rows of `base`
+    device: torch.device = torch.device("cpu")  # where images go when they are read
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,10 +77,6 @@ class LazyImages:
     def shape(self) -> torch.Size:
         """(N, C, H, W)"""
         return torch.Size([len(self.rows), *self.base.shape[1:]])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.base.dtype
 
     def __getitem__(self, indices) -> Tensor:
         """Read images: indices of any shape (...) -> (..., C, H, W) uint8."""
@@ -103,30 +93,21 @@ class LazyImages:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled images: uint8 at rest, floats through `batch`.
+    """Labelled images: uint8 at rest, floats through `batch`."""
 
-    pixels   (N, C, H, W) uint8, in memory or as `LazyImages` of a file
-    targets  (N,) int64 class labels
-    classes  the class names, in label order
-    """
-
-    pixels: Tensor | LazyImages
-    targets: Tensor
-    classes: tuple[str, ...]
+    pixels: Tensor | LazyImages  # (N, C, H, W) uint8, in memory or of a file
+    targets: Tensor  # (N,) int64 class labels
+    classes: tuple[str, ...]  # their names, in label order
     transform: Standardize | ZCA | None = None
     name: str = "images"
 
     @staticmethod
     def of(images, targets, classes=None, name="images") -> "ImageSet":
-        """Check and wrap arrays: images uint8 (N, C, H, W), or floats in [0, 1]; targets whole numbers (N,).
-
-        Raises InputError on wrong shapes, NaN or out-of-range pixels, and labels without a class.
-        """
+        """Check and wrap arrays: images uint8 (N, C, H, W), or floats in [0, 1]; targets whole numbers (N,). Raises InputError on others."""
         images, targets = torch.as_tensor(images), torch.as_tensor(targets)
         if images.ndim != 4 or targets.shape != images.shape[:1] or len(images) == 0:
-            raise InputError(
-                f"{name}: images {tuple(images.shape)} with labels {tuple(targets.shape)}; accepted: (N, C, H, W) with (N,), N > 0"
-            )
+            found = f"images {tuple(images.shape)} with labels {tuple(targets.shape)}"
+            raise InputError(f"{name}: {found}; accepted: (N, C, H, W) with (N,), N > 0")
         if images.is_floating_point():
             check_finite(f"{name}: pixels", images)
             if images.min() < 0 or images.max() > 1:
@@ -154,14 +135,13 @@ class ImageSet:
 
     def batch(self, indices: Tensor) -> Tensor:
         """Standardized float32 images at `indices` of any shape (...): (..., C, H, W)."""
-        images = self.pixels[indices].float() / 255  # (..., C, H, W)
+        images = self.pixels[indices].float() / 255
         return self.transform(images) if self.transform else images
 
     def subset(self, indices: Tensor) -> "ImageSet":
         """The images at `indices` (M,), in that order."""
         indices = torch.as_tensor(indices, device=self.device)
-        lazy = isinstance(self.pixels, LazyImages)
-        pixels = self.pixels.of(indices) if lazy else self.pixels[indices]
+        pixels = self.pixels.of(indices) if isinstance(self.pixels, LazyImages) else self.pixels[indices]
         return replace(self, pixels=pixels, targets=self.targets[indices])
 
     def lazy(self) -> "ImageSet":
@@ -210,17 +190,16 @@ class Splits:
         return replace(self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device))
 
 
-def _parts(images: ImageSet, chunk: int = 0):
-    """The pixels on the CPU, `chunk` images at a time, 0 = about 16 MB."""
-    chunk = chunk or max(1, (1 << 24) // math.prod(images.shape))
-    for start in range(0, len(images), chunk):
-        yield images.pixels[start : start + chunk].cpu()
+def _parts(images: ImageSet):
+    """The pixels on the CPU, about 16 MB at a time."""
+    chunk = max(1, _CHUNK // math.prod(images.shape))
+    return (images.pixels[start : start + chunk].cpu() for start in range(0, len(images), chunk))
 
 
-def fit_standardize(images: ImageSet, chunk: int = 0) -> Standardize:
+def fit_standardize(images: ImageSet) -> Standardize:
     """Channel means and standard deviations over all pixels; a constant channel keeps deviation 1."""
     counts = torch.zeros(images.shape[0], 256, dtype=torch.int64)  # of every pixel value: exact, in whatever chunks
-    for part in _parts(images, chunk):
+    for part in _parts(images):
         for channel in range(images.shape[0]):
             counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
     share = counts.double() / counts[0].sum()  # (C, 256)
@@ -231,22 +210,16 @@ def fit_standardize(images: ImageSet, chunk: int = 0) -> Standardize:
 
 
 def published(name: str, channels: int) -> Standardize:
-    """The constants of `PUBLISHED`. Raises InputError if the set has none or other images than `channels` channels."""
-    check_choice("normalization: published constants of", name, PUBLISHED)
+    """The constants of a set of `PUBLISHED`. Raises InputError if they are not for images of so many channels."""
     mean, std = (torch.tensor(values) for values in PUBLISHED[name])
     if len(mean) != channels:
-        raise InputError(
-            f"normalization: {name} has constants for {len(mean)} channel(s), the images have {channels}; "
-            "accepted: own, zca, or constants for as many channels"
-        )
+        found = f"{name} has constants for {len(mean)} channel(s), the images have {channels}"
+        raise InputError(f"normalization: {found}; accepted: own, zca, or constants for as many channels")
     return Standardize(mean, std)
 
 
 def fit_zca(images: ImageSet, eps: float = 0.1) -> ZCA:
-    """ZCA over all pixel-channels of the training images in [0, 1], covariance divided by N - 1.
-
-    eps is added to the eigenvalues; memory grows as D^2 with D = C*H*W.
-    """
+    """ZCA over all D = C*H*W pixel-channels of images in [0, 1], covariance (D, D) divided by N - 1, eps added to its eigenvalues."""
     width = math.prod(images.shape)
     mean, covariance = torch.zeros(width).double(), torch.zeros(width, width).double()
     for part in _parts(images):
@@ -256,5 +229,4 @@ def fit_zca(images: ImageSet, eps: float = 0.1) -> ZCA:
         covariance.addmm_(centred.T, centred, alpha=1 / (len(images) - 1))
     values, vectors = torch.linalg.eigh(covariance)  # (D,), (D, D)
     scale = (values.clamp(min=0) + eps).sqrt()
-    matrix, inverse = (vectors / scale) @ vectors.T, (vectors * scale) @ vectors.T  # (D, D)
-    return ZCA(mean.float(), matrix.float(), inverse.float())
+    return ZCA(mean.float(), ((vectors / scale) @ vectors.T).float(), ((vectors * scale) @ vectors.T).float())

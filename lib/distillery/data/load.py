@@ -1,11 +1,11 @@
 """Real images: named data sets and folders of class folders, held as uint8 and standardized on access.
 
-An `ImageSet` keeps its images as uint8 (N, C, H, W) at rest; `.batch(indices)` is the only way to floats, so that the
-standardization is applied in one place. `load` gives the three disjoint splits every experiment uses: test images are
-used for nothing but the final accuracy, validation images are held out of the training images.
+An `ImageSet` keeps its images as uint8 (N, C, H, W) at rest; `.batch(indices)` is the only way to floats, so that the standardization is
+applied in one place. `load` gives the three disjoint splits every experiment uses: test images are used for nothing but the final
+accuracy, validation images are held out of the training images.
 
-Sources: normalization constants of the public code of DC, DSA and DM (github.com/VICO-UoE/DatasetCondensation); ZCA as in
-the public code of MTT (github.com/GeorgeCazenavette/mtt-distillation): kornia's, eps 0.1.
+Sources: normalization constants of the public code of DC, DSA and DM (github.com/VICO-UoE/DatasetCondensation); ZCA as in the public code
+of MTT (github.com/GeorgeCazenavette/mtt-distillation): kornia's, eps 0.1.
 """
 
 from dataclasses import replace
@@ -42,19 +42,19 @@ def load(
 ) -> Splits:
     """Load a data set as disjoint splits, standardized by its training images.
 
-    dataset         'digits' (bundled with scikit-learn), a published set such as 'cifar10' (see `named.py`: its files
-                    are looked for in data_root, fetched if missing, and used only with the published checksum), or
-                    'folder': class folders at data_root, itself a folder, .zip, .tar.gz, .tgz or .tar, either inside
-                    train/ and test/ (or val/) or directly, then split by the seed with `test_fraction` as test
+    dataset         'digits' (bundled with scikit-learn), a published set such as 'cifar10' (see `named.py`: its files are looked for in
+                    data_root, fetched if missing, and used only with the published checksum), or 'folder': class folders at data_root,
+                    itself a folder, .zip, .tar.gz, .tgz or .tar, either inside train/ and test/ (or val/) or directly, then split by
+                    the seed with `test_fraction` as test
     max_side        shrink larger images so that no side exceeds it, 0 = never
     resize          make every image a square of this side, 0 = images must have equal sizes
     per_class       at most so many training images a class (before the validation split), drawn by the seed, 0 = all
     test_per_class  likewise for test images
     validation      fraction of the training images of each class held out
-    normalization   'own' (channel mean and std), 'zca' (eps 0.1), 'published' (the constants of the named set) or
-                    'published:NAME' (those of another set, for folders of its images)
-    cache_dir       where decoded pixels are kept, '' = $DISTILLERY_CACHE or ~/.cache/distillery; removable any time.
-                    There, folders and archives of less than 1 MB are not kept; in a folder given here, all are
+    normalization   'own' (channel mean and std), 'zca' (eps 0.1), 'published' (the constants of the named set) or 'published:NAME' (those
+                    of another set, for folders of its images)
+    cache_dir       where decoded pixels are kept, '' = $DISTILLERY_CACHE or ~/.cache/distillery; removable any time. There, folders and
+                    archives of less than 1 MB are not kept; in a folder given here, all are
     mapped          leave the pixels on disk and read them as `batch` needs them, for sets larger than memory
     progress        show a progress bar while decoding and downloading
     max_unpacked_gb refuse an archive that declares more content than this
@@ -64,6 +64,9 @@ def load(
     check_choice("normalization", normalization, NORMALIZATIONS)
     check_fraction("validation", validation)
     check_fraction("test_fraction", test_fraction)
+    for name, value in {"resize": resize, "max_side": max_side, "per_class": per_class, "test_per_class": test_per_class}.items():
+        if value != 0 or isinstance(value, bool):
+            check_positive_int(name, value)
     kept, _, constants = normalization.partition(":")
     if kept == "published":
         check_choice("normalization: published constants of", constants or dataset, PUBLISHED)
@@ -74,19 +77,16 @@ def load(
         found = named.load(dataset, data_root, **options)
     # Until the last step a part is only a list of rows, so that the pixels are copied once and not at every step.
     images = ImageSet.of(found.pixels, found.targets, found.classes, found.name).lazy()
-    everything, n_train, notes = torch.arange(len(images)), found.n_train, list(found.notes)
-    train = images.subset(everything[:n_train])
-    test = images.subset(everything[n_train:]) if n_train < len(images) else None
-    if test is None:
-        draw = generator(seed, "data", "test split")
-        train, test = split_per_class(train, test_fraction, draw)
+    rows, notes = torch.arange(len(images)), list(found.notes)
+    if found.n_train < len(images):
+        train, test = images.subset(rows[: found.n_train]), images.subset(rows[found.n_train :])
+    else:
+        train, test = split_per_class(images, test_fraction, generator(seed, "data", "test split"))
         notes.append(f"{test_fraction:.0%} of each class drawn as test images")
     if per_class:
-        check_positive_int("per_class", per_class)
         train = subset_per_class(train, per_class, generator(seed, "data", "train subset"))
         notes.append(f"at most {per_class} training images a class")
     if test_per_class:
-        check_positive_int("test_per_class", test_per_class)
         test = subset_per_class(test, test_per_class, generator(seed, "data", "test subset"))
         notes.append(f"at most {test_per_class} test images a class")
     train, held_out = split_per_class(train, validation, generator(seed, "data", "validation split"))
@@ -95,8 +95,7 @@ def load(
         transform = published(constants or dataset, images.shape[0])
     else:
         transform = fit_zca(parts[0]) if kept == "zca" else fit_standardize(parts[0])
-    train, held_out, test = (replace(part, transform=transform) for part in parts)
-    return Splits(train, held_out, test, tuple(notes))
+    return Splits(*(replace(part, transform=transform) for part in parts), tuple(notes))
 
 
 def split_per_class(images: ImageSet, fraction: float, draw: Generator) -> tuple[ImageSet, ImageSet]:
@@ -137,13 +136,13 @@ def take_classes(splits: Splits, spec: str) -> Splits:
         chosen += range(int(first), int(last) + 1)
     if len(set(chosen)) != len(chosen) or len(chosen) < 2 or max(chosen) >= len(names):
         raise InputError(f"classes: {spec!r} of {len(names)}; accepted: at least two different ones from 0 to {len(names) - 1}")
+    number = torch.full((len(names),), -1)  # of every class among the chosen
+    number[chosen] = torch.arange(len(chosen))
 
     def taken(images: ImageSet) -> ImageSet:
-        rows = torch.nonzero(torch.isin(images.targets, torch.tensor(chosen, device=images.device)))[:, 0]
-        found = images.subset(rows)
-        number = torch.full((len(names),), -1).index_put_((torch.tensor(chosen),), torch.arange(len(chosen)))
-        targets = number.to(found.targets.device)[found.targets]
-        return replace(found, targets=targets, classes=tuple(names[c] for c in chosen))
+        new = number.to(images.targets.device)[images.targets]
+        rows = torch.nonzero(new >= 0)[:, 0]
+        return replace(images.subset(rows), targets=new[rows], classes=tuple(names[c] for c in chosen))
 
     parts = (taken(part) for part in (splits.train, splits.validation, splits.test))
     return Splits(*parts, (*splits.notes, f"classes {spec} of {len(names)}"))
@@ -151,10 +150,8 @@ def take_classes(splits: Splits, spec: str) -> Splits:
 
 def subset_per_class(images: ImageSet, n: int, draw: Generator) -> ImageSet:
     """At most `n` random images of every class."""
-    chosen = []
-    for label in range(len(images.classes)):
-        members = images.of_class(label)
-        chosen.append(members[torch.randperm(len(members), generator=draw)[:n]].sort().values)
+    by_class = map(images.of_class, range(len(images.classes)))
+    chosen = [members[torch.randperm(len(members), generator=draw)[:n]].sort().values for members in by_class]
     return images.subset(torch.cat(chosen))
 
 
@@ -174,10 +171,8 @@ def flip_labels(images: ImageSet, share: float, draw: Generator) -> tuple[ImageS
         n = int(share * len(members) + 1e-9)  # what lies a billionth below a whole number is that number
         chosen = members[torch.randperm(len(members), generator=draw)[:n]]
         others = torch.randint(1, len(images.classes), (n,), generator=draw)  # steps to another class
-        targets[chosen] = (label + others) % len(images.classes)
-        flipped[chosen] = True
+        targets[chosen], flipped[chosen] = (label + others) % len(images.classes), True
     if not flipped.any():
-        raise InputError(
-            f"share: {share} flips no label of classes of at most {max(images.counts())} images; accepted: a share of at least one image"
-        )
+        found = f"{share} flips no label of classes of at most {max(images.counts())} images"
+        raise InputError(f"share: {found}; accepted: a share of at least one image")
     return replace(images, targets=targets.to(images.device)), flipped.to(images.device)

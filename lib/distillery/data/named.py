@@ -1,14 +1,14 @@
 """The published data sets by name: fetched if missing, verified before anything in them is read, converted once.
 
-Addresses, file names and class names come from torchvision, the sha256 of every file from the table below. They are those
-of public data set loaders: torchvision (prototype) and TensorFlow Datasets, which agree, for mnist, fashion-mnist and svhn;
-torchvision (prototype) and Keras for cifar10 and cifar100; TensorFlow Datasets for stl10; several independent repositories
-for tiny-imagenet. A file with another sha256 is refused unread. torchvision's own readers are not used: they unpack to disk and unpickle. Here the verified file is
-read in memory; CIFAR's pickles by an unpickler that knows numeric arrays, lists and dicts and nothing else. The pixels
-then go into the cache as safetensors, and the original is not touched again.
+Addresses, file names and class names come from torchvision, the sha256 of every file from the table below. They are those of public data
+set loaders: torchvision (prototype) and TensorFlow Datasets, which agree, for mnist, fashion-mnist and svhn; torchvision (prototype) and
+Keras for cifar10 and cifar100; TensorFlow Datasets for stl10; several independent repositories for tiny-imagenet. A file with another
+sha256 is refused unread. torchvision's own readers are not used: they unpack to disk and unpickle. Here the verified file is read in
+memory; CIFAR's pickles by an unpickler that knows numeric arrays, lists and dicts and nothing else. The pixels then go into the cache as
+safetensors, and the original is not touched again.
 
-An unpacked CIFAR folder without its archive is taken too if its files have the md5 that torchvision publishes;
-an unpacked Tiny-ImageNet folder has no published checksum, which is noted.
+An unpacked CIFAR folder without its archive is taken too if its files have the md5 that torchvision publishes; an unpacked Tiny-ImageNet
+folder has no published checksum, which is noted.
 """
 
 import gzip
@@ -17,7 +17,6 @@ import http.client
 import os
 import pickle
 import urllib.request
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -28,34 +27,23 @@ from tqdm import tqdm
 from distillery import store
 from distillery.checks import InputError
 from distillery.data import folders
-from distillery.data.archives import Tar, shown
-from distillery.data.decoding import check_sides, fit
+from distillery.data.archives import Tar, first_line, readable, shown
+from distillery.data.decoding import fit
 
 VERSION = 1  # of the readers: a change makes older cache files stale
-_IDX = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 FILES: dict[str, dict[str, str]] = {  # sha256 by file name
-    "mnist": dict(
-        zip(
-            _IDX,
-            (
-                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-            ),
-        )
-    ),
-    "fashion-mnist": dict(
-        zip(
-            _IDX,
-            (
-                "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-                "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-                "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-                "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-            ),
-        )
-    ),
+    "mnist": {
+        "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    },
+    "fashion-mnist": {
+        "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    },
     "svhn": {
         "train_32x32.mat": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
         "test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
@@ -66,54 +54,31 @@ FILES: dict[str, dict[str, str]] = {  # sha256 by file name
     "tiny-imagenet": {"tiny-imagenet-200.zip": "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"},
 }
 NAMES = ("digits", *FILES)
-_TORCHVISION = {
-    "mnist": "MNIST",
-    "fashion-mnist": "FashionMNIST",
-    "svhn": "SVHN",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "stl10": "STL10",
-}
-_TINY = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_TORCHVISION = {name: name.upper() for name in ("mnist", "svhn", "cifar10", "cifar100", "stl10")} | {"fashion-mnist": "FashionMNIST"}
 _TIMEOUT = 30  # seconds without an answer
 
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]  # training, test: pixels, labels; classes
+Arrays = tuple[np.ndarray, np.ndarray, int, list[str]]  # pixels and labels, first those for training; how many these are; classes
 
 
-def load(
-    name: str,
-    data_root: str | Path = "",
-    *,
-    resize: int = 0,
-    max_side: int = 0,
-    cache_dir: str | Path = "",
-    mapped: bool = False,
-    progress: bool = False,
-) -> folders.Decoded:
-    """A data set of `NAMES`. Its files are looked for in `data_root` ('' = a folder of the cache), else fetched there.
+def load(name, data_root="", *, resize=0, max_side=0, cache_dir="", mapped=False, progress=False) -> folders.Decoded:
+    """A data set of `NAMES`, options as in `data.load`. Its files are looked for in `data_root` ('' = a folder of the cache), else fetched.
 
-    others  as in `data.load`
     raises  InputError if a file is not there and cannot be fetched, or is not the published one
     """
-    check_sides(resize, max_side)
-    options = {"resize": resize, "max_side": max_side}
-    kept = {"cache_dir": cache_dir, "mapped": mapped}
-    folder = folders.cache_folder(cache_dir)
+    sides, folder = {"resize": resize, "max_side": max_side}, folders.cache_folder(cache_dir)
     root = Path(os.path.expanduser(data_root)) if data_root else folder / "downloads"
     if name == "tiny-imagenet":
-        return _tiny(root, progress, **options, **kept)
+        return _tiny(root, progress, **sides, cache_dir=cache_dir, mapped=mapped)
     published = store.canonical(FILES[name]) if name in FILES else "scikit-learn"
-    key = store.identity("named images", VERSION, options | {"name": name}, published)
+    key = store.identity("named images", VERSION, sides | {"name": name}, published)
 
     def produce(allocate):
-        *arrays, classes = _digits() if name == "digits" else _READERS[name](name, root, progress)
-        pixels, notes = fit(np.concatenate(arrays[::2]), resize, max_side)
-        targets = torch.from_numpy(np.concatenate(arrays[1::2]).astype(np.int64))
-        return pixels, targets, {"classes": list(classes), "n_train": len(arrays[0]), "notes": notes}
+        pixels, labels, n_train, classes = _READERS[name](name, root, progress)
+        pixels, notes = fit(pixels, resize, max_side)
+        return pixels, torch.from_numpy(labels.astype(np.int64)), {"classes": list(classes), "n_train": n_train, "notes": notes}
 
-    if name == "digits" and not mapped:
-        folder = None  # bundled, and read in no time
-    return folders.cached(folder, key, name, produce, mapped)
+    kept = mapped or name != "digits"  # which are bundled, and read in no time
+    return folders.cached(folder if kept else None, key, name, produce, mapped)
 
 
 def fetch(name: str, file: str, root: Path, progress: bool = False) -> Path:
@@ -121,24 +86,25 @@ def fetch(name: str, file: str, root: Path, progress: bool = False) -> Path:
 
     raises  InputError if the file is not the published one, or is missing and cannot be fetched
     """
-    folders = [root, root / _TORCHVISION.get(name, name) / "raw"]
-    for path in [root, *(folder / file for folder in folders)]:
+    expected = FILES[name][file]
+    for path in (root, root / file, root / _TORCHVISION.get(name, name) / "raw" / file):
         if path.name == file and path.is_file():
-            found = _sha256(path)
-            if found != FILES[name][file]:
-                raise InputError(
-                    f"{shown(path)}: {path.stat().st_size} bytes with sha256 {found[:12]}... are not the published file, "
-                    f"perhaps an interrupted download; remove it to fetch it anew; accepted: sha256 {FILES[name][file]}"
-                )
-            return path
+            with readable(path):
+                found = store.file_digest(path)
+            if found == expected:
+                return path
+            raise InputError(
+                f"{shown(path)}: {path.stat().st_size} bytes with sha256 {found[:12]}... are not the published file, "
+                f"perhaps an interrupted download; remove it to fetch it anew; accepted: sha256 {expected}"
+            )
     if root.is_file():
         raise InputError(f"data_root: {str(root)!r} is a file; accepted: {file}, or a folder that holds it")
-    return _download(_addresses(name, file), root / file, FILES[name][file], progress)
+    return _download(_addresses(name, file), root / file, expected, progress)
 
 
 def _addresses(name: str, file: str) -> list[str]:
     if name == "tiny-imagenet":
-        return [_TINY]
+        return ["http://cs231n.stanford.edu/tiny-imagenet-200.zip"]
     publisher = _publisher(name)
     if name == "svhn":
         return [url for url, stored, _ in publisher.split_list.values() if stored == file]
@@ -154,15 +120,14 @@ def _publisher(name: str):
 
 def _download(addresses: list[str], path: Path, sha256: str, progress: bool) -> Path:
     """Fetch a file; it appears under its name only when complete and verified."""
-    part = path.with_name(path.name + ".part")
-    reasons = []
+    part, reasons = path.with_name(path.name + ".part"), []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for address in addresses:
             try:
                 found = _stream(address, part, progress)
             except (OSError, ValueError, http.client.HTTPException) as error:
-                reasons.append(f"{address}: {(str(error).splitlines() or [type(error).__name__])[0]}")
+                reasons.append(f"{address}: {first_line(error)}")
                 continue
             if found == sha256:
                 os.replace(part, path)
@@ -173,9 +138,8 @@ def _download(addresses: list[str], path: Path, sha256: str, progress: bool) -> 
     finally:
         if part.exists():
             part.unlink()
-    raise InputError(
-        f"cannot fetch {path.name} ({'; '.join(reasons)}); accepted: a network connection, or {path.name} with sha256 {sha256} in data_root"
-    )
+    accepted = f"a network connection, or {path.name} with sha256 {sha256} in data_root"
+    raise InputError(f"cannot fetch {path.name} ({'; '.join(reasons)}); accepted: {accepted}")
 
 
 def _stream(address: str, path: Path, progress: bool) -> str:
@@ -191,53 +155,43 @@ def _stream(address: str, path: Path, progress: bool) -> str:
     return sha.hexdigest()
 
 
-def _sha256(path: Path) -> str:
-    try:
-        return store.file_digest(path)
-    except OSError as error:
-        raise InputError(f"cannot read {shown(path)}: {error.strerror}; accepted: a readable file") from error
-
-
-def _digits() -> Arrays:
+def _digits(name: str, root: Path, progress: bool) -> Arrays:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = np.round(bunch.images * 255 / 16).astype(np.uint8)[:, None]  # (1797, 1, 8, 8)
-    return pixels, bunch.target, pixels[:0], bunch.target[:0], [str(name) for name in bunch.target_names]
+    return pixels, bunch.target, len(pixels), [str(name) for name in bunch.target_names]
 
 
 def _mnist(name: str, root: Path, progress: bool) -> Arrays:
     images, labels, test_images, test_labels = (_idx(fetch(name, file, root, progress)) for file in FILES[name])
     classes = [str(i) for i in range(10)] if name == "mnist" else _publisher(name).classes
-    return images[:, None], labels, test_images[:, None], test_labels, classes
+    return np.concatenate([images, test_images])[:, None], np.concatenate([labels, test_labels]), len(images), classes
 
 
 def _idx(path: Path) -> np.ndarray:
     """MNIST's format: two zero bytes, type 8 (uint8), number of axes, their lengths in 4 bytes each, the values."""
     content = gzip.decompress(path.read_bytes())
     axes = content[3]
-    shape = np.frombuffer(content, ">i4", axes, 4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(np.frombuffer(content, ">i4", axes, 4))
 
 
 def _svhn(name: str, root: Path, progress: bool) -> Arrays:
     from scipy.io import loadmat
 
-    out = []
-    for file in FILES[name]:
-        content = loadmat(fetch(name, file, root, progress))
-        out += [content["X"].transpose(3, 2, 0, 1), content["y"].ravel() % 10]  # the label of digit 0 is 10
-    return *out, [str(i) for i in range(10)]
+    train, test = (loadmat(fetch(name, file, root, progress)) for file in FILES[name])
+    pixels = np.concatenate([part["X"].transpose(3, 2, 0, 1) for part in (train, test)])
+    labels = np.concatenate([train["y"], test["y"]]).ravel() % 10  # the label of digit 0 is 10
+    return pixels, labels, len(train["y"]), [str(i) for i in range(10)]
 
 
 def _stl10(name: str, root: Path, progress: bool) -> Arrays:
     (file,) = FILES[name]
     wanted = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt")
     raw = _members(fetch(name, file, root, progress), "stl10_binary", wanted)
-    *arrays, names = (raw[key] for key in wanted)
-    train, labels, test, test_labels = (np.frombuffer(content, np.uint8) for content in arrays)
-    images = (pixels.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2) for pixels in (train, test))  # stored by columns
-    return next(images), labels - 1, next(images), test_labels - 1, names.decode().split()
+    train, labels, test, test_labels = (np.frombuffer(raw[file], np.uint8) for file in wanted[:4])
+    pixels = np.concatenate([part.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2) for part in (train, test)])  # stored by columns
+    return pixels, np.concatenate([labels, test_labels]) - 1, len(labels), raw["class_names.txt"].decode().split()
 
 
 def _members(archive: Path, folder: str, wanted) -> dict[str, bytes]:
@@ -259,17 +213,13 @@ def _cifar(name: str, root: Path, progress: bool) -> Arrays:
     content = {file: unpickle(raw[file], file) for file in md5}
     pixels = [content[file]["data"].reshape(-1, 3, 32, 32) for file in batches]
     labels = [np.array(content[file].get("labels", content[file].get("fine_labels"))) for file in batches]
-    n = len(publisher.train_list)
-    classes = content[publisher.meta["filename"]][publisher.meta["key"]]
-    train, test = slice(None, n), slice(n, None)
-    return (*(np.concatenate(arrays[part]) for part in (train, test) for arrays in (pixels, labels)), classes)
+    n_train = sum(map(len, labels[: len(publisher.train_list)]))
+    return np.concatenate(pixels), np.concatenate(labels), n_train, content[publisher.meta["filename"]][publisher.meta["key"]]
 
 
 def _with_md5(path: Path, expected: str) -> bytes:
-    try:
+    with readable(path):
         content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {shown(path)}: {error.strerror}; accepted: the published file") from error
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != expected:
         raise InputError(f"{shown(path)} has md5 {found}; accepted: the published file, md5 {expected}")
@@ -280,12 +230,10 @@ class _ArraysOnly(pickle.Unpickler):
     """Knows numeric numpy arrays and built-in containers, strings and numbers; anything else is refused."""
 
     def find_class(self, module: str, name: str):
-        if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")):
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return _empty_array
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return _number_type
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return np.ndarray if name == "ndarray" else _number_type
         raise InputError(f"a pickle asks for {module}.{name}; accepted: numeric arrays, lists and dicts")
 
 
@@ -310,18 +258,18 @@ def unpickle(content: bytes, label: str) -> dict:
 
 
 def _tiny(root: Path, progress: bool, **options) -> folders.Decoded:
-    name = "tiny-imagenet"
-    (archive,) = FILES[name]
+    (archive,) = FILES["tiny-imagenet"]
     unpacked = [folder for folder in (root, root / "tiny-imagenet-200") if (folder / "val" / "images").is_dir()]
-    path = unpacked[0] if unpacked and not (root / archive).exists() else fetch(name, archive, root, progress)
+    path = unpacked[0] if unpacked and not (root / archive).exists() else fetch("tiny-imagenet", archive, root, progress)
     found = folders.load_files(path, progress=progress, **options)
-    found.name = name
+    found.name = "tiny-imagenet"
     if path.is_dir():
         found.notes.append("read from an unpacked folder, for which there is no published checksum")
     return found
 
 
-_READERS: dict[str, Callable[[str, Path, bool], Arrays]] = {
+_READERS = {
+    "digits": _digits,
     "mnist": _mnist,
     "fashion-mnist": _mnist,
     "svhn": _svhn,

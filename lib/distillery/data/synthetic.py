@@ -1,7 +1,7 @@
 """The synthetic set: named tensors, how stored images become used images, and files that outlive this package.
 
-`Synthetic.decode()` turns what is stored into the images and targets a network trains on. Every tensor that a method
-learns (images, soft labels, a step size) is one of the named tensors, so stored data are counted in one place.
+`Synthetic.decode()` turns what is stored into the images and targets a network trains on. Every tensor that a method learns (images, soft
+labels, a step size) is one of the named tensors, so stored data are counted in one place.
 """
 
 import math
@@ -14,21 +14,43 @@ from torch import Tensor
 
 from distillery import store
 from distillery.checks import InputError, check_choice, check_finite
-from distillery.data.tensors import TensorSource
 
 FORMATIONS = {"identity": 1, "partition2": 4}  # images that one stored image holds
 INTERPOLATIONS = ("bilinear", "nearest")  # how real images shrink into a stored one
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """Images and targets held as float tensors: what a network trains on, beside `ImageSet`."""
+
+    images: Tensor  # (N, C, H, W)
+    targets: Tensor  # (N,) int64, (N, classes) soft, or (N, D) real-valued
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.images.shape[1:])
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.images[indices]
 
 
 @dataclass(frozen=True, eq=False)
 class Synthetic:
     """A synthetic (or selected) set.
 
-    tensors    'images' (M, C, H, W) standardized floats; 'targets': (M,) int64 labels, (M, classes) soft labels or
-               (M, D) real values; further learned tensors by name: 'label_logits' (M, classes), whose softmax then
-               stands for the targets, and 'step_size' (), the rate the set was made for
+    tensors    'images' (M, C, H, W) standardized floats; 'targets': (M,) int64 labels, (M, classes) soft labels or (M, D) real values;
+               further learned tensors by name: 'label_logits' (M, classes), whose softmax then stands for the targets, and
+               'step_size' (), the rate the set was made for
     classes    class names, None where there are no classes
     formation  'identity', or 'partition2': each stored image is a 2 x 2 grid of four images, enlarged bilinearly
+    raises     InputError on an unknown formation, no images, or another number of targets
     """
 
     tensors: dict[str, Tensor]
@@ -41,9 +63,8 @@ class Synthetic:
         check_choice("formation", self.formation, FORMATIONS)
         images, targets = self.tensors.get("images"), self.tensors.get("targets")
         if images is None or targets is None or images.ndim != 4 or len(images) != len(targets) or len(images) == 0:
-            raise InputError(
-                f"synthetic set: images {_shape(images)} with targets {_shape(targets)}; accepted: (M, C, H, W) with (M, ...), M > 0"
-            )
+            found = ["missing" if value is None else str(tuple(value.shape)) for value in (images, targets)]
+            raise InputError(f"synthetic set: images {found[0]} with targets {found[1]}; accepted: (M, C, H, W) with (M, ...), M > 0")
 
     def __len__(self) -> int:
         return len(self.tensors["images"])
@@ -54,8 +75,7 @@ class Synthetic:
 
     def replace(self, **tensors: Tensor) -> "Synthetic":
         """The same set with some tensors replaced."""
-        groups = {} if "targets" in tensors else self._groups
-        return replace(self, tensors=self.tensors | tensors, _groups=groups)
+        return replace(self, tensors=self.tensors | tensors, _groups={} if "targets" in tensors else self._groups)
 
     def decode(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The images and targets to train on: (M * f^2, C, H, W) and (M * f^2, ...), f the factor of the formation.
@@ -72,16 +92,14 @@ class Synthetic:
     def classes_present(self) -> tuple[Tensor, Tensor]:
         """(labels present (classes,) on the CPU, the decoded images of each (classes, m) on the device).
 
-        Computed once and carried along by `replace`, so that no step waits for the device.
-        raises  InputError if classes have different counts
+        Computed once and carried along by `replace`, so that no step waits for the device. Raises InputError if classes have different counts.
         """
         if not self._groups:
             targets = self.decode()[1]
             labels, counts = targets.cpu().unique(return_counts=True)
             if len(counts.unique()) != 1:
                 raise InputError(f"images per class: {counts.tolist()}; accepted: the same number in every class")
-            members = targets.argsort(stable=True).unflatten(0, (len(labels), -1))
-            self._groups.update(labels=labels, members=members)
+            self._groups.update(labels=labels, members=targets.argsort(stable=True).unflatten(0, (len(labels), -1)))
         return self._groups["labels"], self._groups["members"]
 
     def stored_by_class(self) -> Tensor:
@@ -107,16 +125,17 @@ def form(images: Tensor, formation: str) -> Tensor:
     if formation == "identity":
         return images
     height, width = images.shape[2:]
-    rows = [images[:, :, : height // 2], images[:, :, height - height // 2 :]]
-    quarters = [q for row in rows for q in (row[..., : width // 2], row[..., width - width // 2 :])]
-    stacked = torch.stack(quarters, 1).flatten(0, 1)  # (4M, C, H/2, W/2)
+    rows, columns = _halves(height, width)
+    stacked = torch.stack([images[:, :, row, column] for row in rows for column in columns], 1).flatten(0, 1)  # (4M, C, H/2, W/2)
     return F.interpolate(stacked, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def _halves(*sides: int) -> list[tuple[slice, slice]]:
+    return [(slice(side // 2), slice(side - side // 2, side)) for side in sides]
 
 
 def pack(images: Tensor, formation: str, mode: str = "bilinear") -> Tensor:
     """Images (M * f^2, C, H, W) shrunk into stored ones (M, C, H, W), neighbours into one: where `form` finds them again.
-
-    Sides that f does not divide leave a line between the parts that `form` does not read; it is zero.
 
     mode    'bilinear' without smoothing, the mean of 2 x 2 pixels where sides are even; or 'nearest', every other pixel (IDC)
     raises  InputError on an unknown mode, or a number of images that fills no whole ones
@@ -130,8 +149,8 @@ def pack(images: Tensor, formation: str, mode: str = "bilinear") -> Tensor:
     height, width = images.shape[2:]
     options = {"align_corners": False} if mode == "bilinear" else {}
     small = F.interpolate(images, size=(height // 2, width // 2), mode=mode, **options).unflatten(0, (-1, 4))
-    packed = images.new_zeros(len(images) // 4, *images.shape[1:])
-    rows, columns = ((slice(side // 2), slice(side - side // 2, side)) for side in (height, width))
+    packed = images.new_zeros(len(images) // 4, *images.shape[1:])  # `form` does not read the middle line of an odd side: it stays zero
+    rows, columns = _halves(height, width)
     for i in range(4):
         packed[:, :, rows[i // 2], columns[i % 2]] = small[:, i]
     return packed
@@ -140,8 +159,8 @@ def pack(images: Tensor, formation: str, mode: str = "bilinear") -> Tensor:
 def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -> Path:
     """Write a set for others: NAME.safetensors, NAME.json (what it is) and NAME.safetensors.sha256.
 
-    `transform` is the standardization the images live in; its tensors are stored as 'transform.*', so that
-    `images * std + mean` gives pixels in [0, 1]. Learned labels are written as soft 'targets'. Readable without this package:
+    `transform` is the standardization the images live in; its tensors are stored as 'transform.*', so that `images * std + mean` gives
+    pixels in [0, 1]. Learned labels are written as soft 'targets'. Readable without this package:
 
         from safetensors.torch import load_file
         tensors = load_file("NAME.safetensors")
@@ -154,8 +173,7 @@ def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -
     tensors = dict(synthetic.tensors)
     if "label_logits" in tensors:  # readers take 'targets': the soft labels themselves
         tensors["targets"] = tensors.pop("label_logits").softmax(-1)
-    if transform is not None:
-        tensors |= {f"transform.{name}": value for name, value in transform.tensors().items()}
+    tensors |= {f"transform.{name}": value for name, value in (transform.tensors() if transform else {}).items()}
     card = {
         "format": "distillery synthetic set, version 1",
         "classes": list(synthetic.classes) if synthetic.classes else None,
@@ -176,17 +194,8 @@ def load(path: str | Path) -> Synthetic:
     tensors, card = store.load_tensors(path)
     if not str(card.get("format", "")).startswith("distillery synthetic set"):
         raise InputError(f"{path} is {card.get('format', 'something else')!r}; accepted: an exported synthetic set")
-    classes = card.get("classes")
-    return Synthetic(
-        {name: value for name, value in tensors.items() if not name.startswith("transform.")},
-        tuple(classes) if classes else None,
-        card["formation"],
-        card,
-    )
-
-
-def _shape(value) -> str:
-    return "missing" if value is None else str(tuple(value.shape))
+    tensors = {name: value for name, value in tensors.items() if not name.startswith("transform.")}
+    return Synthetic(tensors, tuple(card["classes"]) if card.get("classes") else None, card["formation"], card)
 
 
 def gaussian_noise(n: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
