@@ -20,10 +20,9 @@ from distillery.selection import DRAWN, RULES, check_gamma
 
 
 class Part:
-    """A part of a recipe."""
+    """A part of a recipe; fields that differ from their defaults identify it in an id."""
 
     def spec(self) -> dict:
-        """What identifies it in an id: fields that differ from their defaults."""
         return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
 
 
@@ -77,7 +76,6 @@ class Effect(Part):
         TreatmentEffect(torch.zeros(1, dtype=torch.int64), self.drop, self.every, self.tails)  # it checks them
 
     def sampler(self, real, stream) -> TreatmentEffect:
-        """The sampler for real images."""
         return TreatmentEffect(real.targets, self.drop, self.every, self.tails)
 
 
@@ -100,7 +98,6 @@ class ByLoss(Part):
         check_positive_int("every", self.every)
 
     def sampler(self, real, stream) -> Importance:
-        """The sampler for real images; `stream` is that of its looks."""
         return Importance(real, self.share, self.every, self.reweight, generator=stream)
 
 
