@@ -5,9 +5,12 @@ by the record that the notebook's last cell writes. Bad input gives one line and
 """
 
 import argparse
+import logging
 import os
 import re
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,15 +71,13 @@ def main(argv: list[str] | None = None) -> int:
     judge.add_argument("--dataset", required=True, help="digits, folder, cifar10, ...: the data to test on")
     judge.add_argument("--data-root", default="", help="where that data set lies")
     judge.add_argument("--normalization", default="own", help="own, zca, published or published:NAME")
-    judge.add_argument("--max-side", type=int, default=0)
     judge.add_argument("--no-flip", action="store_true", help="a mirrored image is another class (digits)")
     judge.add_argument("--no-augmentation", action="store_true", help="train without DSA augmentation")
     judge.add_argument("--loss", default="cross-entropy", help="cross-entropy, or 'half squared error' for real-valued labels")
     judge.add_argument("--width", type=int, default=128, help="channels of the ConvNet")
-    judge.add_argument("--networks", type=int, default=5)
-    judge.add_argument("--epochs", type=int, default=1000)
+    for name, default in {"--max-side": 0, "--networks": 5, "--epochs": 1000, "--seed": 0}.items():
+        judge.add_argument(name, type=int, default=default)
     judge.add_argument("--seeds", type=int, default=1, help="evaluations; random images are drawn anew in each")
-    judge.add_argument("--seed", type=int, default=0)
     judge.add_argument("--device", default="auto")
     judge.add_argument("--json", metavar="FILE", help="write the rows to a file")
 
@@ -127,8 +128,8 @@ def _sweep(arguments) -> int:
     width = max(len(line["cell"]) for line in lines)
     for line in lines:
         print(f"  {line['cell']:<{width}}  {line['status']:<10}  {line['headline'] or ''}".rstrip())
-    counts = {state: sum(line["status"] == state for line in lines) for state in sweep.STATES}
-    print(f"\n{', '.join(f'{n} {state}' for state, n in counts.items() if n)}: {folder / 'summary.json'}")
+    counts = Counter(line["status"] for line in lines)
+    print(f"\n{', '.join(f'{counts[state]} {state}' for state in sweep.STATES if counts[state])}: {folder / 'summary.json'}")
     for line in (line for line in lines if line["status"] == "failed"):
         print(f"error: {line['cell']}: {line['error']}", file=sys.stderr)
     if counts["incomplete"] or counts["not run"] or counts["failed"]:
@@ -143,9 +144,6 @@ def _records(folder: Path, key: str) -> list[dict]:
 
 
 def _execute(notebook: Path, given: dict, folder: Path) -> int:
-    import logging
-    import warnings
-
     # every name was checked before; papermill's own reader trips over a '=' in a comment and calls names unknown
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -192,8 +190,7 @@ def _summary(record: dict, name: str) -> None:
         print(f"  {one['statement']:<{width}}  {one['verdict']}{shown}")
     if record["missing"]:
         print(f"  {len(record['missing'])} run(s) are not run; the same command goes on with them")
-    print(f"\npictures and record: {folder}")
-    print(f"executed notebook:   {folder.parent / (name + '.executed.ipynb')}")
+    print(f"\npictures and record: {folder}\nexecuted notebook:   {folder.parent / (name + '.executed.ipynb')}")
     print("next: `make lab` to read it, or your own images:")
     print(f"  .venv/bin/distillery run {name} -p dataset folder -p data_root FOLDER_OF_CLASS_FOLDERS")
 
@@ -227,7 +224,6 @@ def _evaluate(arguments) -> int:
     from distillery.evaluation import Protocol
     from distillery.networks import ConvNet
     from distillery.notebook import parameters
-    from distillery.report import compare_with_random
     from distillery.training.dsa import DSA, DSA_NO_FLIP
 
     checks.check_positive_int("seeds", arguments.seeds)
@@ -238,7 +234,7 @@ def _evaluate(arguments) -> int:
     splits = data.load(arguments.dataset, arguments.data_root, **options, progress=sys.stderr.isatty()).to(device)
     made = external.read(arguments.file, arguments.labels, arguments.pixels, splits)
     network = ConvNet(splits.train.shape, len(splits.train.classes), arguments.width)
-    rows = compare_with_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
+    rows = report.compare_with_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
     print(f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers")
     print(f"{network.name}, E {protocol.epochs}, {protocol.loss}, augmentation {protocol.augmentation or 'none'}, final weights\n")
     for row in rows:
@@ -251,9 +247,9 @@ def _evaluate(arguments) -> int:
 def _data_check(arguments) -> int:
     from distillery.data.check import check
 
-    report = check(arguments.path, progress=sys.stderr.isatty())
-    print("\n".join(report.lines))
-    return 0 if report.usable else 2
+    found = check(arguments.path, progress=sys.stderr.isatty())
+    print("\n".join(found.lines))
+    return 0 if found.usable else 2
 
 
 def _find(name: str) -> Path:

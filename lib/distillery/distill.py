@@ -18,7 +18,7 @@ from tqdm import tqdm
 from distillery import store
 from distillery.checks import InputError, RunFailed, check_choice, check_positive_int
 from distillery.data.synthetic import Synthetic
-from distillery.sampling import RealBatches, Sampler
+from distillery.sampling import RealBatches, Uniform
 from distillery.seeds import generator as keyed_generator
 
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
@@ -29,7 +29,6 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "linear to a thousandth": lambda step, steps: 1 - 0.999 * step / steps,
 }
 CHECK_EVERY = 100  # steps between looks for NaN; each look waits for the device
-KINDS = ("sgd", "adam", "lamb", "adabelief")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Optimizer:
     schedule: str = "constant"
 
     def __post_init__(self):
-        check_choice("optimizer", self.kind, KINDS)
+        check_choice("optimizer", self.kind, ("sgd", "adam", "lamb", "adabelief"))
         check_choice("schedule", self.schedule, SCHEDULES)
 
     def build(self, tensor: Tensor) -> torch.optim.Optimizer:
@@ -65,9 +64,8 @@ class Optimizer:
 class Distilled:
     """last: the set after the final step; best: by validation, None without it; ema: the moving average, None without it.
 
-    log      name -> (steps,) float32, NaN where a step did not report the name; 'validation' where a score was asked for
-    cost     seconds, samples (real images touched), steps, skipped updates; over all restarts
-    best_step, best_score  when and how good `best` was on validation data
+    log   name -> (steps,) float32, NaN where a step did not report the name; 'validation' where a score was asked for
+    cost  seconds, samples (real images touched), steps, skipped updates; over all restarts
     """
 
     last: Synthetic
@@ -98,7 +96,7 @@ class _Progress:
 
 
 def distill(
-    synthetic: Synthetic, objective, real, sampler: Sampler, optimizers: dict[str, Optimizer], steps: int, generator: Generator, *,
+    synthetic: Synthetic, objective, real, sampler: Uniform, optimizers: dict[str, Optimizer], steps: int, generator: Generator, *,
     ema: float | None = None, validate: Callable[[Synthetic, int], float] | None = None, validate_every: int = 0,
     checkpoint: str | Path | None = None, checkpoint_seconds: float = 60.0, identity: str = "", progress: bool = False,
 ) -> Distilled:  # fmt: skip
@@ -111,8 +109,7 @@ def distill(
     optimizers     one per learned tensor; a gradient without an optimizer is refused
     ema            decay of a moving average of the learned tensors, or of those in `objective.averaged`; None = none
     validate       (set, step) -> score on validation data, high = good; called every `validate_every` steps
-    checkpoint     file to resume from if it exists, written every `checkpoint_seconds`
-    identity       whose checkpoint this is; another identity is refused
+    checkpoint     file to resume from if it exists, written every `checkpoint_seconds`; that of another `identity` is refused
     raises         InputError on unknown tensors or a foreign checkpoint; RunFailed where a loss leaves the finite numbers, or a tensor in
                    `objective.positive` the positive ones
     """
@@ -205,7 +202,7 @@ def _check_finite(now: _Progress, path: Path | None, positive: tuple[str, ...]) 
             raise RunFailed(f"distillation left the {left} numbers at step {step}, {name}{at}{kept}; accepted: a smaller rate")
 
 
-def _save(path: Path, card: dict, now: _Progress, built: dict, sampler: Sampler) -> None:
+def _save(path: Path, card: dict, now: _Progress, built: dict, sampler: Uniform) -> None:
     groups = {"log": _stack_log(now.log), "tensors": now.tensors, "state": now.state, "ema": now.ema, "best": now.best}
     groups |= {"sampler": sampler.state, "optimizer": {}}
     for name, optimizer in built.items():
@@ -217,7 +214,7 @@ def _save(path: Path, card: dict, now: _Progress, built: dict, sampler: Sampler)
     store.save_tensors(path, tensors, card | {"counters": counters})
 
 
-def _resume(path: Path, card: dict, now: _Progress, built: dict, sampler: Sampler, device) -> None:
+def _resume(path: Path, card: dict, now: _Progress, built: dict, sampler: Uniform, device) -> None:
     tensors, saved = store.load_tensors(path)
     for key in (key for key, value in card.items() if saved.get(key) != value):
         raise InputError(f"{path} is the checkpoint of another run, its {key} differs; accepted: {card['identity'] or card}")

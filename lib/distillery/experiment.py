@@ -40,9 +40,8 @@ class Presets:
 
     def __post_init__(self):
         known = {name for one in METHODS.values() for name in one.Settings.__dataclass_fields__}
-        for name in self.changes:
-            if name not in {*known, *METHODS}:
-                raise InputError(f"setting {name!r} is unknown; accepted: {', '.join(sorted(known))}, or a method with settings of its own")
+        for name in (name for name in self.changes if name not in {*known, *METHODS}):
+            raise InputError(f"setting {name!r} is unknown; accepted: {', '.join(sorted(known))}, or a method with settings of its own")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,6 @@ class Compute:
     precision, compiled  of passes that are differentiated at most once and match no weights (`MixedPrecision`)
     engine               what runs, or chunks of experts, are mapped over
     checkpoint_seconds   time between two checkpoints of a set in the making
-    progress             progress bars
     """
 
     precision: str = "float32"
@@ -83,20 +81,10 @@ class Experiment:
     """
 
     def __init__(
-        self,
-        data,
-        network,
-        protocol: Protocol,
-        runs: Runs,
-        *,
-        presets: Presets = Presets(),
-        scores: ScoreSettings | None = None,
-        validation: Validation = Validation(),
-        compute: Compute = Compute(),
-        augmentation: str = DSA,
-        encoder: Encoder | None = None,
-        tasks: dict[str, Splits] | None = None,
-    ):
+        self, data, network, protocol: Protocol, runs: Runs, *,
+        presets: Presets = Presets(), scores: ScoreSettings | None = None, validation: Validation = Validation(),
+        compute: Compute = Compute(), augmentation: str = DSA, encoder: Encoder | None = None, tasks: dict[str, Splits] | None = None,
+    ):  # fmt: skip
         self.data, self.network, self.protocol, self.runs = data, network, protocol, runs
         self.presets, self.validation, self.compute = presets, validation, compute
         self.augmentation, self.encoder, self.tasks = augmentation, encoder, tasks or {}
@@ -206,7 +194,7 @@ class Experiment:
         return _merged(self.runs.read(inputs["set"]) if METHODS[recipe.method].makes_set else {}, found)
 
     def run_all(self, recipes: list[Recipe], where: str = "", gpus: float = 1.0) -> list[dict | None]:
-        """The results of several recipes, in order, mapped over an engine ('' = the experiment's). All are checked before the first one runs.
+        """The results of recipes, in order, mapped over an engine ('' = the experiment's). All are checked before the first one runs.
 
         On Ray each recipe takes as many CPUs as torch has threads here, and `gpus` (a fraction packs several on one GPU) for images on a
         GPU; the machines must share the results folder. Raises InputError on Ray with images that stay on disk, and what `engine.map` raises.
@@ -237,7 +225,8 @@ class Experiment:
 
     def check_mapped(self, where: str) -> None:
         """Raise InputError on images that stay on disk, which no other machine sees."""
-        parts = (self.data.train, self.data.validation, self.data.test) if isinstance(self.data, Splits) else (self.real.images,)
+        splits = self.data
+        parts = (splits.train, splits.validation, splits.test) if isinstance(splits, Splits) else (splits.images,)
         if where != "local" and any(isinstance(part.pixels, LazyImages) for part in parts):
             raise InputError(f"engine: {where!r} with images that stay on disk (mapped=True); accepted: local, or mapped=False")
 
@@ -272,8 +261,7 @@ class Experiment:
         found = self.runs.get("set", version, inputs, self.data.digest, lambda key: self._make(recipe, key))
         if found is None:
             raise DependencyMissing
-        # only now: a kill before loses a minute
-        self.runs.artifact(found["artifact"], ".checkpoint.safetensors").unlink(missing_ok=True)
+        self.runs.artifact(found["artifact"], ".checkpoint.safetensors").unlink(missing_ok=True)  # only now: a kill before loses a minute
         return found
 
     def synthetic(self, result: dict, iterate: str = "last") -> Synthetic | None:
@@ -331,12 +319,10 @@ class Experiment:
 
 
 def _merged(made: dict, evaluated: dict) -> dict:
-    """One result of a set's and its evaluation's."""
     nothing = {"steps": 0, "samples": 0, "loss": [], "stored_numbers": None, "artifact": None, "seconds": 0.0}
     both = nothing | evaluated | {name: value for name, value in made.items() if value or name not in evaluated}
     return both | {"seconds_evaluation": evaluated["seconds"], "seconds": made.get("seconds", 0.0) + evaluated["seconds"]}
 
 
 def _iterate_file(artifact: str, iterate: str) -> str:
-    """The name under which one iterate of a set is kept."""
     return artifact if iterate == "last" else f"{artifact}-{iterate}"

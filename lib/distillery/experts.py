@@ -90,7 +90,6 @@ class Experts:
 
     @property
     def epochs(self) -> int:
-        """The last stored epoch."""
         return next(iter(self.weights.values())).shape[1] - 1
 
     def at(self, expert: int, epoch: int) -> Params:
@@ -100,7 +99,7 @@ class Experts:
         return {name: value[expert : expert + 1, epoch] for name, value in self.weights.items()}
 
     def final(self) -> Params:
-        """All experts after their last stored epoch, leading axis E."""
+        """All experts after `epochs`, the last stored one, leading axis E."""
         return {name: value[:, -1] for name, value in self.weights.items()}
 
 
@@ -120,15 +119,16 @@ def make(
     check_positive_int("epochs", epochs)
     _check_source(network, source, training)
     asked = Path(folder), network, source, training, epochs
-    if log and missing(*asked):
-        log(describe(cost(*asked)))
+    if log and any(left for _, left in _left(*asked)):
+        told = cost(*asked)
+        took = f"{told['seconds']:.0f} s" if told["seconds"] < 120 else f"{told['seconds'] / 60:.0f} min"
+        log(f"{told['experts']} experts: {told['steps']} steps of a chunk, about {took}, {told['bytes'] / 1e6:.0f} MB on disk")
     options = {"cpus": torch.get_num_threads(), "gpus": 1 if source.device.type == "cuda" else 0}
-    return engine.map(lambda first: _make(*asked, first, billed_to), _firsts(network, source, training), where, **options)
+    return engine.map(lambda chunk: _make(*chunk, network, source, training, epochs, billed_to), _chunks(*asked[:4]), where, **options)
 
 
-def _make(folder: Path, network, source, training: Training, epochs: int, first: int, billed_to: str) -> Path:
-    card = _card(network, source, training, first)
-    path, began = _path(folder, card), time.monotonic()
+def _make(first: int, count: int, card: dict, path: Path, network, source, training: Training, epochs: int, billed_to: str) -> Path:
+    began = time.monotonic()
 
     def keep(epoch: int, weights: Params, momentum: list[Tensor]) -> None:
         nonlocal began
@@ -143,7 +143,7 @@ def _make(folder: Path, network, source, training: Training, epochs: int, first:
         if stored:
             params, momentum = _read(path, stored - 1, card, source.device)
         else:
-            streams = [generator(training.seed, "expert", first + i) for i in range(card["inputs"]["experts"][1])]
+            streams = [generator(training.seed, "expert", i) for i in range(first, first + count)]
             networks = [network.init(stream, 1) for stream in streams]
             params, momentum = {name: torch.cat([one[name] for one in networks]).to(source.device) for name in networks[0]}, []
             _write(path, 0, params, momentum, card)
@@ -154,29 +154,21 @@ def _make(folder: Path, network, source, training: Training, epochs: int, first:
 
 
 def load(folder: str | Path, network, source, training: Training, epochs: int, device=None) -> Experts:
-    """The stored trajectories up to epoch `epochs`, as one bank on `device` (that of `source` if None).
-
-    raises  InputError if they are not there, or are of another data set, network, preprocessing or optimizer
-    """
-    device, bank = device or source.device, {}
-    for first in _firsts(network, source, training):
-        card = _card(network, source, training, first)
-        path = _path(Path(folder), card)
+    """The stored trajectories up to epoch `epochs`, on `device` (that of `source` if None). Raises InputError if others or none are there."""
+    bank: Params = {}
+    for first, count, card, path in _chunks(folder, network, source, training):
         if (stored := _stored(path)) <= epochs:
-            _refuse(Path(folder), path, card, stored, epochs)
+            _refuse(path, card, stored, epochs)
         for epoch in range(epochs + 1):
-            for name, value in _read(path, epoch, card, device)[0].items():
+            for name, value in _read(path, epoch, card, device or source.device)[0].items():
                 if name not in bank:
                     bank[name] = value.new_empty(training.experts, epochs + 1, *value.shape[1:])
-                bank[name][first : first + len(value), epoch] = value
+                bank[name][first : first + count, epoch] = value
     return Experts(bank)
 
 
 def cost(folder: str | Path, network, source, training: Training, epochs: int) -> dict[str, float]:
-    """What `make` would take: steps of a chunk, 'seconds' from timed steps of one chunk, 'bytes' on disk, 'experts'.
-
-    Epochs that are stored already cost nothing. Chunks count one after another, as on one machine.
-    """
+    """What `make` would take, chunks one after another: steps of a chunk, 'seconds' from timed ones, 'bytes' on disk, 'experts'."""
     chunks = _left(folder, network, source, training, epochs)
     params = network.init(generator(training.seed, "cost"), max(size for size, _ in chunks))
     snapshot = sum(value[0].numel() * value.element_size() for value in params.values())
@@ -188,19 +180,16 @@ def cost(folder: str | Path, network, source, training: Training, epochs: int) -
 
 
 def spent(folder: str | Path, network, source, training: Training, epochs: int, billed_to: str) -> dict[str, float]:
-    """What the stored epochs took that were billed to one: 'seconds', 'samples' (real images touched).
+    """What the stored epochs billed to one took, chunks one after another: 'seconds', 'samples' (real images touched).
 
-    Chunks count one after another. Each epoch keeps its own time, so that a kill forgets no more than the one under way.
+    Each epoch keeps its own time, so that a kill forgets no more than the one under way.
     """
     seconds, samples = 0.0, 0
-    for first in _firsts(network, source, training):
-        card = _card(network, source, training, first)
-        path = _path(Path(folder), card)
+    for _, count, _, path in _chunks(folder, network, source, training):
         for epoch in range(1, min(_stored(path) - 1, epochs) + 1):
             _, found = store.map_tensors(_file(path, epoch))
             if found.get("account") == billed_to:
-                seconds += found["seconds"]
-                samples += card["inputs"]["experts"][1] * _seen(source, training)
+                seconds, samples = seconds + found["seconds"], samples + count * _seen(source, training)
     return {"seconds": seconds, "samples": samples}
 
 
@@ -214,28 +203,15 @@ def bill(folder: str | Path, network, source, training: Training, epochs: int, *
     key = store.identity("bank", VERSION, inputs, source.digest)
     asked, path = (folder, network, source, training, epochs), Path(folder) / f"{key}.json"
     with lock(path.with_suffix(".lock"), wait=True):
-        if missing(*asked) or not path.exists():
+        if any(left for _, left in _left(*asked)) or not path.exists():
             make(*asked, where=where, billed_to=key, log=print)
             store.write_json(path, {"id": key} | spent(*asked, key))
     return store.read_json(path)
 
 
-def missing(folder: str | Path, network, source, training: Training, epochs: int) -> int:
-    """Epochs still to be trained, summed over experts."""
-    return sum(size * min(left, epochs) for size, left in _left(folder, network, source, training, epochs))
-
-
 def _left(folder: str | Path, network, source, training: Training, epochs: int) -> list[tuple[int, int]]:
     """For each chunk the number of its experts, and of its snapshots that are not stored."""
-    cards = [_card(network, source, training, first) for first in _firsts(network, source, training)]
-    return [(card["inputs"]["experts"][1], max(epochs + 1 - _stored(_path(Path(folder), card)), 0)) for card in cards]
-
-
-def describe(cost: dict[str, float]) -> str:
-    """The cost in one line."""
-    seconds = cost["seconds"]
-    took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-    return f"{cost['experts']} experts: {cost['steps']} steps of a chunk, about {took}, {cost['bytes'] / 1e6:.0f} MB on disk"
+    return [(count, max(epochs + 1 - _stored(path), 0)) for _, count, _, path in _chunks(folder, network, source, training)]
 
 
 def _seconds_a_step(network, params: Params, source, training: Training) -> float:
@@ -259,10 +235,9 @@ def _check_source(network, source, training: Training) -> None:
     """Refuse targets that the loss would take for something else."""
     if training.loss == "squared error":
         check_targets(source.targets, source, network.classes)
-    elif training.views:
-        if not 2 <= training.batch <= len(source):
-            raise InputError(f"batch: {training.batch} of {len(source)} images; accepted: 2 or more, which are compared, and at most all")
-    elif source.targets.is_floating_point():
+    elif training.views and not 2 <= training.batch <= len(source):
+        raise InputError(f"batch: {training.batch} of {len(source)} images; accepted: 2 or more, which are compared, and at most all")
+    elif not training.views and source.targets.is_floating_point():
         raise InputError(f"loss: {training.loss!r} with real-valued targets; accepted: 'squared error'")
 
 
@@ -274,9 +249,11 @@ def _chunk(network, source, training: Training) -> int:
     return min(max(1, MAP_LIMIT // numbers), networks_at_once(training.experts, images, source.shape, source.device))
 
 
-def _firsts(network, source, training: Training) -> range:
-    """The first expert of each chunk."""
-    return range(0, training.experts, _chunk(network, source, training))
+def _chunks(folder: str | Path, network, source, training: Training) -> list[tuple[int, int, dict, Path]]:
+    """First expert, number of experts, card and artifact of each chunk."""
+    cards = [_card(network, source, training, first) for first in range(0, training.experts, _chunk(network, source, training))]
+    keys = [store.identity(card["producer"], card["version"], card["inputs"], card["data set"]) for card in cards]
+    return [(*card["inputs"]["experts"], card, Path(folder) / f"experts-{key}") for card, key in zip(cards, keys)]
 
 
 def _preprocessing(source) -> str | None:
@@ -297,10 +274,6 @@ def _card(network, source, training: Training, first: int) -> dict:
     inputs |= {name: value for name, value in training.spec().items() if name in ("loss", "views")}
     card = {"producer": "experts", "version": VERSION, "inputs": inputs, "data set": source.digest}
     return json.loads(store.canonical(card))
-
-
-def _path(folder: Path, card: dict) -> Path:
-    return folder / f"experts-{store.identity(card['producer'], card['version'], card['inputs'], card['data set'])}"
 
 
 def _file(path: Path, epoch: int) -> Path:
@@ -344,11 +317,11 @@ def differences(found: dict, expected: dict) -> list[str]:
     return lines
 
 
-def _refuse(folder: Path, path: Path, card: dict, stored: int, epochs: int) -> None:
+def _refuse(path: Path, card: dict, stored: int, epochs: int) -> None:
     """Say why experts cannot be loaded: too short, or which ones there are instead."""
     if stored:
         raise InputError(f"{path}: epoch {epochs} is not stored; accepted: epochs up to {stored - 1}, or `make` more")
-    others = [differences(store.map_tensors(other)[1], card) for other in sorted(folder.glob("experts-*/000.safetensors"))]
+    others = [differences(store.map_tensors(other)[1], card) for other in sorted(path.parent.glob("experts-*/000.safetensors"))]
     nearest = min(others, key=len, default=[])
     nearest = f"; the nearest ones: {nearest[0]}" if nearest else ""
-    raise InputError(f"no such experts in {folder}{nearest}; accepted: the experts of a finished `make`")
+    raise InputError(f"no such experts in {path.parent}{nearest}; accepted: the experts of a finished `make`")

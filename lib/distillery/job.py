@@ -44,11 +44,8 @@ class Job:
     @property
     def start(self) -> str:
         """How the first images are chosen: as the recipe says, or as published."""
-        if self.recipe.start or not self.method.start:
-            return self.recipe.start
-        return self.method.cell(self.experiment.presets.dataset, self.recipe.size, len(self.experiment.real)).get(
-            "start", self.method.start
-        )
+        dataset, size, n = self.experiment.presets.dataset, self.recipe.size, len(self.experiment.real)
+        return self.recipe.start or (self.method.start and self.method.cell(dataset, size, n).get("start", self.method.start))
 
     @cached_property
     def kept(self) -> Tensor:
@@ -127,10 +124,7 @@ class Job:
         self, start: Synthetic, objective, optimizers: dict[str, Optimizer], steps: int, *,
         ema: float | None = None, judge: Callable[[Synthetic, int], float] | None = None,
     ) -> Distilled:  # fmt: skip
-        """The one loop, from a checkpoint where there is one.
-
-        judge  the set's score on validation images, called as often as the experiment says; None = never
-        """
+        """The one loop, from a checkpoint where there is one; `judge` scores the set as often as the experiment says."""
         real, compute, times = self.source, self.experiment.compute, self.experiment.validation.times if judge else 0
         if self.recipe.batches:
             sampler = self.recipe.batches.sampler(real, self.stream("importance"))

@@ -7,7 +7,7 @@ inside the batch. `RealBatches` turns them into images, one class or all classes
 import math
 from collections.abc import Callable
 from statistics import NormalDist
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,27 +25,13 @@ class Batch(NamedTuple):
     weights: Tensor
 
 
-class Sampler(Protocol):
-    """Draws real batches.
-
-    state    what it has learned on the way; travels with checkpoints
-    needs    what it asks of an objective, by name; () of any
-    relative whether weights are divided by their sum; False: by their number, which keeps importance weights unbiased
-    refresh  called before each step, so that a sampler can follow the synthetic set; returns the real images it touched
-    weigh    called with the batches of all classes and what computes their effects on the synthetic set
-    """
-
-    state: dict[str, Tensor]
-    needs: tuple[str, ...]
-    relative: bool
-
-    def draw(self, label: int | None, n: int, generator: Generator) -> Batch: ...
-    def weigh(self, labels: Tensor, indices: Tensor, weights: Tensor, effects) -> Tensor: ...
-    def refresh(self, step: int, objective, state: dict, synthetic) -> int: ...
-
-
 class Uniform:
-    """Uniform without replacement, from one class or from all: the default of every published method."""
+    """Draws uniform batches without replacement, the default of every published method; what other samplers refine, or have alike.
+
+    state     what it has learned on the way; travels with checkpoints
+    needs     what it asks of an objective, by name; () of any
+    relative  whether weights are divided by their sum; False: by their number, which keeps importance weights unbiased
+    """
 
     needs: tuple[str, ...] = ()
     relative = True
@@ -63,11 +49,11 @@ class Uniform:
         return Batch(indices, torch.ones(len(indices)))
 
     def weigh(self, labels: Tensor, indices: Tensor, weights: Tensor, effects) -> Tensor:
-        """Weights as they are."""
+        """Called with the batches of all classes and what computes their effects on the synthetic set: weights, here as they are."""
         return weights
 
     def refresh(self, step: int, objective, state: dict, synthetic) -> int:
-        """Nothing to follow."""
+        """Called before each step, to follow the synthetic set; returns the real images it touched, here none."""
         return 0
 
 
@@ -86,14 +72,12 @@ class TreatmentEffect(Uniform):
     needs = ("statistic", "distance")
 
     def __init__(self, targets: Tensor, drop: float, every: int = 1, tails: str = "both", momentum: float = 0.9):
-        """What to drop.
+        """Raises InputError on a share that keeps or drops everything, an unknown tail, a period that is no positive integer.
 
         targets   labels (N,), of classes 0, 1, ...
-        drop      share of the images to drop, in (0, 1)
+        drop      share of the images to drop, in (0, 1): with tails 'both' half of it from either, or from 'low' or 'high' alone
         every     steps between two looks at the effects
-        tails     'both' = half of it from either tail, or 'low' or 'high' alone
         momentum  of the running mean and variance
-        raises    InputError on a share that keeps or drops everything, an unknown tail, a period that is no positive integer
         """
         super().__init__(targets)
         check_choice("tails", tails, ("both", "low", "high"))
@@ -151,15 +135,12 @@ class Importance(Uniform):
     relative = False
 
     def __init__(self, images, share: float = 0.5, every: int = 100, reweight: bool = False, *, generator: Generator, looked: int = 10_000):
-        """What to draw from.
+        """Raises InputError on a share outside of (0, 1], and periods or numbers that are not positive integers.
 
-        images    the real ImageSet that batches come from
-        share     1 - eta, the part of a batch that goes by the loss, in (0, 1]; 1 has weights without a bound
-        every     steps between two looks
-        reweight  whether weights undo the preference
-        generator of the looks; one draw is taken from it
-        looked    images of a look, at most
-        raises    InputError on a share outside of (0, 1], and periods or numbers that are not positive integers
+        images     the real ImageSet that batches come from
+        share      1 - eta, the part of a batch that goes by the loss, in (0, 1]; 1 has weights without a bound
+        every      steps between two looks at `looked` images or less, whose `generator` gives one draw here
+        reweight   whether weights undo the preference
         """
         super().__init__(images.targets)
         check_fraction("share", share)
@@ -209,25 +190,20 @@ class Importance(Uniform):
 class RealBatches:
     """The `draw` an objective is handed: a sampler, its images (any source with `.batch(indices)` and `.targets`), the step's generator."""
 
-    def __init__(self, real, sampler: Sampler, generator: Generator):
+    def __init__(self, real, sampler: Uniform, generator: Generator):
         self.real, self.sampler, self.generator = real, sampler, generator
         self.samples = 0  # images drawn so far, for the cost record
         self.effective: Tensor | None = None  # images of weight above zero, mean over classes
 
     def __call__(self, label: int | None, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One class, or all classes if None: images (n', C, H, W), targets (n', ...), weights (n',) that sum to one.
-
-        Weights of a sampler that is not relative sum to one in expectation alone.
-        """
+        """One class, or all if None: images (n', C, H, W), targets (n', ...), weights (n',) that sum to one (if not relative, on average)."""
         [(indices, weights)] = self._drawn([label], n)
         indices, weights = self._moved(indices, weights)
         total = weights.sum() if self.sampler.relative else len(weights)
         return self.real.batch(indices), self.real.targets[indices], weights / total
 
     def classes(self, labels: Tensor, n: int, effects: Callable[[Tensor, Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """All classes at once: images (classes, n', C, H, W) and weights (classes, n') whose rows sum to one.
-
-        Classes with fewer than n' images are filled up with images of weight zero.
+        """All classes at once: images (classes, n', C, H, W) and weights (classes, n') whose rows sum to one, small classes filled up with 0.
 
         effects  (images, weights) -> (classes, n') effects on the synthetic set, for samplers that follow them
         """

@@ -24,15 +24,10 @@ RULES = ("lowest", "highest", "middle", "random", "flexrand", "coverage", "propo
 DRAWN = ("random", "flexrand", "coverage", "proportional")  # rules that draw
 STRATA = 50  # of 'coverage'
 # published ways to keep a part: the score and the rule of each; 'Moderate' and 'CCS' by a score that takes no training
-BASELINES: dict[str, tuple[str, str]] = {
-    **{
-        score: (score, "highest")
-        for score in ("forgetting", "EL2N", "GraNd", "AUM", "least confidence", "entropy", "margin", "cumulative loss")
-    },
-    **{score: (score, "lowest") for score in ("contextual diversity", "herding", "k-center", "D2")},
-    "Moderate": ("prototype distance", "middle"),
-    "CCS strata": ("complexity", "coverage"),
-}
+_HARDEST = ("forgetting", "EL2N", "GraNd", "AUM", "least confidence", "entropy", "margin", "cumulative loss")
+BASELINES: dict[str, tuple[str, str]] = {score: (score, "highest") for score in _HARDEST}
+BASELINES |= {score: (score, "lowest") for score in ("contextual diversity", "herding", "k-center", "D2")}
+BASELINES |= {"Moderate": ("prototype distance", "middle"), "CCS strata": ("complexity", "coverage")}
 
 
 def select(
@@ -47,9 +42,8 @@ def select(
             'random', 'flexrand', 'coverage' or 'proportional' (which need a generator); ties go to the smaller index
     gamma   of 'flexrand': the share of a class that is its easy part
     total   N, for 'random' without scores and targets
-    raises  InputError on unknown rules, scores that are not finite or not one a sample, a class with fewer than n samples, a gamma with
-            which half of the budget does not fit into a part, or scores for 'proportional' that are negative or of which fewer than n in a
-            class are above 0
+    raises  InputError on unknown rules, scores that are not finite or not one a sample, a class with fewer than n samples, a gamma that
+            `check_gamma` refuses, scores for 'proportional' that are negative or of which fewer than n in a class are above 0
     """
     check_positive_int("n", n)
     total = total or len(targets if targets is not None else scores)
@@ -61,22 +55,17 @@ def select(
 
 
 def prune(
-    scores: Tensor | None, keep: float, targets: Tensor | None, rule: str, generator: Generator | None = None,
-    at_least: int = 1, gamma: float = 0.5,
-) -> Tensor:  # fmt: skip
+    scores: Tensor | None, keep: float, targets: Tensor | None, rule: str, generator: Generator | None = None, gamma: float = 0.5
+) -> Tensor:
     """Indices of the part `keep` of every class, as `select` orders them; of all samples where there are no classes.
 
-    keep      a fraction in (0, 1]: floor((1 - keep) * n_class) samples of a class are dropped, as in BiLP's code; or a whole number above
-              1: so many samples of every class are kept. 1 is the fraction: everything
-    at_least  refuse to leave a class with fewer (the images per class to distill)
-    gamma     of 'flexrand', in [keep / 2, 1 - keep / 2]
-    raises    InputError as `select`, and when a class would keep fewer than `at_least` or has fewer than `keep`
+    keep    a fraction in (0, 1]: floor((1 - keep) * n_class) samples of a class are dropped, as in BiLP's code; or a whole number above
+            1: so many samples of every class are kept. 1 is the fraction: everything
+    gamma   of 'flexrand', in [keep / 2, 1 - keep / 2]
+    raises  InputError as `select`, and when a class would keep none or has fewer than `keep`
     """
     total = len(targets if targets is not None else scores)
-    if targets is None:
-        check_keep("keep", keep)
-    else:
-        check_enough_left(keep, targets, at_least)
+    check_enough_left(keep, targets)
     _check(scores, total, rule, generator)
     if rule == "flexrand":
         if keep > 1:
@@ -101,12 +90,11 @@ def legal_gammas(keep: float, n: int) -> list[float]:
     return [0.5] if n == 1 else [round(keep / 2 + (1 - keep) * i / (n - 1), 6) for i in range(n)]
 
 
-def check_enough_left(keep: float, targets: Tensor, at_least: int = 1) -> None:
-    """Raise InputError where `prune` would, before any score is computed."""
+def check_enough_left(keep: float, targets: Tensor | None, at_least: int = 1) -> None:
+    """Raise InputError where `prune` would, before any score is computed, and where a class keeps fewer than `at_least`."""
     check_keep("keep", keep)
-    for size in targets.unique(return_counts=True)[1].tolist():
-        n = count(keep, size)
-        if n > size:
+    for size in [] if targets is None else targets.unique(return_counts=True)[1].tolist():
+        if (n := count(keep, size)) > size:
             raise InputError(f"keep: {keep} images of a class that has {size}; accepted: at most {size}, or a fraction")
         if n < at_least:
             raise InputError(f"keep: {keep} leaves {n} of {size} images of a class; accepted: at least {at_least} (ipc)")
@@ -146,10 +134,8 @@ def _pick(scores: Tensor | None, size: int, n: int, rule: str, generator, gamma:
     """Positions of n samples of one group of `size`."""
     if rule == "random":
         return torch.randperm(size, generator=generator)[:n]
-    if rule == "coverage":
-        return _coverage(scores, n, generator)
-    if rule == "proportional":
-        return _proportional(scores, n, generator)
+    if rule in ("coverage", "proportional"):
+        return (_coverage if rule == "coverage" else _proportional)(scores, n, generator)
     order = scores.argsort(stable=True, descending=rule == "highest")
     if rule == "flexrand":
         pools, budgets = order.tensor_split([round(gamma * size)]), flexrand_budgets(size, n, gamma)
@@ -175,15 +161,13 @@ def flexrand_plain(scores: list[float], n: int, gamma: float, generator: Generat
     order = sorted(range(len(scores)), key=lambda i: (scores[i], i))
     easy, hard = order[: round(gamma * len(order))], order[round(gamma * len(order)) :]
     wanted = {"easy": n // 2, "hard": n // 2}
-    if n % 2:
-        wanted["easy" if gamma <= 0.5 else "hard"] += 1
+    wanted["easy" if gamma <= 0.5 else "hard"] += n % 2
     for hat, other, names in (("easy", "hard", easy), ("hard", "easy", hard)):
         while wanted[hat] > len(names):
             wanted[hat], wanted[other] = wanted[hat] - 1, wanted[other] + 1
     drawn = set()
     for hat, names in (("easy", easy), ("hard", hard)):
-        shuffled = [names[i] for i in torch.randperm(len(names), generator=generator)]
-        drawn |= set(shuffled[: wanted[hat]])
+        drawn |= {names[i] for i in torch.randperm(len(names), generator=generator)[: wanted[hat]]}
     return drawn
 
 
@@ -233,11 +217,10 @@ def _coverage(scores: Tensor, n: int, generator: Generator) -> Tensor:
 def coverage_plain(scores: list[float], n: int) -> list[int]:
     """The budget of each of the 50 strata, from the lowest scores to the highest."""
     low, high = min(scores), max(scores)
-    filled = [0] * STRATA
+    filled, budgets, left = [0] * STRATA, [0] * STRATA, n
     for score in scores:
         at = int((score - low) / ((high - low) / STRATA)) if high > low else 0
         filled[min(at, STRATA - 1)] += 1
-    budgets, left = [0] * STRATA, n
     for done, s in enumerate(sorted(range(STRATA), key=lambda s: filled[s])):
         budgets[s] = min(filled[s], left // (STRATA - done))
         left -= budgets[s]

@@ -15,7 +15,6 @@ Without classes, features are the targets. A start of one method alone is regist
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -94,14 +93,14 @@ def by_kmeans(job: "Job", n: int) -> Tensor:
     return select(kmeans_nearest(job.features, job.kept_labels, n, job.stream("k-means")), n, job.kept_labels, "lowest")
 
 
-def _by_score(score: str, rule: str, job: "Job", n: int) -> Tensor:
-    return select(job.score(score, n)[job.kept], n, job.kept_labels, rule, job.stream(score))
+def _by_score(score: str, rule: str) -> Callable:
+    return lambda job, n: select(job.score(score, n)[job.kept], n, job.kept_labels, rule, job.stream(score))
 
 
 for _rule in ("lowest", "highest"):
-    start(f"{_rule} loss", score="loss", labels=True)(partial(_by_score, "loss", _rule))
+    start(f"{_rule} loss", score="loss", labels=True)(_by_score("loss", _rule))
 for _name in ("ridge sensitivity", "leverage", "k-means sensitivity"):
-    start(_name, score=_name, labels=True)(partial(_by_score, _name, "proportional"))
+    start(_name, score=_name, labels=True)(_by_score(_name, "proportional"))
 
 
 @start("k-means++", score="k-means++", labels=True)
