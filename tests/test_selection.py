@@ -12,7 +12,7 @@ from distillery.networks import ConvNet
 from distillery.scores.dynamics import Dynamics, dynamics, features, mean_loss, mean_loss_plain
 from distillery.scores.geometry import herding, herding_plain, kmeans_nearest
 from distillery.seeds import generator
-from distillery.selection import RULES, count, prune, select
+from distillery.selection import RULES, check_enough_left, count, prune, select
 from distillery.training import Stats, train
 
 TARGETS = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 0, 1])
@@ -242,11 +242,11 @@ def test_kmeans_follows_its_generator(tiny):
         (lambda: select(SCORES.log() - math.inf, 2, TARGETS), 10),
         (lambda: prune(SCORES, 0.0, TARGETS, "lowest"), 0.0),
         (lambda: prune(SCORES, 6, TARGETS, "lowest"), 6),
-        (lambda: prune(SCORES, 2, TARGETS, "lowest", at_least=3), 2),
+        (lambda: check_enough_left(2, TARGETS, 3), 2),
         (lambda: prune(SCORES[:9], 0.5, TARGETS, "lowest"), 9),
         (lambda: prune(None, 0.5, TARGETS, "middle"), "middle"),
         (lambda: prune(None, 0.5, TARGETS, "random"), "random"),
-        (lambda: prune(SCORES, 0.2, TARGETS, "lowest", at_least=3), 0.2),
+        (lambda: check_enough_left(0.2, TARGETS, 3), 0.2),
     ],
 )
 def test_refused(call, word, refused):

@@ -12,6 +12,16 @@ class RunFailed(InputError):
     """A run that cannot go on by what it computed; other runs are not concerned, and what it had is kept."""
 
 
+def is_number(value) -> bool:
+    """Whether it is a finite int or float, True and False left out."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def check_choice(name: str, value, accepted: Iterable) -> None:
     """Raise InputError unless `value` is one of `accepted`."""
     accepted = list(accepted)
@@ -21,19 +31,15 @@ def check_choice(name: str, value, accepted: Iterable) -> None:
 
 def check_fraction(name: str, value) -> None:
     """Raise InputError unless `value` is a number in (0, 1]."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 < value <= 1:
+    if not is_number(value) or not 0 < value <= 1:
         raise InputError(f"{name}: {value!r} is not a fraction; accepted: a number above 0 and at most 1")
 
 
 def check_keep(name: str, value) -> None:
     """Raise InputError unless `value` is a fraction in (0, 1], or a whole number above 1: images of every class."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value <= 0 or (value > 1 and value != int(value)):
-        raise InputError(
-            f"{name}: {value!r} is neither a fraction nor a number of images; "
-            "accepted: a number above 0 and at most 1, or a whole number of images of every class above 1"
-        )
+    if not is_number(value) or value <= 0 or (value > 1 and value != int(value)):
+        accepted = "a number above 0 and at most 1, or a whole number of images of every class above 1"
+        raise InputError(f"{name}: {value!r} is neither a fraction nor a number of images; accepted: {accepted}")
 
 
 def check_positive_int(name: str, value) -> None:
@@ -44,6 +50,5 @@ def check_positive_int(name: str, value) -> None:
 
 def check_finite(name: str, tensor) -> None:
     """Raise InputError if a floating tensor holds NaN or infinity, with how many."""
-    bad = int((~tensor.isfinite()).sum())
-    if bad:
+    if bad := int((~tensor.isfinite()).sum()):
         raise InputError(f"{name}: {bad} of {tensor.numel()} values are NaN or infinite; accepted: finite numbers")

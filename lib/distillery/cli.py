@@ -1,13 +1,17 @@
 """The command line: `distillery run NOTEBOOK`, `sweep GRID`, `report`, `methods`, `evaluate FILE`, `data check PATH`.
 
-`run` is a thin layer over papermill: it checks parameters before starting, executes into a temporary file, and counts a
-run as done only by the record that the notebook's last cell writes. Bad input gives one line and exit code 2.
+`run` is a thin layer over papermill: it checks parameters before starting, executes into a temporary file, and counts a run as done only
+by the record that the notebook's last cell writes. Bad input gives one line and exit code 2.
 """
 
 import argparse
+import logging
 import os
 import re
 import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -34,55 +38,52 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"distillery {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=argparse.ArgumentParser)
 
-    run = commands.add_parser("run", help="execute a notebook with checked parameters")
+    def command(name: str, call: Callable, help: str, among=commands) -> argparse.ArgumentParser:
+        made = among.add_parser(name, help=help)
+        made.set_defaults(call=call)
+        return made
+
+    run = command("run", _run, "execute a notebook with checked parameters")
     run.add_argument("notebook", help="name such as 00_quickstart, or a path")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter")
     run.add_argument("-f", action="append", default=[], metavar="FILE", help="YAML file of parameters")
     run.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     run.add_argument("--again", action="store_true", help="execute even if a complete record exists (stored runs are reused)")
-    run.set_defaults(call=_run)
 
-    grid = commands.add_parser("sweep", help="execute notebooks over a grid of parameters")
+    grid = command("sweep", _sweep, "execute notebooks over a grid of parameters")
     grid.add_argument("grid", help="YAML file: notebook, parameters, grid")
     grid.add_argument("--engine", default="local", help="local, or ray: cells at once, on one or many machines")
     grid.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     grid.add_argument("--gpus", type=float, default=0.0, help="GPUs of a cell on Ray, e.g. 0.25")
-    grid.set_defaults(call=_sweep)
 
-    report = commands.add_parser("report", help="print the claim table of all records")
+    report = command("report", _report, "print the claim table of all records")
     report.add_argument("--results", default="", help="results folder (default: that of the repository)")
     report.add_argument("--scale", default="", help="only this scale")
     report.add_argument("--write", action="store_true", help="renew the generated pages of the checkout: results/*.md, README, first cells")
-    report.set_defaults(call=_report)
 
-    methods = commands.add_parser("methods", help="what combines with what")
+    methods = command("methods", _methods, "what combines with what")
     methods.add_argument("--settings", action="store_true", help="published settings of every method, with their sources")
-    methods.set_defaults(call=_methods)
 
-    judge = commands.add_parser("evaluate", help="test accuracy of a finished set, beside random images")
+    judge = command("evaluate", _evaluate, "test accuracy of a finished set, beside random images")
     judge.add_argument("file", help="an exported set, or a foreign .pt, .pth or .safetensors file of images and labels")
     judge.add_argument("--labels", default="", help="file of the labels, where they are apart")
     judge.add_argument("--pixels", default="auto", help="auto, standardized, unit or bytes")
     judge.add_argument("--dataset", required=True, help="digits, folder, cifar10, ...: the data to test on")
     judge.add_argument("--data-root", default="", help="where that data set lies")
     judge.add_argument("--normalization", default="own", help="own, zca, published or published:NAME")
-    judge.add_argument("--max-side", type=int, default=0)
     judge.add_argument("--no-flip", action="store_true", help="a mirrored image is another class (digits)")
     judge.add_argument("--no-augmentation", action="store_true", help="train without DSA augmentation")
     judge.add_argument("--loss", default="cross-entropy", help="cross-entropy, or 'half squared error' for real-valued labels")
     judge.add_argument("--width", type=int, default=128, help="channels of the ConvNet")
-    judge.add_argument("--networks", type=int, default=5)
-    judge.add_argument("--epochs", type=int, default=1000)
+    for name, default in {"--max-side": 0, "--networks": 5, "--epochs": 1000, "--seed": 0}.items():
+        judge.add_argument(name, type=int, default=default)
     judge.add_argument("--seeds", type=int, default=1, help="evaluations; random images are drawn anew in each")
-    judge.add_argument("--seed", type=int, default=0)
     judge.add_argument("--device", default="auto")
     judge.add_argument("--json", metavar="FILE", help="write the rows to a file")
-    judge.set_defaults(call=_evaluate)
 
-    data = commands.add_parser("data", help="look at image data").add_subparsers(dest="verb", required=True)
-    check = data.add_parser("check", help="classes, sizes, modes, duplicates, unreadable files; exit code 0 if usable, else 2")
+    looks = commands.add_parser("data", help="look at image data").add_subparsers(dest="verb", required=True)
+    check = command("check", _data_check, "classes, sizes, modes, duplicates, unreadable files; exit code 0 if usable, else 2", looks)
     check.add_argument("path", help="a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one")
-    check.set_defaults(call=_data_check)
 
     arguments = parser.parse_args(argv)
     try:
@@ -104,14 +105,13 @@ def _run(arguments) -> int:
     name = notebook.stem
     folder = parameters.results_root(values.get("results_dir", "")) / values.get("scale", "smoke") / name
     key = report.record_key(name, values)
-    done = [r for r in _records(folder) if r.get("key") == key and not r.get("missing")]
+    done = [record for record in _records(folder, key) if not record.get("missing")]
     if done and not arguments.again:
         print(f"{name} is done with these parameters, record {done[0]['path']} (--again executes it once more)")
     else:
-        code = _execute(notebook, given, folder)
-        if code:
+        if code := _execute(notebook, given, folder):
             return code
-        done = [r for r in _records(folder) if r.get("key") == key]
+        done = _records(folder, key)
         if not done:
             print(f"error: {name} ended without its record; it does not count as done", file=sys.stderr)
             return 1
@@ -128,26 +128,22 @@ def _sweep(arguments) -> int:
     width = max(len(line["cell"]) for line in lines)
     for line in lines:
         print(f"  {line['cell']:<{width}}  {line['status']:<10}  {line['headline'] or ''}".rstrip())
-    counts = {state: sum(line["status"] == state for line in lines) for state in sweep.STATES}
-    print(f"\n{', '.join(f'{n} {state}' for state, n in counts.items() if n)}: {folder / 'summary.json'}")
-    for line in lines:
-        if line["status"] == "failed":
-            print(f"error: {line['cell']}: {line['error']}", file=sys.stderr)
+    counts = Counter(line["status"] for line in lines)
+    print(f"\n{', '.join(f'{counts[state]} {state}' for state in sweep.STATES if counts[state])}: {folder / 'summary.json'}")
+    for line in (line for line in lines if line["status"] == "failed"):
+        print(f"error: {line['cell']}: {line['error']}", file=sys.stderr)
     if counts["incomplete"] or counts["not run"] or counts["failed"]:
         print("the same command goes on with what is missing")
     return 1 if counts["failed"] else 0
 
 
-def _records(folder: Path) -> list[dict]:
+def _records(folder: Path, key: str) -> list[dict]:
     from distillery import report
 
-    return [r for r in report.find(folder.parents[1]) if Path(r["path"]).parents[1] == folder]
+    return [r for r in report.find(folder.parents[1]) if Path(r["path"]).parents[1] == folder and r.get("key") == key]
 
 
 def _execute(notebook: Path, given: dict, folder: Path) -> int:
-    import logging
-    import warnings
-
     # every name was checked before; papermill's own reader trips over a '=' in a comment and calls names unknown
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -161,19 +157,11 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"results_dir: cannot make {folder}: {error.strerror}; accepted: a writable folder") from error
-    executed = folder / f"{notebook.stem}.executed.ipynb"
-    temporary = folder / f".{notebook.stem}.{os.getpid()}.ipynb"
-    failure = None
+    executed, temporary = folder / f"{notebook.stem}.executed.ipynb", folder / f".{notebook.stem}.{os.getpid()}.ipynb"
+    kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(temporary),
-            parameters=given,
-            cwd=str(notebook.parent),
-            kernel_name="python3",
-            language="python",
-            progress_bar=True,
-        )
+        papermill.execute_notebook(str(notebook), str(temporary), given, progress_bar=True, **kernel)
+        return 0
     except PapermillExecutionError as error:
         failure = error
     except (PapermillException, RuntimeError, OSError, ValueError) as error:  # a kernel that died or never started
@@ -183,8 +171,6 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
     finally:
         if temporary.exists():
             os.replace(temporary, executed)
-    if failure is None:
-        return 0
     message = re.sub(r"\x1b\[[0-9;]*m", "", str(failure.evalue)).splitlines() or [""]
     if failure.ename == "InputError":
         print(f"error: {message[0]}", file=sys.stderr)
@@ -198,15 +184,13 @@ def _summary(record: dict, name: str) -> None:
     width = max(len(one["statement"]) for one in record["claims"])
     print(f"\n{name} on {record['data']['label']}, {record['scale']} scale:")
     for one in record["claims"]:
-        gap = one["difference"]
-        shown = (
-            f"  {100 * gap['mean']:+.1f} points [{100 * gap['ci95'][0]:+.1f}, {100 * gap['ci95'][1]:+.1f}]" if gap and gap["ci95"] else ""
-        )
+        gap, shown = one["difference"], ""
+        if gap and gap["ci95"]:
+            shown = f"  {100 * gap['mean']:+.1f} points [{100 * gap['ci95'][0]:+.1f}, {100 * gap['ci95'][1]:+.1f}]"
         print(f"  {one['statement']:<{width}}  {one['verdict']}{shown}")
     if record["missing"]:
         print(f"  {len(record['missing'])} run(s) are not run; the same command goes on with them")
-    print(f"\npictures and record: {folder}")
-    print(f"executed notebook:   {folder.parent / (name + '.executed.ipynb')}")
+    print(f"\npictures and record: {folder}\nexecuted notebook:   {folder.parent / (name + '.executed.ipynb')}")
     print("next: `make lab` to read it, or your own images:")
     print(f"  .venv/bin/distillery run {name} -p dataset folder -p data_root FOLDER_OF_CLASS_FOLDERS")
 
@@ -220,8 +204,7 @@ def _report(arguments) -> int:
         changed = pages.write(ROOT)
         print("\n".join(f"wrote {path.relative_to(ROOT)}" for path in changed) or "nothing changed")
         return 0
-    found = report.find(parameters.results_root(arguments.results))
-    found = [record for record in found if arguments.scale in ("", record["scale"])]
+    found = [one for one in report.find(parameters.results_root(arguments.results)) if arguments.scale in ("", one["scale"])]
     if not found:
         raise InputError("no record found; accepted: a results folder after `distillery run`")
     print(report.table(found))
@@ -241,24 +224,17 @@ def _evaluate(arguments) -> int:
     from distillery.evaluation import Protocol
     from distillery.networks import ConvNet
     from distillery.notebook import parameters
-    from distillery.report import compare_with_random
     from distillery.training.dsa import DSA, DSA_NO_FLIP
 
     checks.check_positive_int("seeds", arguments.seeds)
     families = "" if arguments.no_augmentation else DSA_NO_FLIP if arguments.no_flip else DSA
     protocol = Protocol(arguments.networks, arguments.epochs, augmentation=families, loss=arguments.loss)
     device = parameters.device(arguments.device)
-    splits = data.load(
-        arguments.dataset,
-        arguments.data_root,
-        seed=arguments.seed,
-        max_side=arguments.max_side,
-        normalization=arguments.normalization,
-        progress=sys.stderr.isatty(),
-    ).to(device)
+    options = {name: getattr(arguments, name) for name in ("seed", "max_side", "normalization")}
+    splits = data.load(arguments.dataset, arguments.data_root, **options, progress=sys.stderr.isatty()).to(device)
     made = external.read(arguments.file, arguments.labels, arguments.pixels, splits)
     network = ConvNet(splits.train.shape, len(splits.train.classes), arguments.width)
-    rows = compare_with_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
+    rows = report.compare_with_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
     print(f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers")
     print(f"{network.name}, E {protocol.epochs}, {protocol.loss}, augmentation {protocol.augmentation or 'none'}, final weights\n")
     for row in rows:
@@ -271,14 +247,13 @@ def _evaluate(arguments) -> int:
 def _data_check(arguments) -> int:
     from distillery.data.check import check
 
-    report = check(arguments.path, progress=sys.stderr.isatty())
-    print("\n".join(report.lines))
-    return 0 if report.usable else 2
+    found = check(arguments.path, progress=sys.stderr.isatty())
+    print("\n".join(found.lines))
+    return 0 if found.usable else 2
 
 
 def _find(name: str) -> Path:
-    candidates = [Path(name), Path("notebooks") / f"{name}.ipynb", ROOT / "notebooks" / f"{name}.ipynb"]
-    for path in candidates:
+    for path in (Path(name), Path("notebooks") / f"{name}.ipynb", ROOT / "notebooks" / f"{name}.ipynb"):
         if path.suffix == ".ipynb" and path.is_file():
             return path.resolve()
     known = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -295,11 +270,8 @@ def _given(arguments) -> dict:
         if not isinstance(content, dict):
             raise InputError(f"-f {file} holds a {type(content).__name__}; accepted: NAME: VALUE lines")
         values |= content
-    for name, text in arguments.p:
-        values[name] = parse(text)
-    if arguments.budget:
-        values["budget_minutes"] = budget(arguments.budget)
-    return values
+    values |= {name: parse(text) for name, text in arguments.p}
+    return values | ({"budget_minutes": budget(arguments.budget)} if arguments.budget else {})
 
 
 def parse(text: str):

@@ -1,8 +1,8 @@
 """The one loop over distillation steps: any objective, any sampler, one optimizer per learned tensor.
 
-An objective returns gradients by name, so pixels, soft labels and step sizes fit one loop; None skips the update. Every
-random draw of step i comes from generators keyed by i, and a checkpoint holds everything else, so a run that is killed
-anywhere and started again ends with the same bits as one that was not.
+An objective returns gradients by name, so pixels, soft labels and step sizes fit one loop; None skips the update. Every random draw of
+step i comes from generators keyed by i, and a checkpoint holds everything else, so a run that is killed anywhere and started again ends
+with the same bits as one that was not.
 """
 
 import math
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from distillery import store
 from distillery.checks import InputError, RunFailed, check_choice, check_positive_int
 from distillery.data.synthetic import Synthetic
-from distillery.sampling import RealBatches, Sampler
+from distillery.sampling import RealBatches, Uniform
 from distillery.seeds import generator as keyed_generator
 
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
@@ -29,15 +29,14 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "linear to a thousandth": lambda step, steps: 1 - 0.999 * step / steps,
 }
 CHECK_EVERY = 100  # steps between looks for NaN; each look waits for the device
-KINDS = ("sgd", "adam", "lamb", "adabelief")
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """How one learned tensor is updated, under a schedule (steps done, steps in all) -> factor.
 
-    kind  torch's 'sgd' or 'adam', or timm's 'lamb' (trust ratio always on, no clipping, no decay: as in optax) or 'adabelief'
-          (not rectified, as the default of torch_optimizer, with which RFAD was published)
+    kind  torch's 'sgd' or 'adam', or timm's 'lamb' (trust ratio always on, no clipping, no decay: as in optax) or 'adabelief' (not
+          rectified, as the default of torch_optimizer, with which RFAD was published)
     """
 
     lr: float
@@ -46,7 +45,7 @@ class Optimizer:
     schedule: str = "constant"
 
     def __post_init__(self):
-        check_choice("optimizer", self.kind, KINDS)
+        check_choice("optimizer", self.kind, ("sgd", "adam", "lamb", "adabelief"))
         check_choice("schedule", self.schedule, SCHEDULES)
 
     def build(self, tensor: Tensor) -> torch.optim.Optimizer:
@@ -65,9 +64,8 @@ class Optimizer:
 class Distilled:
     """last: the set after the final step; best: by validation, None without it; ema: the moving average, None without it.
 
-    log      name -> (steps,) float32, NaN where a step did not report the name; 'validation' where a score was asked for
-    cost     seconds, samples (real images touched), steps, skipped updates; over all restarts
-    best_step, best_score  when and how good `best` was on validation data
+    log   name -> (steps,) float32, NaN where a step did not report the name; 'validation' where a score was asked for
+    cost  seconds, samples (real images touched), steps, skipped updates; over all restarts
     """
 
     last: Synthetic
@@ -83,8 +81,8 @@ class Distilled:
 class _Progress:
     """Everything that changes during distillation, besides the optimizers' own state."""
 
+    tensors: dict[str, Tensor]
     step: int = 0
-    tensors: dict[str, Tensor] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
     ema: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -98,53 +96,35 @@ class _Progress:
 
 
 def distill(
-    synthetic: Synthetic,
-    objective,
-    real,
-    sampler: Sampler,
-    optimizers: dict[str, Optimizer],
-    steps: int,
-    generator: Generator,
-    *,
-    ema: float | None = None,
-    validate: Callable[[Synthetic, int], float] | None = None,
-    validate_every: int = 0,
-    checkpoint: str | Path | None = None,
-    checkpoint_seconds: float = 60.0,
-    identity: str = "",
-    progress: bool = False,
-) -> Distilled:
+    synthetic: Synthetic, objective, real, sampler: Uniform, optimizers: dict[str, Optimizer], steps: int, generator: Generator, *,
+    ema: float | None = None, validate: Callable[[Synthetic, int], float] | None = None, validate_every: int = 0,
+    checkpoint: str | Path | None = None, checkpoint_seconds: float = 60.0, identity: str = "", progress: bool = False,
+) -> Distilled:  # fmt: skip
     """Distill `real` into `synthetic`.
 
-    objective           start(synthetic, generator) -> state, a flat dict of tensors; step(synthetic, state, draw,
-                        generator) -> (gradients by name or None, state, log of scalar tensors); optionally `bounds`,
-                        name -> (low, high) tensors that broadcast to a learned one, which is clamped after each update
-    real, sampler       the real images and which of them a step meets
-    optimizers          one per learned tensor; a gradient without an optimizer is refused
-    ema                 decay of a moving average of the learned tensors, or of those in `objective.averaged`; None = none
-    validate            (set, step) -> score on validation data, high = good; called every `validate_every` steps
-    checkpoint          file to resume from if it exists, written every `checkpoint_seconds`
-    identity            whose checkpoint this is; another identity is refused
-    raises              InputError on unknown tensors or a foreign checkpoint; RunFailed where a loss leaves the finite
-                        numbers, or a tensor in `objective.positive` the positive ones
+    objective      start(synthetic, generator) -> state, a flat dict of tensors; step(synthetic, state, draw, generator) -> (gradients by
+                   name or None, state, log of scalar tensors); optionally `bounds`, name -> (low, high) tensors that broadcast to a
+                   learned one, which is clamped after each update
+    real, sampler  the real images and which of them a step meets
+    optimizers     one per learned tensor; a gradient without an optimizer is refused
+    ema            decay of a moving average of the learned tensors, or of those in `objective.averaged`; None = none
+    validate       (set, step) -> score on validation data, high = good; called every `validate_every` steps
+    checkpoint     file to resume from if it exists, written every `checkpoint_seconds`; that of another `identity` is refused
+    raises         InputError on unknown tensors or a foreign checkpoint; RunFailed where a loss leaves the finite numbers, or a tensor in
+                   `objective.positive` the positive ones
     """
     check_positive_int("steps", steps)
-    unknown = sorted(set(optimizers) - set(synthetic.tensors))
-    if unknown:
-        raise InputError(f"optimizers: no tensor {unknown[0]!r} in the set; accepted: {', '.join(synthetic.tensors)}")
-    for name in sampler.needs:
-        if not hasattr(objective, name):
-            raise InputError(
-                f"sampler: {type(sampler).__name__} with {getattr(objective, 'name', 'an objective')}, which has no {name}; accepted: Uniform"
-            )
+    for name in sorted(set(optimizers) - set(synthetic.tensors)):
+        raise InputError(f"optimizers: no tensor {name!r} in the set; accepted: {', '.join(synthetic.tensors)}")
+    called = getattr(objective, "name", "")
+    for name in (need for need in sampler.needs if not hasattr(objective, need)):
+        raise InputError(f"sampler: {type(sampler).__name__} with {called or 'an objective'}, which has no {name}; accepted: Uniform")
     root = int(torch.randint(2**62, (), generator=generator))
     learned = {name: synthetic.tensors[name].detach().clone().requires_grad_() for name in optimizers}
     built = {name: spec.build(learned[name]) for name, spec in optimizers.items()}
-    now, positive = _Progress(tensors=learned), getattr(objective, "positive", ())
-    bounds = {
-        name: [bound.to(synthetic.device, non_blocking=True) for bound in pair] for name, pair in getattr(objective, "bounds", {}).items()
-    }
-    card = {"identity": identity, "root": root, "steps": steps, "objective": getattr(objective, "name", ""), "ema": ema}
+    now, positive, bounds = _Progress(learned), getattr(objective, "positive", ()), getattr(objective, "bounds", {})
+    bounds = {name: [bound.to(synthetic.device, non_blocking=True) for bound in pair] for name, pair in bounds.items()}
+    card = {"identity": identity, "root": root, "steps": steps, "objective": called, "ema": ema}
     card["optimizers"] = {name: asdict(spec) for name, spec in optimizers.items()}
     path = Path(checkpoint) if checkpoint else None
     if path and path.exists():
@@ -152,8 +132,7 @@ def distill(
     else:
         now.state = objective.start(synthetic, keyed_generator(root, "start"))
         if ema is not None:
-            averaged = getattr(objective, "averaged", learned)
-            now.ema = {name: learned[name].detach().clone() for name in averaged}
+            now.ema = {name: learned[name].detach().clone() for name in getattr(objective, "averaged", learned)}
     started, saved = time.monotonic() - now.seconds, time.monotonic()
     bar = tqdm(total=steps, initial=now.step, desc=card["objective"], disable=not progress, leave=False)
     while now.step < steps:
@@ -184,21 +163,14 @@ def distill(
     bar.close()
     _check_finite(now, path, positive)
     last = synthetic.replace(**{name: value.detach() for name, value in learned.items()})
-    return Distilled(
-        last,
-        synthetic.replace(**now.best) if now.best else None,
-        last.replace(**now.ema) if now.ema else None,
-        _stack_log(now.log),
-        {"seconds": now.seconds, "samples": now.samples, "steps": now.step, "skipped": now.skipped},
-        now.best_step,
-        now.best_score,
-    )
+    best, averaged = synthetic.replace(**now.best) if now.best else None, last.replace(**now.ema) if now.ema else None
+    cost = {"seconds": now.seconds, "samples": now.samples, "steps": now.step, "skipped": now.skipped}
+    return Distilled(last, best, averaged, _stack_log(now.log), cost, now.best_step, now.best_score)
 
 
 def _update(now, learned, built, optimizers, grads, steps, ema, bounds) -> None:
-    missing = sorted(set(grads) - set(built))
-    if missing:
-        raise InputError(f"objective: a gradient for {missing[0]!r} without an optimizer; accepted: {', '.join(built)}")
+    for name in sorted(set(grads) - set(built)):
+        raise InputError(f"objective: a gradient for {name!r} without an optimizer; accepted: {', '.join(built)}")
     for name, gradient in grads.items():
         built[name].param_groups[0]["lr"] = optimizers[name].lr * SCHEDULES[optimizers[name].schedule](now.step, steps)
         learned[name].grad = gradient
@@ -218,10 +190,7 @@ def _validate(now: _Progress, synthetic: Synthetic, validate) -> None:
 
 
 def _check_finite(now: _Progress, path: Path | None, positive: tuple[str, ...]) -> None:
-    """Refuse to go on from NaN; runs before every checkpoint, so a checkpoint always holds a good set.
-
-    positive  tensors and log entries that must also stay above zero
-    """
+    """Refuse to go on from NaN, or where tensors and log entries in `positive` leave zero behind: every checkpoint holds a good set."""
     seen = [(step, now.log[step]) for step in range(now.checked, len(now.log))] + [(now.step, now.tensors)]
     now.checked = len(now.log)
     for step, values in seen:
@@ -229,39 +198,30 @@ def _check_finite(now: _Progress, path: Path | None, positive: tuple[str, ...]) 
             if bool((value.isfinite() & (value > 0 if name in positive else True)).all()):
                 continue
             kept = f"; the last good set is in {path}" if path and path.exists() else ""
-            left = "positive" if name in positive else "finite"
-            at = f" = {value.item():g}" if value.ndim == 0 else ""
+            left, at = "positive" if name in positive else "finite", f" = {value.item():g}" if value.ndim == 0 else ""
             raise RunFailed(f"distillation left the {left} numbers at step {step}, {name}{at}{kept}; accepted: a smaller rate")
 
 
-def _save(path: Path, card: dict, now: _Progress, built: dict, sampler: Sampler) -> None:
-    tensors = {f"log.{name}": values for name, values in _stack_log(now.log).items()}
-    groups = {"tensors": now.tensors, "state": now.state, "ema": now.ema, "best": now.best, "sampler": sampler.state}
-    for group, members in groups.items():
-        tensors |= {f"{group}.{name}": value for name, value in members.items()}
+def _save(path: Path, card: dict, now: _Progress, built: dict, sampler: Uniform) -> None:
+    groups = {"log": _stack_log(now.log), "tensors": now.tensors, "state": now.state, "ema": now.ema, "best": now.best}
+    groups |= {"sampler": sampler.state, "optimizer": {}}
     for name, optimizer in built.items():
-        state = optimizer.state.get(now.tensors[name], {}) | {
-            key: value for key, value in optimizer.param_groups[0].items() if key == "step"
-        }  # LAMB counts its steps beside its state
-        for key, value in state.items():
-            if value is not None:
-                tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
+        beside = {key: value for key, value in optimizer.param_groups[0].items() if key == "step"}  # LAMB counts its steps there
+        state = optimizer.state.get(now.tensors[name], {}) | beside
+        groups["optimizer"] |= {f"{name}.{key}": torch.as_tensor(value) for key, value in state.items() if value is not None}
+    tensors = {f"{group}.{name}": value for group, members in groups.items() for name, value in members.items()}
     counters = {key: getattr(now, key) for key in ("step", "best_step", "best_score", "samples", "skipped", "seconds")}
     store.save_tensors(path, tensors, card | {"counters": counters})
 
 
-def _resume(path: Path, card: dict, now: _Progress, built: dict, sampler: Sampler, device) -> None:
+def _resume(path: Path, card: dict, now: _Progress, built: dict, sampler: Uniform, device) -> None:
     tensors, saved = store.load_tensors(path)
-    foreign = {key: saved.get(key) for key, value in card.items() if saved.get(key) != value}
-    if foreign:
-        raise InputError(
-            f"{path} is the checkpoint of another run, its {next(iter(foreign))} differs; accepted: {card['identity'] or card}"
-        )
+    for key in (key for key, value in card.items() if saved.get(key) != value):
+        raise InputError(f"{path} is the checkpoint of another run, its {key} differs; accepted: {card['identity'] or card}")
     groups: dict[str, dict[str, Tensor]] = {key: {} for key in ("tensors", "state", "ema", "best", "sampler", "log", "optimizer")}
     for name, value in tensors.items():
         group, rest = name.split(".", 1)
-        # step counters stay on the CPU
-        counter = group == "optimizer" and rest.endswith(".step")
+        counter = group == "optimizer" and rest.endswith(".step")  # stays on the CPU
         groups[group][rest] = value if counter else value.to(device)
     with torch.no_grad():
         for name, value in groups["tensors"].items():
@@ -276,8 +236,7 @@ def _resume(path: Path, card: dict, now: _Progress, built: dict, sampler: Sample
     sampler.state.update(groups["sampler"])
     for key, value in saved["counters"].items():
         setattr(now, key, value)
-    logged = groups["log"]
-    now.log = [{name: v[i] for name, v in logged.items() if not v[i].isnan()} for i in range(now.step)]
+    now.log = [{name: v[i] for name, v in groups["log"].items() if not v[i].isnan()} for i in range(now.step)]
 
 
 def _stack_log(log: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Where work runs: one verb, `map`, over independent shards (runs, experts, classes), results in order.
 
-In this process, or on Ray (the optional extra `ray`, imported only when chosen): on this machine, or on the cluster
-that $RAY_ADDRESS names, whose nodes then share the results folder.
+In this process, or on Ray (the optional extra `ray`, imported only when chosen): on this machine, or on the cluster that $RAY_ADDRESS names,
+whose nodes then share the results folder.
 """
 
 import logging
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from distillery.checks import InputError, check_choice
+from distillery.checks import InputError, check_choice, first_line
 
 ENGINES = ("local", "ray")
 STARTS = 3  # Ray gives up its own start after a fixed time, which a loaded machine may miss
@@ -36,10 +36,10 @@ def map(function: Callable, shards: Iterable, engine: str = "local", *, cpus: fl
 
     cpus, gpus   what a shard is given on Ray; a fraction of a GPU packs several shards on it
     max_retries  how often a shard is started again on Ray after its worker died; the function must be safe to repeat
-    raises       InputError on an unknown or missing engine, or if no machine has so many CPUs or GPUs; what the
-                 function raised, never retried; WorkerDied, which names the shard. The local engine stops at the first
-                 failure. On Ray the other shards are finished first, so that what they store is kept, and the failure
-                 of the first failed shard is raised; only an interrupt ends the shards under way.
+    raises       InputError on an unknown or missing engine, or if no machine has so many CPUs or GPUs; what the function raised, never
+                 retried; WorkerDied, which names the shard. The local engine stops at the first failure. On Ray the other shards are
+                 finished first, so that what they store is kept, and the failure of the first failed shard is raised; only an interrupt
+                 ends the shards under way.
     """
     check(engine)
     shards = list(shards)
@@ -61,20 +61,19 @@ def map(function: Callable, shards: Iterable, engine: str = "local", *, cpus: fl
             i, deaths = waiting.pop(done)
             try:
                 results[i] = ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                failures[i] = error
-            except ray.exceptions.RayError as error:  # the worker, its machine or its answer is gone
-                if deaths < max_retries:
-                    waiting[task.remote(shared, shards[i], threads)] = i, deaths + 1
-                else:
+            except ray.exceptions.RayError as error:
+                # beside an error of the function: the worker, its machine or its answer is gone
+                if isinstance(error, ray.exceptions.RayTaskError) or deaths >= max_retries:
                     failures[i] = error
+                else:
+                    waiting[task.remote(shared, shards[i], threads)] = i, deaths + 1
     finally:
         for left in waiting:
             ray.cancel(left, force=True)
     if not failures:
         return results
-    i, error = min(failures.items())
-    where = f"shard {i} of {len(shards)}"
+    i = min(failures)
+    error, where = failures[i], f"shard {i} of {len(shards)}"
     if isinstance(error, ray.exceptions.RayTaskError):
         error.cause.add_note(f"in {where}, one of {len(failures)} that failed")
         raise error.cause from error
@@ -84,8 +83,8 @@ def map(function: Callable, shards: Iterable, engine: str = "local", *, cpus: fl
 def start(**options):
     """The module `ray`, connected. What this process or $RAY_ADDRESS already names is joined.
 
-    Else Ray is started on this machine with `options` of `ray.init` and stays up until the process ends, since a start
-    takes many seconds. No dashboard, no usage statistics.
+    Else Ray is started on this machine with `options` of `ray.init` and stays up until the process ends, since a start takes many seconds.
+    No dashboard, no usage statistics.
     """
     ray = _ray()
     if ray.is_initialized():
@@ -94,8 +93,7 @@ def start(**options):
     address = os.environ.get("RAY_ADDRESS", "")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     options = quiet if address else quiet | {"address": "local", "include_dashboard": False} | options
-    failure = _unreachable(address)
-    if failure:
+    if failure := _unreachable(address):
         raise InputError(f"RAY_ADDRESS: {address!r}: {failure}; accepted: a running Ray, or unset")
     for _ in range(1 if address else STARTS):
         try:
@@ -104,10 +102,9 @@ def start(**options):
         except Exception as error:  # Ray raises bare Exceptions here
             ray.shutdown()
             failure = error
-    reason = (str(failure).splitlines() or [type(failure).__name__])[0]
     if address:
-        raise InputError(f"RAY_ADDRESS: {address!r}: {reason}; accepted: a running Ray, or unset") from failure
-    raise RuntimeError(f"Ray did not start in {STARTS} attempts: {reason}") from failure
+        raise InputError(f"RAY_ADDRESS: {address!r}: {first_line(failure)}; accepted: a running Ray, or unset") from failure
+    raise RuntimeError(f"Ray did not start in {STARTS} attempts: {first_line(failure)}") from failure
 
 
 def _unreachable(address: str) -> Exception | None:

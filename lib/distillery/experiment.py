@@ -1,8 +1,7 @@
 """One experiment: data, a network, a protocol and stored results, under which recipes are made, judged and compared.
 
-`Experiment.run(recipe)` makes the set once and evaluates it once. The two are stored apart: a set under its method's version,
-settings, network and data; an evaluation under the set and the protocol. Another protocol, architecture or iterate uses the
-set again. With labels, `data` is a `Splits`; without, real images with real-valued targets (`RegressionSet`), and `tasks`.
+`Experiment.run(recipe)` makes the set once and evaluates it once. The two are stored apart: a set under its method's version, settings,
+network and data; an evaluation under the set and the protocol. Another protocol, architecture or iterate uses the set again.
 """
 
 import time
@@ -41,9 +40,8 @@ class Presets:
 
     def __post_init__(self):
         known = {name for one in METHODS.values() for name in one.Settings.__dataclass_fields__}
-        for name in self.changes:
-            if name not in known and name not in METHODS:
-                raise InputError(f"setting {name!r} is unknown; accepted: {', '.join(sorted(known))}, or a method with settings of its own")
+        for name in (name for name in self.changes if name not in {*known, *METHODS}):
+            raise InputError(f"setting {name!r} is unknown; accepted: {', '.join(sorted(known))}, or a method with settings of its own")
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,6 @@ class Compute:
     precision, compiled  of passes that are differentiated at most once and match no weights (`MixedPrecision`)
     engine               what runs, or chunks of experts, are mapped over
     checkpoint_seconds   time between two checkpoints of a set in the making
-    progress             progress bars
     """
 
     precision: str = "float32"
@@ -73,7 +70,7 @@ class Compute:
 
 
 class Experiment:
-    """Data, network, protocol and stored results under which recipes are compared.
+    """What recipes are compared under.
 
     data          `Splits`, or real images with targets and no classes (`RegressionSet`)
     network       of students, scores and, unless a recipe says otherwise, evaluations
@@ -84,20 +81,10 @@ class Experiment:
     """
 
     def __init__(
-        self,
-        data,
-        network,
-        protocol: Protocol,
-        runs: Runs,
-        *,
-        presets: Presets = Presets(),
-        scores: ScoreSettings | None = None,
-        validation: Validation = Validation(),
-        compute: Compute = Compute(),
-        augmentation: str = DSA,
-        encoder: Encoder | None = None,
-        tasks: dict[str, Splits] | None = None,
-    ):
+        self, data, network, protocol: Protocol, runs: Runs, *,
+        presets: Presets = Presets(), scores: ScoreSettings | None = None, validation: Validation = Validation(),
+        compute: Compute = Compute(), augmentation: str = DSA, encoder: Encoder | None = None, tasks: dict[str, Splits] | None = None,
+    ):  # fmt: skip
         self.data, self.network, self.protocol, self.runs = data, network, protocol, runs
         self.presets, self.validation, self.compute = presets, validation, compute
         self.augmentation, self.encoder, self.tasks = augmentation, encoder, tasks or {}
@@ -112,14 +99,11 @@ class Experiment:
 
     def __getstate__(self) -> dict:
         """A copy for a worker: it shares stored results and counts for itself."""
-        own = {"shared": {}, "costs": {}, "compute": replace(self.compute, progress=False, engine="local")}
-        return self.__dict__ | own
-
-    # What it is of
+        return self.__dict__ | {"shared": {}, "costs": {}, "compute": replace(self.compute, progress=False, engine="local")}
 
     @property
     def real(self):
-        """The real images: training images with labels, or images with targets."""
+        """Training images with labels, or images with targets."""
         return self.data.train if isinstance(self.data, Splits) else self.data
 
     @property
@@ -146,16 +130,12 @@ class Experiment:
         """'seconds' and 'samples' of everything that many runs share: scores, experts, students."""
         return [*self.scores.costs.values(), *self.costs.values()]
 
-    # Recipes
-
     def job(self, recipe: Recipe, key: str = "") -> Job:
         """What a method sees of this experiment for a recipe. Raises InputError on one that does not fit."""
-        method = METHODS[recipe.method]
-        if method.labels is not None and method.labels != (self.classes is not None):
-            raise InputError(
-                f"method: {recipe.method!r} needs {'labels' if method.labels else 'real-valued targets and no labels'}; accepted here: "
-                f"{', '.join(name for name, one in METHODS.items() if one.labels in (None, self.classes is not None))}"
-            )
+        fitting = [name for name, one in METHODS.items() if one.labels in (None, self.classes is not None)]
+        if recipe.method not in fitting:
+            needed = "labels" if METHODS[recipe.method].labels else "real-valued targets and no labels"
+            raise InputError(f"method: {recipe.method!r} needs {needed}; accepted here: {', '.join(fitting)}")
         return Job(self, recipe, key)
 
     def set_inputs(self, recipe: Recipe) -> dict:
@@ -170,13 +150,9 @@ class Experiment:
         }
         if method.start:
             found["start"] = job.start
-        for name in ("prune", "batches"):
-            if part := getattr(recipe, name):
-                found[name] = part.spec()
-        needed = dict.fromkeys([*method.scores(job), *([recipe.prune.score] if recipe.prune and recipe.prune.rule != "random" else [])])
-        if needed:
-            found["scores"] = {name: self.scores.spec(name) for name in needed}
-        return found | method.spec(job)
+        found |= {name: part.spec() for name in ("prune", "batches") if (part := getattr(recipe, name))}
+        needed = [*method.scores(job), *([recipe.prune.score] if recipe.prune and recipe.prune.rule != "random" else [])]
+        return found | ({"scores": {name: self.scores.spec(name) for name in needed}} if needed else {}) | method.spec(job)
 
     def set_id(self, recipe: Recipe) -> str:
         """The id of a recipe's set."""
@@ -193,8 +169,7 @@ class Experiment:
         """The network that is trained on a recipe's set."""
         if not recipe.evaluate.network:
             return self.fast
-        width, outputs = self.network.channels / 128, self.network.classes
-        other = pool.build(recipe.evaluate.network, self.real.shape, outputs, width)
+        other = pool.build(recipe.evaluate.network, self.real.shape, self.network.classes, self.network.channels / 128)
         return MixedPrecision(other, self.compute.precision)
 
     def check(self, recipe: Recipe) -> None:
@@ -216,17 +191,13 @@ class Experiment:
         found = self.runs.try_get("evaluation", VERSION, inputs, self.data.digest, lambda key: self._evaluate(recipe))
         if found is None:
             return None
-        made = self.runs.read(inputs["set"]) if METHODS[recipe.method].makes_set else {}
-        return _merged(made, found)
+        return _merged(self.runs.read(inputs["set"]) if METHODS[recipe.method].makes_set else {}, found)
 
     def run_all(self, recipes: list[Recipe], where: str = "", gpus: float = 1.0) -> list[dict | None]:
-        """The results of several recipes, in order, mapped over an engine. All are checked before the first one runs.
+        """The results of recipes, in order, mapped over an engine ('' = the experiment's). All are checked before the first one runs.
 
-        On Ray each recipe takes as many CPUs as torch has threads here; the machines must share the results folder.
-
-        where   an engine, '' = that of the experiment
-        gpus    for images on a GPU: what a recipe is given on Ray, a fraction packs several on one GPU
-        raises  InputError on Ray with images that stay on disk, besides what `engine.map` raises
+        On Ray each recipe takes as many CPUs as torch has threads here, and `gpus` (a fraction packs several on one GPU) for images on a
+        GPU; the machines must share the results folder. Raises InputError on Ray with images that stay on disk, and what `engine.map` raises.
         """
         where = where or self.compute.engine
         for recipe in recipes:
@@ -236,16 +207,17 @@ class Experiment:
         self.check_mapped(where)
         # what is shared is known before the experiment is copied, and experts are a map of their own: workers only load them
         for recipe in recipes:
-            key = self.set_id(recipe)
-            if METHODS[recipe.method].makes_set and not self.runs.path(key).exists() and not self.runs.spent():
-                METHODS[recipe.method].prepare(self.job(recipe, key), where)
+            method, key = METHODS[recipe.method], self.set_id(recipe)
+            if method.makes_set and not self.runs.path(key).exists() and not self.runs.spent():
+                method.prepare(self.job(recipe, key), where)
         options = {"cpus": torch.get_num_threads(), "gpus": gpus if self.device.type == "cuda" else 0}
-        answers = engine.map(self._run_apart, recipes, where, **options)
-        for _, counts, scoring, costs in answers:
+        results = []
+        for result, counts, scoring, costs in engine.map(self._run_apart, recipes, where, **options):
+            results.append(result)
             self.runs.add(counts)
             self.scores.costs |= scoring
             self.costs |= costs
-        return [answer[0] for answer in answers]
+        return results
 
     def _run_apart(self, recipe: Recipe) -> tuple:
         """`run` on a copy of the experiment, with what the copy has counted."""
@@ -253,26 +225,23 @@ class Experiment:
 
     def check_mapped(self, where: str) -> None:
         """Raise InputError on images that stay on disk, which no other machine sees."""
-        parts = (self.data.train, self.data.validation, self.data.test) if isinstance(self.data, Splits) else (self.real.images,)
+        splits = self.data
+        parts = (splits.train, splits.validation, splits.test) if isinstance(splits, Splits) else (splits.images,)
         if where != "local" and any(isinstance(part.pixels, LazyImages) for part in parts):
             raise InputError(f"engine: {where!r} with images that stay on disk (mapped=True); accepted: local, or mapped=False")
 
     def search(self, recipe: Recipe, networks: Sequence) -> dict | None:
-        """Architecture search on the set of a recipe: each network of a grid trained on it from scratch, and tested.
-
-        result  accuracies[network of the grid][fresh network], seconds
-        """
+        """Train each network of a grid on a recipe's set from scratch, and test it: accuracies[network of the grid][fresh network], seconds."""
         self.check(recipe)
         inputs = self.evaluation_inputs(recipe) | {"grid": [network.spec() for network in networks]}
 
         def compute(key: str) -> dict:
             began, (job, made) = time.monotonic(), self._job_and_set(recipe)
-            source = made.source() if made else job.source
-            protocol, steps_of = self._protocol(job, made)
-            accuracies = [
-                evaluate(network, source, protocol, self.data.test, generator(recipe.seed, "search"), steps_of=steps_of).tolist()
-                for network in networks
-            ]
+            source, (protocol, steps_of) = made.source() if made else job.source, self._protocol(job, made)
+            accuracies = []
+            for network in networks:
+                stream = generator(recipe.seed, "search")
+                accuracies.append(evaluate(network, source, protocol, self.data.test, stream, steps_of=steps_of).tolist())
             return {"accuracies": accuracies, "seconds": time.monotonic() - began, "samples": 0, "steps": 0}
 
         return self.runs.try_get("search", VERSION, inputs, self.data.digest, compute)
@@ -282,12 +251,9 @@ class Experiment:
         bills, seen = [], set()
         for one in results:
             again = one["artifact"] in seen
-            seconds, samples = (one["seconds_evaluation"], 0) if again else (one["seconds"], one["samples"])
-            bills.append({"seconds": seconds, "samples": samples})
+            bills.append({"seconds": one["seconds_evaluation" if again else "seconds"], "samples": 0 if again else one["samples"]})
             seen |= {one["artifact"]} - {None}
         return bills
-
-    # Sets
 
     def set_result(self, recipe: Recipe) -> dict:
         """What is stored of a recipe's set, made now if need be. Raises DependencyMissing if the budget is spent."""
@@ -295,8 +261,7 @@ class Experiment:
         found = self.runs.get("set", version, inputs, self.data.digest, lambda key: self._make(recipe, key))
         if found is None:
             raise DependencyMissing
-        # only now: a kill before loses a minute
-        self.runs.artifact(found["artifact"], ".checkpoint.safetensors").unlink(missing_ok=True)
+        self.runs.artifact(found["artifact"], ".checkpoint.safetensors").unlink(missing_ok=True)  # only now: a kill before loses a minute
         return found
 
     def synthetic(self, result: dict, iterate: str = "last") -> Synthetic | None:
@@ -305,9 +270,8 @@ class Experiment:
         if path is None or not path.exists():
             return None
         tensors, card = store.load_tensors(path)
-        start = tensors.pop("start", None)
-        classes = tuple(card["classes"]) if card["classes"] else None
-        return Synthetic(tensors, classes, card["formation"], {"start": start}).to(self.device)
+        more = {"start": tensors.pop("start", None)}
+        return Synthetic(tensors, tuple(card["classes"] or ()) or None, card["formation"], more).to(self.device)
 
     def kept(self, recipe: Recipe) -> Tensor:
         """Indices of the real images left after pruning, ascending."""
@@ -315,11 +279,11 @@ class Experiment:
 
     def _make(self, recipe: Recipe, key: str) -> dict:
         """Make the set of a recipe and store it; what its result says."""
-        job, method = self.job(recipe, key), METHODS[recipe.method]
+        job = self.job(recipe, key)
         with float32_matmul(self.compute.precision):
-            method.prepare(job)  # before the clock starts: it serves many sets
+            job.method.prepare(job)  # before the clock starts: it serves many sets
             began = time.monotonic()
-            made = method.make(job)
+            made = job.method.make(job)
         for iterate, one in {"last": made.last, **made.iterates}.items():
             card = {"classes": list(one.classes) if one.classes else None, "formation": one.formation}
             first = {"start": made.start} if made.start is not None and iterate == "last" else {}
@@ -333,12 +297,9 @@ class Experiment:
         if not METHODS[recipe.method].makes_set:
             return self.job(recipe), None
         result = self.set_result(recipe)
-        made = self.synthetic(result, recipe.evaluate.iterate)
-        if made is None:
+        if (made := self.synthetic(result, recipe.evaluate.iterate)) is None:
             raise DependencyMissing
         return self.job(recipe, result["artifact"]), made
-
-    # Evaluations
 
     def _protocol(self, job: Job, made: Synthetic | None) -> tuple[Protocol, int]:
         protocol, steps_of = job.method.protocol(job, self.protocol, made)
@@ -350,24 +311,18 @@ class Experiment:
         with float32_matmul(self.compute.precision):
             if made is None:
                 job.score_first()  # before the clock starts: they serve many recipes
-            began = time.monotonic()
-            source = made.source() if made else job.source
+            began, network, source = time.monotonic(), self.judged_network(recipe), made.source() if made else job.source
             protocol, steps_of = self._protocol(job, made)
-            network = self.judged_network(recipe)
-            stream = generator(recipe.seed, protocol.stream)
-            params, stats, details = job.method.train(job, network, source, protocol, stream, steps_of)
+            params, stats, details = job.method.train(job, network, source, protocol, job.stream(protocol.stream), steps_of)
             result = protocol.judge(self, network, params, stats, recipe.seed)
         return result | details | {"seconds": time.monotonic() - began}
 
 
 def _merged(made: dict, evaluated: dict) -> dict:
-    """One result of a set's and its evaluation's."""
     nothing = {"steps": 0, "samples": 0, "loss": [], "stored_numbers": None, "artifact": None, "seconds": 0.0}
     both = nothing | evaluated | {name: value for name, value in made.items() if value or name not in evaluated}
-    both["seconds_evaluation"] = evaluated["seconds"]
-    return both | {"seconds": made.get("seconds", 0.0) + evaluated["seconds"]}
+    return both | {"seconds_evaluation": evaluated["seconds"], "seconds": made.get("seconds", 0.0) + evaluated["seconds"]}
 
 
 def _iterate_file(artifact: str, iterate: str) -> str:
-    """The name under which one iterate of a set is kept."""
     return artifact if iterate == "last" else f"{artifact}-{iterate}"

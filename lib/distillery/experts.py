@@ -1,11 +1,11 @@
 """Expert trajectories: networks trained on real data, their weights kept at the start and after every epoch.
 
-An artifact is a folder `experts-<id>` for a chunk of experts trained together, with one file for each epoch. The id says
-who trained (network, optimizer, batch, augmentation, seed, which experts), on what (data digest, preprocessing), and not
-how long: more epochs go on from the last file, and a kill or a full disk loses at most the epoch under way.
+An artifact is a folder `experts-<id>` for a chunk of experts trained together, with one file for each epoch. The id says who trained
+(network, optimizer, batch, augmentation, seed, which experts), on what (data digest, preprocessing), and not how long: more epochs go on
+from the last file, and a kill or a full disk loses at most the epoch under way.
 
-Sources: buffers of MTT (arXiv 2203.11932), flat experts of FTD (2211.11004), students of MKDT (2410.02116), which regress a
-teacher's embeddings (`encoders.regression_set`).
+Sources: buffers of MTT (arXiv 2203.11932), flat experts of FTD (2211.11004), students of MKDT (2410.02116), which regress a teacher's
+embeddings (`encoders.regression_set`).
 """
 
 import json
@@ -60,37 +60,28 @@ class Training:
         check_positive_int("batch", self.batch)
         check_choice("loss", self.loss, (*LOSSES, "simclr"))
         if (self.loss == "simclr") != (self.views is not None) or (self.views and self.augmentation):
-            raise InputError(
-                f"views: {self.views} with loss {self.loss!r}, augmentation {self.augmentation!r}; accepted: views with "
-                "'simclr' alone, and no other augmentation beside them"
-            )
+            found = f"{self.views} with loss {self.loss!r}, augmentation {self.augmentation!r}"
+            raise InputError(f"views: {found}; accepted: views with 'simclr' alone, and no other augmentation beside them")
 
     def spec(self) -> dict:
         """What identifies it in the id of a bank; the loss where it is not the first one: ids from before hold."""
-        found = asdict(self)
-        views, loss = found.pop("views"), found.pop("loss")
-        more = {"loss": loss} if loss != "cross-entropy" else {}
-        return found | more | ({"views": views} if views else {})
+        absent = {"views": None, "loss": "cross-entropy"}
+        return {name: value for name, value in asdict(self).items() if name not in absent or value != absent[name]}
 
     def train(self, network, params: Params, source, first: int, epoch: int, **options) -> Params:
         """`training.train` of experts `first`, .. on a source from an epoch on: their weights."""
         loss = LOSSES.get(self.loss, two_views_apart)
         if self.views:
             numbers = range(first, first + len(next(iter(params.values()))))
-            images = getattr(source, "images", source)  # of a `RegressionSet`
-            step = epoch * (len(source) // self.batch)
-            source = TwoViews(images, self.views, self.seed, step, numbers)
-            options["chunk"] = len(numbers)
+            images, step = getattr(source, "images", source), epoch * (len(source) // self.batch)  # `images` of a `RegressionSet`
+            source, options["chunk"] = TwoViews(images, self.views, self.seed, step, numbers), len(numbers)
         how = {"batch": self.batch, "augmentation": self.augmentation, "whole_batches": bool(self.views)}
         return train(network, params, source, loss, self.optimizer, **how, **options)[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Experts:
-    """Stored trajectories.
-
-    weights  name -> (E, epochs + 1, ...), BatchNorm statistics included; index 0 of the second axis is the start
-    """
+    """Stored trajectories: name -> (E, epochs + 1, ...), BatchNorm statistics included; index 0 of the second axis is the start."""
 
     weights: Params
 
@@ -99,7 +90,6 @@ class Experts:
 
     @property
     def epochs(self) -> int:
-        """The last stored epoch."""
         return next(iter(self.weights.values())).shape[1] - 1
 
     def at(self, expert: int, epoch: int) -> Params:
@@ -109,44 +99,35 @@ class Experts:
         return {name: value[expert : expert + 1, epoch] for name, value in self.weights.items()}
 
     def final(self) -> Params:
-        """All experts after their last stored epoch, leading axis E."""
+        """All experts after `epochs`, the last stored one, leading axis E."""
         return {name: value[:, -1] for name, value in self.weights.items()}
 
 
 def make(
-    folder: str | Path,
-    network,
-    source,
-    training: Training,
-    epochs: int,
-    *,
-    where: str = "local",
-    billed_to: str = "",
-    log: Callable[[str], None] | None = None,
-) -> list[Path]:
+    folder: str | Path, network, source, training: Training, epochs: int, *,
+    where: str = "local", billed_to: str = "", log: Callable[[str], None] | None = None,
+) -> list[Path]:  # fmt: skip
     """Train and store what is missing of `training.experts` experts up to epoch `epochs`; the artifacts.
 
-    source   an ImageSet: real images, on the device to train on; or a `RegressionSet`, images with real-valued targets
-    epochs   trajectory matching reads start epochs plus its span: last start + span (max start - 1 + M)
-    where    the engine that chunks of experts are mapped over; each has the caller's threads, and a GPU for images on one
+    source     an ImageSet: real images, on the device to train on; or a `RegressionSet`, images with real-valued targets
+    epochs     trajectory matching reads start epochs plus its span: last start + span (max start - 1 + M)
+    where      the engine that chunks of experts are mapped over; each has the caller's threads, and a GPU for images on one
     billed_to  whom `spent` tells the time of the epochs trained now
-    log      told the cost before anything is trained
-    raises   InputError if the disk refuses; epochs stored before are kept. And on targets that are not those of the loss
+    log        told the cost before anything is trained
+    raises     InputError if the disk refuses; epochs stored before are kept. And on targets that are not those of the loss
     """
     check_positive_int("epochs", epochs)
     _check_source(network, source, training)
-    if log and missing(folder, network, source, training, epochs):
-        log(describe(cost(folder, network, source, training, epochs)))
-    firsts = range(0, training.experts, _chunk(network, source, training))
-    options = {"cpus": torch.get_num_threads(), "gpus": 1 if source.device.type == "cuda" else 0}
     asked = Path(folder), network, source, training, epochs
-    return engine.map(lambda first: _make(*asked, first, billed_to), firsts, where, **options)
+    if log and any(left for _, left in _left(*asked)):
+        told = cost(*asked)
+        took = f"{told['seconds']:.0f} s" if told["seconds"] < 120 else f"{told['seconds'] / 60:.0f} min"
+        log(f"{told['experts']} experts: {told['steps']} steps of a chunk, about {took}, {told['bytes'] / 1e6:.0f} MB on disk")
+    options = {"cpus": torch.get_num_threads(), "gpus": 1 if source.device.type == "cuda" else 0}
+    return engine.map(lambda chunk: _make(*chunk, network, source, training, epochs, billed_to), _chunks(*asked[:4]), where, **options)
 
 
-def _make(folder: Path, network, source, training: Training, epochs: int, first: int, billed_to: str) -> Path:
-    card = _card(network, source, training, first)
-    path = _path(folder, card)
-    count = card["inputs"]["experts"][1]
+def _make(first: int, count: int, card: dict, path: Path, network, source, training: Training, epochs: int, billed_to: str) -> Path:
     began = time.monotonic()
 
     def keep(epoch: int, weights: Params, momentum: list[Tensor]) -> None:
@@ -162,71 +143,53 @@ def _make(folder: Path, network, source, training: Training, epochs: int, first:
         if stored:
             params, momentum = _read(path, stored - 1, card, source.device)
         else:
-            streams = [generator(training.seed, "expert", first + i) for i in range(count)]
+            streams = [generator(training.seed, "expert", i) for i in range(first, first + count)]
             networks = [network.init(stream, 1) for stream in streams]
-            params = {name: torch.cat([one[name] for one in networks]) for name in networks[0]}
-            params, momentum = {name: value.to(source.device) for name, value in params.items()}, []
+            params, momentum = {name: torch.cat([one[name] for one in networks]).to(source.device) for name in networks[0]}, []
             _write(path, 0, params, momentum, card)
-        stream = generator(training.seed, "expert training")
+        stream, epoch = generator(training.seed, "expert training"), max(stored - 1, 0)
         split(stream, first)  # those of the experts before
-        epoch = max(stored - 1, 0)
-        options = {"generator": stream, "epochs": epochs, "done": (epoch, momentum), "after_epoch": keep}
-        training.train(network, params, source, first, epoch, **options)
+        training.train(network, params, source, first, epoch, generator=stream, epochs=epochs, done=(epoch, momentum), after_epoch=keep)
     return path
 
 
 def load(folder: str | Path, network, source, training: Training, epochs: int, device=None) -> Experts:
-    """The stored trajectories up to epoch `epochs`, as one bank on `device` (that of `source` if None).
-
-    raises  InputError if they are not there, or are of another data set, network, preprocessing or optimizer
-    """
-    device, bank = device or source.device, {}
-    for first in range(0, training.experts, _chunk(network, source, training)):
-        card = _card(network, source, training, first)
-        path = _path(Path(folder), card)
+    """The stored trajectories up to epoch `epochs`, on `device` (that of `source` if None). Raises InputError if others or none are there."""
+    bank: Params = {}
+    for first, count, card, path in _chunks(folder, network, source, training):
         if (stored := _stored(path)) <= epochs:
-            _refuse(Path(folder), path, card, stored, epochs)
+            _refuse(path, card, stored, epochs)
         for epoch in range(epochs + 1):
-            weights, _ = _read(path, epoch, card, device)
-            for name, value in weights.items():
+            for name, value in _read(path, epoch, card, device or source.device)[0].items():
                 if name not in bank:
                     bank[name] = value.new_empty(training.experts, epochs + 1, *value.shape[1:])
-                bank[name][first : first + len(value), epoch] = value
+                bank[name][first : first + count, epoch] = value
     return Experts(bank)
 
 
 def cost(folder: str | Path, network, source, training: Training, epochs: int) -> dict[str, float]:
-    """What `make` would take: steps of a chunk, 'seconds' from timed steps of one chunk, 'bytes' on disk, 'experts'.
-
-    Epochs that are stored already cost nothing. Chunks count one after another, as on one machine.
-    """
-    per_epoch = -(-_seen(source, training) // training.batch)
-    sizes, epochs_left = _left(folder, network, source, training, epochs)
-    stream = generator(training.seed, "cost")
-    params = network.init(stream, max(sizes))
-    numbers = sum(value[0].numel() * value.element_size() for value in params.values())
+    """What `make` would take, chunks one after another: steps of a chunk, 'seconds' from timed ones, 'bytes' on disk, 'experts'."""
+    chunks = _left(folder, network, source, training, epochs)
+    params = network.init(generator(training.seed, "cost"), max(size for size, _ in chunks))
+    snapshot = sum(value[0].numel() * value.element_size() for value in params.values())
     if training.optimizer.momentum:  # stored beside the weights; Adam has two of it
-        numbers *= 3 if isinstance(training.optimizer, Adam) else 2
-    total = sum(left * size for left, size in zip(epochs_left, sizes))
-    steps = sum(min(left, epochs) for left in epochs_left) * per_epoch
+        snapshot *= 3 if isinstance(training.optimizer, Adam) else 2
+    steps = sum(min(left, epochs) for _, left in chunks) * -(-_seen(source, training) // training.batch)
     seconds = steps * _seconds_a_step(network, params, source, training) if steps else 0.0
-    return {"experts": training.experts, "steps": steps, "seconds": seconds, "bytes": total * numbers}
+    return {"experts": training.experts, "steps": steps, "seconds": seconds, "bytes": sum(n * left for n, left in chunks) * snapshot}
 
 
 def spent(folder: str | Path, network, source, training: Training, epochs: int, billed_to: str) -> dict[str, float]:
-    """What the stored epochs took that were billed to one: 'seconds', 'samples' (real images touched).
+    """What the stored epochs billed to one took, chunks one after another: 'seconds', 'samples' (real images touched).
 
-    Chunks count one after another. Each epoch keeps its own time, so that a kill forgets no more than the one under way.
+    Each epoch keeps its own time, so that a kill forgets no more than the one under way.
     """
     seconds, samples = 0.0, 0
-    for first in range(0, training.experts, _chunk(network, source, training)):
-        card = _card(network, source, training, first)
-        path = _path(Path(folder), card)
+    for _, count, _, path in _chunks(folder, network, source, training):
         for epoch in range(1, min(_stored(path) - 1, epochs) + 1):
             _, found = store.map_tensors(_file(path, epoch))
             if found.get("account") == billed_to:
-                seconds += found["seconds"]
-                samples += card["inputs"]["experts"][1] * _seen(source, training)
+                seconds, samples = seconds + found["seconds"], samples + count * _seen(source, training)
     return {"seconds": seconds, "samples": samples}
 
 
@@ -235,40 +198,20 @@ def bill(folder: str | Path, network, source, training: Training, epochs: int, *
 
     Epochs that another bank shares with it and made before are on that one's bill. Workers wait for each other.
     """
-    transform = store.tensor_digest(source.transform.tensors())[:16] if source.transform else None
-    identity = {"training": training.spec(), "epochs": epochs, "network": network.spec()}
-    identity |= {"kind": type(training.optimizer).__name__, "transform": transform}
-    key = store.identity("bank", VERSION, identity, source.digest)
+    inputs = {"training": training.spec(), "epochs": epochs, "network": network.spec()}
+    inputs |= {"kind": type(training.optimizer).__name__, "transform": _preprocessing(source)}
+    key = store.identity("bank", VERSION, inputs, source.digest)
     asked, path = (folder, network, source, training, epochs), Path(folder) / f"{key}.json"
     with lock(path.with_suffix(".lock"), wait=True):
-        if missing(*asked) or not path.exists():
+        if any(left for _, left in _left(*asked)) or not path.exists():
             make(*asked, where=where, billed_to=key, log=print)
             store.write_json(path, {"id": key} | spent(*asked, key))
     return store.read_json(path)
 
 
-def missing(folder: str | Path, network, source, training: Training, epochs: int) -> int:
-    """Epochs still to be trained, summed over experts."""
-    sizes, epochs_left = _left(folder, network, source, training, epochs)
-    return sum(size * min(left, epochs) for size, left in zip(sizes, epochs_left))
-
-
-def _left(folder: str | Path, network, source, training: Training, epochs: int) -> tuple[list, list]:
+def _left(folder: str | Path, network, source, training: Training, epochs: int) -> list[tuple[int, int]]:
     """For each chunk the number of its experts, and of its snapshots that are not stored."""
-    chunk = _chunk(network, source, training)
-    sizes, epochs_left = [], []
-    for first in range(0, training.experts, chunk):
-        sizes.append(min(chunk, training.experts - first))
-        stored = _stored(_path(Path(folder), _card(network, source, training, first)))
-        epochs_left.append(max(epochs + 1 - stored, 0))
-    return sizes, epochs_left
-
-
-def describe(cost: dict[str, float]) -> str:
-    """The cost in one line."""
-    seconds = cost["seconds"]
-    took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-    return f"{cost['experts']} experts: {cost['steps']} steps of a chunk, about {took}, {cost['bytes'] / 1e6:.0f} MB on disk"
+    return [(count, max(epochs + 1 - _stored(path), 0)) for _, count, _, path in _chunks(folder, network, source, training)]
 
 
 def _seconds_a_step(network, params: Params, source, training: Training) -> float:
@@ -277,8 +220,7 @@ def _seconds_a_step(network, params: Params, source, training: Training) -> floa
     k, times = len(next(iter(params.values()))), []
     for steps in (1, 1, 3):
         began = time.monotonic()
-        options = {"generator": generator(0, "cost"), "steps": steps, "chunk": k}
-        trained = training.train(network, params, source, 0, 0, **options)
+        trained = training.train(network, params, source, 0, 0, generator=generator(0, "cost"), steps=steps, chunk=k)
         float(next(iter(trained.values())).flatten()[0])  # waits for the device
         times.append(time.monotonic() - began)
     return max(times[2] - times[1], times[2] / 10) / 2
@@ -286,18 +228,16 @@ def _seconds_a_step(network, params: Params, source, training: Training) -> floa
 
 def _seen(source, training: Training) -> int:
     """Images of an epoch."""
-    n = len(source)
-    return n // training.batch * training.batch if training.views else n
+    return len(source) // training.batch * training.batch if training.views else len(source)
 
 
 def _check_source(network, source, training: Training) -> None:
     """Refuse targets that the loss would take for something else."""
     if training.loss == "squared error":
         check_targets(source.targets, source, network.classes)
-    elif training.views:
-        if not 2 <= training.batch <= len(source):
-            raise InputError(f"batch: {training.batch} of {len(source)} images; accepted: 2 or more, which are compared, and at most all")
-    elif source.targets.is_floating_point():
+    elif training.views and not 2 <= training.batch <= len(source):
+        raise InputError(f"batch: {training.batch} of {len(source)} images; accepted: 2 or more, which are compared, and at most all")
+    elif not training.views and source.targets.is_floating_point():
         raise InputError(f"loss: {training.loss!r} with real-valued targets; accepted: 'squared error'")
 
 
@@ -305,35 +245,35 @@ def _chunk(network, source, training: Training) -> int:
     if training.chunk:
         return min(training.chunk, training.experts)
     images = min(training.batch, len(source))
-    seen = 2 * images if training.views else images
-    fitting = max(1, MAP_LIMIT // (seen * network.channels * source.shape[-2] * source.shape[-1]))
-    return min(fitting, networks_at_once(training.experts, images, source.shape, source.device))
+    numbers = images * (2 if training.views else 1) * network.channels * source.shape[-2] * source.shape[-1]
+    return min(max(1, MAP_LIMIT // numbers), networks_at_once(training.experts, images, source.shape, source.device))
+
+
+def _chunks(folder: str | Path, network, source, training: Training) -> list[tuple[int, int, dict, Path]]:
+    """First expert, number of experts, card and artifact of each chunk."""
+    cards = [_card(network, source, training, first) for first in range(0, training.experts, _chunk(network, source, training))]
+    keys = [store.identity(card["producer"], card["version"], card["inputs"], card["data set"]) for card in cards]
+    return [(*card["inputs"]["experts"], card, Path(folder) / f"experts-{key}") for card, key in zip(cards, keys)]
+
+
+def _preprocessing(source) -> str | None:
+    return store.tensor_digest(source.transform.tensors())[:16] if source.transform else None
 
 
 def _card(network, source, training: Training, first: int) -> dict:
     """What identifies a chunk of experts, as JSON gives it back."""
-    transform = source.transform
-    count = min(_chunk(network, source, training), training.experts - first)
     inputs = {
         "network": network.spec(),
         "optimizer": {"name": type(training.optimizer).__name__, **asdict(training.optimizer)},
-        "preprocessing": store.tensor_digest(transform.tensors())[:16] if transform else None,
+        "preprocessing": _preprocessing(source),
         "batch": training.batch,
         "augmentation": training.augmentation,
         "seed": training.seed,
-        "experts": [first, count],
+        "experts": [first, min(_chunk(network, source, training), training.experts - first)],
     }
-    if training.loss != "cross-entropy":  # not named in cards from before
-        inputs["loss"] = training.loss
-    if training.views:
-        inputs["views"] = asdict(training.views)
+    inputs |= {name: value for name, value in training.spec().items() if name in ("loss", "views")}
     card = {"producer": "experts", "version": VERSION, "inputs": inputs, "data set": source.digest}
     return json.loads(store.canonical(card))
-
-
-def _path(folder: Path, card: dict) -> Path:
-    key = store.identity(card["producer"], card["version"], card["inputs"], card["data set"])
-    return folder / f"experts-{key}"
 
 
 def _file(path: Path, epoch: int) -> Path:
@@ -357,8 +297,7 @@ def _write(path: Path, epoch: int, params: Params, momentum: list[Tensor], card:
 
 def _read(path: Path, epoch: int, card: dict, device) -> tuple[Params, list[Tensor]]:
     tensors, found = store.load_tensors(_file(path, epoch))
-    different = differences(found, card | {"epoch": epoch})
-    if different:
+    if different := differences(found, card | {"epoch": epoch}):
         raise InputError(f"{_file(path, epoch)} is of other experts, {different[0]}; accepted: those asked for")
     params = {name: tensors[f"weights.{name}"].to(device) for name in found["names"]}
     return params, [tensors[name].to(device) for name in sorted(tensors) if name.startswith("momentum.")]
@@ -369,24 +308,20 @@ def differences(found: dict, expected: dict) -> list[str]:
     found, expected = ({**card, **card.get("inputs", {})} for card in (found, expected))
     lines = []
     for key, value in expected.items():
-        theirs = found.get(key)
+        theirs, parts = found.get(key), []
         if key == "inputs" or theirs == value:
             continue
         if isinstance(value, dict) and isinstance(theirs, dict):
             parts = [f"{part} {theirs.get(part)} instead of {v}" for part, v in value.items() if theirs.get(part) != v]
-            lines.append(f"{key} differs: {', '.join(parts) or f'{theirs} instead of {value}'}")
-        else:
-            lines.append(f"{key} differs: {theirs} instead of {value}")
+        lines.append(f"{key} differs: {', '.join(parts) or f'{theirs} instead of {value}'}")
     return lines
 
 
-def _refuse(folder: Path, path: Path, card: dict, stored: int, epochs: int) -> None:
+def _refuse(path: Path, card: dict, stored: int, epochs: int) -> None:
     """Say why experts cannot be loaded: too short, or which ones there are instead."""
     if stored:
         raise InputError(f"{path}: epoch {epochs} is not stored; accepted: epochs up to {stored - 1}, or `make` more")
-    others = []
-    for other in sorted(folder.glob("experts-*/000.safetensors")):
-        _, found = store.map_tensors(other)
-        others.append(differences(found, card))
-    nearest = f"; the nearest ones: {min(others, key=len)[0]}" if others and min(others, key=len) else ""
-    raise InputError(f"no such experts in {folder}{nearest}; accepted: the experts of a finished `make`")
+    others = [differences(store.map_tensors(other)[1], card) for other in sorted(path.parent.glob("experts-*/000.safetensors"))]
+    nearest = min(others, key=len, default=[])
+    nearest = f"; the nearest ones: {nearest[0]}" if nearest else ""
+    raise InputError(f"no such experts in {path.parent}{nearest}; accepted: the experts of a finished `make`")

@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 
 class Job:
-    """What a method sees while it makes one set: recipe, settings, the real images that are kept, streams, the loop.
-
-    key  the id of the set, '' where nothing is made
-    """
+    """What a method sees while it makes one set; key: the id of the set, '' where nothing is made."""
 
     def __init__(self, experiment: "Experiment", recipe: Recipe, key: str = ""):
         self.experiment, self.recipe, self.key = experiment, recipe, key
@@ -36,8 +33,8 @@ class Job:
     @cached_property
     def settings(self) -> Settings:
         """The method's settings. Raises InputError where nothing is published for the data set and size."""
-        presets = self.experiment.presets
-        return self.method.settings(presets.dataset, self.recipe.size, len(self.experiment.real), presets.changes, self.recipe.settings)
+        presets, n = self.experiment.presets, len(self.experiment.real)
+        return self.method.settings(presets.dataset, self.recipe.size, n, presets.changes, self.recipe.settings)
 
     @property
     def network(self):
@@ -46,28 +43,27 @@ class Job:
 
     @property
     def start(self) -> str:
-        """How the first images are chosen."""
-        return self.recipe.start or self.published_start
-
-    @property
-    def published_start(self) -> str:
-        """How they are as published."""
-        presets, size, n = self.experiment.presets, self.recipe.size, len(self.experiment.real)
-        return self.method.cell(presets.dataset, size, n).get("start", self.method.start) if self.method.start else ""
+        """How the first images are chosen: as the recipe says, or as published."""
+        dataset, size, n = self.experiment.presets.dataset, self.recipe.size, len(self.experiment.real)
+        return self.recipe.start or (self.method.start and self.method.cell(dataset, size, n).get("start", self.method.start))
 
     @cached_property
     def kept(self) -> Tensor:
         """Indices of the real images left after pruning, ascending. Raises InputError where too few are left."""
         asked, labels, n = self.recipe.prune, self.experiment.labels, len(self.experiment.real)
         groups = torch.zeros(n, dtype=torch.int64) if labels is None else labels
-        stored, formation, _ = self.method.stored(self)
-        least = stored * FORMATIONS[formation] if self.method.makes_set else 1
-        check_enough_left(asked.keep if asked else 1.0, groups, least)
+        check_enough_left(asked.keep if asked else 1.0, groups, self.held if self.method.makes_set else 1)
         if asked is None:
             return torch.arange(n)
         scores = None if asked.rule == "random" else self.score(asked.score)
         stream = self.stream("prune", *([asked.draw] if asked.draw else []))
         return prune(scores, asked.keep, groups, asked.rule, stream, gamma=asked.gamma).sort().values
+
+    @property
+    def held(self) -> int:
+        """How many images (of each class) the set holds, those of one stored image counted apart."""
+        stored, formation, _ = self.method.stored(self)
+        return stored * FORMATIONS[formation]
 
     @cached_property
     def kept_labels(self) -> Tensor | None:
@@ -93,9 +89,8 @@ class Job:
     def score_first(self) -> None:
         """Make the scores that the set goes by."""
         _ = self.kept
-        stored, formation, _ = self.method.stored(self)
         for name in self.method.scores(self):
-            self.experiment.scores.make(name, self.recipe.seed, stored * FORMATIONS[formation])
+            self.experiment.scores.make(name, self.recipe.seed, self.held)
 
     def stream(self, *purpose: str | int):
         """The generator of a purpose under the recipe's seed."""
@@ -103,14 +98,11 @@ class Job:
 
     def steps_of(self, protocol: Protocol) -> int:
         """The number of images whose training steps an evaluation takes: those of the set as stored; 0 = its own."""
-        classes = self.experiment.classes
-        return protocol.steps_of(self.recipe.size, len(classes) if classes else 0, len(self.experiment.real))
+        return protocol.steps_of(self.recipe.size, len(self.experiment.classes or ()), len(self.experiment.real))
 
     def chosen(self, how: str, n: int = 0) -> Tensor:
         """Indices of n real images (of each class) chosen by a start, 0 = as many as the set holds."""
-        if not n:
-            stored, formation, _ = self.method.stored(self)
-            n = stored * FORMATIONS[formation]
+        n = n or self.held
         if self.experiment.labels is None and n > len(self.kept):
             raise InputError(f"size: {n} of {len(self.kept)} images; accepted: at most as many as there are")
         return self.kept[STARTS[how].choose(self, n)]
@@ -119,54 +111,29 @@ class Job:
         """Real images, neighbours packed into one stored image where the formation holds several."""
         real, (_, formation, interpolation) = self.experiment.real, self.method.stored(self)
         indices = indices.to(real.device)
-        tensors = {
-            "images": pack(real.batch(indices), formation, interpolation),
-            "targets": real.targets[indices][:: FORMATIONS[formation]],
-        }
-        return Synthetic(tensors, self.experiment.classes, formation)
+        images, targets = pack(real.batch(indices), formation, interpolation), real.targets[indices][:: FORMATIONS[formation]]
+        return Synthetic({"images": images, "targets": targets}, self.experiment.classes, formation)
 
     def first(self, how: str = "", indices: Tensor | None = None) -> Synthetic:
         """The first images of the set; `indices` where they are chosen already."""
         how = how or self.start
-        real = self.packed(self.chosen(how) if indices is None else indices)
-        then = STARTS[how].then
+        real, then = self.packed(self.chosen(how) if indices is None else indices), STARTS[how].then
         return then(self, real) if then else real
 
     def distill(
-        self,
-        start: Synthetic,
-        objective,
-        optimizers: dict[str, Optimizer],
-        steps: int,
-        *,
-        ema: float | None = None,
-        judge: Callable[[Synthetic, int], float] | None = None,
-    ) -> Distilled:
-        """The one loop, from a checkpoint where there is one.
-
-        judge  the set's score on validation images, called as often as the experiment says; None = never
-        """
+        self, start: Synthetic, objective, optimizers: dict[str, Optimizer], steps: int, *,
+        ema: float | None = None, judge: Callable[[Synthetic, int], float] | None = None,
+    ) -> Distilled:  # fmt: skip
+        """The one loop, from a checkpoint where there is one; `judge` scores the set as often as the experiment says."""
         real, compute, times = self.source, self.experiment.compute, self.experiment.validation.times if judge else 0
         if self.recipe.batches:
             sampler = self.recipe.batches.sampler(real, self.stream("importance"))
         else:
             sampler = Uniform(None, len(real)) if self.experiment.labels is None else Uniform(real.targets)
-        return distill(
-            start,
-            objective,
-            real,
-            sampler,
-            optimizers,
-            steps,
-            self.stream("distill"),
-            ema=ema,
-            validate=judge if times else None,
-            validate_every=-(-steps // times) if times else 0,
-            checkpoint=self.experiment.runs.artifact(self.key, ".checkpoint.safetensors"),
-            checkpoint_seconds=compute.checkpoint_seconds,
-            identity=self.key,
-            progress=compute.progress,
-        )
+        validated = {"validate": judge, "validate_every": -(-steps // times)} if times else {}
+        checkpoint = {"checkpoint": self.experiment.runs.artifact(self.key, ".checkpoint.safetensors"), "identity": self.key}
+        how = {"ema": ema, "checkpoint_seconds": compute.checkpoint_seconds, "progress": compute.progress} | validated | checkpoint
+        return distill(start, objective, real, sampler, optimizers, steps, self.stream("distill"), **how)
 
     def validated(self, made: Synthetic) -> float:
         """Mean accuracy on validation images of fresh networks trained on a set, the same ones at every step."""
@@ -175,5 +142,4 @@ class Job:
         if not protocol.lr > 0:  # `distill` is about to stop
             return 0.0
         protocol = replace(protocol, networks=how.networks, epochs=how.epochs or protocol.epochs)
-        stream = self.stream("validation")
-        return float(evaluate(self.network, made.source(), protocol, experiment.data.validation, stream).mean())
+        return float(evaluate(self.network, made.source(), protocol, experiment.data.validation, self.stream("validation")).mean())

@@ -18,11 +18,9 @@ BEAT, SILENCE = 10.0, 120.0  # seconds: the owner of a lock touches it; it is ta
 def lock(path: str | Path, wait: bool = False):
     """Own `path` for a while, so that two workers never produce one id. A lock left by a dead process is taken over.
 
-    The owner touches the file every BEAT seconds. wait: wait for a living owner, and take over when the file has not
-    been touched for SILENCE seconds, which also frees the lock of a machine that is gone. Should the owner only have
-    slept, both produce the same file, which is written atomically.
-
-    Raises InputError if `wait` is false and a living process of this host, or any process of another host, holds it.
+    The owner touches the file every BEAT seconds. wait: wait for a living owner, and take over when the file has not been touched for
+    SILENCE seconds, which also frees the lock of a machine that is gone. Should the owner only have slept, both produce the same file,
+    which is written atomically. Raises InputError if `wait` is false and a living process of this host, or any of another host, holds it.
     """
     path = Path(path)
     try:
@@ -41,9 +39,8 @@ def lock(path: str | Path, wait: bool = False):
         owner = _owner(found[0])
         held = owner and (owner["host"] != socket.gethostname() or _alive(owner["pid"]))
         if held and not wait:
-            raise InputError(
-                f"{path.stem} is being produced by process {owner['pid']} on {owner['host']}; accepted: wait, or remove {path}"
-            )
+            whose = f"process {owner['pid']} on {owner['host']}"
+            raise InputError(f"{path.stem} is being produced by {whose}; accepted: wait, or remove {path}")
         # an unreadable one may be in the making
         if time.monotonic() - since >= (SILENCE if held else 0 if owner else 1):
             _remove(path, found[0])
@@ -103,8 +100,6 @@ def _alive(pid) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)  # of another user
     return True

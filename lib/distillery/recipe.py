@@ -20,22 +20,19 @@ from distillery.selection import DRAWN, RULES, check_gamma
 
 
 class Part:
-    """A part of a recipe."""
+    """A part of a recipe; fields that differ from their defaults identify it in an id."""
 
     def spec(self) -> dict:
-        """What identifies it in an id: fields that differ from their defaults."""
         return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
 
 
 @dataclass(frozen=True)
 class Prune(Part):
-    """Prune the real images first.
+    """Prune the real images first: keep this part of each class, a fraction in (0, 1], or so many images of each class, above 1.
 
-    keep   this part of each class, a fraction in (0, 1], or a whole number of images of each class above 1
-    rule   of `selection.py`
-    score  what the rule goes by, one of SCORES
-    gamma  of the rule 'flexrand', the easy share of a class
-    draw   which of many draws of a rule that draws, 0 = the first
+    rule, score  of `selection.py`, and what it goes by, one of SCORES
+    gamma        of the rule 'flexrand', the easy share of a class
+    draw         which of many draws of a rule that draws, 0 = the first
     """
 
     keep: float
@@ -61,12 +58,7 @@ class Prune(Part):
 
 @dataclass(frozen=True)
 class Effect(Part):
-    """Real batches without the images of little or much effect on the set: BiLP's second level, see `TreatmentEffect`.
-
-    drop   share of the real images that is dropped in a step, nominal
-    every  steps between two looks at the effects
-    tails  'both', 'low' or 'high'
-    """
+    """Real batches without the images of little or much effect on the set: BiLP's second level, see `TreatmentEffect`."""
 
     drop: float
     every: int = 1
@@ -77,18 +69,12 @@ class Effect(Part):
         TreatmentEffect(torch.zeros(1, dtype=torch.int64), self.drop, self.every, self.tails)  # it checks them
 
     def sampler(self, real, stream) -> TreatmentEffect:
-        """The sampler for real images."""
         return TreatmentEffect(real.targets, self.drop, self.every, self.tails)
 
 
 @dataclass(frozen=True)
 class ByLoss(Part):
-    """Real batches drawn in proportion to the present loss, see `Importance`.
-
-    share     part of a batch that goes by the loss, in (0, 1]
-    every     steps between two looks at the losses
-    reweight  whether weights undo the preference
-    """
+    """Real batches drawn in proportion to the present loss, see `Importance`."""
 
     share: float
     every: int = 100
@@ -100,7 +86,6 @@ class ByLoss(Part):
         check_positive_int("every", self.every)
 
     def sampler(self, real, stream) -> Importance:
-        """The sampler for real images; `stream` is that of its looks."""
         return Importance(real, self.share, self.every, self.reweight, generator=stream)
 
 
@@ -133,14 +118,11 @@ class Evaluate(Part):
 class Recipe:
     """What to make.
 
-    method    one of METHODS
     size      images of each class; without classes images in all; of whole data the set whose training steps are matched, 0 = its own
     seed      of everything that is drawn
-    prune     prune the real images first, None = all of them
     start     where the set starts, one of the method's starts, '' = as published
     batches   how real batches are drawn, None = uniformly
     settings  changes of the method's settings by their names
-    evaluate  how the set is judged
     """
 
     method: str

@@ -20,15 +20,13 @@ class DependencyMissing(Exception):
 class Runs:
     """The finished runs of one notebook: `<folder>/runs/<id>.json`, tensors beside them in `<folder>/artifacts/`.
 
-    A run is computed once and read ever after. When the budget is spent, what is missing is listed as not run.
-    A pickled copy works beside others on the same folder: it waits for runs that they are computing, keeps the moment
-    at which the budget is spent by the wall clock, and counts for itself.
+    A pickled copy works beside others on the same folder: it waits for runs that they are computing, keeps the moment at which the budget is
+    spent by the wall clock, and counts for itself.
     """
 
     def __init__(self, folder: str | Path, budget_minutes: float = 0.0, clock: Callable[[], float] = time.monotonic):
         """budget_minutes: start no new run after so many minutes, 0 = no limit."""
-        self.folder = Path(folder)
-        self.clock = clock
+        self.folder, self.clock = Path(folder), clock
         self.deadline = clock() + 60 * budget_minutes if budget_minutes > 0 else float("inf")
         self.wait = False  # for runs that another process is computing, instead of an InputError
         self.computed = self.reused = 0
@@ -36,8 +34,7 @@ class Runs:
 
     def __getstate__(self) -> dict:
         until = time.time() + self.deadline - self.clock()
-        own = {"clock": time.time, "deadline": until, "wait": True, "computed": 0, "reused": 0, "missing": []}
-        return self.__dict__ | own
+        return self.__dict__ | {"clock": time.time, "deadline": until, "wait": True, "computed": 0, "reused": 0, "missing": []}
 
     @property
     def counts(self) -> dict:
@@ -61,10 +58,7 @@ class Runs:
         return self.folder / "artifacts" / f"{key}{suffix}"
 
     def get(self, producer: str, version: int, inputs: dict, data_digest: str, compute: Callable[[str], dict]):
-        """The result of a run: read if it is there, else computed within the budget and stored, else None.
-
-        compute  called with the run's id; returns a JSON-able dict
-        """
+        """The result of a run, a dict fit for JSON: read if it is there, else computed from its id within the budget and stored, else None."""
         key = identity(producer, version, inputs, data_digest)
         path = self.path(key)
         if path.exists():

@@ -1,13 +1,13 @@
 """Real batches for distillation: which real images of a class meet the synthetic ones in a step, and with what weight.
 
-A sampler returns indices and weights. Weights are relative to a plain mean: all ones is the ordinary batch mean, a zero
-drops a sample inside the batch. `RealBatches` turns them into images, one class or all classes at once.
+A sampler returns indices and weights. Weights are relative to a plain mean: all ones is the ordinary batch mean, a zero drops a sample
+inside the batch. `RealBatches` turns them into images, one class or all classes at once.
 """
 
 import math
 from collections.abc import Callable
 from statistics import NormalDist
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,27 +25,13 @@ class Batch(NamedTuple):
     weights: Tensor
 
 
-class Sampler(Protocol):
-    """Draws real batches.
-
-    state    what it has learned on the way; travels with checkpoints
-    needs    what it asks of an objective, by name; () of any
-    relative whether weights are divided by their sum; False: by their number, which keeps importance weights unbiased
-    refresh  called before each step, so that a sampler can follow the synthetic set; returns the real images it touched
-    weigh    called with the batches of all classes and what computes their effects on the synthetic set
-    """
-
-    state: dict[str, Tensor]
-    needs: tuple[str, ...]
-    relative: bool
-
-    def draw(self, label: int | None, n: int, generator: Generator) -> Batch: ...
-    def weigh(self, labels: Tensor, indices: Tensor, weights: Tensor, effects) -> Tensor: ...
-    def refresh(self, step: int, objective, state: dict, synthetic) -> int: ...
-
-
 class Uniform:
-    """Uniform without replacement, from one class or from all: the default of every published method."""
+    """Draws uniform batches without replacement, the default of every published method; what other samplers refine, or have alike.
+
+    state     what it has learned on the way; travels with checkpoints
+    needs     what it asks of an objective, by name; () of any
+    relative  whether weights are divided by their sum; False: by their number, which keeps importance weights unbiased
+    """
 
     needs: tuple[str, ...] = ()
     relative = True
@@ -63,43 +49,38 @@ class Uniform:
         return Batch(indices, torch.ones(len(indices)))
 
     def weigh(self, labels: Tensor, indices: Tensor, weights: Tensor, effects) -> Tensor:
-        """Weights as they are."""
+        """Called with the batches of all classes and what computes their effects on the synthetic set: weights, here as they are."""
         return weights
 
     def refresh(self, step: int, objective, state: dict, synthetic) -> int:
-        """Nothing to follow."""
+        """Called before each step, to follow the synthetic set; returns the real images it touched, here none."""
         return 0
-
-
-TAILS = ("both", "low", "high")
 
 
 class TreatmentEffect(Uniform):
     r"""Uniform draws, without the images whose effect on the synthetic pixels lies in the tails.
 
-    Every `every` steps the effects of the batch are computed. Their mean and mean square in each class are followed
-    by moving averages, which gives a mean and a variance; images outside the quantiles of that normal distribution are dropped, from this batch and from
-    later ones, until they are drawn and judged again. A batch never loses all its images of a class.
-    Source: BiLP (arXiv 2305.18381), the dynamic level: two tails, running mean and variance, lazy selection. Equal tails,
-    statistics by class, their momentum and the memory of verdicts are our choices, unpublished there. The share that is
-    dropped is nominal: norms are not normal, their scale changes with the network, and images never judged are kept.
-    Batches of all classes, on which some objectives train networks, are not filtered.
+    Every `every` steps the effects of the batch are computed. Their mean and mean square in each class are followed by moving averages,
+    which gives a mean and a variance; images outside the quantiles of that normal distribution are dropped, from this batch and from
+    later ones, until they are drawn and judged again. A batch never loses all its images of a class. Batches of all classes, on which some
+    objectives train networks, are not filtered.
+    Source: BiLP (arXiv 2305.18381), the dynamic level: two tails, running mean and variance, lazy selection. Equal tails, statistics by
+    class, their momentum and the memory of verdicts are our choices, unpublished there. The share that is dropped is nominal: norms are
+    not normal, their scale changes with the network, and images never judged are kept.
     """
 
     needs = ("statistic", "distance")
 
     def __init__(self, targets: Tensor, drop: float, every: int = 1, tails: str = "both", momentum: float = 0.9):
-        """What to drop.
+        """Raises InputError on a share that keeps or drops everything, an unknown tail, a period that is no positive integer.
 
         targets   labels (N,), of classes 0, 1, ...
-        drop      share of the images to drop, in (0, 1)
+        drop      share of the images to drop, in (0, 1): with tails 'both' half of it from either, or from 'low' or 'high' alone
         every     steps between two looks at the effects
-        tails     'both' = half of it from either tail, or 'low' or 'high' alone
         momentum  of the running mean and variance
-        raises    InputError on a share that keeps or drops everything, an unknown tail, a period that is no positive integer
         """
         super().__init__(targets)
-        check_choice("tails", tails, TAILS)
+        check_choice("tails", tails, ("both", "low", "high"))
         check_positive_int("every", every)
         for name, value in (("drop", drop), ("momentum", momentum)):
             if not 0 < value < 1:
@@ -107,12 +88,8 @@ class TreatmentEffect(Uniform):
         self.every, self.momentum, self.due = every, momentum, True
         low, high = {"both": (drop / 2, drop / 2), "low": (drop, 0.0), "high": (0.0, drop)}[tails]
         self.bounds = (NormalDist().inv_cdf(low) if low else -math.inf, NormalDist().inv_cdf(1 - high) if high else math.inf)
-        classes, device = int(targets.max()) + 1, targets.device
-        self.state = {
-            "mean": torch.full((classes,), math.nan, device=device),
-            "square": torch.full((classes,), math.nan, device=device),
-            "dropped": torch.zeros(len(targets), dtype=torch.bool, device=device),
-        }
+        self.state = {name: torch.full((int(targets.max()) + 1,), math.nan, device=targets.device) for name in ("mean", "square")}
+        self.state["dropped"] = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
 
     def refresh(self, step: int, objective, state: dict, synthetic) -> int:
         """Know whether this step looks at the effects."""
@@ -120,27 +97,19 @@ class TreatmentEffect(Uniform):
         return 0
 
     def weigh(self, labels: Tensor, indices: Tensor, weights: Tensor, effects: Callable[[], Tensor]) -> Tensor:
-        """Weights (classes, n) without the dropped images, rows summing to one.
-
-        labels   (classes,) of the rows
-        indices  (classes, n) into the real set
-        effects  () -> norms (classes, n)
-        """
+        """Weights (classes, n) without the dropped images, rows summing to one; labels (classes,) of the rows, effects () -> norms."""
         if self.due:
             self._judge(labels.to(weights.device, non_blocking=True), indices, weights, effects())
         left = weights.masked_fill(self.state["dropped"][indices], 0)
         total = left.sum(1, keepdim=True)
-        return torch.where(total > 0, left / total.clamp_min(_TINY), weights)
+        return torch.where(total > 0, left / total.clamp_min(1e-30), weights)  # not 0 / 0
 
     def _judge(self, labels: Tensor, indices: Tensor, weights: Tensor, norms: Tensor) -> None:
         seen = weights > 0  # the others fill up small classes
-        count = seen.sum(1).clamp_min(1)
-        norms = torch.where(seen, norms.float(), 0)
-        mean = norms.sum(1) / count
-        for name, new in (("mean", mean), ("square", norms.square().sum(1) / count)):
+        count, norms = seen.sum(1).clamp_min(1), torch.where(seen, norms.float(), 0)
+        for name, new in (("mean", norms.sum(1) / count), ("square", norms.square().sum(1) / count)):
             old = self.state[name][labels]
-            new = torch.where(old.isnan(), new, self.momentum * old + (1 - self.momentum) * new)
-            self.state[name][labels] = new
+            self.state[name][labels] = torch.where(old.isnan(), new, self.momentum * old + (1 - self.momentum) * new)
         middle, square = (self.state[name][labels][:, None] for name in ("mean", "square"))
         spread = (square - middle.square()).clamp_min(0).sqrt()
         low, high = (middle + bound * spread if math.isfinite(bound) else bound for bound in self.bounds)
@@ -149,53 +118,35 @@ class TreatmentEffect(Uniform):
         self.state["dropped"][indices] = torch.where(seen, dropped, dropped[:, :1])
 
 
-_TINY = 1e-30  # in place of a sum of zero
-
-
 class Importance(Uniform):
     r"""Draws with replacement by the present loss of each real image (the relative cross-entropy), mixed with uniform ones.
 
     $$q_i = (1 - \eta)\, \ell_i / \textstyle\sum_j \ell_j + \eta / n$$
 
-    over a class, or over all images where a step draws from all. Every `every` steps losses are looked at under what the
-    objective predicts, on at most `looked` images, and averaged with the old ones; images not yet seen count as the mean.
-    Weights 1 / (n q_i), at most 1 / eta, make every mean over a batch an unbiased estimate of the plain mean (at eta = 0 but for
-    images without any loss, which are never drawn). Without them hard images count more: another objective.
-    Source: our construction after the abstract of arXiv 2307.08086, which names the loss and the draws; mixture, period, subset,
-    average and draws with replacement are our choices.
+    over a class, or over all images where a step draws from all. Every `every` steps losses are looked at under what the objective
+    predicts, on at most `looked` images, and averaged with the old ones, half each; images not yet seen count as the mean. Weights
+    1 / (n q_i), at most 1 / eta, make every mean over a batch an unbiased estimate of the plain mean (at eta = 0 but for images without any
+    loss, which are never drawn). Without them hard images count more: another objective.
+    Source: our construction after the abstract of arXiv 2307.08086, which names the loss and the draws; mixture, period, subset, average
+    and draws with replacement are our choices.
     """
 
     needs = ("predict",)
     relative = False
 
-    def __init__(
-        self,
-        images,
-        share: float = 0.5,
-        every: int = 100,
-        reweight: bool = False,
-        *,
-        generator: Generator,
-        looked: int = 10_000,
-        memory: float = 0.5,
-    ):
-        """What to draw from.
+    def __init__(self, images, share: float = 0.5, every: int = 100, reweight: bool = False, *, generator: Generator, looked: int = 10_000):
+        """Raises InputError on a share outside of (0, 1], and periods or numbers that are not positive integers.
 
-        images    the real ImageSet that batches come from
-        share     1 - eta, the part of a batch that goes by the loss, in (0, 1]; 1 has weights without a bound
-        every     steps between two looks
-        reweight  whether weights undo the preference
-        generator of the looks; one draw is taken from it
-        looked    images of a look, at most
-        memory    of the old losses
-        raises    InputError on a share outside of (0, 1], and periods or numbers that are not positive integers
+        images     the real ImageSet that batches come from
+        share      1 - eta, the part of a batch that goes by the loss, in (0, 1]; 1 has weights without a bound
+        every      steps between two looks at `looked` images or less, whose `generator` gives one draw here
+        reweight   whether weights undo the preference
         """
         super().__init__(images.targets)
         check_fraction("share", share)
         check_positive_int("every", every)
         check_positive_int("looked", looked)
-        self.images, self.share, self.every, self.reweight = images, share, every, reweight
-        self.looked, self.memory = looked, memory
+        self.images, self.share, self.every, self.reweight, self.looked = images, share, every, reweight, looked
         self.root = int(torch.randint(2**62, (), generator=generator))
         self.state = {"loss": torch.full((self.n,), math.nan)}
         self._chances: dict[int | None, tuple[Tensor, Tensor]] = {}
@@ -206,8 +157,7 @@ class Importance(Uniform):
             members = torch.arange(self.n) if label is None else self.members[int(label)]
             loss = self.state["loss"].cpu()[members].double()
             loss = torch.where(loss.isnan(), loss.nanmean().nan_to_num(1.0), loss)
-            flat = torch.full_like(loss, 1 / len(loss))
-            total = loss.sum()
+            flat, total = torch.full_like(loss, 1 / len(loss)), loss.sum()
             own = loss / total if total > 0 else flat  # nothing is wrong any more: all are alike
             self._chances[label] = members, self.share * own + (1 - self.share) * flat
         return self._chances[label]
@@ -232,60 +182,50 @@ class Importance(Uniform):
             logits = objective.predict(synthetic, state, self.images.subset(looked), predict)
         targets = self.images.targets[looked.to(self.images.targets.device)]
         new = F.cross_entropy(logits.float(), targets, reduction="none").cpu()
-        loss = self.state["loss"].cpu().clone()
-        old = loss[looked]
-        loss[looked] = torch.where(old.isnan(), new, self.memory * old + (1 - self.memory) * new)
-        self.state["loss"] = loss
+        old = self.state["loss"].cpu()
+        self.state["loss"] = old.index_copy(0, looked, torch.where(old[looked].isnan(), new, 0.5 * old[looked] + 0.5 * new))
         return len(looked)
 
 
 class RealBatches:
-    """The `draw` an objective is handed: a sampler joined to its images and the step's generator."""
+    """The `draw` an objective is handed: a sampler, its images (any source with `.batch(indices)` and `.targets`), the step's generator."""
 
-    def __init__(self, real, sampler: Sampler, generator: Generator):
-        """real: an ImageSet, or any source with `.batch(indices)` and `.targets`."""
+    def __init__(self, real, sampler: Uniform, generator: Generator):
         self.real, self.sampler, self.generator = real, sampler, generator
         self.samples = 0  # images drawn so far, for the cost record
         self.effective: Tensor | None = None  # images of weight above zero, mean over classes
 
     def __call__(self, label: int | None, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One class, or all classes if None: images (n', C, H, W), targets (n', ...), weights (n',) that sum to one.
-
-        Weights of a sampler that is not relative sum to one in expectation alone.
-        """
-        indices, weights = self.sampler.draw(label, n, self.generator)
-        _check_not_empty([indices])
-        self.samples += len(indices)
-        device = self.real.targets.device
-        indices, weights = (value.to(device, non_blocking=True) for value in (indices, weights))
+        """One class, or all if None: images (n', C, H, W), targets (n', ...), weights (n',) that sum to one (if not relative, on average)."""
+        [(indices, weights)] = self._drawn([label], n)
+        indices, weights = self._moved(indices, weights)
         total = weights.sum() if self.sampler.relative else len(weights)
         return self.real.batch(indices), self.real.targets[indices], weights / total
 
     def classes(self, labels: Tensor, n: int, effects: Callable[[Tensor, Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """All classes at once: images (classes, n', C, H, W) and weights (classes, n') whose rows sum to one.
-
-        Classes with fewer than n' images are filled up with images of weight zero.
+        """All classes at once: images (classes, n', C, H, W) and weights (classes, n') whose rows sum to one, small classes filled up with 0.
 
         effects  (images, weights) -> (classes, n') effects on the synthetic set, for samplers that follow them
         """
-        batches = [self.sampler.draw(int(label), n, self.generator) for label in labels]
-        _check_not_empty([batch.indices for batch in batches])
+        batches = self._drawn([int(label) for label in labels], n)
         widest = max(len(batch.indices) for batch in batches)
         indices = torch.stack([_fill(batch.indices, widest, batch.indices[0]) for batch in batches])
-        weights = torch.stack([_fill(batch.weights, widest, 0) for batch in batches])
-        self.samples += sum(len(batch.indices) for batch in batches)
-        device = self.real.targets.device
-        indices, weights = (value.to(device, non_blocking=True) for value in (indices, weights))
+        indices, weights = self._moved(indices, torch.stack([_fill(batch.weights, widest, 0) for batch in batches]))
         total = weights.sum(1, keepdim=True) if self.sampler.relative else widest
         real, weights = self.real.batch(indices), weights / total
         weights = self.sampler.weigh(labels, indices, weights, lambda: effects(real, weights))
         self.effective = (weights > 0).sum(1).float().mean()
         return real, weights
 
+    def _drawn(self, labels: list[int | None], n: int) -> list[Batch]:
+        batches = [self.sampler.draw(label, n, self.generator) for label in labels]
+        if any(len(batch.indices) == 0 for batch in batches):
+            raise InputError("sampler: an empty batch; accepted: at least one real image of every class in every step")
+        self.samples += sum(len(batch.indices) for batch in batches)
+        return batches
 
-def _check_not_empty(indices: list[Tensor]) -> None:
-    if any(len(one) == 0 for one in indices):
-        raise InputError("sampler: an empty batch; accepted: at least one real image of every class in every step")
+    def _moved(self, *values: Tensor) -> tuple[Tensor, ...]:
+        return tuple(value.to(self.real.targets.device, non_blocking=True) for value in values)
 
 
 def _fill(values: Tensor, n: int, value) -> Tensor:

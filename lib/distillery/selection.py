@@ -1,7 +1,7 @@
 """From scores to indices: which real samples are kept, as a smaller training set or as the start of a distilled one.
 
-Scores are (N,), high = hard. Greedy methods (herding, k-center, D2) put their rank in place of the score, so keeping the
-lowest keeps the first chosen. Selection is per class unless there are no classes.
+Scores are (N,), high = hard. Greedy methods (herding, k-center, D2) put their rank in place of the score, so keeping the lowest keeps the
+first chosen. Selection is per class unless there are no classes.
 
 | rule | keeps | source |
 |---|---|---|
@@ -15,57 +15,35 @@ lowest keeps the first chosen. Selection is per class unless there are no classe
 Slow references: `flexrand_plain`, `coverage_plain`, `proportional_plain`.
 """
 
-import math
-
 import torch
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_choice, check_finite, check_keep, check_positive_int
+from distillery.checks import InputError, check_choice, check_finite, check_keep, check_positive_int, is_number
 
 RULES = ("lowest", "highest", "middle", "random", "flexrand", "coverage", "proportional")
 DRAWN = ("random", "flexrand", "coverage", "proportional")  # rules that draw
 STRATA = 50  # of 'coverage'
 # published ways to keep a part: the score and the rule of each; 'Moderate' and 'CCS' by a score that takes no training
-BASELINES: dict[str, tuple[str, str]] = {
-    "forgetting": ("forgetting", "highest"),
-    "EL2N": ("EL2N", "highest"),
-    "GraNd": ("GraNd", "highest"),
-    "AUM": ("AUM", "highest"),
-    "least confidence": ("least confidence", "highest"),
-    "entropy": ("entropy", "highest"),
-    "margin": ("margin", "highest"),
-    "cumulative loss": ("cumulative loss", "highest"),
-    "contextual diversity": ("contextual diversity", "lowest"),
-    "herding": ("herding", "lowest"),
-    "k-center": ("k-center", "lowest"),
-    "D2": ("D2", "lowest"),
-    "Moderate": ("prototype distance", "middle"),
-    "CCS strata": ("complexity", "coverage"),
-}
+_HARDEST = ("forgetting", "EL2N", "GraNd", "AUM", "least confidence", "entropy", "margin", "cumulative loss")
+BASELINES: dict[str, tuple[str, str]] = {score: (score, "highest") for score in _HARDEST}
+BASELINES |= {score: (score, "lowest") for score in ("contextual diversity", "herding", "k-center", "D2")}
+BASELINES |= {"Moderate": ("prototype distance", "middle"), "CCS strata": ("complexity", "coverage")}
 
 
 def select(
-    scores: Tensor | None,
-    n: int,
-    targets: Tensor | None = None,
-    rule: str = "lowest",
-    generator: Generator | None = None,
-    gamma: float = 0.5,
-    *,
-    total: int = 0,
-) -> Tensor:
+    scores: Tensor | None, n: int, targets: Tensor | None = None, rule: str = "lowest", generator: Generator | None = None,
+    gamma: float = 0.5, *, total: int = 0,
+) -> Tensor:  # fmt: skip
     """Indices of `n` samples, of every class if `targets` are given: ascending by class, in the rule's order within it.
 
-    scores     (N,) float; may be None for 'random' with targets or `total`
-    n          samples to keep (per class)
-    rule       'lowest' (easiest), 'highest' (hardest), 'middle' (equally many dropped at both ends of the order, the odd
-               one at the hard end), 'random', 'flexrand', 'coverage' or 'proportional' (which need a generator); ties go to
-               the smaller index
-    gamma      of 'flexrand': the share of a class that is its easy part
-    total      N, for 'random' without scores and targets
-    raises     InputError on unknown rules, scores that are not finite or not one a sample, a class with fewer than n
-               samples, a gamma with which half of the budget does not fit into a part, or scores for 'proportional' that
-               are negative or of which fewer than n in a class are above 0
+    scores  (N,) float; may be None for 'random' with targets or `total`
+    n       samples to keep (per class)
+    rule    'lowest' (easiest), 'highest' (hardest), 'middle' (equally many dropped at both ends of the order, the odd one at the hard end),
+            'random', 'flexrand', 'coverage' or 'proportional' (which need a generator); ties go to the smaller index
+    gamma   of 'flexrand': the share of a class that is its easy part
+    total   N, for 'random' without scores and targets
+    raises  InputError on unknown rules, scores that are not finite or not one a sample, a class with fewer than n samples, a gamma that
+            `check_gamma` refuses, scores for 'proportional' that are negative or of which fewer than n in a class are above 0
     """
     check_positive_int("n", n)
     total = total or len(targets if targets is not None else scores)
@@ -77,27 +55,17 @@ def select(
 
 
 def prune(
-    scores: Tensor | None,
-    keep: float,
-    targets: Tensor | None,
-    rule: str,
-    generator: Generator | None = None,
-    at_least: int = 1,
-    gamma: float = 0.5,
+    scores: Tensor | None, keep: float, targets: Tensor | None, rule: str, generator: Generator | None = None, gamma: float = 0.5
 ) -> Tensor:
     """Indices of the part `keep` of every class, as `select` orders them; of all samples where there are no classes.
 
-    keep      a fraction in (0, 1]: floor((1 - keep) * n_class) samples of a class are dropped, as in BiLP's code; or a
-              whole number above 1: so many samples of every class are kept. 1 is the fraction: everything
-    at_least  refuse to leave a class with fewer (the images per class to distill)
-    gamma     of 'flexrand', in [keep / 2, 1 - keep / 2]
-    raises    InputError as `select`, and when a class would keep fewer than `at_least` or has fewer than `keep`
+    keep    a fraction in (0, 1]: floor((1 - keep) * n_class) samples of a class are dropped, as in BiLP's code; or a whole number above
+            1: so many samples of every class are kept. 1 is the fraction: everything
+    gamma   of 'flexrand', in [keep / 2, 1 - keep / 2]
+    raises  InputError as `select`, and when a class would keep none or has fewer than `keep`
     """
     total = len(targets if targets is not None else scores)
-    if targets is None:
-        check_keep("keep", keep)
-    else:
-        check_enough_left(keep, targets, at_least)
+    check_enough_left(keep, targets)
     _check(scores, total, rule, generator)
     if rule == "flexrand":
         if keep > 1:
@@ -111,12 +79,9 @@ def check_gamma(gamma: float, keep: float, slack: float = 1e-9) -> None:
 
     Source: the range over which DLC plots gamma; outside of it the smaller part would be taken whole.
     """
-    number = isinstance(gamma, int | float) and not isinstance(gamma, bool) and math.isfinite(gamma)
-    if not number or not keep / 2 - slack <= gamma <= 1 - keep / 2 + slack:
-        raise InputError(
-            f"gamma: {gamma!r} with keep {keep:g}; accepted: {keep / 2:g} to {1 - keep / 2:g}, "
-            "so that half of what is kept fits into the easy part and into the hard one"
-        )
+    if not is_number(gamma) or not keep / 2 - slack <= gamma <= 1 - keep / 2 + slack:
+        accepted = f"{keep / 2:g} to {1 - keep / 2:g}, so that half of what is kept fits into the easy part and into the hard one"
+        raise InputError(f"gamma: {gamma!r} with keep {keep:g}; accepted: {accepted}")
 
 
 def legal_gammas(keep: float, n: int) -> list[float]:
@@ -125,12 +90,11 @@ def legal_gammas(keep: float, n: int) -> list[float]:
     return [0.5] if n == 1 else [round(keep / 2 + (1 - keep) * i / (n - 1), 6) for i in range(n)]
 
 
-def check_enough_left(keep: float, targets: Tensor, at_least: int = 1) -> None:
-    """Raise InputError where `prune` would, before any score is computed."""
+def check_enough_left(keep: float, targets: Tensor | None, at_least: int = 1) -> None:
+    """Raise InputError where `prune` would, before any score is computed, and where a class keeps fewer than `at_least`."""
     check_keep("keep", keep)
-    for size in targets.unique(return_counts=True)[1].tolist():
-        n = count(keep, size)
-        if n > size:
+    for size in [] if targets is None else targets.unique(return_counts=True)[1].tolist():
+        if (n := count(keep, size)) > size:
             raise InputError(f"keep: {keep} images of a class that has {size}; accepted: at most {size}, or a fraction")
         if n < at_least:
             raise InputError(f"keep: {keep} leaves {n} of {size} images of a class; accepted: at least {at_least} (ipc)")
@@ -158,11 +122,11 @@ def _per_class(targets, total, count, scores, rule, generator, gamma) -> Tensor:
     groups = [torch.arange(total)] if targets is None else [torch.nonzero(targets.cpu() == c)[:, 0] for c in targets.unique()]
     chosen = []
     for label, members in enumerate(groups):
-        n = count(len(members))
-        if n > len(members):
-            raise InputError(f"ipc: class {label} has {len(members)} images, {n} were asked for; accepted: at most {len(members)}")
+        size, n = len(members), count(len(members))
+        if n > size:
+            raise InputError(f"ipc: class {label} has {size} images, {n} were asked for; accepted: at most {size}")
         own = None if scores is None else scores.cpu()[members]
-        chosen.append(members[_pick(own, len(members), n, rule, generator, gamma)])
+        chosen.append(members[_pick(own, size, n, rule, generator, gamma)])
     return torch.cat(chosen)
 
 
@@ -170,16 +134,12 @@ def _pick(scores: Tensor | None, size: int, n: int, rule: str, generator, gamma:
     """Positions of n samples of one group of `size`."""
     if rule == "random":
         return torch.randperm(size, generator=generator)[:n]
-    if rule == "coverage":
-        return _coverage(scores, n, generator)
-    if rule == "proportional":
-        return _proportional(scores, n, generator)
+    if rule in ("coverage", "proportional"):
+        return (_coverage if rule == "coverage" else _proportional)(scores, n, generator)
     order = scores.argsort(stable=True, descending=rule == "highest")
     if rule == "flexrand":
-        easy, hard = flexrand_budgets(size, n, gamma)
-        pools = order.split([round(gamma * size), size - round(gamma * size)])
-        drawn = [pool[torch.randperm(len(pool), generator=generator)] for pool in pools]
-        return torch.cat([drawn[0][:easy], drawn[1][:hard]])
+        pools, budgets = order.tensor_split([round(gamma * size)]), flexrand_budgets(size, n, gamma)
+        return torch.cat([pool[torch.randperm(len(pool), generator=generator)][:budget] for pool, budget in zip(pools, budgets)])
     first = (size - n) // 2 if rule == "middle" else 0
     return order[first : first + n]
 
@@ -187,9 +147,8 @@ def _pick(scores: Tensor | None, size: int, n: int, rule: str, generator, gamma:
 def flexrand_budgets(size: int, n: int, gamma: float) -> tuple[int, int]:
     """How many of n samples come from the easy part and from the hard part of a class of `size`; their sum is n.
 
-    Half of n each, the odd one from the smaller part (the easy one at gamma 1/2), so that at the ends of the legal range the
-    smaller part is taken whole; what a part lacks, the other gives. The paper's code rounds both by themselves and may miss
-    its budget by one.
+    Half of n each, the odd one from the smaller part (the easy one at gamma 1/2), so that at the ends of the legal range the smaller part is
+    taken whole; what a part lacks, the other gives. The paper's code rounds both by themselves and may miss its budget by one.
     """
     pool = round(gamma * size)
     easy = min(-(-n // 2), pool) if gamma <= 0.5 else n - min(-(-n // 2), size - pool)
@@ -202,25 +161,22 @@ def flexrand_plain(scores: list[float], n: int, gamma: float, generator: Generat
     order = sorted(range(len(scores)), key=lambda i: (scores[i], i))
     easy, hard = order[: round(gamma * len(order))], order[round(gamma * len(order)) :]
     wanted = {"easy": n // 2, "hard": n // 2}
-    if n % 2:
-        wanted["easy" if gamma <= 0.5 else "hard"] += 1
+    wanted["easy" if gamma <= 0.5 else "hard"] += n % 2
     for hat, other, names in (("easy", "hard", easy), ("hard", "easy", hard)):
         while wanted[hat] > len(names):
             wanted[hat], wanted[other] = wanted[hat] - 1, wanted[other] + 1
     drawn = set()
     for hat, names in (("easy", easy), ("hard", hard)):
-        shuffled = [names[i] for i in torch.randperm(len(names), generator=generator)]
-        drawn |= set(shuffled[: wanted[hat]])
+        drawn |= {names[i] for i in torch.randperm(len(names), generator=generator)[: wanted[hat]]}
     return drawn
 
 
 def _proportional(scores: Tensor, n: int, generator: Generator) -> Tensor:
     """The n largest of log score + Gumbel noise: what drawing one after another without putting back would give."""
-    if (scores < 0).any() or int((scores > 0).sum()) < n < len(scores):  # all are taken whatever their scores
-        raise InputError(
-            f"scores: {int((scores > 0).sum())} of {len(scores)} above 0, {int((scores < 0).sum())} below, total "
-            f"{float(scores.sum()):g}; accepted: none below 0, and at least {n} above 0 to draw {n} in proportion"
-        )
+    above, below = int((scores > 0).sum()), int((scores < 0).sum())
+    if below or above < n < len(scores):  # all are taken whatever their scores
+        found = f"{above} of {len(scores)} above 0, {below} below, total {float(scores.sum()):g}"
+        raise InputError(f"scores: {found}; accepted: none below 0, and at least {n} above 0 to draw {n} in proportion")
     uniform = torch.rand(len(scores), generator=generator, dtype=torch.float64)
     keys = scores.double().log() - (-uniform.clamp_min(torch.finfo(torch.float64).tiny).log()).log()
     return keys.argsort(descending=True, stable=True)[:n]
@@ -261,11 +217,10 @@ def _coverage(scores: Tensor, n: int, generator: Generator) -> Tensor:
 def coverage_plain(scores: list[float], n: int) -> list[int]:
     """The budget of each of the 50 strata, from the lowest scores to the highest."""
     low, high = min(scores), max(scores)
-    filled = [0] * STRATA
+    filled, budgets, left = [0] * STRATA, [0] * STRATA, n
     for score in scores:
         at = int((score - low) / ((high - low) / STRATA)) if high > low else 0
         filled[min(at, STRATA - 1)] += 1
-    budgets, left = [0] * STRATA, n
     for done, s in enumerate(sorted(range(STRATA), key=lambda s: filled[s])):
         budgets[s] = min(filled[s], left // (STRATA - done))
         left -= budgets[s]

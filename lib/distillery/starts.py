@@ -21,7 +21,6 @@ from torch import Tensor
 
 from distillery.data.synthetic import Synthetic, gaussian_noise
 from distillery.scores.geometry import herding, kmeans_nearest
-from distillery.seeds import generator
 from distillery.selection import select
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class Start:
 def start(name: str, **declared) -> Callable:
     """Function decorator: `choose` of a `Start` with this name."""
 
-    def add(choose: Callable[["Job", int], Tensor]) -> Callable:
+    def add(choose: Callable) -> Callable:
         STARTS[name] = Start(name, choose, **declared)
         return choose
 
@@ -70,12 +69,12 @@ def start(name: str, **declared) -> Callable:
 @start("random")
 def random(job: "Job", n: int) -> Tensor:
     """At random."""
-    return select(None, n, job.kept_labels, "random", generator(job.recipe.seed, "random subset"), total=len(job.kept))
+    return select(None, n, job.kept_labels, "random", job.stream("random subset"), total=len(job.kept))
 
 
 def as_noise(job: "Job", real: Synthetic) -> Synthetic:
     """Standard normal images in place of real ones, whose labels stay."""
-    noise = gaussian_noise(len(real), tuple(real.tensors["images"].shape[1:]), generator(job.recipe.seed, "noise"))
+    noise = gaussian_noise(len(real), tuple(real.tensors["images"].shape[1:]), job.stream("noise"))
     return real.replace(images=noise.to(real.device))
 
 
@@ -91,32 +90,20 @@ def by_herding(job: "Job", n: int) -> Tensor:
 @start("k-means", score="loss")
 def by_kmeans(job: "Job", n: int) -> Tensor:
     """Nearest to the centres of k-means with k = n."""
-    rank = kmeans_nearest(job.features, job.kept_labels, n, generator(job.recipe.seed, "k-means"))
-    return select(rank, n, job.kept_labels, "lowest")
+    return select(kmeans_nearest(job.features, job.kept_labels, n, job.stream("k-means")), n, job.kept_labels, "lowest")
 
 
-def _by_loss(rule: str) -> Callable:
-    return lambda job, n: select(job.score("loss")[job.kept], n, job.kept_labels, rule)
+def _by_score(score: str, rule: str) -> Callable:
+    return lambda job, n: select(job.score(score, n)[job.kept], n, job.kept_labels, rule, job.stream(score))
 
 
-start("lowest loss", score="loss", labels=True)(_by_loss("lowest"))
-start("highest loss", score="loss", labels=True)(_by_loss("highest"))
-
-
-def _in_proportion(score: str) -> Callable:
-    def choose(job: "Job", n: int) -> Tensor:
-        scores = job.score(score, n)[job.kept]
-        return select(scores, n, job.kept_labels, "proportional", generator(job.recipe.seed, score))
-
-    return choose
-
-
+for _rule in ("lowest", "highest"):
+    start(f"{_rule} loss", score="loss", labels=True)(_by_score("loss", _rule))
 for _name in ("ridge sensitivity", "leverage", "k-means sensitivity"):
-    start(_name, score=_name, labels=True)(_in_proportion(_name))
+    start(_name, score=_name, labels=True)(_by_score(_name, "proportional"))
 
 
 @start("k-means++", score="k-means++", labels=True)
 def by_seeding(job: "Job", n: int) -> Tensor:
     """The order in which D^2 seeding takes them."""
-    rank = job.experiment.scores.seeded(job.recipe.seed, n, job.kept)
-    return select(rank, n, job.kept_labels, "lowest")
+    return select(job.experiment.scores.seeded(job.recipe.seed, n, job.kept), n, job.kept_labels, "lowest")

@@ -1,14 +1,15 @@
 """Files on disk: atomic writes, tensors that carry their own digest, identities of artifacts, and finished runs.
 
-No artifact is a pickle: tensors are safetensors, everything else is JSON. A write goes to a temporary file in the same
-folder, is flushed to disk and renamed, so a reader sees the old file or the new one and never a part. An artifact's
-identity is its producer's name and version, its typed inputs and the digest of its data.
+No artifact is a pickle: tensors are safetensors, everything else is JSON. A write goes to a temporary file in the same folder, is flushed
+to disk and renamed, so a reader sees the old file or the new one and never a part. An artifact's identity is its producer's name and
+version, its typed inputs and the digest of its data.
 """
 
 import hashlib
 import json
 import os
 import pickle
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from distillery.checks import InputError
+from distillery.checks import InputError, first_line
 
 _META = "distillery"  # the one metadata key: a JSON object with "digest" and "card"
 
@@ -39,13 +40,10 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
         finally:
             os.close(folder)
     except OSError as error:
-        try:
-            temporary.unlink(missing_ok=True)
-        except OSError:
-            pass
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; what was finished before is kept, accepted: a writable folder with free space"
-        ) from error
+        with suppress(OSError):
+            temporary.unlink()
+        accepted = "what was finished before is kept, accepted: a writable folder with free space"
+        raise InputError(f"cannot write {path}: {error.strerror or error}; {accepted}") from error
     return path
 
 
@@ -82,8 +80,7 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> st
     # copies, since safetensors refuses tensors that share memory
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     digest = _card_digest(tensors, card)
-    meta = {_META: canonical({"digest": digest, "card": card})}
-    write_bytes(path, safetensors_bytes(tensors, metadata=meta))
+    write_bytes(path, safetensors_bytes(tensors, metadata={_META: canonical({"digest": digest, "card": card})}))
     return digest
 
 
@@ -100,10 +97,7 @@ def _card_digest(tensors: dict[str, Tensor], card) -> str:
 
 
 def map_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Like `load_tensors`, but the tensors stay on disk and are read page by page as they are used.
-
-    The digest is not checked, which would read everything; a missing or truncated file is refused all the same.
-    """
+    """Like `load_tensors`, but the tensors stay on disk until they are used, and their digest is not checked, which would read everything."""
     tensors, meta = _open_tensors(path)
     return tensors, meta["card"]
 
@@ -112,16 +106,13 @@ def load_foreign(path: str | Path):
     """What a file of PyTorch or safetensors holds, never run. Raises InputError if it cannot be read as tensors."""
     path = Path(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path} is not found; accepted: a .safetensors, .pt or .pth file") from error
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} holds more than tensors, which is not run; accepted: files that load with weights_only") from error
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot read {path}: {reason}; accepted: a whole .safetensors, .pt or .pth file") from error
+        raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a whole .safetensors, .pt or .pth file") from error
 
 
 def _open_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
@@ -130,8 +121,7 @@ def _open_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
             meta = json.loads((file.metadata() or {}).get(_META, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot read {path}: {reason}; accepted: a complete safetensors file") from error
+        raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a complete safetensors file") from error
     if not isinstance(meta, dict) or not {"digest", "card"} <= set(meta):
         raise InputError(f"{path} has no distillery card; accepted: a file exported by distillery")
     return tensors, meta

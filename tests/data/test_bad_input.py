@@ -12,7 +12,7 @@ from distillery.data import ImageSet, load, synthetic
 from distillery.data.synthetic import Synthetic
 from distillery.notebook import parameters, types
 from distillery.recipe import Prune, Recipe
-from distillery.selection import prune, select
+from distillery.selection import check_enough_left, prune, select
 from distillery.training import dsa
 
 # Data sets and folders
@@ -139,7 +139,7 @@ def test_fewer_images_than_ipc(tiny, refused):
     with refused("ipc", 8, 9):
         select(None, 9, tiny.targets, "random", torch.Generator())
     with refused("keep", 0.25, "at least 3"):
-        prune(torch.rand(24), 0.25, tiny.targets, "lowest", at_least=3)
+        check_enough_left(0.25, tiny.targets, 3)
 
 
 @pytest.mark.parametrize("keep", [0, -0.5, -2, 1.0001, 1.5, 2.5, math.nan, math.inf, "half", True, None])
