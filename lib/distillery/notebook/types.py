@@ -88,9 +88,7 @@ Whole = Annotated[int, Field(ge=0, description="a whole number, 0 or more")]
 Number = Annotated[float, Field(ge=0, description="a number, 0 or more"), AfterValidator(_finite)]
 Share = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1")]
 Keep = Annotated[
-    float,
-    Field(description="a fraction above 0 and at most 1, or a whole number of images of every class"),
-    AfterValidator(_keep),
+    float, Field(description="a fraction above 0 and at most 1, or a whole number of images of every class"), AfterValidator(_keep)
 ]
 LocalPath = Annotated[str, Field(description="a path"), OfThisMachine()]
 NameOrPath = Annotated[str, Field(description="a name or a path"), OfThisMachine(sure=False)]
