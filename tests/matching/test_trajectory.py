@@ -361,6 +361,7 @@ def test_every_pass_uses_every_image_and_every_round_every_expert(tiny):
         _, state, _ = made.step(start, state, None, generator(i, "step"))
         used[-1] = int(state["order"][int(state["used"]) - 1])
     assert all(sorted(used[at : at + 3]) == [0, 1, 2] for at in (0, 3, 6))
+    assert len({tuple(used[at : at + 3]) for at in (0, 3, 6)}) > 1  # in another order
 
 
 def test_distillation_moves_pixels_and_step_size_towards_the_experts(tiny):
