@@ -2,7 +2,6 @@ r"""Kernels and the ridge regression on them: the infinitely wide network in clo
 
 Sources: the neural tangent kernel of KIP (arXiv 2011.00050), the random features of RFAD (2210.12067), Platt's scale of its loss; the
 ridge regression with a ridge for each point is ours, by the primal problem with weights.
-Slow references: `ntk_plain`, `kernel_ridge_plain`.
 """
 
 import math
@@ -25,18 +24,16 @@ def ntk(x: Tensor, y: Tensor | None = None, depth: int = 1, weight: float = 2**0
     $q \leftarrow W^2 \sqrt{q(x,x)\,q(x',x')}\,(\sin a + (\pi - a)\cos a) / 2\pi + b^2$ and $\theta \leftarrow q + W^2\,\theta\,(\pi - a) / 2\pi$.
 
     At an angle of 0 the kernel has a kink: there values are exact, and so are gradients of a point with itself; of two points that
-    happen to be equal they are the symmetric subgradient.
+    happen to be equal they are the symmetric subgradient. Source: KIP. Slow reference: `ntk_plain`.
 
     x, y          (n, d) and (m, d) float64; None = x with itself
     depth         hidden layers
     weight, bias  W and b, the standard deviations (published: sqrt 2 and .1)
-    Source: KIP. Slow reference: `ntk_plain`.
     """
     same, y = y is None, x if y is None else y
     w2, b2, d = weight**2, bias**2, x.shape[1]
     own = [w2 * rows.square().sum(1) / d + b2 for rows in (x, y)]
-    q = w2 * (x @ y.T) / d + b2
-    theta = q
+    theta = q = w2 * (x @ y.T) / d + b2
     for _ in range(depth):
         scale = (own[0][:, None] * own[1]).sqrt()
         cosine = q / scale
@@ -47,8 +44,7 @@ def ntk(x: Tensor, y: Tensor | None = None, depth: int = 1, weight: float = 2**0
         left = math.pi - cosine.arccos()
         k0 = torch.where(near, 0.5, left / (2 * math.pi))
         k1 = scale * ((1 - cosine.square()).sqrt() + left * cosine) / (2 * math.pi)
-        k1 = torch.where(near, q / 2, k1)
-        q = w2 * k1 + b2
+        q = w2 * torch.where(near, q / 2, k1) + b2
         theta = q + w2 * theta * k0
         own = [w2 * value / 2 + b2 for value in own]
     return theta
@@ -124,10 +120,9 @@ def kernel_ridge_plain(kernel_ss: Tensor, labels: Tensor, kernel_ts: Tensor, pen
 
 
 def platt(outputs: Tensor, targets: Tensor) -> float:
-    """The factor that makes softmax(factor * outputs) the least wrong about targets, by their cross-entropy.
+    """The factor that makes softmax(factor * outputs) the least wrong about targets (n,), by their cross-entropy.
 
     outputs  (n, C) of a regression, whose scale says nothing of probabilities
-    targets  (n,)
     """
     from scipy.optimize import minimize_scalar  # a second to import
 
@@ -142,8 +137,7 @@ def gaussian(network: ConvNet, generator: Generator, k: int, device: torch.devic
     params = {}
     for name, value in network.init(generator, k).items():
         spread = math.sqrt(2 / value[0, 0].numel()) if name.endswith("weight") else 0.1
-        drawn = torch.randn(value.shape, generator=generator) * spread
-        params[name] = drawn.to(device, non_blocking=True)
+        params[name] = (torch.randn(value.shape, generator=generator) * spread).to(device, non_blocking=True)
     return params
 
 
@@ -152,8 +146,7 @@ def embeddings(network, params: Params, images: Tensor) -> Tensor:
     k = len(next(iter(params.values())))
     size = networks_at_once(k, len(images), images.shape, images.device)
     chunks = [{name: value[i : i + size] for name, value in params.items()} for i in range(0, k, size)]
-    found = torch.cat([network.embed(one, images, train=False) for one in chunks])  # (K, n, F)
-    return found.transpose(0, 1).flatten(1)
+    return torch.cat([network.embed(one, images, train=False) for one in chunks]).transpose(0, 1).flatten(1)
 
 
 def factor(matrix: Tensor, name: str) -> Tensor:
@@ -162,8 +155,7 @@ def factor(matrix: Tensor, name: str) -> Tensor:
     if int(info) or not bool(lower.diagonal().isfinite().all()):
         if not bool(matrix.isfinite().all()):
             raise InputError(f"{name}: values that are not finite; accepted: finite numbers")
-        values = torch.linalg.eigvalsh(matrix.detach())
-        low, high = float(values[0]), float(values[-1])
+        low, high = torch.linalg.eigvalsh(matrix.detach())[[0, -1]].tolist()
         condition = f"condition {high / low:.1e}" if low > 0 else "not positive"
         raise InputError(
             f"{name}: no Cholesky factor of {len(matrix)} rows, eigenvalues from {low:.2e} to {high:.2e} ({condition}); "
