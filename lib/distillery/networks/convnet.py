@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from distillery.checks import InputError, check_choice, check_positive_int
 
 Params = dict[str, Tensor]
+Shape = tuple[int, int, int]  # of an image, (C, H, W)
 
 ACTIVATIONS = {"relu": F.relu, "swish": F.silu}
 NORMALIZATIONS = ("instance", "batch", "group", "layer", "none")
@@ -38,7 +39,7 @@ def trainable(params: Params) -> Params:
     return {name: value for name, value in params.items() if name.rsplit(".", 1)[-1] not in _BUFFERS}
 
 
-def depth_for(shape: tuple[int, int, int]) -> int:
+def depth_for(shape: Shape) -> int:
     """The field's depth for an image size: 3 at 28 and 32, 4 at 64, 5 at 128, at least 2 where the image has 4 pixels a side."""
     side = min(shape[1:])
     return max(round(math.log2(side)) - 2, 2 if side >= 4 else 1)
@@ -55,22 +56,15 @@ class ConvNet:
     """
 
     def __init__(
-        self,
-        shape: tuple[int, int, int],
-        classes: int,
-        width: int = 128,
-        depth: int = 0,
-        activation: str = "relu",
-        normalization: str = "instance",
+        self, shape: Shape, classes: int, width: int = 128, depth: int = 0, activation: str = "relu", normalization: str = "instance"
     ):
         check_positive_int("width", width)
         check_choice("activation", activation, ACTIVATIONS)
         check_choice("normalization", normalization, NORMALIZATIONS)
-        self.shape, self.classes, self.width = tuple(shape), classes, width
-        self.channels = width  # of the widest feature map
-        self.depth = depth or depth_for(shape)
+        self.shape, self.classes, self.width, self.depth = tuple(shape), classes, width, depth or depth_for(shape)
         check_positive_int("depth", self.depth)
         self.activation, self.normalization = activation, normalization
+        self.channels = width  # of the widest feature map
         self.padding = 3 if self.shape == (1, 28, 28) else 1
         maps = [tuple((side + 2 * (self.padding - 1)) // 2**i for side in shape[1:]) for i in range(self.depth + 1)]
         self.maps = maps[:-1]  # (H, W) of each block before pooling
@@ -137,9 +131,7 @@ class ConvNet:
             return x
         weight, bias = params[f"norm{i}.weight"], params[f"norm{i}.bias"]
         if self.normalization == "batch":
-            mean, var = (params[f"norm{i}.{name}"].flatten() for name in ("running_mean", "running_var"))
-            if train:
-                mean, var = mean.clone(), var.clone()
+            mean, var = (params[f"norm{i}.{name}"].flatten().clone() for name in ("running_mean", "running_var"))
             x = F.batch_norm(x, mean, var, weight.flatten(), bias.flatten(), training=train)
             if train:
                 buffers[f"norm{i}.running_mean"], buffers[f"norm{i}.running_var"] = mean.reshape(k, -1), var.reshape(k, -1)

@@ -11,7 +11,7 @@ from distillery.networks.convnet import Params
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """A network of the downstream task with trained `weights`, leading axis 1, all but the classifier's; `name` says where they are from."""
+    """A network of the downstream task with trained `weights`, leading axis 1, all but the classifier's, from where `name` says."""
 
     network: object
     weights: Params

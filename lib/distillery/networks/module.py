@@ -15,8 +15,8 @@ def vmap_pays(k: int, images: tuple[int, ...], convolutional: bool, device: torc
     A module with convolutions is stacked on a CPU while B * H * W < 16384: beyond, the copies around a grouped convolution cost more
     than the calls they save. One by one over stacked, forward and backward of 5 networks on 2 CPU cores, one run (above 1: stacking
     is faster): ResNet18 of a quarter width at batch 10, 32, 64, 256: 2.1, 1.6, 1.3, .96 on 8 x 8, 1.1, .86, .60, .42 on 32 x 32;
-    MLP: 2.5, 1.8, 1.8, 1.6 and 3.9, 2.2, 1.9, 1.6. LeNet, AlexNet, VGG11 and ViT turn within a factor of two of the same place.
-    On a GPU, where small calls should be bound by their launch, always (not measured).
+    MLP: 2.5, 1.8, 1.8, 1.6 and 3.9, 2.2, 1.9, 1.6. LeNet, AlexNet, VGG11 and ViT turn within a factor of two of the same place. On a
+    GPU, where small calls should be bound by their launch, always (not measured).
     """
     b, _, h, w = images[-4:]
     return k > 1 and (device.type != "cpu" or not convolutional or b * h * w < 16384)
@@ -65,10 +65,9 @@ class ModuleNetwork:
         """images (K, B, C, H, W), or (B, C, H, W) seen by all K networks. Slow reference of vmap: `_one_by_one`."""
         self.skeleton.train(train)
         k, shared = len(next(iter(params.values()))), images.ndim == 4
-        stack = self.vmap
-        if stack is None:
-            stack = self.stackable and vmap_pays(k, images.shape, self.convolutional, images.device)
-        if stack:
+        pays = self.stackable and vmap_pays(k, images.shape, self.convolutional, images.device)
+        stacked = pays if self.vmap is None else self.vmap
+        if stacked:
             logits, embedding = torch.func.vmap(self._forward, (0, None if shared else 0))(params, images)
             return Output(logits, embedding, {})
         return self._one_by_one(params, images, train)

@@ -18,7 +18,6 @@ Rules for other image sizes, which change nothing at the published ones:
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -27,51 +26,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distillery.checks import InputError, check_choice, check_positive_int
-from distillery.networks.convnet import NORMALIZATIONS, ConvNet, depth_for
+from distillery.networks.convnet import NORMALIZATIONS, ConvNet, Shape, depth_for
 from distillery.networks.module import ModuleNetwork
-
-Shape = tuple[int, int, int]
 
 SMALLEST = 4  # pixels on the shorter side
 
 
 def mlp(shape: Shape, classes: int, width: float = 1.0, normalization: str = "none") -> nn.Module:
     """Two hidden layers of 128."""
-    return _Layers(shape).closed(classes, hidden=[_scaled(128, width)] * 2)
+    return _in_a_row(shape, classes, width, [], hidden=[128, 128])
 
 
 def lenet(shape: Shape, classes: int, width: float = 1.0, normalization: str = "none") -> nn.Module:
-    """Conv5x5(6) - pool - Conv5x5(16) - pool - 120 - 84 - classes, ReLU and max pools."""
-    small = min(shape[1:]) < 28
-    layers = _Layers(shape)
-    layers.conv(_scaled(6, width), 5, padding=2 if small or _padded(shape) else 0)
-    layers.pool()
-    layers.conv(_scaled(16, width), 5, padding=2 if small else 0)
-    layers.pool(least=1)
-    return layers.closed(classes, hidden=[_scaled(120, width), _scaled(84, width)])
+    """Conv5x5(6) - pool - Conv5x5(16) - pool - 120 - 84 - classes."""
+    return _in_a_row(shape, classes, width, [[6], [16]], [5, 5], hidden=[120, 84], same=min(shape[1:]) < 28)
 
 
 def alexnet(shape: Shape, classes: int, width: float = 1.0, normalization: str = "none") -> nn.Module:
-    """Conv 5-5-3-3-3 of 128-192-256-192-192, max pools after the first, second and last, one linear layer."""
-    layers = _Layers(shape)
-    layers.conv(_scaled(128, width), 5, padding=4 if _padded(shape) else 2)
-    layers.pool()
-    layers.conv(_scaled(192, width), 5, padding=2)
-    layers.pool()
-    for channels in (256, 192, 192):
-        layers.conv(_scaled(channels, width), 3, padding=1)
-    layers.pool(least=1)
-    return layers.closed(classes)
+    """Conv 5-5-3-3-3 of 128-192-256-192-192, pools after the first, second and last, one linear layer."""
+    return _in_a_row(shape, classes, width, [[128], [192], [256, 192, 192]], [5, 5, 3])
 
 
 def vgg11(shape: Shape, classes: int, width: float = 1.0, normalization: str = "instance") -> nn.Module:
-    """Configuration A: Conv3x3 of 64 | 128 | 256 256 | 512 512 | 512 512, a max pool after each group, one linear layer."""
-    layers = _Layers(shape)
-    for i, group in enumerate(((64,), (128,), (256, 256), (512, 512), (512, 512))):
-        for channels in group:
-            layers.conv(_scaled(channels, width), 3, 3 if not layers.convs and _padded(shape) else 1, normalization)
-        layers.pool(least=1 if i == 4 else 2)
-    return layers.closed(classes)
+    """Configuration A: Conv3x3 of 64 | 128 | 256 256 | 512 512 | 512 512, a pool after each group, one linear layer."""
+    return _in_a_row(shape, classes, width, [[64], [128], [256, 256], [512, 512], [512, 512]], [3] * 5, normalization)
 
 
 def resnet18(shape: Shape, classes: int, width: float = 1.0, normalization: str = "instance", average: bool = False) -> nn.Module:
@@ -95,9 +73,107 @@ def resnet18(shape: Shape, classes: int, width: float = 1.0, normalization: str 
     return nn.Sequential(layers | {"flatten": nn.Flatten(), "head": head})
 
 
-def vit(shape: Shape, classes: int, width: float = 1.0, normalization: str = "layer") -> nn.Module:
+def _scaled(channels: int, width: float) -> int:
+    return max(round(channels * width), 1)
+
+
+def _padded(shape: Shape) -> bool:
+    """Whether the first convolution pads the image to 32 x 32."""
+    return tuple(shape) == (1, 28, 28)
+
+
+def _norm(normalization: str, channels: int) -> nn.Module:
+    """'instance' is the field's: a GroupNorm of one channel a group, affine, without running statistics."""
+    return nn.GroupNorm(channels, channels) if normalization == "instance" else nn.BatchNorm2d(channels)
+
+
+def _in_a_row(
+    shape: Shape, classes: int, width: float, groups, kernels=(), normalization: str = "none", hidden=(), same: bool = True
+) -> nn.Sequential:
+    """Groups of convolutions with ReLU, a max pool behind each, then linear layers with ReLU on the flattened map, and the classifier.
+
+    groups, kernels  channels of the convolutions of each group, and the side of its kernels
+    hidden           sizes of the linear layers
+    same             whether convolutions keep the size of the map
+    """
+    layers, (channels, *sides), i = OrderedDict(), shape, 0
+    for group, kernel in zip(groups, kernels, strict=True):
+        for outputs in (_scaled(n, width) for n in group):
+            padding = (kernel // 2 if same else 0) + (2 if i == 0 and _padded(shape) else 0)
+            layers[f"conv{i}"] = nn.Conv2d(channels, outputs, kernel, padding=padding)
+            if normalization != "none":
+                layers[f"norm{i}"] = _norm(normalization, outputs)
+            layers[f"act{i}"] = nn.ReLU()
+            channels, sides, i = outputs, [side + 2 * padding - kernel + 1 for side in sides], i + 1
+        least = 1 if i == sum(map(len, groups)) else 2  # pixels that a pool may leave
+        if min(sides) // 2 >= least:
+            layers[f"pool{i - 1}"], sides = nn.MaxPool2d(2), [side // 2 for side in sides]
+    layers["flatten"] = nn.Flatten()
+    sizes = [channels * math.prod(sides), *(_scaled(n, width) for n in hidden)]
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
+        layers |= {f"fc{i}": nn.Linear(inputs, outputs), f"fc_act{i}": nn.ReLU()}
+    return nn.Sequential(layers | {"head": nn.Linear(sizes[-1], classes)})
+
+
+class _BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; `average` halves the map by a pool behind the first instead of by its stride."""
+
+    def __init__(self, channels: int, planes: int, stride: int, normalization: str, average: bool):
+        super().__init__()
+        strided, pooled = (1, stride) if average else (stride, 1)
+        self.conv0 = nn.Conv2d(channels, planes, 3, strided, padding=1, bias=False)
+        self.norm0 = _norm(normalization, planes)
+        self.pool = nn.AvgPool2d(pooled) if pooled > 1 else nn.Identity()
+        self.conv1 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.norm1 = _norm(normalization, planes)
+        self.shortcut = nn.Identity()
+        if stride > 1 or channels != planes:
+            projected = nn.Conv2d(channels, planes, 1, strided, bias=False)
+            self.shortcut = nn.Sequential(projected, self.pool, _norm(normalization, planes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.pool(F.relu(self.norm0(self.conv0(x))))
+        return F.relu(self.norm1(self.conv1(inner)) + self.shortcut(x))
+
+
+class _VisionTransformer(nn.Module):
     """Pre-norm transformer of width 192, 3 heads, MLP ratio 4, class token, learned positions."""
-    return _VisionTransformer(shape, classes, heads=3, channels=3 * _scaled(64, width))
+
+    def __init__(self, shape: Shape, classes: int, width: float = 1.0, normalization: str = "layer"):
+        super().__init__()
+        channels, patch = 3 * _scaled(64, width), max(2 ** round(math.log2(min(shape[1:]) / 8)), 2)
+        self.pads = (0, -shape[2] % patch, 0, -shape[1] % patch)  # right and bottom, to whole patches
+        self.patches = nn.Conv2d(shape[0], channels, patch, patch)
+        self.token = nn.Parameter(torch.zeros(channels))
+        tokens, bound = 1 + math.prod(math.ceil(side / patch) for side in shape[1:]), 1 / math.sqrt(channels)
+        self.positions = nn.Parameter(torch.empty(tokens, channels).uniform_(-bound, bound))
+        self.blocks = nn.Sequential(*(_Transformer(channels, heads=3) for _ in range(2 * depth_for(shape))))
+        self.norm = nn.LayerNorm(channels)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(F.pad(images, self.pads)).flatten(2).mT  # (B, T, channels)
+        tokens = torch.cat([self.token.expand(len(tokens), 1, -1), tokens], dim=1) + self.positions  # (B, 1 + T, channels)
+        return self.head(self.norm(self.blocks(tokens)[:, 0]))
+
+
+class _Transformer(nn.Module):
+    """Attention, then a two-layer perceptron, each behind a LayerNorm and beside a shortcut."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm0, self.norm1 = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.qkv, self.project = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, channels = x.shape
+        q, k, v = self.qkv(self.norm0(x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, T, channels / heads)
+        # written out, because the fused kernels have no second derivative, which gradient matching needs
+        attention = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)  # (B, heads, T, T)
+        x = x + self.project((attention @ v).transpose(1, 2).reshape(b, t, channels))
+        return x + self.mlp(self.norm1(x))
 
 
 POOL = {  # name -> factory of (shape, classes, width, normalization), and the normalizations it takes, the field's default first
@@ -107,7 +183,7 @@ POOL = {  # name -> factory of (shape, classes, width, normalization), and the n
     "VGG11": (vgg11, ("instance", "batch")),
     "ResNet18": (resnet18, ("instance", "batch")),
     "ResNet18_AP": (partial(resnet18, average=True), ("instance", "batch")),
-    "ViT": (vit, ("layer",)),
+    "ViT": (_VisionTransformer, ("layer",)),
 }
 NAMES = ("ConvNet", *POOL)
 
@@ -147,112 +223,3 @@ def build(name: str, shape: Shape, classes: int, width: float = 1.0, normalizati
     if name == "ConvNet":
         return ConvNet(shape, classes, _scaled(128, width), normalization=normalization)
     return PoolNetwork(name, shape, classes, width, normalization)
-
-
-def _scaled(channels: int, width: float) -> int:
-    return max(round(channels * width), 1)
-
-
-def _padded(shape: Shape) -> bool:
-    """Whether the first convolution pads the image to 32 x 32."""
-    return tuple(shape) == (1, 28, 28)
-
-
-def _norm(normalization: str, channels: int) -> nn.Module:
-    """'instance' is the field's: a GroupNorm of one channel a group, affine, without running statistics."""
-    return nn.GroupNorm(channels, channels) if normalization == "instance" else nn.BatchNorm2d(channels)
-
-
-class _Layers:
-    """Layers in a row, with the channels and the size of the map they have reached."""
-
-    def __init__(self, shape: Shape):
-        self.channels, *self.sides = shape
-        self.layers: OrderedDict[str, nn.Module] = OrderedDict()
-        self.convs = 0
-
-    def conv(self, channels: int, kernel: int, padding: int, normalization: str = "none") -> None:
-        """Convolution, normalization, ReLU."""
-        i = self.convs
-        self.layers[f"conv{i}"] = nn.Conv2d(self.channels, channels, kernel, padding=padding)
-        if normalization != "none":
-            self.layers[f"norm{i}"] = _norm(normalization, channels)
-        self.layers[f"act{i}"] = nn.ReLU()
-        self.sides = [side + 2 * padding - kernel + 1 for side in self.sides]
-        self.channels, self.convs = channels, i + 1
-
-    def pool(self, least: int = 2) -> None:
-        """Max pool of 2, dropped where the map would fall under `least` pixels."""
-        if min(self.sides) // 2 >= least:
-            self.layers[f"pool{self.convs - 1}"] = nn.MaxPool2d(2)
-            self.sides = [side // 2 for side in self.sides]
-
-    def closed(self, classes: int, hidden: Sequence[int] = ()) -> nn.Sequential:
-        """All of them, then linear layers on the flattened map: hidden ones with ReLU, and the classifier."""
-        self.layers["flatten"] = nn.Flatten()
-        sizes = [self.channels * math.prod(self.sides), *hidden]
-        for i, (inputs, outputs) in enumerate(pairwise(sizes)):
-            self.layers |= {f"fc{i}": nn.Linear(inputs, outputs), f"fc_act{i}": nn.ReLU()}
-        self.layers["head"] = nn.Linear(sizes[-1], classes)
-        return nn.Sequential(self.layers)
-
-
-class _BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut; `average` halves the map by a pool behind the first instead of by its stride."""
-
-    def __init__(self, channels: int, planes: int, stride: int, normalization: str, average: bool):
-        super().__init__()
-        strided, pooled = (1, stride) if average else (stride, 1)
-        self.conv0 = nn.Conv2d(channels, planes, 3, strided, padding=1, bias=False)
-        self.norm0 = _norm(normalization, planes)
-        self.pool = nn.AvgPool2d(pooled) if pooled > 1 else nn.Identity()
-        self.conv1 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.norm1 = _norm(normalization, planes)
-        self.shortcut = nn.Identity()
-        if stride > 1 or channels != planes:
-            projected = nn.Conv2d(channels, planes, 1, strided, bias=False)
-            self.shortcut = nn.Sequential(projected, self.pool, _norm(normalization, planes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = self.pool(F.relu(self.norm0(self.conv0(x))))
-        return F.relu(self.norm1(self.conv1(inner)) + self.shortcut(x))
-
-
-class _VisionTransformer(nn.Module):
-    def __init__(self, shape: Shape, classes: int, heads: int, channels: int):
-        super().__init__()
-        side = min(shape[1:])
-        self.patch = max(2 ** round(math.log2(side / 8)), 2)
-        self.grid = tuple(math.ceil(side / self.patch) for side in shape[1:])
-        self.pads = (0, -shape[2] % self.patch, 0, -shape[1] % self.patch)  # right and bottom, to whole patches
-        self.patches = nn.Conv2d(shape[0], channels, self.patch, self.patch)
-        self.token = nn.Parameter(torch.zeros(channels))
-        bound = 1 / math.sqrt(channels)
-        self.positions = nn.Parameter(torch.empty(1 + math.prod(self.grid), channels).uniform_(-bound, bound))
-        self.blocks = nn.Sequential(*(_Transformer(channels, heads) for _ in range(2 * depth_for(shape))))
-        self.norm = nn.LayerNorm(channels)
-        self.head = nn.Linear(channels, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = self.patches(F.pad(images, self.pads)).flatten(2).mT  # (B, T, channels)
-        tokens = torch.cat([self.token.expand(len(tokens), 1, -1), tokens], dim=1) + self.positions  # (B, 1 + T, channels)
-        return self.head(self.norm(self.blocks(tokens)[:, 0]))
-
-
-class _Transformer(nn.Module):
-    """Attention, then a two-layer perceptron, each behind a LayerNorm and beside a shortcut."""
-
-    def __init__(self, channels: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.norm0, self.norm1 = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.qkv, self.project = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
-        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, t, channels = x.shape
-        q, k, v = self.qkv(self.norm0(x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, T, channels / heads)
-        # written out, because the fused kernels have no second derivative, which gradient matching needs
-        attention = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)  # (B, heads, T, T)
-        x = x + self.project((attention @ v).transpose(1, 2).reshape(b, t, channels))
-        return x + self.mlp(self.norm1(x))

@@ -51,18 +51,10 @@ def ntk(x: Tensor, y: Tensor | None = None, depth: int = 1, weight: float = 2**0
 
 
 def ntk_plain(x: Tensor, y: Tensor, depth: int = 1, weight: float = 2**0.5, bias: float = 0.1) -> Tensor:
-    """Infinite-width NTK of a fully connected ReLU network, NTK parameterization, for one pair of inputs.
+    """`ntk` for one pair of inputs (d,) float64, layer by layer: q is the covariance of the pre-activations (NNGP kernel), theta the NTK.
 
-    q is the covariance of the pre-activations (NNGP kernel) and theta the NTK, from layer to layer:
-        q_0 = w^2 x.y / d + b^2,            theta_0 = q_0
-        kappa1 = sqrt(q_xx q_yy) (sin a + (pi - a) cos a) / (2 pi),  kappa0 = (pi - a) / (2 pi),
-        q_l = w^2 kappa1 + b^2,             theta_l = q_l + w^2 theta_{l-1} kappa0,
-    with cos a = q_xy / sqrt(q_xx q_yy). Source: 2011.00050, arc-cosine kernels.
-
-    x, y       (d,) float64: two flattened images
-    depth      hidden layers, >= 0; the read-out comes on top. 0 is the linear kernel
-    weight, bias  standard deviations w and b. b > 0, so that no q is zero and no angle reaches pi
-    returns    () float64
+    depth  hidden layers, >= 0; the read-out comes on top. 0 is the linear kernel
+    bias   above 0, so that no q is zero and no angle reaches pi
     """
     (d,) = x.shape
     q_xx = weight**2 * torch.dot(x, x) / d + bias**2
@@ -106,16 +98,13 @@ def regress(k_ss: Tensor, labels: Tensor, penalty: Tensor | float) -> Tensor:
 
 
 def kernel_ridge_plain(kernel_ss: Tensor, labels: Tensor, kernel_ts: Tensor, penalty: Tensor | float) -> Tensor:
-    """Predictions of kernel ridge regression, K_TS (K_SS + penalty I)^-1 Y_S.
+    """Predictions of kernel ridge regression, K_TS (K_SS + penalty I)^-1 Y_S, (n, C) float64.
 
-    kernel_ss  (m, m) float64: kernel of the support points with themselves
-    labels     (m, C) float64: their labels
-    kernel_ts  (n, m) float64: kernel of the targets with the support points
-    penalty    () > 0: the ridge, already scaled
-    returns    (n, C) float64
+    kernel_ss, labels  (m, m) and (m, C) float64: kernel of the support points with themselves, and their labels
+    kernel_ts          (n, m) float64: kernel of the targets with the support points
+    penalty            () > 0: the ridge, already scaled
     """
-    m = len(kernel_ss)
-    identity = torch.eye(m, dtype=kernel_ss.dtype, device=kernel_ss.device)
+    identity = torch.eye(len(kernel_ss), dtype=kernel_ss.dtype, device=kernel_ss.device)
     return kernel_ts @ torch.linalg.inv(kernel_ss + penalty * identity) @ labels  # (n, C)
 
 

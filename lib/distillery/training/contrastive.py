@@ -1,4 +1,4 @@
-"""Self-supervised losses of two views: Barlow Twins (arXiv 2103.03230) and SimCLR (2002.05709). Slow references: `barlow_twins_plain`, `simclr_plain`."""
+"""Self-supervised losses of two views: Barlow Twins (arXiv 2103.03230) and SimCLR (2002.05709)."""
 
 import math
 

@@ -50,9 +50,7 @@ class Draw:
 
 def parse(strategy: str) -> list[int]:
     """'color_crop' or 'color+crop' -> indices into FAMILIES; '' or 'none' -> []. Raises InputError on an unknown family."""
-    if strategy in ("", "none"):
-        return []
-    names = strategy.split("+" if "+" in strategy else "_")
+    names = [] if strategy in ("", "none") else strategy.split("+" if "+" in strategy else "_")
     for name in names:
         check_choice("augmentation family", name, FAMILIES)
     return [FAMILIES.index(name) for name in names]
@@ -64,10 +62,10 @@ def draw(strategy: str, groups: int, n: int, generator: Generator, siamese: bool
     if not len(families):
         return None
     if "+" in strategy:
-        picked = families.expand(groups, -1)  # (G, F)
+        families = families.expand(groups, -1)  # (G, F)
     else:
-        picked = families[torch.randint(len(families), (groups,), generator=generator)]  # (G,)
-    return Draw(picked, torch.rand(groups, 1 if siamese else n, 3 * picked[0].numel(), generator=generator))
+        families = families[torch.randint(len(families), (groups,), generator=generator)]  # (G,)
+    return Draw(families, torch.rand(groups, 1 if siamese else n, 3 * families[0].numel(), generator=generator))
 
 
 def augment(images: Tensor, draw: Draw | None) -> Tensor:
@@ -78,18 +76,14 @@ def augment(images: Tensor, draw: Draw | None) -> Tensor:
         for families, uniforms in zip(draw.families.T, draw.uniforms.split(3, -1), strict=True):
             images = augment(images, Draw(families, uniforms))
         return images
-    families = draw.families.tolist()
+    present = sorted(set(draw.families.tolist()))
     uniforms = draw.uniforms.to(images.device, non_blocking=True)  # drawn on the CPU, see seeds.py
-    present = sorted(set(families))
     if len(present) == 1:
         return _OPERATIONS[present[0]](images, uniforms)
-    parts, order = [], []
-    for family in present:
-        groups = [g for g, f in enumerate(families) if f == family]
-        order += groups
-        here = torch.tensor(groups).to(images.device, non_blocking=True)
-        parts.append(_OPERATIONS[family](images[here], uniforms[here]))
-    return torch.cat(parts)[torch.tensor(order).argsort().to(images.device, non_blocking=True)]
+    groups = [torch.nonzero(draw.families == family)[:, 0] for family in present]  # on the CPU: a GPU is not waited for
+    here = [part.to(images.device, non_blocking=True) for part in groups]
+    parts = [_OPERATIONS[family](images[at], uniforms[at]) for family, at in zip(present, here, strict=True)]
+    return torch.cat(parts)[torch.cat(groups).argsort().to(images.device, non_blocking=True)]
 
 
 def _strength(uniforms: Tensor, i: int) -> Tensor:
@@ -105,14 +99,13 @@ def _color(images: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _crop(images: Tensor, uniforms: Tensor) -> Tensor:
-    groups, n, channels, height, width = images.shape
-    for axis, side in ((3, height), (4, width)):
+    for axis, side in ((3, images.shape[3]), (4, images.shape[4])):
         reach = int(0.125 * side + 0.5)
         shift = (uniforms[..., axis - 3, None] * (2 * reach + 1)).floor().long() - reach  # (G, B|1, 1)
         source = torch.arange(side, device=images.device) + shift  # (G, B|1, side)
         inside = (source >= 0) & (source < side)
-        view = (groups, -1, 1, side, 1) if axis == 3 else (groups, -1, 1, 1, side)
-        index = source.clamp(0, side - 1).reshape(view).expand(groups, n, channels, height, width)
+        view = (len(images), -1, 1, side, 1) if axis == 3 else (len(images), -1, 1, 1, side)
+        index = source.clamp(0, side - 1).reshape(view).expand(images.shape)
         images = images.gather(axis, index) * inside.reshape(view)
     return images
 

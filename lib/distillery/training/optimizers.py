@@ -1,7 +1,4 @@
-"""How the weights of K stacked networks are updated, beside the one loop of `training`: SGD, Nesterov, Adam and GSAM.
-
-Slow reference of GSAM, one plain PyTorch module: `gsam_plain`.
-"""
+"""How the weights of K stacked networks are updated, beside the one loop of `training`: SGD, Nesterov, Adam and GSAM."""
 
 import math
 from collections.abc import Callable
@@ -58,7 +55,7 @@ class Nesterov(SGD):
 
     $$v \leftarrow \mu v + g, \qquad \theta \leftarrow \theta - \eta\,(g + \mu v)$$
 
-    with $v = g$ in the first step. Momentum goes on where the rate drops, as under a scheduler of torch. InputError where it is <= 0.
+    with $v = g$ in the first step. Momentum goes on where the rate drops, as under a scheduler of torch, and is above 0 (InputError).
     """
 
     def __post_init__(self):
@@ -68,8 +65,7 @@ class Nesterov(SGD):
     def update(self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float) -> list[Tensor]:
         grads = self._decayed(params, grads)
         state = self._gathered(grads, state)
-        ahead = torch._foreach_add(grads, state, alpha=self.momentum)
-        torch._foreach_add_(params, ahead, alpha=-self.rate(step) * scale)
+        torch._foreach_add_(params, torch._foreach_add(grads, state, alpha=self.momentum), alpha=-self.rate(step) * scale)
         return state
 
 

@@ -16,7 +16,6 @@ from distillery.data import ImageSet
 from distillery.seeds import generator
 
 TRIES = 10  # crops drawn for a view, of which the first that fits is taken
-LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue in a gray value
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def draw_views(views: Views, shape: tuple[int, int, int], n: int, generator: Gen
     rows, columns = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
     fits = (rows >= 1) & (rows <= height) & (columns >= 1) & (columns <= width)
     first = fits.int().argmax(1, keepdim=True)
-    size = torch.stack([rows.gather(1, first)[:, 0], columns.gather(1, first)[:, 0]], 1)  # (n, 2)
+    size = torch.cat([rows.gather(1, first), columns.gather(1, first)], 1)  # (n, 2)
     central = (
         min(height, max(round(width / narrow), 1)) if width / height < narrow else height,
         min(width, max(round(height * wide), 1)) if width / height > wide else width,
@@ -89,14 +88,9 @@ def draw_views(views: Views, shape: tuple[int, int, int], n: int, generator: Gen
     room = size.new_tensor((height, width)) - size
     corner = torch.where(none, (room / 2).floor(), (place * (room + 1)).floor())
     spread = size.new_tensor((views.brightness, views.contrast, views.saturation, views.hue))
-    return ViewDraw(
-        torch.cat([corner, size], 1).long(),
-        flip[:, 0] < views.flip,
-        jitter[:, 0] < views.jitter,
-        order.argsort(1),
-        size.new_tensor((1, 1, 1, 0)) + (2 * strength - 1) * spread,
-        gray[:, 0] < views.gray,
-    )
+    boxes, factors = torch.cat([corner, size], 1).long(), size.new_tensor((1, 1, 1, 0)) + (2 * strength - 1) * spread
+    flipped, jittered, gray = flip[:, 0] < views.flip, jitter[:, 0] < views.jitter, gray[:, 0] < views.gray
+    return ViewDraw(boxes, flipped, jittered, order.argsort(1), factors, gray)
 
 
 def view(images: Tensor, drawn: ViewDraw) -> Tensor:
@@ -138,7 +132,8 @@ def _resized_crop(images: Tensor, drawn: ViewDraw) -> Tensor:
 
 
 def _gray(images: Tensor) -> Tensor:
-    return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)  # (n, 1, H, W)
+    luma = images.new_tensor((0.2989, 0.587, 0.114))  # weights of red, green and blue
+    return (images * luma[:, None, None]).sum(1, keepdim=True)  # (n, 1, H, W)
 
 
 def _brighten(images: Tensor, factor: Tensor) -> Tensor:
@@ -204,11 +199,11 @@ class TwoViews:
 
     def batch(self, indices: Tensor) -> Tensor:
         """Images at `indices` (K, B), standardized after the augmentation: (K, 2B, C, H, W)."""
-        pixels, step = self.pixels.batch(indices), self.step
+        pixels, key = self.pixels.batch(indices), (self.seed, "views", self.step)
         self.step += 1
         if self.numbers is None:
-            views = two_views(pixels, self.views, generator(self.seed, "views", step))
+            views = two_views(pixels, self.views, generator(*key))
         else:
-            streams = [generator(self.seed, "views", step, number) for number in self.numbers]
-            views = torch.cat([two_views(pixels[i : i + 1], self.views, s) for i, s in enumerate(streams)])
+            each = zip(pixels.split(1), self.numbers, strict=True)
+            views = torch.cat([two_views(one, self.views, generator(*key, number)) for one, number in each])
         return self.images.transform(views) if self.images.transform else views
