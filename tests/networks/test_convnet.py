@@ -41,11 +41,7 @@ def test_feature_size():
     assert network.embed(params, torch.randn(2, 1, 28, 28)).shape == (1, 2, 4 * 4 * 4)
 
 
-VARIANTS = (
-    [{"normalization": n} for n in ("instance", "batch", "group", "layer", "none")]
-    + [{"pooling": p} for p in ("max", "none")]
-    + [{"activation": a} for a in ("leakyrelu", "sigmoid", "swish")]
-)
+VARIANTS = [*({"normalization": n} for n in ("instance", "batch", "group", "layer", "none")), {"activation": "swish"}]
 
 
 def perturbed(network, k):
@@ -184,14 +180,7 @@ def test_trainable_leaves_out_running_statistics():
 
 
 @pytest.mark.parametrize(
-    "options, word",
-    [
-        ({"width": 0}, 0),
-        ({"depth": 4}, 4),
-        ({"activation": "tanh"}, "tanh"),
-        ({"normalization": "weight"}, "weight"),
-        ({"pooling": "sum"}, "sum"),
-    ],
+    "options, word", [({"width": 0}, 0), ({"depth": 4}, 4), ({"activation": "tanh"}, "tanh"), ({"normalization": "weight"}, "weight")]
 )
 def test_impossible_networks_are_refused(options, word, refused):
     with refused(word):

@@ -8,7 +8,7 @@ from distillery.checks import InputError
 from distillery.data import TensorSource
 from distillery.networks import ModuleNetwork, trainable
 from distillery.networks.module import vmap_pays
-from distillery.networks.pool import NAMES, POOL, build, module
+from distillery.networks.pool import NAMES, POOL, build
 from distillery.training import train
 from distillery.training.optimizers import SGD
 
@@ -24,6 +24,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def module(name, *args, **options) -> nn.Module:
+    """The plain `nn.Module` of a network, initialized from torch's global generator."""
+    network = build(name, *args, **options)
+    return network.module() if name == "ConvNet" else network.build()
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -307,6 +313,6 @@ def test_bad_input_is_refused_by_name(change, message):
 
 
 def test_every_normalization_on_offer_builds():
-    for name, architecture in POOL.items():
-        for normalization in architecture.normalizations:
+    for name, (_, normalizations) in POOL.items():
+        for normalization in normalizations:
             assert build(name, (1, 8, 8), 3, width=0.1, normalization=normalization).normalization == normalization

@@ -85,7 +85,7 @@ def test_equal_magnitudes_go_in_order():
 def test_what_can_be_masked():
     block = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
     assert maskable(block) == ["0.weight"]
-    vit = pool.module("ViT", (3, 16, 16), 5, 0.1)
+    vit = pool.build("ViT", (3, 16, 16), 5, 0.1).build()
     names = maskable(vit)
     assert "patches.weight" not in names and "head.weight" not in names and "positions" not in names
     assert "blocks.0.qkv.weight" in names and "blocks.0.mlp.2.weight" in names

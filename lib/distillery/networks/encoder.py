@@ -11,12 +11,7 @@ from distillery.networks.convnet import Params
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """A network with a fresh classifier on trained layers.
-
-    network  of the downstream task
-    weights  all its tensors but those of the classifier, leading axis 1
-    name     where they come from, in words
-    """
+    """A network of the downstream task with trained `weights`, leading axis 1, all but the classifier's, from where `name` says."""
 
     network: object
     weights: Params
@@ -30,18 +25,15 @@ class Encoder:
         """k networks with these weights and classifiers of their own, drawn as those of `k` fresh networks are."""
         device = next(iter(self.weights.values())).device
         fresh = {name: value.to(device) for name, value in self.network.init(generator, k).items()}
-        trained = {name: value.expand(k, *value.shape[1:]).clone() for name, value in self.weights.items()}
-        return fresh | trained
+        return fresh | {name: value.expand(k, *value.shape[1:]).clone() for name, value in self.weights.items()}
 
     @property
     def params(self) -> Params:
         """One network whose classifier is zero: enough for features."""
-        start = self.start(Generator(), 1)
-        return {name: value if name in self.weights else torch.zeros_like(value) for name, value in start.items()}
+        return {name: value if name in self.weights else torch.zeros_like(value) for name, value in self.start(Generator()).items()}
 
     def to(self, device) -> "Encoder":
-        weights = {name: value.to(device) for name, value in self.weights.items()}
-        return Encoder(self.network, weights, self.name)
+        return Encoder(self.network, {name: value.to(device) for name, value in self.weights.items()}, self.name)
 
 
 def head_names(network) -> set[str]:

@@ -10,15 +10,13 @@ from distillery.networks.convnet import Output, Params, trainable
 
 
 def vmap_pays(k: int, images: tuple[int, ...], convolutional: bool, device: torch.device) -> bool:
-    """Whether K modules run stacked by `torch.func.vmap` or one by one: by shapes and device type alone.
+    """Whether K modules run stacked by `torch.func.vmap` or one by one: by shapes (..., B, C, H, W) and device type alone.
 
-    images  shape (..., B, C, H, W). A module with convolutions is stacked on a CPU while B * H * W < 16384 (16 images
-            of 32 x 32, 256 of 8 x 8): beyond, the copies around a grouped convolution cost more than the calls they save
-
-    One by one over stacked, forward and backward of 5 networks on 2 CPU cores, one run (above 1: stacking is faster):
-    ResNet18 of a quarter width at batch 10, 32, 64, 256: 2.1, 1.6, 1.3, .96 on 8 x 8, 1.1, .86, .60, .42 on 32 x 32;
-    MLP: 2.5, 1.8, 1.8, 1.6 and 3.9, 2.2, 1.9, 1.6. LeNet, AlexNet, VGG11 and ViT turn at the same place, within a factor
-    of two. On a GPU, where small calls should be bound by their launch, always (not measured).
+    A module with convolutions is stacked on a CPU while B * H * W < 16384: beyond, the copies around a grouped convolution cost more
+    than the calls they save. One by one over stacked, forward and backward of 5 networks on 2 CPU cores, one run (above 1: stacking
+    is faster): ResNet18 of a quarter width at batch 10, 32, 64, 256: 2.1, 1.6, 1.3, .96 on 8 x 8, 1.1, .86, .60, .42 on 32 x 32;
+    MLP: 2.5, 1.8, 1.8, 1.6 and 3.9, 2.2, 1.9, 1.6. LeNet, AlexNet, VGG11 and ViT turn within a factor of two of the same place. On a
+    GPU, where small calls should be bound by their launch, always (not measured).
     """
     b, _, h, w = images[-4:]
     return k > 1 and (device.type != "cpu" or not convolutional or b * h * w < 16384)
@@ -40,8 +38,7 @@ class ModuleNetwork:
         linear = [module for module in modules if isinstance(module, nn.Linear)]
         if not linear:
             raise InputError(f"network: {name} has no nn.Linear; accepted: a module that ends in a linear classifier")
-        self.head = linear[-1]
-        self.classes = self.head.out_features
+        self.head, self.classes = linear[-1], linear[-1].out_features
         # statistics are updated in place and dropout draws from torch's global state: neither can be stacked
         random = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in modules)
         self.stackable = not random and not list(self.skeleton.buffers())
@@ -59,7 +56,8 @@ class ModuleNetwork:
         states = []
         for _ in range(k):
             with torch.random.fork_rng(devices=[]):
-                torch.random.default_generator.set_state(Generator().manual_seed(_drawn(generator)).get_state())
+                seed = int(torch.randint(2**62, (), generator=generator))
+                torch.random.default_generator.set_state(Generator().manual_seed(seed).get_state())
                 states.append({name: value.detach() for name, value in self.build().state_dict().items()})
         return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
@@ -67,27 +65,22 @@ class ModuleNetwork:
         """images (K, B, C, H, W), or (B, C, H, W) seen by all K networks. Slow reference of vmap: `_one_by_one`."""
         self.skeleton.train(train)
         k, shared = len(next(iter(params.values()))), images.ndim == 4
-        stack = self.vmap
-        if stack is None:
-            stack = self.stackable and vmap_pays(k, images.shape, self.convolutional, images.device)
-        if stack:
+        pays = self.stackable and vmap_pays(k, images.shape, self.convolutional, images.device)
+        stacked = pays if self.vmap is None else self.vmap
+        if stacked:
             logits, embedding = torch.func.vmap(self._forward, (0, None if shared else 0))(params, images)
             return Output(logits, embedding, {})
         return self._one_by_one(params, images, train)
 
     def _one_by_one(self, params: Params, images: Tensor, train: bool) -> Output:
-        learned = trainable(params)
-        logits, embeddings, buffers = [], [], []
+        learned, found = trainable(params), []
         for i in range(len(next(iter(params.values())))):
-            one = {name: value[i] for name, value in params.items()}
-            buffers.append({name: value.clone() for name, value in one.items() if name not in learned})
-            output, embedding = self._forward(one | buffers[-1], images if images.ndim == 4 else images[i])
-            logits.append(output)
-            embeddings.append(embedding)
-        changed = list(buffers[0]) if train else []
-        return Output(
-            torch.stack(logits), torch.stack(embeddings), {name: torch.stack([each[name] for each in buffers]) for name in changed}
-        )
+            own = {name: value[i].clone() for name, value in params.items() if name not in learned}
+            one = {name: value[i] for name, value in params.items()} | own
+            found.append((*self._forward(one, images if images.ndim == 4 else images[i]), own))
+        logits, embeddings, buffers = zip(*found, strict=True)
+        changed = {name: torch.stack([each[name] for each in buffers]) for name in buffers[0]} if train else {}
+        return Output(torch.stack(logits), torch.stack(embeddings), changed)
 
     def _forward(self, one: Params, images: Tensor) -> tuple[Tensor, Tensor]:
         """One network: (B, C, H, W) -> logits (B, classes) and embedding (B, F)."""
@@ -101,7 +94,3 @@ class ModuleNetwork:
 
     def embed(self, params: Params, images: Tensor, train: bool = True) -> Tensor:
         return self.apply(params, images, train).embedding
-
-
-def _drawn(generator: Generator) -> int:
-    return int(torch.randint(2**62, (), generator=generator))

@@ -1,12 +1,9 @@
 """Low precision and compilation, as explicit options around any network.
 
-`MixedPrecision(network, "bfloat16", compiled=True)` is a network like the one it wraps: weights, their gradients and its outputs
-stay float32, the work in between runs in the chosen precision and, on request, fused by `torch.compile`. It is meant for
-passes differentiated at most once: real embeddings, real gradients, training that produces no matched weights. A
-compiled function must not be differentiated twice, so synthetic images of gradient matching and trajectory matching use
-the wrapped network itself.
-
-Slow reference: the wrapped network.
+`MixedPrecision(network, "bfloat16", compiled=True)` is a network like the one it wraps: weights, their gradients and its outputs stay
+float32, the work in between runs in the chosen precision and, on request, fused by `torch.compile`. It is meant for passes
+differentiated at most once: real embeddings, real gradients, training that produces no matched weights. A compiled function must not
+be differentiated twice, so synthetic images of gradient and trajectory matching use the wrapped network itself, the slow reference.
 """
 
 import warnings
@@ -20,18 +17,13 @@ from distillery.networks.convnet import ConvNet, Output, Params, trainable
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 SHAPES = 64  # compiled shapes of one network; any further shape runs uncompiled
-# numbers in the widest feature map of one forward pass without gradient. On a CPU the map shall stay in the cache
-# (64 images of 32 x 32 at width 128); elsewhere it shall fit the memory
-MAP_NUMBERS = {"cpu": 2**23}
-MAP_NUMBERS_ELSEWHERE = 2**28
 
 
 class MixedPrecision:
     """A network run in low precision and compiled.
 
     precision  'float32', 'tf32' (float32 with TensorFloat-32 products on a GPU, by `float32_matmul`), or 'bfloat16'
-    compiled   fuse by `torch.compile`, one compilation a shape, of about a minute on 2 CPU cores; where no compiler works,
-               a warning, and the uncompiled pass
+    compiled   fuse by `torch.compile`, about a minute a shape on 2 CPU cores; a warning and the uncompiled pass where no compiler works
     raises     InputError on an unknown precision, or a compiled network that is no ConvNet
     """
 
@@ -49,8 +41,8 @@ class MixedPrecision:
 
     def spec(self) -> dict:
         """The wrapped network's, and how it runs where that is not plain float32."""
-        how = {"precision": self.precision, "compiled": self.compiled}
-        return self.network.spec() | (how if how != {"precision": "float32", "compiled": False} else {})
+        plain = self.precision == "float32" and not self.compiled
+        return self.network.spec() | ({} if plain else {"precision": self.precision, "compiled": self.compiled})
 
     def init(self, generator: Generator, k: int = 1) -> Params:
         return self.network.init(generator, k)
@@ -75,8 +67,7 @@ class MixedPrecision:
                 warnings.simplefilter("ignore")  # the compiler's talk to its own developers
                 return self._functions[name](params, images, train)
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"{self.name} runs uncompiled: {reason}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"{self.name} runs uncompiled: {str(error).strip().splitlines()[0]}", RuntimeWarning, stacklevel=3)
             self._broken = True
             return function(params, images, train)
 
@@ -104,16 +95,18 @@ def float32_matmul(precision: str):
 
 
 def images_at_once(network, shape: tuple[int, ...], device: torch.device) -> int:
-    """How many images (..., H, W) one forward pass without gradient shall see: by shapes and device type alone."""
-    numbers = MAP_NUMBERS.get(device.type, MAP_NUMBERS_ELSEWHERE)
+    """How many images (..., H, W) one forward pass without gradient shall see: by shapes and device type alone.
+
+    On a CPU the widest feature map shall stay in the cache (64 images of 32 x 32 at width 128); elsewhere it shall fit the memory.
+    """
+    numbers = 2**23 if device.type == "cpu" else 2**28
     return max(1, numbers // (network.channels * shape[-2] * shape[-1]))
 
 
 def networks_at_once(k: int, batch: int, shape: tuple[int, ...], device: torch.device) -> int:
     """How many networks to stack, by shapes alone.
 
-    On a CPU a stack of ConvNets is about twice as fast at 10 images of 8x8, even at 100 of them, and slower than one
-    network after another from 10 images of 32x32 on (measured at widths 32 and 64). On a GPU stacking saves launches.
+    On a CPU a stack of ConvNets is about twice as fast at 10 images of 8x8, even at 100 of them, and slower than one network after
+    another from 10 images of 32x32 on (measured at widths 32 and 64). On a GPU stacking saves launches.
     """
-    pixels = batch * shape[-2] * shape[-1]
-    return k if device.type != "cpu" or pixels <= 6400 else 1
+    return k if device.type != "cpu" or batch * shape[-2] * shape[-1] <= 6400 else 1

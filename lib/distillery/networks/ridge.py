@@ -2,7 +2,6 @@ r"""Kernels and the ridge regression on them: the infinitely wide network in clo
 
 Sources: the neural tangent kernel of KIP (arXiv 2011.00050), the random features of RFAD (2210.12067), Platt's scale of its loss; the
 ridge regression with a ridge for each point is ours, by the primal problem with weights.
-Slow references: `ntk_plain`, `kernel_ridge_plain`.
 """
 
 import math
@@ -25,18 +24,16 @@ def ntk(x: Tensor, y: Tensor | None = None, depth: int = 1, weight: float = 2**0
     $q \leftarrow W^2 \sqrt{q(x,x)\,q(x',x')}\,(\sin a + (\pi - a)\cos a) / 2\pi + b^2$ and $\theta \leftarrow q + W^2\,\theta\,(\pi - a) / 2\pi$.
 
     At an angle of 0 the kernel has a kink: there values are exact, and so are gradients of a point with itself; of two points that
-    happen to be equal they are the symmetric subgradient.
+    happen to be equal they are the symmetric subgradient. Source: KIP. Slow reference: `ntk_plain`.
 
     x, y          (n, d) and (m, d) float64; None = x with itself
     depth         hidden layers
     weight, bias  W and b, the standard deviations (published: sqrt 2 and .1)
-    Source: KIP. Slow reference: `ntk_plain`.
     """
     same, y = y is None, x if y is None else y
     w2, b2, d = weight**2, bias**2, x.shape[1]
     own = [w2 * rows.square().sum(1) / d + b2 for rows in (x, y)]
-    q = w2 * (x @ y.T) / d + b2
-    theta = q
+    theta = q = w2 * (x @ y.T) / d + b2
     for _ in range(depth):
         scale = (own[0][:, None] * own[1]).sqrt()
         cosine = q / scale
@@ -47,26 +44,17 @@ def ntk(x: Tensor, y: Tensor | None = None, depth: int = 1, weight: float = 2**0
         left = math.pi - cosine.arccos()
         k0 = torch.where(near, 0.5, left / (2 * math.pi))
         k1 = scale * ((1 - cosine.square()).sqrt() + left * cosine) / (2 * math.pi)
-        k1 = torch.where(near, q / 2, k1)
-        q = w2 * k1 + b2
+        q = w2 * torch.where(near, q / 2, k1) + b2
         theta = q + w2 * theta * k0
         own = [w2 * value / 2 + b2 for value in own]
     return theta
 
 
 def ntk_plain(x: Tensor, y: Tensor, depth: int = 1, weight: float = 2**0.5, bias: float = 0.1) -> Tensor:
-    """Infinite-width NTK of a fully connected ReLU network, NTK parameterization, for one pair of inputs.
+    """`ntk` for one pair of inputs (d,) float64, layer by layer: q is the covariance of the pre-activations (NNGP kernel), theta the NTK.
 
-    q is the covariance of the pre-activations (NNGP kernel) and theta the NTK, from layer to layer:
-        q_0 = w^2 x.y / d + b^2,            theta_0 = q_0
-        kappa1 = sqrt(q_xx q_yy) (sin a + (pi - a) cos a) / (2 pi),  kappa0 = (pi - a) / (2 pi),
-        q_l = w^2 kappa1 + b^2,             theta_l = q_l + w^2 theta_{l-1} kappa0,
-    with cos a = q_xy / sqrt(q_xx q_yy). Source: 2011.00050, arc-cosine kernels.
-
-    x, y       (d,) float64: two flattened images
-    depth      hidden layers, >= 0; the read-out comes on top. 0 is the linear kernel
-    weight, bias  standard deviations w and b. b > 0, so that no q is zero and no angle reaches pi
-    returns    () float64
+    depth  hidden layers, >= 0; the read-out comes on top. 0 is the linear kernel
+    bias   above 0, so that no q is zero and no angle reaches pi
     """
     (d,) = x.shape
     q_xx = weight**2 * torch.dot(x, x) / d + bias**2
@@ -110,24 +98,20 @@ def regress(k_ss: Tensor, labels: Tensor, penalty: Tensor | float) -> Tensor:
 
 
 def kernel_ridge_plain(kernel_ss: Tensor, labels: Tensor, kernel_ts: Tensor, penalty: Tensor | float) -> Tensor:
-    """Predictions of kernel ridge regression, K_TS (K_SS + penalty I)^-1 Y_S.
+    """Predictions of kernel ridge regression, K_TS (K_SS + penalty I)^-1 Y_S, (n, C) float64.
 
-    kernel_ss  (m, m) float64: kernel of the support points with themselves
-    labels     (m, C) float64: their labels
-    kernel_ts  (n, m) float64: kernel of the targets with the support points
-    penalty    () > 0: the ridge, already scaled
-    returns    (n, C) float64
+    kernel_ss, labels  (m, m) and (m, C) float64: kernel of the support points with themselves, and their labels
+    kernel_ts          (n, m) float64: kernel of the targets with the support points
+    penalty            () > 0: the ridge, already scaled
     """
-    m = len(kernel_ss)
-    identity = torch.eye(m, dtype=kernel_ss.dtype, device=kernel_ss.device)
+    identity = torch.eye(len(kernel_ss), dtype=kernel_ss.dtype, device=kernel_ss.device)
     return kernel_ts @ torch.linalg.inv(kernel_ss + penalty * identity) @ labels  # (n, C)
 
 
 def platt(outputs: Tensor, targets: Tensor) -> float:
-    """The factor that makes softmax(factor * outputs) the least wrong about targets, by their cross-entropy.
+    """The factor that makes softmax(factor * outputs) the least wrong about targets (n,), by their cross-entropy.
 
     outputs  (n, C) of a regression, whose scale says nothing of probabilities
-    targets  (n,)
     """
     from scipy.optimize import minimize_scalar  # a second to import
 
@@ -142,8 +126,7 @@ def gaussian(network: ConvNet, generator: Generator, k: int, device: torch.devic
     params = {}
     for name, value in network.init(generator, k).items():
         spread = math.sqrt(2 / value[0, 0].numel()) if name.endswith("weight") else 0.1
-        drawn = torch.randn(value.shape, generator=generator) * spread
-        params[name] = drawn.to(device, non_blocking=True)
+        params[name] = (torch.randn(value.shape, generator=generator) * spread).to(device, non_blocking=True)
     return params
 
 
@@ -152,8 +135,7 @@ def embeddings(network, params: Params, images: Tensor) -> Tensor:
     k = len(next(iter(params.values())))
     size = networks_at_once(k, len(images), images.shape, images.device)
     chunks = [{name: value[i : i + size] for name, value in params.items()} for i in range(0, k, size)]
-    found = torch.cat([network.embed(one, images, train=False) for one in chunks])  # (K, n, F)
-    return found.transpose(0, 1).flatten(1)
+    return torch.cat([network.embed(one, images, train=False) for one in chunks]).transpose(0, 1).flatten(1)
 
 
 def factor(matrix: Tensor, name: str) -> Tensor:
@@ -162,8 +144,7 @@ def factor(matrix: Tensor, name: str) -> Tensor:
     if int(info) or not bool(lower.diagonal().isfinite().all()):
         if not bool(matrix.isfinite().all()):
             raise InputError(f"{name}: values that are not finite; accepted: finite numbers")
-        values = torch.linalg.eigvalsh(matrix.detach())
-        low, high = float(values[0]), float(values[-1])
+        low, high = torch.linalg.eigvalsh(matrix.detach())[[0, -1]].tolist()
         condition = f"condition {high / low:.1e}" if low > 0 else "not positive"
         raise InputError(
             f"{name}: no Cholesky factor of {len(matrix)} rows, eigenvalues from {low:.2e} to {high:.2e} ({condition}); "

@@ -1,4 +1,4 @@
-"""Self-supervised losses of two views: Barlow Twins (arXiv 2103.03230) and SimCLR (2002.05709). Slow references: `barlow_twins_plain`, `simclr_plain`."""
+"""Self-supervised losses of two views: Barlow Twins (arXiv 2103.03230) and SimCLR (2002.05709)."""
 
 import math
 
@@ -14,8 +14,8 @@ CONSTANT = 1e-12  # variance of a projector's output below which it counts as co
 def barlow_twins(z_a: Tensor, z_b: Tensor, lam: float = 1 / 128) -> Tensor:
     """Distance of the correlation of two views' outputs from the identity, summed over pairs of outputs.
 
-    Deviations are those of the batch itself (divided by B, not B - 1), so that equal views of uncorrelated outputs give 0.
-    An output without deviation correlates with nothing. Slow reference: `barlow_twins_plain`.
+    Deviations are those of the batch itself (divided by B, not B - 1), so that equal views of uncorrelated outputs give 0. An output
+    without deviation correlates with nothing. Slow reference: `barlow_twins_plain`.
 
     z_a, z_b  (..., B, D) outputs of the projector
     lam       weight of the pairs of different outputs (CIFAR 1/128, Tiny ImageNet 1/1024)
@@ -45,19 +45,17 @@ def barlow_twins_plain(z_a: Tensor, z_b: Tensor, lam: float = 1 / 128) -> Tensor
 def simclr(z_a: Tensor, z_b: Tensor, temperature: float = 0.5) -> Tensor:
     """Cross-entropy in nats of finding an image's other view among all 2B - 1 others, by cosine: mean over the 2B views.
 
-    Slow reference: `simclr_plain`.
-
     z_a, z_b     (..., B, D) outputs of the projector
     temperature  tau
     raises       InputError on shapes that differ, fewer than 2 images, or a temperature that is not positive
+    Slow reference: `simclr_plain`.
     """
     _check_views(z_a, z_b)
     _check_positive("temperature", temperature)
     z = F.normalize(torch.cat([z_a, z_b], -2), dim=-1)  # (..., 2B, D)
     cosine = z @ z.mT / temperature  # (..., 2B, 2B)
-    n = z.shape[-2]
-    itself = torch.eye(n, dtype=torch.bool, device=z.device)
-    positive = cosine.roll(n // 2, -1).diagonal(dim1=-2, dim2=-1)  # (..., 2B)
+    itself = torch.eye(z.shape[-2], dtype=torch.bool, device=z.device)
+    positive = cosine.roll(z_a.shape[-2], -1).diagonal(dim1=-2, dim2=-1)  # (..., 2B)
     return (cosine.masked_fill(itself, -math.inf).logsumexp(-1) - positive).mean(-1)
 
 

@@ -1,9 +1,9 @@
 r"""Differentiable Siamese augmentation (DSA, arXiv 2102.08259), batched and drawn from a generator.
 
-A draw picks **one** of the families that a strategy joins by '_' ('color_crop') per group of images and three uniform
-numbers per image (or per group where it is siamese: real and synthetic images then meet exactly the same transformation).
-Families joined by '+' ('color+crop+cutout') are **all** applied, in that order (IDC). Drawing and applying are apart, so
-a draw can be stored and applied again. Images are (G, B, C, H, W): G groups (networks, or classes) of B images.
+A draw picks **one** of the families that a strategy joins by '_' ('color_crop') per group of images and three uniform numbers per image
+(or per group where it is siamese: real and synthetic images then meet exactly the same transformation). Families joined by '+'
+('color+crop+cutout') are **all** applied, in that order (IDC). Drawing and applying are apart, so a draw can be stored and applied
+again. Images are (G, B, C, H, W): G groups (networks, or classes) of B images.
 
 | family | transformation, $u_i \sim U[0, 1)$ |
 |---|---|
@@ -14,16 +14,13 @@ a draw can be stored and applied again. Images are (G, B, C, H, W): G groups (ne
 | scale | both axes by independent $U(1/1.2, 1.2)$, bilinear, zeros outside |
 | rotate | $U(-15°, 15°)$, bilinear, zeros outside |
 
-$m_c$ is the mean over channels at each pixel, $m$ the mean of the image. `align_corners` is True, as when the published
-results were made. Slow reference, one image at a time: `augment_plain`.
-
-CutMix (arXiv 1905.04899) pastes a box of another image and mixes the labels by area. Slow reference: `cutmix_plain`.
-
-Views for self-supervision (`Views`) are torchvision's RandomResizedCrop, horizontal flip, ColorJitter and grayscale with
-the strengths of Mixed Barlow Twins' public code for CIFAR (arXiv 2312.02151). Slow reference: `view_plain`.
+$m_c$ is the mean over channels at each pixel, $m$ the mean of the image. `align_corners` is True, as when the published results were
+made. CutMix (arXiv 1905.04899) pastes a box of another image and mixes the labels by area. Slow references, one image at a time:
+`augment_plain`, `cutmix_plain`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,9 +50,7 @@ class Draw:
 
 def parse(strategy: str) -> list[int]:
     """'color_crop' or 'color+crop' -> indices into FAMILIES; '' or 'none' -> []. Raises InputError on an unknown family."""
-    if strategy in ("", "none"):
-        return []
-    names = strategy.split("+" if "+" in strategy else "_")
+    names = [] if strategy in ("", "none") else strategy.split("+" if "+" in strategy else "_")
     for name in names:
         check_choice("augmentation family", name, FAMILIES)
     return [FAMILIES.index(name) for name in names]
@@ -67,12 +62,10 @@ def draw(strategy: str, groups: int, n: int, generator: Generator, siamese: bool
     if not len(families):
         return None
     if "+" in strategy:
-        picked = families.expand(groups, -1)  # (G, F)
+        families = families.expand(groups, -1)  # (G, F)
     else:
-        picked = families[torch.randint(len(families), (groups,), generator=generator)]  # (G,)
-    numbers = 3 * picked[0].numel()
-    uniforms = torch.rand(groups, 1 if siamese else n, numbers, generator=generator)
-    return Draw(picked, uniforms)
+        families = families[torch.randint(len(families), (groups,), generator=generator)]  # (G,)
+    return Draw(families, torch.rand(groups, 1 if siamese else n, 3 * families[0].numel(), generator=generator))
 
 
 def augment(images: Tensor, draw: Draw | None) -> Tensor:
@@ -83,18 +76,14 @@ def augment(images: Tensor, draw: Draw | None) -> Tensor:
         for families, uniforms in zip(draw.families.T, draw.uniforms.split(3, -1), strict=True):
             images = augment(images, Draw(families, uniforms))
         return images
-    families = draw.families.tolist()
+    present = sorted(set(draw.families.tolist()))
     uniforms = draw.uniforms.to(images.device, non_blocking=True)  # drawn on the CPU, see seeds.py
-    present = sorted(set(families))
     if len(present) == 1:
         return _OPERATIONS[present[0]](images, uniforms)
-    parts, order = [], []
-    for family in present:
-        groups = [g for g, f in enumerate(families) if f == family]
-        order += groups
-        here = torch.tensor(groups).to(images.device, non_blocking=True)
-        parts.append(_OPERATIONS[family](images[here], uniforms[here]))
-    return torch.cat(parts)[torch.tensor(order).argsort().to(images.device, non_blocking=True)]
+    groups = [torch.nonzero(draw.families == family)[:, 0] for family in present]  # on the CPU: a GPU is not waited for
+    here = [part.to(images.device, non_blocking=True) for part in groups]
+    parts = [_OPERATIONS[family](images[at], uniforms[at]) for family, at in zip(present, here, strict=True)]
+    return torch.cat(parts)[torch.cat(groups).argsort().to(images.device, non_blocking=True)]
 
 
 def _strength(uniforms: Tensor, i: int) -> Tensor:
@@ -109,37 +98,32 @@ def _color(images: Tensor, uniforms: Tensor) -> Tensor:
     return (images - mean) * (_strength(uniforms, 2) + 0.5) + mean
 
 
-def _shift(uniform: Tensor, side: int) -> Tensor:
-    reach = int(0.125 * side + 0.5)
-    return (uniform * (2 * reach + 1)).floor().long() - reach
-
-
 def _crop(images: Tensor, uniforms: Tensor) -> Tensor:
-    groups, n, channels, height, width = images.shape
-    for axis, side in ((3, height), (4, width)):
-        source = torch.arange(side, device=images.device) + _shift(uniforms[..., axis - 3], side)[..., None]  # (G, B|1, side)
+    for axis, side in ((3, images.shape[3]), (4, images.shape[4])):
+        reach = int(0.125 * side + 0.5)
+        shift = (uniforms[..., axis - 3, None] * (2 * reach + 1)).floor().long() - reach  # (G, B|1, 1)
+        source = torch.arange(side, device=images.device) + shift  # (G, B|1, side)
         inside = (source >= 0) & (source < side)
-        view = (groups, -1, 1, side, 1) if axis == 3 else (groups, -1, 1, 1, side)
-        index = source.clamp(0, side - 1).reshape(view).expand(groups, n, channels, height, width)
+        view = (len(images), -1, 1, side, 1) if axis == 3 else (len(images), -1, 1, 1, side)
+        index = source.clamp(0, side - 1).reshape(view).expand(images.shape)
         images = images.gather(axis, index) * inside.reshape(view)
     return images
 
 
-def _cutout_span(uniform: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    size = int(0.5 * side + 0.5)
-    start = (uniform * (side + 1 - size % 2)).floor().long() - size // 2
-    return start, start + size
+def _inside(boxes: Sequence[Tensor], height: int, width: int) -> Tensor:
+    """Where the pixels of boxes are, (..., H, W), from their tops, bottoms (excluded), lefts and rights (...)."""
+    top, bottom, left, right = (edge[..., None] for edge in boxes)
+    rows, columns = torch.arange(height, device=top.device), torch.arange(width, device=top.device)
+    return ((rows >= top) & (rows < bottom))[..., :, None] & ((columns >= left) & (columns < right))[..., None, :]
 
 
 def _cutout(images: Tensor, uniforms: Tensor) -> Tensor:
-    groups, _, _, height, width = images.shape
-    inside = []
-    for axis, side in ((0, height), (1, width)):
-        start, end = _cutout_span(uniforms[..., axis], side)  # (G, B|1)
-        at = torch.arange(side, device=images.device)
-        inside.append((at >= start[..., None]) & (at < end[..., None]))  # (G, B|1, side)
-    hole = inside[0][..., :, None] & inside[1][..., None, :]  # (G, B|1, H, W)
-    return images * ~hole[:, :, None]
+    edges = []
+    for axis, side in enumerate(images.shape[3:]):
+        size = int(0.5 * side + 0.5)
+        start = (uniforms[..., axis] * (side + 1 - size % 2)).floor().long() - size // 2  # (G, B|1)
+        edges += [start, start + size]
+    return images * ~_inside(edges, *images.shape[3:])[:, :, None]
 
 
 def _flip(images: Tensor, uniforms: Tensor) -> Tensor:
@@ -148,10 +132,9 @@ def _flip(images: Tensor, uniforms: Tensor) -> Tensor:
 
 def _affine(images: Tensor, theta: Tensor) -> Tensor:
     """theta (G, B|1, 2, 3): output position -> input position, in [-1, 1] coordinates."""
-    groups, n, channels, height, width = images.shape
-    theta = theta.expand(groups, n, 2, 3).reshape(groups * n, 2, 3).to(images.dtype)
-    grid = F.affine_grid(theta, (groups * n, channels, height, width), align_corners=True)
-    flat = images.reshape(groups * n, channels, height, width)
+    flat = images.flatten(0, 1)  # (G*B, C, H, W)
+    theta = theta.expand(*images.shape[:2], 2, 3).reshape(-1, 2, 3).to(images.dtype)
+    grid = F.affine_grid(theta, list(flat.shape), align_corners=True)
     return F.grid_sample(flat, grid, "bilinear", "zeros", align_corners=True).reshape(images.shape)
 
 
@@ -172,8 +155,8 @@ _OPERATIONS = (_color, _crop, _cutout, _flip, _scale, _rotate)
 def draw_boxes(probability: float, n: int, height: int, width: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """CutMix for n batches: boxes (n, 4) int64 as top, bottom, left, right, and the pixel share (n,) of what is not pasted.
 
-    With `probability` sides int(H sqrt(1 - l)) and int(W sqrt(1 - l)), l ~ Beta(1, 1), around a uniform pixel and clipped
-    at the border; otherwise an empty box.
+    With `probability` sides int(H sqrt(1 - l)) and int(W sqrt(1 - l)), l ~ Beta(1, 1), around a uniform pixel and clipped at the border;
+    otherwise an empty box.
     """
     mixed, kept, *centre = torch.rand(n, 4, generator=generator).unbind(1)
     spans = []
@@ -193,12 +176,7 @@ def cutmix(images: Tensor, labels: Tensor, boxes: Tensor, kept: Tensor) -> tuple
     labels  (G, B, classes) soft; with weights as factors, what is pasted brings its own
     boxes   (G, 4) and the share (G,) of the image itself, from `draw_boxes`
     """
-    inside = []
-    for first, side in ((0, images.shape[-2]), (2, images.shape[-1])):
-        at = torch.arange(side, device=images.device)
-        inside.append((at >= boxes[:, first, None]) & (at < boxes[:, first + 1, None]))  # (G, side)
-    box = inside[0][:, :, None] & inside[1][:, None, :]  # (G, H, W)
-    share = kept[:, None, None]
+    box, share = _inside(boxes.unbind(1), *images.shape[-2:]), kept[:, None, None]  # (G, H, W)
     mixed = torch.where(box[:, None, None], images.roll(-1, 1), images)
     return mixed, share * labels + (1 - share) * labels.roll(-1, 1)
 

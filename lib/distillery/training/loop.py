@@ -1,14 +1,12 @@
 """Train K networks at once: the only loop over epochs in the project.
 
-Each network has its own random stream (data order, augmentation), so an ensemble of K is the same K networks that would
-have been trained one by one, whatever the chunk. All draws of an epoch are made at its start. Everything that training
-yields anyway (per-sample loss, margin, error norm, correctness) is collected from its own forward pass.
-
-Slow reference, one network as a plain PyTorch module and loop: `train_plain`.
+Each network has its own random stream (data order, augmentation), so an ensemble of K is the same K networks that would have been
+trained one by one, whatever the chunk. All draws of an epoch are made at its start. What training yields anyway (per-sample loss,
+margin, error norm, correctness) is collected from its own forward pass. Slow reference, one plain PyTorch module: `train_plain`.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,15 +14,12 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_choice, check_positive_int
-from distillery.networks import Params, trainable
+from distillery.networks import Output, Params, trainable
 from distillery.networks.precision import networks_at_once
 from distillery.seeds import split
 from distillery.training.dsa import Draw, augment, cutmix, cutmix_plain, draw, draw_boxes
 from distillery.training.losses import Loss, cross_entropy, one_hot
 from distillery.training.optimizers import GSAM, SGD, gsam_plain
-
-# Losses: outputs (K, B, D) and targets (K, B) or (K, B, D) -> (K, B), or (K,) where samples of a batch are coupled.
-
 
 # Collectors: (logits, targets, loss) -> (K, B), one number per sample and visit.
 
@@ -62,11 +57,10 @@ class Plan:
 class Stats:
     """What training yields on the way.
 
-    collected  name -> (epochs, K, N) float32, NaN where a sample was not visited in that epoch; with `collect_mean`
-               (1, K, N), the mean over the epochs that visited the sample, NaN where none did
-    snapshots  epoch -> weights at its end; 0 is the initialization
-    steps      steps each network took
-    samples    images each network saw
+    collected       name -> (epochs, K, N) float32, NaN where a sample was not visited in that epoch; with `collect_mean` (1, K, N), the
+                    mean over the epochs that visited the sample, NaN where none did
+    snapshots       epoch -> weights at its end; 0 is the initialization
+    steps, samples  that each network took and saw
     """
 
     collected: dict[str, Tensor] = field(default_factory=dict)
@@ -99,23 +93,21 @@ def train(
 ) -> tuple[Params, Stats]:
     """Train K networks on one source, each in its own data order. Slow reference: `train_plain`.
 
-    params        stacked weights with leading axis K, not modified
-    source        has len(), `.shape` of one image, `.targets` and `.batch(indices)`
-    epochs/steps  how long: exactly one of the two; the last batch of an epoch may be smaller
-    augmentation  DSA families, one family a step and network ('_') or all of them ('+'), strengths per image
-    cutmix        probability of CutMix in a step, after the augmentation; the loss sees soft labels, into which the weights
-                  of a plan are multiplied
-    plan          called before each epoch with its number and the stats so far
-    collect       names in COLLECTORS
-    collect_mean  keep the mean over epochs of what is collected, in the memory of a few epochs, instead of every epoch
-    snapshots     epochs after which weights are kept, 0 = before training
-    chunk         networks stacked at once, 0 = by `networks_at_once`; with a plan or `after_epoch` all, since they see all
-    whole_batches leave out the last batch of an epoch where it is smaller: losses that couple samples need their number
-    after_epoch   called with the epochs done, the weights and the momentum: what `done` needs to go on from there
-    done          (epochs, momentum) behind `params` where training goes on; `epochs` counts them, their draws are passed
-    returns       trained params and Stats
-    raises        InputError on an empty source, one smaller than a whole batch, unknown collector, both or neither of epochs and steps, or collectors of hard labels
-                  with cutmix
+    params         stacked weights with leading axis K, not modified
+    source         has len(), `.shape` of one image, `.targets` and `.batch(indices)`
+    epochs, steps  how long: exactly one of the two; the last batch of an epoch may be smaller
+    augmentation   DSA families, one family a step and network ('_') or all of them ('+'), strengths per image
+    cutmix         probability of CutMix in a step, after the augmentation; the loss sees soft labels, multiplied by a plan's weights
+    plan           called before each epoch with its number and the stats so far
+    collect        names in COLLECTORS
+    collect_mean   keep the mean over epochs of what is collected, in the memory of a few epochs, instead of every epoch
+    snapshots      epochs after which weights are kept, 0 = before training
+    chunk          networks stacked at once, 0 = by `networks_at_once`; with a plan or `after_epoch` all, since they see all
+    whole_batches  leave out the last batch of an epoch where it is smaller: losses that couple samples need their number
+    after_epoch    called with the epochs done, the weights and the momentum: what `done` needs to go on from there
+    done           (epochs, momentum) behind `params` where training goes on; `epochs` counts them, their draws are passed
+    raises         InputError on an empty source, one smaller than a whole batch, an unknown collector, both or neither of epochs and
+                   steps, or collectors of hard labels with soft ones or cutmix
     """
     if (epochs > 0) == (steps > 0):
         raise InputError(f"epochs {epochs} and steps {steps}; accepted: one of them positive, the other 0")
@@ -123,32 +115,24 @@ def train(
     if len(source) == 0:
         raise InputError("source: no images to train on; accepted: at least one")
     if whole_batches and (plan or len(source) < batch):
-        raise InputError(
-            f"whole_batches: batches of {batch}, {len(source)} images{' under a plan' if plan else ''}; "
-            "accepted: no plan, and at least as many images as a batch"
-        )
+        raise InputError(f"whole_batches: {len(source)} images for batches of {batch}; accepted: enough for a batch, and no plan")
     for name in collect:
         check_choice("collect", name, COLLECTORS)
-    if collect and getattr(source.targets, "ndim", 1) != 1:
-        if set(collect) - {"loss"}:
-            raise InputError(f"collect: {sorted(collect)} with targets of {source.targets.ndim} axes; accepted: 'loss' alone")
     if not 0 <= cutmix <= 1:
         raise InputError(f"cutmix: {cutmix} is not accepted; accepted: a probability")
-    if cutmix and set(collect) - {"loss"}:
-        raise InputError(f"collect: {sorted(collect)} with cutmix; accepted: 'loss' alone")
-    k = len(next(iter(params.values())))
-    streams = split(generator, k)
-    device = next(iter(params.values())).device
+    if set(collect) - {"loss"} and (cutmix or source.targets.ndim != 1):
+        raise InputError(f"collect: {sorted(collect)} with {'cutmix' if cutmix else 'targets of two axes'}; accepted: 'loss' alone")
     if done[0] and (plan or steps):
         raise InputError(f"done: {done[0]} epochs with a plan or steps; accepted: epochs alone")
-    chunk = k if plan or after_epoch or done[0] else chunk or networks_at_once(k, min(batch, len(source)), source.shape, device)
+    first = next(iter(params.values()))
+    k, streams = len(first), split(generator, len(first))
+    chunk = k if plan or after_epoch or done[0] else chunk or networks_at_once(k, min(batch, len(source)), source.shape, first.device)
     results = []
-    for first in range(0, k, chunk):
-        part = {name: value[first : first + chunk] for name, value in params.items()}
-        stack = _Stack(network, part, source, loss, optimizer, streams[first : first + chunk], batch, augmentation, cutmix, whole_batches)
-        stack.go_on(*done)
+    for at in range(0, k, chunk):
+        part = {name: value[at : at + chunk] for name, value in params.items()}
+        stack = _Stack(network, part, source, loss, optimizer, streams[at : at + chunk], batch, augmentation, cutmix, whole_batches)
         history = {name: _History(collect_mean) for name in collect}
-        results.append(stack.run(epochs, steps, plan, history, frozenset(snapshots), after_epoch))
+        results.append(stack.run(epochs, steps, plan, history, frozenset(snapshots), after_epoch, done))
     return _joined(results)
 
 
@@ -162,8 +146,7 @@ class _History:
         """The values (K, N) of one more epoch, NaN where a sample was not visited."""
         if self.mean:
             seen = ~values.isnan()
-            self.total = self.total + values.double().where(seen, 0)
-            self.visits = self.visits + seen
+            self.total, self.visits = self.total + values.double().where(seen, 0), self.visits + seen
         else:
             self.epochs.append(values)
 
@@ -176,44 +159,35 @@ class _Stack:
     """One chunk of networks in training."""
 
     def __init__(self, network, params, source, loss, optimizer, streams, batch, augmentation, cutmix, whole_batches=False):
-        self.network, self.source, self.loss, self.optimizer = network, source, loss, optimizer
-        self.streams, self.batch, self.augmentation = streams, batch, augmentation
-        self.cutmix, self.whole_batches = cutmix, whole_batches
+        self.network, self.source, self.loss, self.optimizer, self.streams = network, source, loss, optimizer, streams
+        self.batch, self.augmentation, self.cutmix, self.whole_batches = batch, augmentation, cutmix, whole_batches
         self.params = {name: value.detach().clone() for name, value in params.items()}
-        self.names = list(trainable(self.params))
-        for name in self.names:
-            self.params[name].requires_grad_()
-        self.momentum: list[Tensor] = []
-        self.device = next(iter(params.values())).device
-        self.stats = Stats()
+        self.learned = [value.requires_grad_() for value in trainable(self.params).values()]
+        self.device, self.stats = next(iter(params.values())).device, Stats()
 
     def weights(self) -> Params:
         return {name: value.detach().clone() for name, value in self.params.items()}
-
-    def go_on(self, epochs: int, momentum: list[Tensor]) -> None:
-        """Stand where training stood after so many epochs: the random streams and the step count."""
-        self.epoch, self.momentum = epochs, list(momentum)
-        for _ in range(epochs):
-            self._draw_epoch(Plan(torch.arange(len(self.source))))
-        self.stats.steps = epochs * self._batches(len(self.source))
 
     def _batches(self, m: int) -> int:
         """Steps that an epoch over m images takes."""
         return m // self.batch if self.whole_batches else math.ceil(m / self.batch)
 
-    def run(self, epochs, steps, plan, history, snapshots, after_epoch):
+    def run(self, epochs, steps, plan, history, snapshots, after_epoch, done) -> tuple[Params, Stats]:
         stats, everything = self.stats, Plan(torch.arange(len(self.source)))
-        epoch = self.epoch
+        epoch, self.momentum = done[0], list(done[1])
+        for _ in range(epoch):  # the random streams and the step count stand where training stood
+            self._draw_epoch(everything)
+        stats.steps = epoch * self._batches(len(self.source))
         if epoch in snapshots:
             stats.snapshots[epoch] = self.weights()
         while (epoch < epochs) if epochs else (stats.steps < steps):
             size = len(self.streams), len(self.source)
             record = {name: torch.full(size, math.nan, device=self.device) for name in history}
-            chosen = plan(epoch, stats) if plan else everything
-            self._epoch(chosen, steps or None, record)
+            self._epoch(plan(epoch, stats) if plan else everything, steps or None, record)
             for name, values in record.items():
                 history[name].add(values)
-            stats.collected = {name: kept.stacked() for name, kept in history.items()} if plan else {}
+            if plan:
+                stats.collected = {name: kept.stacked() for name, kept in history.items()}
             epoch += 1
             if epoch in snapshots:
                 stats.snapshots[epoch] = self.weights()
@@ -235,8 +209,7 @@ class _Stack:
             targets = self.source.targets[indices]  # (K, B) or (K, B, D)
             weight = None if weights is None else weights[:, here]
             if boxes is not None:
-                if targets.ndim == 2:
-                    targets = one_hot(targets, self.network.classes)
+                targets = one_hot(targets, self.network.classes) if targets.ndim == 2 else targets
                 if weight is not None:  # what is pasted brings its weight
                     targets, weight = targets * weight[..., None], None
                 images, targets = cutmix(images, targets, boxes[0][:, i], boxes[1][:, i])
@@ -244,70 +217,63 @@ class _Stack:
 
     def _draw_epoch(self, chosen: Plan):
         """Every network's data order (K, M), weights in that order, augmentation draws (K, steps) x (B), boxes of CutMix."""
+
+        def here(tensor: Tensor) -> Tensor:  # the device is not waited for
+            return tensor.to(self.device, non_blocking=True)
+
         per_network = chosen.indices.cpu().expand(len(self.streams), -1)  # (K, M)
         m = per_network.shape[1]
-        steps = self._batches(m)
-        shuffles, draws, boxes = [], [], []
+        steps, shuffles, draws, boxes = self._batches(m), [], [], []
         for stream in self.streams:
             shuffles.append(torch.randperm(m, generator=stream))
             draws.append(draw(self.augmentation, steps, min(self.batch, m), stream))
             if self.cutmix:
                 boxes.append(draw_boxes(self.cutmix, steps, *self.source.shape[-2:], stream))
         shuffle = torch.stack(shuffles)
-        order = per_network.gather(1, shuffle).to(self.device, non_blocking=True)
-        weights = None
-        if chosen.weights is not None:  # they may live on the device, which is not waited for
-            weights = chosen.weights.to(self.device, non_blocking=True).expand(len(self.streams), -1)
-            weights = weights.gather(1, shuffle.to(self.device, non_blocking=True))
-        drawn = None
+        weights = drawn = pasted = None
+        if chosen.weights is not None:  # they may live on the device
+            weights = here(chosen.weights).expand(len(self.streams), -1).gather(1, here(shuffle))
         if draws[0] is not None:
-            families = torch.stack([d.families for d in draws])  # (K, steps)
-            uniforms = torch.stack([d.uniforms for d in draws]).to(self.device, non_blocking=True)
-            drawn = Draw(families, uniforms)
-        if not boxes:
-            return order, weights, drawn, None
-        pasted = [torch.stack(part).to(self.device, non_blocking=True) for part in zip(*boxes, strict=True)]
-        return order, weights, drawn, pasted  # (K, steps, 4) and (K, steps)
+            drawn = Draw(torch.stack([d.families for d in draws]), here(torch.stack([d.uniforms for d in draws])))  # (K, steps, ...)
+        if boxes:
+            pasted = [here(torch.stack(part)) for part in zip(*boxes, strict=True)]  # (K, steps, 4) and (K, steps)
+        return here(per_network.gather(1, shuffle)), weights, drawn, pasted
 
     def _step(self, images, targets, weights, indices, record, scale) -> None:
-        output = self.network.apply(self.params, images, train=True)
-        loss = self.loss(output.logits, targets)  # (K, B) or (K,)
-        if loss.ndim == 1 and (weights is not None or "loss" in record):
-            raise InputError("loss: one value a batch, with weights or a collected loss by sample; accepted: a loss (K, B)")
-        weighted = loss if weights is None else loss * weights
-        # the sum over networks does not mix their gradients
-        total = (weighted.mean(1) if loss.ndim == 2 else loss).sum()
-        learned = [self.params[name] for name in self.names]
-        grads = list(torch.autograd.grad(total, learned))
-        grads = self.optimizer.direction(learned, grads, lambda: self._gradients(learned, images, targets, weights))
+        def gradients() -> tuple[Output, Tensor, list[Tensor]]:
+            """What the networks give at their present weights, the loss (K, B) or (K,), and its gradients."""
+            output = self.network.apply(self.params, images, train=True)
+            loss = self.loss(output.logits, targets)
+            if loss.ndim == 1 and (weights is not None or "loss" in record):
+                raise InputError("loss: one value a batch, with weights or a collected loss by sample; accepted: a loss (K, B)")
+            weighted = loss if weights is None else loss * weights
+            # the sum over networks does not mix their gradients
+            total = (weighted.mean(1) if loss.ndim == 2 else loss).sum()
+            return output, loss, list(torch.autograd.grad(total, self.learned))
+
+        output, loss, grads = gradients()
+        grads = self.optimizer.direction(self.learned, grads, lambda: gradients()[-1])
         with torch.no_grad():
             for name, values in record.items():
                 values.scatter_(1, indices, COLLECTORS[name](output.logits, targets, loss).to(values.dtype))
-            self.momentum = self.optimizer.update(learned, grads, self.momentum, self.stats.steps, scale)
-            for name, value in output.buffers.items():
-                self.params[name] = value.detach()
+            self.momentum = self.optimizer.update(self.learned, grads, self.momentum, self.stats.steps, scale)
+        self.params |= {name: value.detach() for name, value in output.buffers.items()}
         self.stats.steps += 1
         self.stats.samples += indices.shape[1]
-
-    def _gradients(self, learned, images, targets, weights) -> list[Tensor]:
-        """Those of the same batch at the present weights, for optimizers that ask twice."""
-        loss = self.loss(self.network.apply(self.params, images, train=True).logits, targets)
-        weighted = loss if weights is None else loss * weights
-        return list(torch.autograd.grad((weighted.mean(1) if loss.ndim == 2 else loss).sum(), learned))
 
 
 def _joined(results: list[tuple[Params, Stats]]) -> tuple[Params, Stats]:
     """Chunks of networks put together along K."""
     if len(results) == 1:
         return results[0]
-    params = {name: torch.cat([part[name] for part, _ in results]) for name in results[0][0]}
-    stats = Stats(steps=results[0][1].steps, samples=results[0][1].samples)
-    for name in results[0][1].collected:
-        stats.collected[name] = torch.cat([part.collected[name] for _, part in results], dim=1)
-    for epoch in results[0][1].snapshots:
-        weights = [part.snapshots[epoch] for _, part in results]
-        stats.snapshots[epoch] = {name: torch.cat([part[name] for part in weights]) for name in weights[0]}
-    return params, stats
+    weights, parts = zip(*results, strict=True)
+    collected = {name: torch.cat([part.collected[name] for part in parts], dim=1) for name in parts[0].collected}
+    snapshots = {epoch: _side_by_side([part.snapshots[epoch] for part in parts]) for epoch in parts[0].snapshots}
+    return _side_by_side(weights), Stats(collected, snapshots, parts[0].steps, parts[0].samples)
+
+
+def _side_by_side(weights: Sequence[Params]) -> Params:
+    return {name: torch.cat([part[name] for part in weights]) for name in weights[0]}
 
 
 def train_plain(

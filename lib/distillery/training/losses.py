@@ -1,4 +1,4 @@
-"""Losses by network, sample and target, and checks of targets."""
+"""Losses by network, sample and target: outputs (K, B, D) to (K, B), or (K,) where samples of a batch are coupled; checks of targets."""
 
 from collections.abc import Callable
 
@@ -11,8 +11,7 @@ from distillery.checks import InputError, check_finite
 
 def centred(targets: Tensor, classes: int) -> Tensor:
     """Classes (N,) as centred one-hot labels (N, classes) float64: 1 - 1 / classes on the class, -1 / classes elsewhere."""
-    hot = targets[:, None] == torch.arange(classes, device=targets.device)
-    return hot.double() - 1 / classes
+    return one_hot(targets, classes).double() - 1 / classes
 
 
 def check_targets(found: Tensor, images, width: int = 0) -> Tensor:

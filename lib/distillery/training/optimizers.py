@@ -1,7 +1,4 @@
-"""How the weights of K stacked networks are updated, beside the one loop of `training`: SGD, Nesterov, Adam and GSAM.
-
-Slow reference of GSAM, one plain PyTorch module: `gsam_plain`.
-"""
+"""How the weights of K stacked networks are updated, beside the one loop of `training`: SGD, Nesterov, Adam and GSAM."""
 
 import math
 from collections.abc import Callable
@@ -28,18 +25,23 @@ class SGD:
 
     def update(self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float) -> list[Tensor]:
         """One step in place; `state` is the momentum, [] before the first step; returns the new state."""
-        if step in self.drops:
-            state = []
-        if self.weight_decay:
-            grads = torch._foreach_add(grads, params, alpha=self.weight_decay)
+        grads = self._decayed(params, grads)
+        state = [] if step in self.drops else state
         if self.momentum:
-            if state:
-                torch._foreach_mul_(state, self.momentum)
-                torch._foreach_add_(state, grads)
-            else:
-                state = [grad.clone() for grad in grads]
-            grads = state
+            grads = state = self._gathered(grads, state)
         torch._foreach_add_(params, grads, alpha=-self.rate(step) * scale)
+        return state
+
+    def _decayed(self, params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+        """Gradients with those of weight decay."""
+        return torch._foreach_add(grads, params, alpha=self.weight_decay) if self.weight_decay else grads
+
+    def _gathered(self, grads: list[Tensor], state: list[Tensor]) -> list[Tensor]:
+        """The momentum after these gradients, in place."""
+        if not state:
+            return [grad.clone() for grad in grads]
+        torch._foreach_mul_(state, self.momentum)
+        torch._foreach_add_(state, grads)
         return state
 
     def direction(self, params: list[Tensor], grads: list[Tensor], again: Callable[[], list[Tensor]]) -> list[Tensor]:
@@ -53,8 +55,7 @@ class Nesterov(SGD):
 
     $$v \leftarrow \mu v + g, \qquad \theta \leftarrow \theta - \eta\,(g + \mu v)$$
 
-    with $v = g$ in the first step. Momentum goes on where the rate drops, as under a scheduler of torch. Raises InputError
-    where the momentum is not above 0.
+    with $v = g$ in the first step. Momentum goes on where the rate drops, as under a scheduler of torch, and is above 0 (InputError).
     """
 
     def __post_init__(self):
@@ -62,25 +63,17 @@ class Nesterov(SGD):
             raise InputError(f"momentum: {self.momentum} with Nesterov; accepted: a number above 0")
 
     def update(self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float) -> list[Tensor]:
-        if self.weight_decay:
-            grads = torch._foreach_add(grads, params, alpha=self.weight_decay)
-        if state:
-            torch._foreach_mul_(state, self.momentum)
-            torch._foreach_add_(state, grads)
-        else:
-            state = [grad.clone() for grad in grads]
-        ahead = torch._foreach_add(grads, state, alpha=self.momentum)
-        torch._foreach_add_(params, ahead, alpha=-self.rate(step) * scale)
+        grads = self._decayed(params, grads)
+        state = self._gathered(grads, state)
+        torch._foreach_add_(params, torch._foreach_add(grads, state, alpha=self.momentum), alpha=-self.rate(step) * scale)
         return state
 
 
 @dataclass(frozen=True)
 class Adam(SGD):
-    """Adam as `torch.optim.Adam`, which is the slow reference; `momentum` is the decay of the mean gradient.
+    """Adam as `torch.optim.Adam`, which is the slow reference. The state holds all means, then all mean squares of gradients.
 
-    decay    of the mean square of the gradient
-    epsilon  beside its root
-    The state holds all means, then all mean squares; `step` counts from 0 where they are [].
+    `momentum` is the decay of the means, `decay` of the squares; `epsilon` stands beside their roots.
     """
 
     lr: float = 1e-3
@@ -90,15 +83,13 @@ class Adam(SGD):
 
     @torch.no_grad()
     def update(self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float) -> list[Tensor]:
-        if self.weight_decay:
-            grads = torch._foreach_add(grads, params, alpha=self.weight_decay)
+        grads = self._decayed(params, grads)
         state = state or [torch.zeros_like(grad) for grad in [*grads, *grads]]
         means, squares = state[: len(grads)], state[len(grads) :]
         torch._foreach_lerp_(means, grads, 1 - self.momentum)
         torch._foreach_mul_(squares, self.decay)
         torch._foreach_addcmul_(squares, grads, grads, 1 - self.decay)
-        roots = torch._foreach_sqrt(squares)
-        torch._foreach_div_(roots, math.sqrt(1 - self.decay ** (step + 1)))
+        roots = torch._foreach_div(torch._foreach_sqrt(squares), math.sqrt(1 - self.decay ** (step + 1)))
         torch._foreach_add_(roots, self.epsilon)
         size = self.rate(step) * scale / (1 - self.momentum ** (step + 1))
         torch._foreach_addcdiv_(params, means, roots, -size)
@@ -126,9 +117,8 @@ class GSAM(SGD):
 
     @torch.no_grad()
     def direction(self, params: list[Tensor], grads: list[Tensor], again: Callable[[], list[Tensor]]) -> list[Tensor]:
-        ascent = self.ascent(params, grads)
         kept = [param.clone() for param in params]
-        torch._foreach_add_(params, ascent)
+        torch._foreach_add_(params, self.ascent(params, grads))
         with torch.enable_grad():
             perturbed = again()
         torch._foreach_copy_(params, kept)

@@ -1,4 +1,7 @@
-"""Random views of images for self-supervised learning: crops, flips, jitter of colors, gray. Slow reference: `view_plain`."""
+"""Random views of images for self-supervised learning, with the strengths of Mixed Barlow Twins' public code for CIFAR (arXiv 2312.02151).
+
+They are torchvision's RandomResizedCrop, horizontal flip, ColorJitter and grayscale. Slow reference: `view_plain`.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,18 +18,14 @@ from distillery.seeds import generator
 TRIES = 10  # crops drawn for a view, of which the first that fits is taken
 
 
-LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue in a gray value
-
-
 @dataclass(frozen=True)
 class Views:
     """How a random view of an image with pixels in [0, 1] is made: crop, flip, jitter, gray, in this order.
 
-    scale, ratio  of the crop: its share of the area, uniform, and width over height, log-uniform; it is resized to the whole
-                  image, bilinear
+    scale, ratio  of the crop: its share of the area, uniform, and width over height, log-uniform; it is resized to the image, bilinear
     flip          probability of a mirror image, 0 for digits and other signs that a mirror changes
-    jitter        probability of brightness, contrast and saturation by factors in 1 -+ their strength, and hue by a
-                  shift of -+ its strength of the circle, in an order drawn for each image
+    jitter        probability of brightness, contrast and saturation by factors in 1 -+ their strength, and hue by a shift of -+ its
+                  strength of the circle, in an order drawn for each image
     gray          probability of gray in all channels
     Images that have not 3 channels are cropped and flipped alone. SimCLR's strength .5 are the same numbers.
     """
@@ -42,37 +41,26 @@ class Views:
     gray: float = 0.2
 
     def __post_init__(self):
-        for name in ("flip", "jitter", "gray", "brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}: {getattr(self, name)!r} is not accepted; accepted: a number from 0 to 1")
-        if not 0 <= self.hue <= 0.5:
-            raise InputError(f"hue: {self.hue!r} is not accepted; accepted: a number from 0 to .5")
-        for name, most in (("scale", 1.0), ("ratio", math.inf)):
+        for name in ("flip", "jitter", "gray", "brightness", "contrast", "saturation", "hue"):
+            most = 0.5 if name == "hue" else 1
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(f"{name}: {getattr(self, name)!r} is not accepted; accepted: a number from 0 to {most}")
+        for name, most in (("scale", 1), ("ratio", math.inf)):
             low, high = getattr(self, name)
             if not 0 < low <= high <= most:
-                raise InputError(
-                    f"{name}: {(low, high)} is not accepted; accepted: two numbers above 0 in order" + (", at most 1" if most == 1 else "")
-                )
+                raise InputError(f"{name}: {(low, high)} is not accepted; accepted: two numbers above 0 in order, at most {most}")
 
 
 @dataclass(frozen=True)
 class ViewDraw:
-    """What `draw_views` drew for n views, on the CPU.
+    """What `draw_views` drew for n views, on the CPU."""
 
-    boxes     (n, 4) int64: top, left, height, width of the crop
-    flipped   (n,) bool
-    jittered  (n,) bool
-    order     (n, 4) int64: which of brightness, contrast, saturation, hue comes first, second, ..
-    factors   (n, 4): those of brightness, contrast, saturation, and the shift of hue
-    gray      (n,) bool
-    """
-
-    boxes: Tensor
-    flipped: Tensor
-    jittered: Tensor
-    order: Tensor
-    factors: Tensor
-    gray: Tensor
+    boxes: Tensor  # (n, 4) int64: top, left, height, width of the crop
+    flipped: Tensor  # (n,) bool
+    jittered: Tensor  # (n,) bool
+    order: Tensor  # (n, 4) int64: which of brightness, contrast, saturation, hue comes first, second, ..
+    factors: Tensor  # (n, 4): those of brightness, contrast, saturation, and the shift of hue
+    gray: Tensor  # (n,) bool
 
 
 def draw_views(views: Views, shape: tuple[int, int, int], n: int, generator: Generator) -> ViewDraw:
@@ -90,7 +78,7 @@ def draw_views(views: Views, shape: tuple[int, int, int], n: int, generator: Gen
     rows, columns = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
     fits = (rows >= 1) & (rows <= height) & (columns >= 1) & (columns <= width)
     first = fits.int().argmax(1, keepdim=True)
-    size = torch.stack([rows.gather(1, first)[:, 0], columns.gather(1, first)[:, 0]], 1)  # (n, 2)
+    size = torch.cat([rows.gather(1, first), columns.gather(1, first)], 1)  # (n, 2)
     central = (
         min(height, max(round(width / narrow), 1)) if width / height < narrow else height,
         min(width, max(round(height * wide), 1)) if width / height > wide else width,
@@ -100,14 +88,9 @@ def draw_views(views: Views, shape: tuple[int, int, int], n: int, generator: Gen
     room = size.new_tensor((height, width)) - size
     corner = torch.where(none, (room / 2).floor(), (place * (room + 1)).floor())
     spread = size.new_tensor((views.brightness, views.contrast, views.saturation, views.hue))
-    return ViewDraw(
-        torch.cat([corner, size], 1).long(),
-        flip[:, 0] < views.flip,
-        jitter[:, 0] < views.jitter,
-        order.argsort(1),
-        size.new_tensor((1, 1, 1, 0)) + (2 * strength - 1) * spread,
-        gray[:, 0] < views.gray,
-    )
+    boxes, factors = torch.cat([corner, size], 1).long(), size.new_tensor((1, 1, 1, 0)) + (2 * strength - 1) * spread
+    flipped, jittered, gray = flip[:, 0] < views.flip, jitter[:, 0] < views.jitter, gray[:, 0] < views.gray
+    return ViewDraw(boxes, flipped, jittered, order.argsort(1), factors, gray)
 
 
 def view(images: Tensor, drawn: ViewDraw) -> Tensor:
@@ -116,8 +99,7 @@ def view(images: Tensor, drawn: ViewDraw) -> Tensor:
     if images.shape[1] != 3:
         return out
     for place in range(len(_JITTER)):
-        for which, operation in enumerate(_JITTER):
-            # the draws are on the CPU: a GPU is not waited for
+        for which, operation in enumerate(_JITTER):  # the draws are on the CPU: a GPU is not waited for
             at = torch.nonzero(drawn.jittered & (drawn.order[:, place] == which))[:, 0]
             factors = drawn.factors[at, which].to(images.device, images.dtype, non_blocking=True)
             at = at.to(images.device, non_blocking=True)
@@ -150,7 +132,8 @@ def _resized_crop(images: Tensor, drawn: ViewDraw) -> Tensor:
 
 
 def _gray(images: Tensor) -> Tensor:
-    return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)  # (n, 1, H, W)
+    luma = images.new_tensor((0.2989, 0.587, 0.114))  # weights of red, green and blue
+    return (images * luma[:, None, None]).sum(1, keepdim=True)  # (n, 1, H, W)
 
 
 def _brighten(images: Tensor, factor: Tensor) -> Tensor:
@@ -201,11 +184,9 @@ def view_plain(image: Tensor, drawn: ViewDraw, i: int) -> Tensor:
 class TwoViews:
     """Images as two fresh random views of each: what a teacher is trained on. Labels are passed on and never looked at.
 
-    The views of a training step come from a generator of their own, keyed by the number of the step, so that training goes
-    on anywhere with the views it would have met. Each `batch` is one step.
-
-    numbers  of the K networks that train together, where each shall meet the views that it would meet alone; None = one draw
-             for all
+    Each `batch` is one step, whose views come from a generator keyed by its number: training goes on anywhere with the views it would
+    have met. `numbers` are of the K networks that train together, where each shall meet the views that it would meet alone; None = one
+    draw for all.
     """
 
     def __init__(self, images: ImageSet, views: Views, seed: int, step: int = 0, numbers: Sequence[int] | None = None):
@@ -218,11 +199,11 @@ class TwoViews:
 
     def batch(self, indices: Tensor) -> Tensor:
         """Images at `indices` (K, B), standardized after the augmentation: (K, 2B, C, H, W)."""
-        pixels, step = self.pixels.batch(indices), self.step
+        pixels, key = self.pixels.batch(indices), (self.seed, "views", self.step)
         self.step += 1
         if self.numbers is None:
-            views = two_views(pixels, self.views, generator(self.seed, "views", step))
+            views = two_views(pixels, self.views, generator(*key))
         else:
-            streams = [generator(self.seed, "views", step, number) for number in self.numbers]
-            views = torch.cat([two_views(pixels[i : i + 1], self.views, s) for i, s in enumerate(streams)])
+            each = zip(pixels.split(1), self.numbers, strict=True)
+            views = torch.cat([two_views(one, self.views, generator(*key, number)) for one, number in each])
         return self.images.transform(views) if self.images.transform else views
