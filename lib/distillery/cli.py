@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from distillery import __version__
-from distillery.checks import InputError
+from distillery.checks import InputError, first_line
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,21 +49,17 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("-f", action="append", default=[], metavar="FILE", help="YAML file of parameters")
     run.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     run.add_argument("--again", action="store_true", help="execute even if a complete record exists (stored runs are reused)")
-
     grid = command("sweep", _sweep, "execute notebooks over a grid of parameters")
     grid.add_argument("grid", help="YAML file: notebook, parameters, grid")
     grid.add_argument("--engine", default="local", help="local, or ray: cells at once, on one or many machines")
     grid.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     grid.add_argument("--gpus", type=float, default=0.0, help="GPUs of a cell on Ray, e.g. 0.25")
-
     report = command("report", _report, "print the claim table of all records")
     report.add_argument("--results", default="", help="results folder (default: that of the repository)")
     report.add_argument("--scale", default="", help="only this scale")
     report.add_argument("--write", action="store_true", help="renew the generated pages of the checkout: results/*.md, README, first cells")
-
     methods = command("methods", _methods, "what combines with what")
     methods.add_argument("--settings", action="store_true", help="published settings of every method, with their sources")
-
     judge = command("evaluate", _evaluate, "test accuracy of a finished set, beside random images")
     judge.add_argument("file", help="an exported set, or a foreign .pt, .pth or .safetensors file of images and labels")
     judge.add_argument("--labels", default="", help="file of the labels, where they are apart")
@@ -80,7 +76,6 @@ def main(argv: list[str] | None = None) -> int:
     judge.add_argument("--seeds", type=int, default=1, help="evaluations; random images are drawn anew in each")
     judge.add_argument("--device", default="auto")
     judge.add_argument("--json", metavar="FILE", help="write the rows to a file")
-
     looks = commands.add_parser("data", help="look at image data").add_subparsers(dest="verb", required=True)
     check = command("check", _data_check, "classes, sizes, modes, duplicates, unreadable files; exit code 0 if usable, else 2", looks)
     check.add_argument("path", help="a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one")
@@ -125,10 +120,9 @@ def _sweep(arguments) -> int:
     folder, cells = sweep.read(arguments.grid, _find)
     minutes = budget(arguments.budget) if arguments.budget else 0.0
     lines = sweep.run(folder, cells, arguments.engine, minutes, arguments.gpus)
-    width = max(len(line["cell"]) for line in lines)
+    width, counts = max(len(line["cell"]) for line in lines), Counter(line["status"] for line in lines)
     for line in lines:
         print(f"  {line['cell']:<{width}}  {line['status']:<10}  {line['headline'] or ''}".rstrip())
-    counts = Counter(line["status"] for line in lines)
     print(f"\n{', '.join(f'{counts[state]} {state}' for state in sweep.STATES if counts[state])}: {folder / 'summary.json'}")
     for line in (line for line in lines if line["status"] == "failed"):
         print(f"error: {line['cell']}: {line['error']}", file=sys.stderr)
@@ -165,8 +159,7 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
     except PapermillExecutionError as error:
         failure = error
     except (PapermillException, RuntimeError, OSError, ValueError) as error:  # a kernel that died or never started
-        reason = (str(error).splitlines() or [""])[0]
-        print(f"error: {type(error).__name__}: {reason}; finished runs are kept in {folder}", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {first_line(error)}; finished runs are kept in {folder}", file=sys.stderr)
         return 1
     finally:
         if temporary.exists():

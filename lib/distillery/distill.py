@@ -240,6 +240,5 @@ def _resume(path: Path, card: dict, now: _Progress, built: dict, sampler: Unifor
 
 
 def _stack_log(log: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    names = dict.fromkeys(name for entry in log for name in entry)
-    missing = torch.tensor(math.nan)
+    names, missing = dict.fromkeys(name for entry in log for name in entry), torch.tensor(math.nan)
     return {name: torch.stack([entry.get(name, missing).cpu() for entry in log]) for name in names}

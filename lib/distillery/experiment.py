@@ -141,29 +141,20 @@ class Experiment:
     def set_inputs(self, recipe: Recipe) -> dict:
         """What identifies the set of a recipe."""
         job, method = self.job(recipe), METHODS[recipe.method]
-        found = {
-            "method": recipe.method,
-            "size": recipe.size,
-            "seed": recipe.seed,
-            "network": self.fast.spec(),
-            "transform": self.transform,
-        }
-        if method.start:
-            found["start"] = job.start
+        found = {"method": recipe.method, "size": recipe.size, "seed": recipe.seed}
+        found |= {"network": self.fast.spec(), "transform": self.transform} | ({"start": job.start} if method.start else {})
         found |= {name: part.spec() for name in ("prune", "batches") if (part := getattr(recipe, name))}
         needed = [*method.scores(job), *([recipe.prune.score] if recipe.prune and recipe.prune.rule != "random" else [])]
         return found | ({"scores": {name: self.scores.spec(name) for name in needed}} if needed else {}) | method.spec(job)
 
     def set_id(self, recipe: Recipe) -> str:
-        """The id of a recipe's set."""
         return store.identity("set", METHODS[recipe.method].version, self.set_inputs(recipe), self.data.digest)
 
     def evaluation_inputs(self, recipe: Recipe) -> dict:
         """What identifies the evaluation of a recipe's set."""
         found = {"set": self.set_id(recipe), "method": recipe.method, "size": recipe.size, "seed": recipe.seed}
         found |= {"network": self.judged_network(recipe).spec(), "protocol": self.protocol.spec(), "transform": self.transform}
-        found |= self.protocol.context(self)
-        return found | ({"evaluate": spec} if (spec := recipe.evaluate.spec()) else {})
+        return found | self.protocol.context(self) | ({"evaluate": spec} if (spec := recipe.evaluate.spec()) else {})
 
     def judged_network(self, recipe: Recipe) -> MixedPrecision:
         """The network that is trained on a recipe's set."""
@@ -182,9 +173,9 @@ class Experiment:
     def run(self, recipe: Recipe) -> dict | None:
         """The stored result of a recipe, computed now if need be; None if the budget is spent or a set it stands on is not here.
 
-        result  accuracies (one a network; without labels accuracies[task][fraction of labels][network]), steps and samples (real
-                images touched) of making the set, loss (about 100 values), stored_numbers, `artifact`, the id under which the set is
-                kept, seconds in all and seconds_evaluation of them, and what the method and the protocol say beside
+        result  accuracies (one a network; without labels accuracies[task][fraction of labels][network]), steps and samples (real images
+                touched) of making the set, loss (about 100 values), stored_numbers, `artifact`, the id under which the set is kept,
+                seconds in all and seconds_evaluation of them, and what the method and the protocol say beside
         """
         self.check(recipe)
         inputs = self.evaluation_inputs(recipe)

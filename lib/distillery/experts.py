@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -127,7 +128,7 @@ def make(
     return engine.map(lambda chunk: _make(*chunk, network, source, training, epochs, billed_to), _chunks(*asked[:4]), where, **options)
 
 
-def _make(first: int, count: int, card: dict, path: Path, network, source, training: Training, epochs: int, billed_to: str) -> Path:
+def _make(first: int, size: int, card: dict, path: Path, network, source, training: Training, epochs: int, billed_to: str) -> Path:
     began = time.monotonic()
 
     def keep(epoch: int, weights: Params, momentum: list[Tensor]) -> None:
@@ -143,7 +144,7 @@ def _make(first: int, count: int, card: dict, path: Path, network, source, train
         if stored:
             params, momentum = _read(path, stored - 1, card, source.device)
         else:
-            streams = [generator(training.seed, "expert", i) for i in range(first, first + count)]
+            streams = [generator(training.seed, "expert", i) for i in range(first, first + size)]
             networks = [network.init(stream, 1) for stream in streams]
             params, momentum = {name: torch.cat([one[name] for one in networks]).to(source.device) for name in networks[0]}, []
             _write(path, 0, params, momentum, card)
@@ -156,14 +157,14 @@ def _make(first: int, count: int, card: dict, path: Path, network, source, train
 def load(folder: str | Path, network, source, training: Training, epochs: int, device=None) -> Experts:
     """The stored trajectories up to epoch `epochs`, on `device` (that of `source` if None). Raises InputError if others or none are there."""
     bank: Params = {}
-    for first, count, card, path in _chunks(folder, network, source, training):
+    for first, size, card, path in _chunks(folder, network, source, training):
         if (stored := _stored(path)) <= epochs:
             _refuse(path, card, stored, epochs)
         for epoch in range(epochs + 1):
             for name, value in _read(path, epoch, card, device or source.device)[0].items():
                 if name not in bank:
                     bank[name] = value.new_empty(training.experts, epochs + 1, *value.shape[1:])
-                bank[name][first : first + count, epoch] = value
+                bank[name][first : first + size, epoch] = value
     return Experts(bank)
 
 
@@ -185,11 +186,11 @@ def spent(folder: str | Path, network, source, training: Training, epochs: int, 
     Each epoch keeps its own time, so that a kill forgets no more than the one under way.
     """
     seconds, samples = 0.0, 0
-    for _, count, _, path in _chunks(folder, network, source, training):
+    for _, size, _, path in _chunks(folder, network, source, training):
         for epoch in range(1, min(_stored(path) - 1, epochs) + 1):
             _, found = store.map_tensors(_file(path, epoch))
             if found.get("account") == billed_to:
-                seconds, samples = seconds + found["seconds"], samples + count * _seen(source, training)
+                seconds, samples = seconds + found["seconds"], samples + size * _seen(source, training)
     return {"seconds": seconds, "samples": samples}
 
 
@@ -211,7 +212,7 @@ def bill(folder: str | Path, network, source, training: Training, epochs: int, *
 
 def _left(folder: str | Path, network, source, training: Training, epochs: int) -> list[tuple[int, int]]:
     """For each chunk the number of its experts, and of its snapshots that are not stored."""
-    return [(count, max(epochs + 1 - _stored(path), 0)) for _, count, _, path in _chunks(folder, network, source, training)]
+    return [(size, max(epochs + 1 - _stored(path), 0)) for _, size, _, path in _chunks(folder, network, source, training)]
 
 
 def _seconds_a_step(network, params: Params, source, training: Training) -> float:
@@ -262,16 +263,12 @@ def _preprocessing(source) -> str | None:
 
 def _card(network, source, training: Training, first: int) -> dict:
     """What identifies a chunk of experts, as JSON gives it back."""
-    inputs = {
-        "network": network.spec(),
-        "optimizer": {"name": type(training.optimizer).__name__, **asdict(training.optimizer)},
+    inputs = {name: value for name, value in training.spec().items() if name in ("batch", "augmentation", "seed", "loss", "views")}
+    inputs |= {"network": network.spec(), "optimizer": {"name": type(training.optimizer).__name__, **asdict(training.optimizer)}}
+    inputs |= {
         "preprocessing": _preprocessing(source),
-        "batch": training.batch,
-        "augmentation": training.augmentation,
-        "seed": training.seed,
         "experts": [first, min(_chunk(network, source, training), training.experts - first)],
     }
-    inputs |= {name: value for name, value in training.spec().items() if name in ("loss", "views")}
     card = {"producer": "experts", "version": VERSION, "inputs": inputs, "data set": source.digest}
     return json.loads(store.canonical(card))
 
@@ -282,10 +279,7 @@ def _file(path: Path, epoch: int) -> Path:
 
 def _stored(path: Path) -> int:
     """How many snapshots are there without a gap."""
-    n = 0
-    while _file(path, n).exists():
-        n += 1
-    return n
+    return next(n for n in count() if not _file(path, n).exists())
 
 
 def _write(path: Path, epoch: int, params: Params, momentum: list[Tensor], card: dict) -> None:

@@ -126,10 +126,9 @@ class Job:
     ) -> Distilled:  # fmt: skip
         """The one loop, from a checkpoint where there is one; `judge` scores the set as often as the experiment says."""
         real, compute, times = self.source, self.experiment.compute, self.experiment.validation.times if judge else 0
+        sampler = Uniform(None if self.experiment.labels is None else real.targets, len(real))
         if self.recipe.batches:
             sampler = self.recipe.batches.sampler(real, self.stream("importance"))
-        else:
-            sampler = Uniform(None, len(real)) if self.experiment.labels is None else Uniform(real.targets)
         validated = {"validate": judge, "validate_every": -(-steps // times)} if times else {}
         checkpoint = {"checkpoint": self.experiment.runs.artifact(self.key, ".checkpoint.safetensors"), "identity": self.key}
         how = {"ema": ema, "checkpoint_seconds": compute.checkpoint_seconds, "progress": compute.progress} | validated | checkpoint

@@ -70,8 +70,7 @@ def _create(path: Path, content: str) -> bool:
 
 def _owner(content: str) -> dict | None:
     try:
-        owner = json.loads(content)
-        return {"pid": owner["pid"], "host": owner["host"]}
+        return {name: json.loads(content)[name] for name in ("pid", "host")}
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -43,8 +43,7 @@ class Runs:
 
     def add(self, counts: dict) -> None:
         """Count what a copy has counted, as its `counts` say."""
-        self.computed += counts["computed"]
-        self.reused += counts["reused"]
+        self.computed, self.reused = self.computed + counts["computed"], self.reused + counts["reused"]
         self.missing += counts["missing"]
 
     def spent(self) -> bool:

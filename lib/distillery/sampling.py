@@ -60,10 +60,9 @@ class Uniform:
 class TreatmentEffect(Uniform):
     r"""Uniform draws, without the images whose effect on the synthetic pixels lies in the tails.
 
-    Every `every` steps the effects of the batch are computed. Their mean and mean square in each class are followed by moving averages,
-    which gives a mean and a variance; images outside the quantiles of that normal distribution are dropped, from this batch and from
-    later ones, until they are drawn and judged again. A batch never loses all its images of a class. Batches of all classes, on which some
-    objectives train networks, are not filtered.
+    Every `every` steps the effects of the batch are computed. Moving averages follow their mean and variance in each class; images outside
+    the quantiles of that normal distribution are dropped, from this batch and from later ones, until they are drawn and judged again. A
+    batch never loses all its images of a class. Batches of all classes, on which some objectives train networks, are not filtered.
     Source: BiLP (arXiv 2305.18381), the dynamic level: two tails, running mean and variance, lazy selection. Equal tails, statistics by
     class, their momentum and the memory of verdicts are our choices, unpublished there. The share that is dropped is nominal: norms are
     not normal, their scale changes with the network, and images never judged are kept.
@@ -82,7 +81,7 @@ class TreatmentEffect(Uniform):
         super().__init__(targets)
         check_choice("tails", tails, ("both", "low", "high"))
         check_positive_int("every", every)
-        for name, value in (("drop", drop), ("momentum", momentum)):
+        for name, value in {"drop": drop, "momentum": momentum}.items():
             if not 0 < value < 1:
                 raise InputError(f"{name}: {value} is not accepted; accepted: a share in (0, 1)")
         self.every, self.momentum, self.due = every, momentum, True
@@ -127,8 +126,7 @@ class Importance(Uniform):
     predicts, on at most `looked` images, and averaged with the old ones, half each; images not yet seen count as the mean. Weights
     1 / (n q_i), at most 1 / eta, make every mean over a batch an unbiased estimate of the plain mean (at eta = 0 but for images without any
     loss, which are never drawn). Without them hard images count more: another objective.
-    Source: our construction after the abstract of arXiv 2307.08086, which names the loss and the draws; mixture, period, subset, average
-    and draws with replacement are our choices.
+    Source: our construction after the abstract of arXiv 2307.08086, which names the loss and the draws; the rest is our choice.
     """
 
     needs = ("predict",)
@@ -165,9 +163,8 @@ class Importance(Uniform):
     def draw(self, label: int | None, n: int, generator: Generator) -> Batch:
         """n images of class `label`, or of all if None, some of them twice; as many as there are, where those are fewer."""
         members, chance = self.chances(label)
-        n = min(n, len(members))  # uniform batches are no larger either
-        drawn = torch.multinomial(chance, n, replacement=True, generator=generator)
-        weights = 1 / (len(members) * chance[drawn]) if self.reweight else torch.ones(n)
+        drawn = torch.multinomial(chance, min(n, len(members)), replacement=True, generator=generator)
+        weights = 1 / (len(members) * chance[drawn]) if self.reweight else torch.ones(len(drawn))
         return Batch(members[drawn], weights.float())
 
     @torch.no_grad()

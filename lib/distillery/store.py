@@ -86,10 +86,10 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> st
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Load what `save_tensors` wrote. Raises InputError if the file is missing, truncated, corrupt or not ours."""
-    tensors, meta = _open_tensors(path)
-    if _card_digest(tensors, meta["card"]) != meta["digest"]:
+    tensors, card, digest = _open_tensors(path)
+    if _card_digest(tensors, card) != digest:
         raise InputError(f"{path} is corrupt: its tensors do not match the digest they were saved with; accepted: the file as saved")
-    return tensors, meta["card"]
+    return tensors, card
 
 
 def _card_digest(tensors: dict[str, Tensor], card) -> str:
@@ -98,8 +98,7 @@ def _card_digest(tensors: dict[str, Tensor], card) -> str:
 
 def map_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Like `load_tensors`, but the tensors stay on disk until they are used, and their digest is not checked, which would read everything."""
-    tensors, meta = _open_tensors(path)
-    return tensors, meta["card"]
+    return _open_tensors(path)[:2]
 
 
 def load_foreign(path: str | Path):
@@ -115,7 +114,7 @@ def load_foreign(path: str | Path):
         raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a whole .safetensors, .pt or .pth file") from error
 
 
-def _open_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+def _open_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict, str]:
     try:
         with safe_open(str(path), framework="pt") as file:  # maps the file: pages are read on use
             meta = json.loads((file.metadata() or {}).get(_META, "{}"))
@@ -124,7 +123,7 @@ def _open_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a complete safetensors file") from error
     if not isinstance(meta, dict) or not {"digest", "card"} <= set(meta):
         raise InputError(f"{path} has no distillery card; accepted: a file exported by distillery")
-    return tensors, meta
+    return tensors, meta["card"], meta["digest"]
 
 
 def file_digest(path: str | Path) -> str:
