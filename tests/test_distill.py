@@ -318,6 +318,28 @@ def test_the_seed_decides(tiny):
     assert torch.equal(first, again) and not torch.allclose(first, other, atol=1e-4)
 
 
+@pytest.mark.parametrize("label", [None, 1])
+def test_every_step_draws_anew(tiny, label):
+    """Other real images and other numbers in each step, the same ones in a second run, whatever was drawn before."""
+
+    class Drawing(Constant):
+        def __init__(self, more):
+            super().__init__()
+            self.more, self.real, self.numbers = more, [], []
+
+        def step(self, synthetic, state, draw, generator):
+            self.real.append(draw(label, 6)[0].sum((1, 2, 3)))
+            self.numbers.append(torch.randn(3 + self.more, generator=generator)[:3])
+            return super().step(synthetic, state, draw, generator)
+
+    first, again = Drawing(0), Drawing(2)
+    for objective in (first, again):
+        go(start(tiny), objective, tiny, steps=5)
+    for ours, theirs in ((first.real, again.real), (first.numbers, again.numbers)):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert len({tuple(one.tolist()) for one in ours}) == 5
+
+
 def test_a_finished_run_starts_no_second_time(tiny, tmp_path):
     """Without time for a checkpoint none is written; the last step never writes one."""
     path = tmp_path / "c.safetensors"

@@ -250,6 +250,18 @@ def test_parts_of_a_recipe_are_in_the_id_where_they_are_there(splits, tmp_path):
     assert here.set_id(judged) == here.set_id(plain)
 
 
+def test_preprocessing_is_in_the_ids(splits, tmp_path):
+    """The same pixels in another standardization are other sets, and whole data another evaluation."""
+    transform = replace(splits.train.transform, std=2 * splits.train.transform.std)
+    other = replace(splits, **{name: replace(getattr(splits, name), transform=transform) for name in ("train", "validation", "test")})
+    here, there = experiment(splits, tmp_path), experiment(other, tmp_path)
+    assert other.digest == splits.digest
+    for recipe in (Recipe("DM", 1, 0), Recipe("random", 1, 0)):
+        assert here.set_id(recipe) != there.set_id(recipe)
+    whole = Recipe("whole", 1, 0)
+    assert here.evaluation_inputs(whole) != there.evaluation_inputs(whole)
+
+
 def test_another_architecture_is_tested_on_the_same_set(splits, tmp_path):
     here = experiment(splits, tmp_path)
     recipe = Recipe("DM", 1, 0)
