@@ -262,6 +262,14 @@ def test_preprocessing_is_in_the_ids(splits, tmp_path):
     assert here.evaluation_inputs(whole) != there.evaluation_inputs(whole)
 
 
+def test_how_scores_are_made_is_in_the_ids_of_what_goes_by_them(splits, tmp_path):
+    here, there = experiment(splits, tmp_path), experiment(splits, tmp_path, scores=ScoreSettings(early=(2, 2)))
+    by_score = [Recipe("DM", 1, 0, Prune(0.5)), Recipe("DM", 1, 0, start="herding"), Recipe("herding", 1, 0)]
+    by_none = [Recipe("DM", 1, 0), Recipe("DM", 1, 0, Prune(0.5, "random")), Recipe("random", 1, 0)]
+    assert all(here.set_id(one) != there.set_id(one) for one in by_score)
+    assert all(here.set_id(one) == there.set_id(one) for one in by_none)
+
+
 def test_another_architecture_is_tested_on_the_same_set(splits, tmp_path):
     here = experiment(splits, tmp_path)
     recipe = Recipe("DM", 1, 0)
