@@ -11,7 +11,8 @@ from PIL import Image
 
 from distillery import data, engine
 from distillery.checks import InputError
-from made_up import blobs
+from distillery.training.losses import centred
+from made_up import blobs, normal
 
 torch.set_num_threads(1)  # tensors are tiny: more threads only wait for each other where cores are shared
 
@@ -52,6 +53,16 @@ def as_module():
         return module
 
     return build
+
+
+@pytest.fixture
+def regression():
+    """4 synthetic and 5 real images of 2 x 3 x 4, 3 classes, unequal weights. One real image is also synthetic."""
+    images, real = normal(4, 2, 3, 4, seed=1), normal(5, 2, 3, 4, seed=2)
+    real[0] = images[0]
+    labels = centred(torch.tensor([0, 1, 2, 0]), 3) + 0.1 * normal(4, 3, seed=3)
+    weights = torch.tensor([0.1, 0.4, 0.2, 0.3, 0.0], dtype=torch.float64)
+    return images, labels, real, centred(torch.tensor([0, 1, 2, 1, 0]), 3), weights
 
 
 @pytest.fixture

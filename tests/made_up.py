@@ -1,6 +1,8 @@
 """What the tests make up: easy images, in memory and on disk; an objective and two samplers that the package does not know."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 
 from distillery import data
+from distillery.data.synthetic import Synthetic
 from distillery.notebook.types import Count, Dataset, LocalPath, Number, Scale, Whole
 from distillery.sampling import Batch, Uniform
 from distillery.seeds import generator
@@ -22,6 +25,56 @@ def blobs(per_class=8, classes=3, shape=(1, 8, 8), seed=0):
     pixels = (0.6 * patterns + 0.4 * noise).flatten(0, 1)
     images = data.ImageSet.of(pixels, torch.arange(classes).repeat_interleave(per_class))
     return replace(images, transform=data.fit_standardize(images))
+
+
+def first(images, k=1):
+    """The first `k` images of each of three classes, as a set."""
+    chosen = torch.cat([images.of_class(c)[:k] for c in range(3)])
+    return Synthetic({"images": images.batch(chosen), "targets": images.targets[chosen]}, images.classes)
+
+
+def normal(*shape, seed=0):
+    """Standard normal numbers in float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def flat(images):
+    """Pixels as features."""
+    return images.flatten(1)
+
+
+def smooth_features(seed, features=12):
+    """A smooth random map of images of 2 x 3 x 4 to features, so that finite differences are exact enough."""
+    matrix = normal(24, features, seed=seed)
+    return lambda images: torch.tanh(images.flatten(1) @ matrix / 24**0.5)
+
+
+class _Mark(torch.autograd.Function):
+    """The identity, whose node in the graph is a Python object."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def most_graphs(sweep, loss, name, start, target, tensors, draws):
+    """Graphs of earlier steps that are alive when a step of a sweep begins, at most; a graph is known by tensor `name`."""
+    alive, counts = [], []
+
+    def watched(params, tensors, drawn):
+        gc.collect()
+        counts.append(sum(ref() is not None for ref in alive))
+        marked = _Mark.apply(tensors[name])
+        if marked.grad_fn:  # lives as long as the graph it is part of; the first pass has none
+            alive.append(weakref.ref(marked.grad_fn))
+        return loss(params, tensors | {name: marked}, drawn)
+
+    sweep(watched, start, target, tensors, draws)
+    return max(counts)
 
 
 def class_folders(root, mode, size, seed=0):

@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 
-from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
 from distillery.evaluation import Protocol, evaluate
 from distillery.matching.ridge import label_loss, label_loss_plain
@@ -16,6 +15,7 @@ from distillery.networks import ConvNet, ModuleNetwork
 from distillery.sampling import Importance, RealBatches, Uniform
 from distillery.seeds import generator, split
 from distillery.training.losses import centred
+from made_up import first, normal, smooth_features
 
 F64 = torch.float64
 
@@ -33,11 +33,6 @@ KINDS = {
 @pytest.fixture
 def net(tiny):
     return ConvNet(tiny.shape, 3, width=4)
-
-
-def first(tiny, k=1):
-    chosen = torch.cat([torch.nonzero(tiny.targets == c)[:k, 0] for c in range(3)])
-    return Synthetic({"images": tiny.batch(chosen), "targets": tiny.targets[chosen]}, tiny.classes)
 
 
 def apart(made):
@@ -203,43 +198,23 @@ def test_label_loss_gradient_by_hand():
     torch.testing.assert_close(gradient, torch.tensor([[0.0, -0.5, 0.5], [0.0, 0.0, 0.0]], dtype=F64))
 
 
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
-
-
-@pytest.fixture
-def problem():
-    """4 synthetic and 5 real images of 2 x 3 x 4, 3 classes, unequal weights. One real image is also synthetic."""
-    images, real = draw(4, 2, 3, 4, seed=1), draw(5, 2, 3, 4, seed=2)
-    real[0] = images[0]
-    labels = centred(torch.tensor([0, 1, 2, 0]), 3) + 0.1 * draw(4, 3, seed=3)
-    weights = torch.tensor([0.1, 0.4, 0.2, 0.3, 0.0], dtype=F64)
-    return images, labels, real, centred(torch.tensor([0, 1, 2, 1, 0]), 3), weights
-
-
-def network(seed, features=12):
-    """A smooth random feature map, so that finite differences are exact enough."""
-    matrix = draw(24, features, seed=seed)
-    return lambda images: torch.tanh(images.flatten(1) @ matrix / 24**0.5)
-
-
 def rfad_platt(images, labels, real, truth, weights):
-    return rfad_loss_plain([network(1), network(2)], images, labels, real, truth, weights, torch.tensor(0.5, dtype=F64))
+    return rfad_loss_plain([smooth_features(1), smooth_features(2)], images, labels, real, truth, weights, torch.tensor(0.5, dtype=F64))
 
 
 LOSSES = {
     "kip 1": partial(kip_loss_plain, depth=1),
     "kip 2": partial(kip_loss_plain, depth=2),
-    "frepo": partial(frepo_loss_plain, network(1), flip=False),
-    "frepo flip": partial(frepo_loss_plain, network(1), flip=True),
-    "rfad": partial(rfad_loss_plain, [network(1), network(2)]),
+    "frepo": partial(frepo_loss_plain, smooth_features(1), flip=False),
+    "frepo flip": partial(frepo_loss_plain, smooth_features(1), flip=True),
+    "rfad": partial(rfad_loss_plain, [smooth_features(1), smooth_features(2)]),
     "rfad platt": rfad_platt,
 }
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradients_by_finite_differences(problem, name):
-    images, labels, real, truth, weights = problem
+def test_gradients_by_finite_differences(regression, name):
+    images, labels, real, truth, weights = regression
     # Off the kink of the NTK, where the first target is the first image.
     real = real + 0.5
     loss = lambda images, labels: LOSSES[name](images, labels, real, truth, weights)  # noqa: E731
@@ -247,17 +222,17 @@ def test_gradients_by_finite_differences(problem, name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradients_are_finite_where_a_target_is_a_synthetic_image(problem, name):
-    images, labels, *rest = problem
+def test_gradients_are_finite_where_a_target_is_a_synthetic_image(regression, name):
+    images, labels, *rest = regression
     loss = LOSSES[name](images.requires_grad_(), labels.requires_grad_(), *rest)
     for gradient in torch.autograd.grad(loss, (images, labels)):
         assert gradient.isfinite().all() and gradient.abs().max() > 0
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_weight_is_a_count(problem, name):
+def test_a_weight_is_a_count(regression, name):
     # Weights (.1, .4, .2, .3, 0) are a uniform mean over ten targets with repeats.
-    images, labels, real, truth, weights = problem
+    images, labels, real, truth, weights = regression
     repeated = torch.tensor([0] + [1] * 4 + [2] * 2 + [3] * 3)
     found = LOSSES[name](images, labels, real[repeated], truth[repeated], torch.full((10,), 0.1, dtype=F64))
     torch.testing.assert_close(found, LOSSES[name](images, labels, real, truth, weights))
@@ -266,7 +241,7 @@ def test_a_weight_is_a_count(problem, name):
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "frepo flip"])
 def test_the_ridge_follows_the_trace(name):
     # One image predicting itself: the loss depends on its label alone. A detached ridge would leave a slope.
-    image = draw(1, 2, 3, 4).requires_grad_()
+    image = normal(1, 2, 3, 4).requires_grad_()
     label, truth = torch.tensor([[0.7, -0.3, -0.4]], dtype=F64), centred(torch.tensor([1]), 3)
     loss = LOSSES[name](image, label, image, truth, torch.ones(1, dtype=F64))
     (slope,) = torch.autograd.grad(loss, image)

@@ -1,8 +1,6 @@
 """The reverse sweep against the unrolled loop, TESLA's formula and finite differences; the objective built on it."""
 
-import gc
 import math
-import weakref
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from distillery.seeds import generator, split
 from distillery.training import cross_entropy, dsa, squared_error, train
 from distillery.training.dsa import DSA, Draw
 from distillery.training.optimizers import SGD
+from made_up import most_graphs
 
 CLASSES, M, SHAPE = 3, 6, (2, 6, 7)
 KINDS = ("hard", "soft", "regression", "contrastive")
@@ -199,36 +198,11 @@ def test_images_that_no_step_uses_have_gradient_zero():
     assert (gradients["images"][unused] == 0).all() and (gradients["images"] != 0).any()
 
 
-class Mark(torch.autograd.Function):
-    """The identity, whose node in the graph is a Python object."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient
-
-
-def test_the_sweep_keeps_no_graph_between_steps(monkeypatch):
+def test_the_sweep_keeps_no_graph_between_steps():
     """Weights alone are kept: what the loss saw in one step is gone in the next."""
-    loss, theta0, target, tensors, draws = problem(n=6)
-    alive, most = [], []
-
-    def watched(params, tensors, drawn):
-        gc.collect()
-        most.append(sum(ref() is not None for ref in alive))
-        marked = Mark.apply(tensors["images"])
-        if marked.grad_fn:  # lives as long as the graph it is part of; the first pass has none
-            alive.append(weakref.ref(marked.grad_fn))
-        return loss(params, tensors | {"images": marked}, drawn)
-
-    sweep(watched, theta0, target, tensors, draws)
-    assert max(most) <= 1
-    alive.clear(), most.clear()
-    sweep_plain(watched, theta0, target, tensors, draws)
-    assert max(most) == 5
+    loss, *rest = problem(n=6)
+    assert most_graphs(sweep, loss, "images", *rest) <= 1
+    assert most_graphs(sweep_plain, loss, "images", *rest) == 5
 
 
 def test_bad_problems_are_refused(refused):

@@ -3,39 +3,14 @@
 import pytest
 import torch
 
-from distillery.data.synthetic import Synthetic
 from distillery.methods import METHODS
 from distillery.methods.frepo import FeatureRegression, frepo_loss_plain, frepo_network
 from distillery.networks import ConvNet, trainable
 from distillery.sampling import RealBatches, Uniform
 from distillery.seeds import generator
-from distillery.training.losses import centred
+from made_up import first, flat, smooth_features
 
 F64 = torch.float64
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
-
-
-@pytest.fixture
-def problem():
-    """4 synthetic and 5 real images of 2 x 3 x 4, 3 classes, unequal weights. One real image is also synthetic."""
-    images, real = draw(4, 2, 3, 4, seed=1), draw(5, 2, 3, 4, seed=2)
-    real[0] = images[0]
-    labels = centred(torch.tensor([0, 1, 2, 0]), 3) + 0.1 * draw(4, 3, seed=3)
-    weights = torch.tensor([0.1, 0.4, 0.2, 0.3, 0.0], dtype=F64)
-    return images, labels, real, centred(torch.tensor([0, 1, 2, 1, 0]), 3), weights
-
-
-def network(seed, features=12):
-    """A smooth random feature map, so that finite differences are exact enough."""
-    matrix = draw(24, features, seed=seed)
-    return lambda images: torch.tanh(images.flatten(1) @ matrix / 24**0.5)
-
-
-def flat(images):
-    return images.flatten(1)
 
 
 def test_frepo_loss_by_hand():
@@ -52,14 +27,14 @@ def test_frepo_loss_by_hand():
     torch.testing.assert_close(found, torch.tensor((p + 0.5) ** 2 - 0.5, dtype=F64), rtol=1e-12, atol=0)
 
 
-def test_frepo_flip_is_the_doubled_set(problem):
-    images, labels, *rest = problem
-    doubled = frepo_loss_plain(network(1), torch.cat([images, images.flip(-1)]), torch.cat([labels, labels]), *rest, flip=False)
-    torch.testing.assert_close(frepo_loss_plain(network(1), images, labels, *rest, flip=True), doubled)
+def test_frepo_flip_is_the_doubled_set(regression):
+    images, labels, *rest = regression
+    doubled = frepo_loss_plain(smooth_features(1), torch.cat([images, images.flip(-1)]), torch.cat([labels, labels]), *rest, flip=False)
+    torch.testing.assert_close(frepo_loss_plain(smooth_features(1), images, labels, *rest, flip=True), doubled)
 
 
-def test_frepo_flip_predicts_mirrored_targets_alike(problem):
-    images, labels, real, truth, weights = problem
+def test_frepo_flip_predicts_mirrored_targets_alike(regression):
+    images, labels, real, truth, weights = regression
     args = (flat, images, labels)
     torch.testing.assert_close(
         frepo_loss_plain(*args, real, truth, weights, flip=True), frepo_loss_plain(*args, real.flip(-1), truth, weights, flip=True)
@@ -82,11 +57,6 @@ def test_the_network_of_frepo(shape, sizes):
 @pytest.fixture
 def net(tiny):
     return ConvNet(tiny.shape, 3, width=4)
-
-
-def first(tiny, k=1):
-    chosen = torch.cat([torch.nonzero(tiny.targets == c)[:k, 0] for c in range(3)])
-    return Synthetic({"images": tiny.batch(chosen), "targets": tiny.targets[chosen]}, tiny.classes)
 
 
 def test_the_pool_of_frepo_trains_one_network_a_step_and_renews_old_ones(tiny, net):

@@ -5,17 +5,14 @@ import torch
 
 from distillery.methods import METHODS
 from distillery.methods.kip import kip_loss_plain, ntk_matrix_plain
+from made_up import normal
 
 F64 = torch.float64
 
 
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
-
-
 def test_kip_loss_of_one_image_on_itself():
     # K_TS = K_SS = t, penalty 1e-6 t: the prediction is y / (1 + 1e-6), whatever the image.
-    image, label = draw(1, 1, 2, 2), torch.tensor([[0.5, -0.5]], dtype=F64)
+    image, label = normal(1, 1, 2, 2), torch.tensor([[0.5, -0.5]], dtype=F64)
     truth = torch.tensor([[1.5, 0.5]], dtype=F64)
     found = kip_loss_plain(image, label, image, truth, torch.ones(1, dtype=F64), 1)
     shrunk = 0.5 / (1 + 1e-6)
@@ -25,8 +22,8 @@ def test_kip_loss_of_one_image_on_itself():
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_kip_loss_with_equal_weights_is_half_the_mean_square(depth):
-    images, real = draw(4, 2, 3, 4, seed=1), draw(5, 2, 3, 4, seed=2)
-    labels, truth = draw(4, 3, seed=3), draw(5, 3, seed=4)
+    images, real = normal(4, 2, 3, 4, seed=1), normal(5, 2, 3, 4, seed=2)
+    labels, truth = normal(4, 3, seed=3), normal(5, 3, seed=4)
     kernel = ntk_matrix_plain(images, images, depth)
     ridge = kernel + 1e-6 * kernel.diagonal().mean() * torch.eye(4, dtype=F64)
     predictions = ntk_matrix_plain(real, images, depth) @ torch.linalg.solve(ridge, labels)

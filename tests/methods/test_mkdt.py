@@ -1,7 +1,6 @@
 """MKDT: students that regress a teacher's targets, their high-loss images, their matching, and published settings."""
 
 import math
-import weakref
 from dataclasses import replace
 
 import pytest
@@ -27,7 +26,7 @@ from distillery.sampling import Uniform
 from distillery.seeds import generator, split
 from distillery.training import squared_error, train
 from distillery.training.optimizers import SGD
-from made_up import blobs
+from made_up import blobs, most_graphs
 
 WIDTH = 5  # of the targets
 KD = ex.Training(3, SGD(0.1, 0.9, 1e-4), 10, "", loss="squared error")
@@ -290,36 +289,12 @@ def test_its_own_end_is_reached(tiny, n):
     assert value == 0 and all((gradient == 0).all() for gradient in gradients.values())
 
 
-class Mark(torch.autograd.Function):
-    """The identity, whose node in the graph is a Python object."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient
-
-
 @pytest.mark.parametrize("n", [2, 6])
 def test_memory_holds_the_graph_of_one_step(tiny, n):
     """Graphs alive when a step begins: at most one, however many steps; the unrolled loop holds them all."""
-    (loss, *problem_, tensors, draws), *_ = problem(tiny, n)
-    alive, most = [], []
-
-    def watched(params, tensors, drawn):
-        most.append(sum(ref() is not None for ref in alive))
-        marked = Mark.apply(tensors["targets"])
-        if marked.grad_fn:
-            alive.append(weakref.ref(marked.grad_fn))
-        return loss(params, tensors | {"targets": marked}, drawn)
-
-    sweep(watched, *problem_, tensors, draws)
-    assert max(most) <= 1
-    alive.clear(), most.clear()
-    sweep_plain(watched, *problem_, tensors, draws)
-    assert max(most) == n - 1
+    (loss, *rest), *_ = problem(tiny, n)
+    assert most_graphs(sweep, loss, "targets", *rest) <= 1
+    assert most_graphs(sweep_plain, loss, "targets", *rest) == n - 1
 
 
 def test_batches_pass_through_the_set_without_replacement(tiny):

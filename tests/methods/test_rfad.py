@@ -2,40 +2,15 @@
 
 import math
 
-import pytest
 import torch
 
 from distillery.methods import METHODS
 from distillery.methods.rfad import RandomFeatures, rfad_kernel_plain, rfad_loss_plain
 from distillery.networks import ConvNet
 from distillery.seeds import generator
-from distillery.training.losses import centred
+from made_up import flat, normal, smooth_features
 
 F64 = torch.float64
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
-
-
-@pytest.fixture
-def problem():
-    """4 synthetic and 5 real images of 2 x 3 x 4, 3 classes, unequal weights. One real image is also synthetic."""
-    images, real = draw(4, 2, 3, 4, seed=1), draw(5, 2, 3, 4, seed=2)
-    real[0] = images[0]
-    labels = centred(torch.tensor([0, 1, 2, 0]), 3) + 0.1 * draw(4, 3, seed=3)
-    weights = torch.tensor([0.1, 0.4, 0.2, 0.3, 0.0], dtype=F64)
-    return images, labels, real, centred(torch.tensor([0, 1, 2, 1, 0]), 3), weights
-
-
-def network(seed, features=12):
-    """A smooth random feature map, so that finite differences are exact enough."""
-    matrix = draw(24, features, seed=seed)
-    return lambda images: torch.tanh(images.flatten(1) @ matrix / 24**0.5)
-
-
-def flat(images):
-    return images.flatten(1)
 
 
 def test_rfad_kernel_by_hand():
@@ -45,21 +20,21 @@ def test_rfad_kernel_by_hand():
     torch.testing.assert_close(rfad_kernel_plain(networks, a, b), torch.tensor([[10.01]], dtype=F64))
 
 
-def test_rfad_kernel_is_of_the_concatenated_features(problem):
-    images, _, real, _, _ = problem
-    networks = [network(seed) for seed in range(3)]
+def test_rfad_kernel_is_of_the_concatenated_features(regression):
+    images, _, real, _, _ = regression
+    networks = [smooth_features(seed) for seed in range(3)]
     psi_a, psi_b = (torch.cat([f(x) for f in networks], dim=1) / (3 * 12) ** 0.5 for x in (real, images))
     torch.testing.assert_close(rfad_kernel_plain(networks, real, images), 2 * psi_a @ psi_b.T + 0.01)
 
 
-def test_rfad_kernel_does_not_change_with_repeated_networks(problem):
-    images = problem[0]
+def test_rfad_kernel_does_not_change_with_repeated_networks(regression):
+    images = regression[0]
     torch.testing.assert_close(rfad_kernel_plain([flat], images, images), rfad_kernel_plain([flat, flat, flat], images, images))
 
 
 def test_rfad_losses_by_hand():
     # Predicting the one support image shrinks its label by 1.005: (.5, -.5) / 1.005.
-    image, label = draw(1, 1, 1, 2), torch.tensor([[0.5, -0.5]], dtype=F64)
+    image, label = normal(1, 1, 1, 2), torch.tensor([[0.5, -0.5]], dtype=F64)
     truth, one = torch.tensor([[-0.5, 0.5]], dtype=F64), torch.ones(1, dtype=F64)
     p = 0.5 / 1.005
     found = rfad_loss_plain([flat], image, label, image, truth, one)
@@ -69,9 +44,9 @@ def test_rfad_losses_by_hand():
     torch.testing.assert_close(found, torch.tensor(math.log(1 + math.exp(6 * p)), dtype=F64))
 
 
-def test_rfad_losses_with_equal_weights_are_means(problem):
-    images, labels, real, truth, _ = problem
-    networks = [network(1), network(2)]
+def test_rfad_losses_with_equal_weights_are_means(regression):
+    images, labels, real, truth, _ = regression
+    networks = [smooth_features(1), smooth_features(2)]
     kernel = rfad_kernel_plain(networks, images, images)
     ridge = kernel + 5e-3 * kernel.diagonal().mean() * torch.eye(4, dtype=F64)
     predictions = rfad_kernel_plain(networks, real, images) @ torch.linalg.solve(ridge, labels)
@@ -82,8 +57,8 @@ def test_rfad_losses_with_equal_weights_are_means(problem):
     torch.testing.assert_close(rfad_loss_plain(*args, log_scale=scale), expected)
 
 
-def test_rfad_platt_of_a_tiny_scale_is_chance(problem):
-    found = rfad_loss_plain([flat], *problem, log_scale=torch.tensor(-40.0, dtype=F64))
+def test_rfad_platt_of_a_tiny_scale_is_chance(regression):
+    found = rfad_loss_plain([flat], *regression, log_scale=torch.tensor(-40.0, dtype=F64))
     torch.testing.assert_close(found, torch.tensor(math.log(3), dtype=F64))
 
 

@@ -11,12 +11,9 @@ from distillery.methods.kip import ntk_matrix_plain
 from distillery.networks import ConvNet
 from distillery.networks.ridge import embeddings, gaussian, kernel_ridge_plain, ntk, ntk_plain, platt, regress
 from distillery.seeds import generator
+from made_up import normal
 
 F64 = torch.float64
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def empirical_ntk(points, depth, width, w, b, seed):
@@ -45,7 +42,7 @@ def empirical_ntk(points, depth, width, w, b, seed):
 @pytest.mark.parametrize(("depth", "width", "draws"), [(1, 16384, 20), (2, 1024, 50)])
 @pytest.mark.parametrize(("w", "b"), [(2**0.5, 0.1), (1.2, 0.8)])
 def test_ntk_is_the_limit_of_wide_networks(depth, width, draws, w, b):
-    points = draw(4, 6, seed=4)
+    points = normal(4, 6, seed=4)
     points[1] = 0.9 * points[0] + 0.3 * points[1]  # a near pair
     points[2] = -points[0]  # an opposite pair
     expected = torch.stack([torch.stack([ntk_plain(x, y, depth, w, b) for y in points]) for x in points])
@@ -79,7 +76,7 @@ def test_ntk_of_sixty_degrees():
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_ntk_gram_is_symmetric_and_positive_definite(depth):
-    images = draw(9, 1, 2, 4, seed=5)
+    images = normal(9, 1, 2, 4, seed=5)
     gram = ntk_matrix_plain(images, images, depth)
     torch.testing.assert_close(gram, gram.T, rtol=1e-14, atol=0)
     assert torch.linalg.eigvalsh(gram).min() > 1e-3 * gram.diagonal().mean()
@@ -87,7 +84,7 @@ def test_ntk_gram_is_symmetric_and_positive_definite(depth):
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_ntk_is_continuous_at_the_diagonal(depth):
-    x, step = draw(10, seed=6), draw(10, seed=7)
+    x, step = normal(10, seed=6), normal(10, seed=7)
     at = ntk_plain(x, x, depth)
     for size in (1e-4, 1e-6, 1e-8, 1e-10, 1e-16):
         assert (ntk_plain(x, x + size * step, depth) - at).abs() <= 10 * at * max(size, 1e-7)
@@ -96,7 +93,7 @@ def test_ntk_is_continuous_at_the_diagonal(depth):
 @pytest.mark.parametrize("depth", [1, 2])
 def test_ntk_gradient_on_the_diagonal(depth):
     # theta_L(x, x) = (L + 1) 2 |x|^2 / d + const.
-    x = draw(10, seed=8).requires_grad_()
+    x = normal(10, seed=8).requires_grad_()
     (gradient,) = torch.autograd.grad(ntk_plain(x, x, depth), x)
     torch.testing.assert_close(gradient, (depth + 1) * 4 * x.detach() / 10)
     # Two equal but separate tensors share that gradient evenly.
@@ -107,14 +104,14 @@ def test_ntk_gradient_on_the_diagonal(depth):
 
 @pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-7, 1e-8, 1e-9, 0.0])
 def test_ntk_gradient_is_bounded_near_the_diagonal(size):
-    x = draw(10, seed=8).requires_grad_()
-    y = (x + size * draw(10, seed=9)).detach()
+    x = normal(10, seed=8).requires_grad_()
+    y = (x + size * normal(10, seed=9)).detach()
     (gradient,) = torch.autograd.grad(ntk_plain(x, y, 2), x)
     assert gradient.isfinite().all() and gradient.norm() < 20
 
 
 def test_ntk_gradient_by_finite_differences():
-    x, y = draw(5, seed=10).requires_grad_(), draw(5, seed=11).requires_grad_()
+    x, y = normal(5, seed=10).requires_grad_(), normal(5, seed=11).requires_grad_()
     assert torch.autograd.gradcheck(partial(ntk_plain, depth=2), (x, y))
 
 
@@ -128,7 +125,7 @@ def test_kernel_ridge_of_one_point():
 
 @pytest.mark.parametrize(("m", "n", "width"), [(3, 5, 8), (8, 2, 3), (1, 1, 4)])
 def test_kernel_ridge_is_primal_ridge(m, n, width):
-    support, targets, labels = draw(m, width, seed=1), draw(n, width, seed=2), draw(m, 3, seed=3)
+    support, targets, labels = normal(m, width, seed=1), normal(n, width, seed=2), normal(m, 3, seed=3)
     primal = torch.linalg.solve(support.T @ support + 0.3 * torch.eye(width, dtype=F64), support.T @ labels)
     found = kernel_ridge_plain(support @ support.T, labels, targets @ support.T, 0.3)
     torch.testing.assert_close(found, targets @ primal)
