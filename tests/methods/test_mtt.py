@@ -175,7 +175,7 @@ def test_a_run_learns_what_it_says(here, name):
     job = here.job(Recipe(name, 1, 0))
     protocol, steps_of = job.method.protocol(job, here.protocol, made)
     assert protocol.lr == pytest.approx(result["step_size"]) and steps_of == 10
-    assert protocol.batch == (128 if name == "DATM" else here.protocol.batch)
+    assert protocol.batch == here.protocol.batch
 
 
 @pytest.mark.parametrize("start", ["noise", "herding", "k-means"])

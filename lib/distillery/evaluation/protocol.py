@@ -124,9 +124,9 @@ class Protocol:
         """The protocol with so many passes over the set."""
         return replace(self, epochs=epochs - self.extra)
 
-    def fitting(self, made, batch: int = 0) -> "Protocol":
-        """The protocol for a set with a learned step size, which is its rate; `batch` 0 = as it stands."""
-        return replace(self, lr=float(made.tensors.get("step_size", self.lr)), batch=batch or self.batch)
+    def fitting(self, made) -> "Protocol":
+        """The protocol for a set with a learned step size, which is its rate."""
+        return replace(self, lr=float(made.tensors.get("step_size", self.lr)))
 
     # What a result says
 

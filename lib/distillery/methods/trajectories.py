@@ -106,7 +106,7 @@ class Trajectories(Method):
     learns = TrajectoryMatching.learns
     iterates = ("last", "best")
     loss: ClassVar[str] = "cross-entropy"  # of the experts, see `experts.Training`
-    judged = {"epochs": 1000, "batch": 256, "augmented": True}  # the rate is the learned step size, the batch DATM's own where it has one
+    judged = {"epochs": 1000, "batch": 256, "augmented": True}  # the rate is the learned step size
 
     def changed(self, values: dict, changes: dict) -> dict:
         """A changed `max_start_epoch` starts from epoch 0 and does not grow unless told otherwise."""
@@ -184,7 +184,7 @@ class Trajectories(Method):
 
     def protocol(self, job, protocol, made):
         """The learned step size is the rate of the evaluation."""
-        return protocol.fitting(made, getattr(job.settings, "evaluation_batch", 0)), job.steps_of(protocol)
+        return protocol.fitting(made), job.steps_of(protocol)
 
 
 def moved(start: Synthetic, last: Synthetic) -> float:
