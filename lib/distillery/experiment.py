@@ -16,7 +16,7 @@ from distillery import engine, store
 from distillery.checks import InputError
 from distillery.data import LazyImages, Splits
 from distillery.data.synthetic import Synthetic
-from distillery.evaluation import Protocol, evaluate
+from distillery.evaluation import Protocol, accuracy
 from distillery.job import Job
 from distillery.methods import METHODS
 from distillery.networks import pool
@@ -232,7 +232,8 @@ class Experiment:
             accuracies = []
             for network in networks:
                 stream = generator(recipe.seed, "search")
-                accuracies.append(evaluate(network, source, protocol, self.data.test, stream, steps_of=steps_of).tolist())
+                params, *_ = job.method.train(job, network, source, protocol, stream, steps_of)
+                accuracies.append(accuracy(network, params, self.data.test).tolist())
             return {"accuracies": accuracies, "seconds": time.monotonic() - began, "samples": 0, "steps": 0}
 
         return self.runs.try_get("search", VERSION, inputs, self.data.digest, compute)
@@ -279,7 +280,8 @@ class Experiment:
             card = {"classes": list(one.classes) if one.classes else None, "formation": one.formation}
             first = {"start": made.start} if made.start is not None and iterate == "last" else {}
             store.save_tensors(self.runs.artifact(_iterate_file(key, iterate)), one.tensors | first, card)
-        seconds = max(time.monotonic() - began, made.log.get("seconds", 0.0))  # the latter over all restarts
+        elapsed = time.monotonic() - began - made.log.get("untimed", 0.0)
+        seconds = max(elapsed, made.log.get("seconds", 0.0))  # the latter over all restarts
         found = {"artifact": key, "stored_numbers": made.last.stored_numbers(), "steps": 0, "samples": 0, "loss": []}
         return found | made.log | {"seconds": seconds}
 

@@ -7,7 +7,7 @@
 | herding | means of features of trained networks followed greedily | iCaRL, as DC and DM compare it |
 | k-means | nearest to centres of features | |
 | lowest loss, highest loss | easiest and hardest early in training | BiLP |
-| ridge sensitivity, leverage, k-means sensitivity | drawn in proportion to a sensitivity | arXiv 2307.08086 |
+| ridge sensitivity, leverage, k-means sensitivity | drawn in proportion to a sensitivity | our construction after the abstract of arXiv 2307.08086 |
 | k-means++ | D^2 seeding | Arthur and Vassilvitskii 2007 |
 
 Without classes, features are the targets. A start of one method alone is registered in its file.

@@ -24,12 +24,13 @@ def experiment(splits, folder, dataset="cifar10", **changes):
     return Experiment(splits, network, Protocol(2, 1), Runs(folder), presets=presets)
 
 
-def test_packed_sets_hold_four_images_in_each(splits, tmp_path):
-    """IDM starts from the very images of the packed random row."""
+@pytest.mark.parametrize(("method", "interpolation"), [("IDM", "bilinear"), ("IDC", "nearest")])
+def test_packed_sets_hold_four_images_in_each(method, interpolation, splits, tmp_path):
+    """Each method starts from the very images of the packed random row that shrinks as it does."""
     here = experiment(splits, tmp_path)
-    packed = here.synthetic(here.run(Recipe("random, packed", 1, 1)))
+    packed = here.synthetic(here.run(Recipe("random, packed", 1, 1, settings={"interpolation": interpolation})))
     assert len(packed) == 10 and len(packed.decode()[0]) == 40
-    made = here.synthetic(here.run(Recipe("IDM", 1, 1, settings=SHORT | {"lr": 1e-9})))
+    made = here.synthetic(here.run(Recipe(method, 1, 1, settings=SHORT | {"lr": 1e-9})))
     assert torch.allclose(made.tensors["images"], packed.tensors["images"], atol=1e-5)
     assert torch.equal(made.card["start"], packed.tensors["images"])
 

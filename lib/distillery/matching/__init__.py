@@ -1,1 +1,1 @@
-"""The mathematics that methods share, a plain twin beside each."""
+"""The mathematics that two or more methods share, a plain twin beside each. An objective of one method alone stands in its file."""

@@ -10,8 +10,8 @@ leaving one out is a change of that mean, with batch weights $w$ that sum to one
 $$m_{-i} = m - \frac{w_i}{1 - w_i}\,(\phi_i - m)$$
 
 so `treatment_effects` is exact, at the price of one statistic and one pull on the pixels an image. The paper expands the pull to first
-order instead; for DM the two are the same. `treatment_effects_probed` estimates the first-order norms from K random directions in pixel
-space. Slow reference: `treatment_effects_plain`, which computes the loss again without each image.
+order instead; for DM the two are the same. `treatment_effects_probed` (ours) estimates the first-order norms from K random directions in
+pixel space. Slow reference: `treatment_effects_plain`, which computes the loss again without each image.
 """
 
 from collections.abc import Callable

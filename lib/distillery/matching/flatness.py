@@ -6,8 +6,9 @@ the expert's weights where segment k starts. A student that goes on from its own
 $$\epsilon_{k+1} = \epsilon_k + I_k + \delta_k, \qquad I_k = W_S(\tau_k + \epsilon_k) - W_S(\tau_k), \qquad
 \delta_k = \tau_k + W_S(\tau_k) - \tau_{k+1}$$
 
-with $\epsilon_0 = 0$: distillation lowers the matching error $\delta$ alone, while the initialization error I is small where the loss is
-flat. Sharpness is the largest eigenvalue of the Hessian, by power iteration; slow reference, the whole matrix: `top_eigenvalue_plain`.
+with $\epsilon_0 = 0$ (the paper writes $\delta_{k+1}$; the index here is that of the exact identity). Distillation lowers the matching
+error $\delta$ alone, while the initialization error I is small where the loss is flat. Sharpness is the largest eigenvalue of the
+Hessian, by power iteration; slow reference, the whole matrix: `top_eigenvalue_plain`.
 """
 
 from collections.abc import Callable, Sequence

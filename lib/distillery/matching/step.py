@@ -1,4 +1,4 @@
-"""Distillation objectives: what is matched between real and synthetic data."""
+"""What objectives share: the context of a step, flat states, gradients class by class, training on real batches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ and shall end near the weights the expert had M epochs later:
 
 $$\theta_{n+1} = \theta_n - \eta\,\nabla_\theta l(\theta_n; x_n), \qquad L = \|\theta_N - \tau_{t+M}\|^2 / D, \quad D = \|\tau_t - \tau_{t+M}\|^2$$
 
-`sweep` gives the exact gradient of L, as through the unrolled loop, with the graph of one step at a time. With
+`sweep` (our derivation) gives the exact gradient of L, as through the unrolled loop, with the graph of one step at a time. With
 $\lambda = (2/D)(\theta_N - \tau_{t+M})$, for n = N-1 down to 0:
 
 $$s = \langle\lambda, \nabla_\theta l(\theta_n; x_n)\rangle, \qquad \tfrac{dL}{dx} \mathrel{-}= \eta\,\partial_x s, \qquad

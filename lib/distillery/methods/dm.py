@@ -14,14 +14,15 @@ from distillery.seeds import generator
 
 @register
 class DM(Matched):
-    """Class means of features of fresh random networks. The rate is ten times larger from 100 images a class on."""
+    """Class means of features of fresh random networks. The rate is ten times larger from 100 images a class on, as
+    published for CIFAR-10."""
 
     name, kind, paper = "DM", "distribution matching", "2110.04181"
     source = "code: VICO-UoE/DatasetCondensation"
     objective = DistributionMatching
     common = {"iterations": 20_000, "lr": 1.0, "momentum": 0.5, "batch": 256, "augmented": True}
     judged = {"epochs": 1000, "batch": 256, "augmented": True}
-    numbers = {
+    numbers = {  # tables of FTD and DATM [other paper]
         "cifar10": {1: (26.0, 0.8), 10: (48.9, 0.6), 50: (63.0, 0.4)},
         "cifar100": {1: (11.4, 0.3), 10: (29.7, 0.3), 50: (43.6, 0.4)},
         "tiny-imagenet": {1: (3.9, 0.2), 10: (12.9, 0.4), 50: (24.1, 0.3)},

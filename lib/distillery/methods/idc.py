@@ -175,19 +175,19 @@ class IDC(Formed):
         "momentum": 0.5, "batch": 64, "iterations": 2000, "inner": 100, "n_data": 2000, "train_batch": 64, "cutmix": 0.5,
         "normalization": "published",
     }  # fmt: skip
-    published = {  # lr_ipc: the rate for one image of each class
-        "cifar10": {ANY: {"lr_ipc": 5e-4}},
-        "cifar100": {ANY: {"lr_ipc": 5e-4, "normalization": "published:cifar10"}},
-        "svhn": {ANY: {"lr_ipc": 5e-4, "n_data": 500}},
-        "mnist": {ANY: {"lr_ipc": 1e-5, "n_data": 500, "metric": "l1", "augmentation": "color+crop", "cutmix": 0.0}},
-        "fashion-mnist": {ANY: {"lr_ipc": 7.65625e-6, "n_data": 500, "metric": "l1"}},  # 1e-5 (28 / 32)^2
+    published = {  # lr: for one image of each class, see `cell`
+        "cifar10": {ANY: {"lr": 5e-4}},
+        "cifar100": {ANY: {"lr": 5e-4, "normalization": "published:cifar10"}},
+        "svhn": {ANY: {"lr": 5e-4, "n_data": 500}},
+        "mnist": {ANY: {"lr": 1e-5, "n_data": 500, "metric": "l1", "augmentation": "color+crop", "cutmix": 0.0}},
+        "fashion-mnist": {ANY: {"lr": 7.65625e-6, "n_data": 500, "metric": "l1"}},  # 1e-5 (28 / 32)^2
     }
     numbers = {"cifar10": {1: (50.0, 0.4), 10: (67.5, 0.5), 50: (74.5, 0.1)}}  # other paper: reprinted by AutoPalette
 
     def cell(self, dataset: str, size: int, n: int) -> dict:
         """The rate grows with the images of a class."""
-        cell = dict(super().cell(dataset, size, n))
-        return {"lr": cell.pop("lr_ipc") * size} | cell
+        cell = super().cell(dataset, size, n)
+        return cell | {"lr": cell["lr"] * size}
 
     def updates(self, settings: IDCSettings, size: int) -> int:
         return settings.steps or settings.iterations * settings.inner
@@ -207,5 +207,5 @@ class IDCI(IDC):
 
     name = "IDC-I"
     common = IDC.common | {"formation": "identity"}
-    published = IDC.published | {"mnist": {ANY: {"lr_ipc": 1e-5, "n_data": 500, "metric": "l1"}}}
+    published = IDC.published | {"mnist": {ANY: {"lr": 1e-5, "n_data": 500, "metric": "l1"}}}
     numbers = {}

@@ -8,8 +8,9 @@ nothing teaches nothing. After every update a few networks of the queue train on
 oldest leaves. Slow reference, class by class: `queue_loss_plain`.
 
 Our choices where the public code has faults or is silent: accuracies are not reset at evaluations; the cross-entropy sees the augmented
-images that are matched; networks to train are distinct; momentum starts anew whenever a network trains. Left out: on ImageNet-100 at 50
-images a class the public code starts from released networks.
+images that are matched; networks to train are distinct; momentum starts anew whenever a network trains; pixels move once for all
+classes, at the rate that moves them as far as a step after each class (`matching.step.effective_rate`). Left out: on ImageNet-100 at
+50 images a class the public code starts from released networks.
 """
 
 from dataclasses import dataclass

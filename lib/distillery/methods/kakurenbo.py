@@ -126,7 +126,7 @@ class Kakurenbo(Whole):
     """Fine-tuning on all images, a part of which is hidden anew in every epoch."""
 
     name, kind, paper, labels = "KAKURENBO", "hides what is learned", "2310.10102", True
-    source = "paper, its defaults"
+    source = "ours: the paper's share for ImageNet is not known here"
 
     @dataclass(frozen=True)
     class Settings(Settings):

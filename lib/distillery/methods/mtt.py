@@ -33,7 +33,7 @@ class MTT(Trajectories):
         },
         "cifar100": {
             1: row(20, 3, 20, 1000, 1e-5, 0.01, normalization="zca"),
-            10: row(20, 2, 20, 1000, 1e-5, 0.01),
+            10: row(20, 2, 20, 1000, 1e-5, 0.01, normalization="published:cifar10"),
             50: row(80, 2, 40, 1000, 1e-5, 0.01, student_batch=125, normalization="zca"),
         },
         "tiny-imagenet": {

@@ -27,7 +27,7 @@ class MTTSSL(StudentTrajectories):
     """Trajectories of encoders that learn by SimCLR, from random images.
 
     Published for Figure 1 of the paper alone (500 images of CIFAR-100): optimizer and batch of the experts, N, M, start epoch and rate
-    of the pixels; the rest and all other cells are MKDT's.
+    of the pixels. They stand here for every data set and size, which is our choice; the rest is MKDT's.
     """
 
     name, paper, loss = "MTT-SSL", "2410.02116", "simclr"

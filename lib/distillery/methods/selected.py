@@ -3,7 +3,11 @@
 Random selection of the same size is what every method stands beside.
 """
 
-from distillery.methods.base import METHODS, Made, Method, register
+from dataclasses import dataclass
+
+from distillery.checks import check_choice
+from distillery.data.synthetic import INTERPOLATIONS
+from distillery.methods.base import Made, Method, Settings, register
 from distillery.starts import STARTS
 
 
@@ -17,7 +21,7 @@ class Selected(Method):
         return Made(job.packed(job.chosen(self.name)))
 
 
-# of random and herded images under the evaluation of DC and DSA; a published zero-shot of the same size is not known elsewhere
+# of random and herded images under the evaluation of DC and DSA [other paper]; under that of DATM those of random images are higher
 NUMBERS = {
     "random": {
         "cifar10": {10: (26.0, 1.2), 50: (43.4, 1.0)},
@@ -31,10 +35,23 @@ NUMBERS = {
 }
 
 
-for _one in STARTS.values():
-    if _one.selection:
-        _declared = {"name": _one.name, "labels": _one.labels, "numbers": NUMBERS.get(_one.name, {}), "__doc__": _one.choose.__doc__}
-        METHODS[_one.name] = type("Selected", (Selected,), _declared)()
+def register_selections() -> None:
+    """Every start that is a selection becomes a method, once all are registered. Raises InputError on a name that a method has."""
+    for one in STARTS.values():
+        if one.selection:
+            declared = {"name": one.name, "labels": one.labels, "numbers": NUMBERS.get(one.name, {}), "__doc__": one.choose.__doc__}
+            register(type("Selected", (Selected,), declared))
+
+
+@dataclass(frozen=True)
+class PackedSettings(Settings):
+    """How real images shrink: 'bilinear' as the first images of IDM, 'nearest' as those of IDC."""
+
+    interpolation: str = "bilinear"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
 
 
 @register
@@ -42,9 +59,10 @@ class RandomPacked(Method):
     """Random images shrunk to a quarter, four in each stored one: as many stored pixels, four times as many images to train on."""
 
     name = "random, packed"
+    Settings = PackedSettings
 
     def stored(self, job) -> tuple[int, str, str]:
-        return job.recipe.size, "partition2", "bilinear"
+        return job.recipe.size, "partition2", job.settings.interpolation
 
     def make(self, job) -> Made:
         return Made(job.packed(job.chosen("random")))
