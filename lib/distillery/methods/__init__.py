@@ -6,14 +6,13 @@ All files of this folder are imported here; each registers its method in METHODS
 from importlib import import_module
 from pkgutil import iter_modules
 
-from distillery.methods import selected
 from distillery.methods.base import ANY, METHODS, Made, Method, Settings, register
 
 __all__ = ["ANY", "METHODS", "Made", "Method", "Settings", "published", "register"]
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
-selected.register_selections()
+import_module(f"{__name__}.selected").register_selections()
 
 
 def published(dataset: str, name: str, size: int) -> dict | None:
