@@ -49,6 +49,17 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("-f", action="append", default=[], metavar="FILE", help="YAML file of parameters")
     run.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     run.add_argument("--again", action="store_true", help="execute even if a complete record exists (stored runs are reused)")
+    row = command("row", _row, "run one row of a notebook without the notebook; it finds the row when it is executed")
+    row.add_argument("notebook", help="name such as 03_ftd, or a path")
+    row.add_argument("method", help="a method, as `distillery methods` names it")
+    row.add_argument("size", type=int, help="images a class")
+    row.add_argument("--seeds", type=int, default=1, help="sets, one a seed")
+    row.add_argument("--first-seed", type=int, default=0, help="seed of the first set; the data stay those of the notebook")
+    row.add_argument("--keep", default="", metavar="RULE", help="real images that are left, e.g. 'lowest 0.1' or 'random 0.1'")
+    row.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one published setting")
+    row.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter of the notebook")
+    row.add_argument("-f", action="append", default=[], metavar="FILE", help="YAML file of parameters")
+    row.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     grid = command("sweep", _sweep, "execute notebooks over a grid of parameters")
     grid.add_argument("grid", help="YAML file: notebook, parameters, grid")
     grid.add_argument("--engine", default="local", help="local, or ray: cells at once, on one or many machines")
@@ -111,6 +122,23 @@ def _run(arguments) -> int:
             print(f"error: {name} ended without its record; it does not count as done", file=sys.stderr)
             return 1
     _summary(done[0], name)
+    return 0
+
+
+def _row(arguments) -> int:
+    from distillery.notebook import rows
+    from distillery.report import records, tables
+
+    seeds = list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
+    changes = {name: parse(text) for name, text in arguments.set}
+    asked = arguments.method, arguments.size, seeds
+    for recipe, result in rows.run(_find(arguments.notebook), _given(arguments), *asked, keep=arguments.keep, changes=changes):
+        called = f"{recipe.method} at {recipe.size}, seed {recipe.seed}"
+        if result is None:
+            print(f"{called}: not run within the budget", flush=True)
+        else:
+            measured = records.measured([result["accuracies"]])
+            print(f"{called}: {tables.percent(measured)}, {result['seconds']:.0f} s", flush=True)
     return 0
 
 

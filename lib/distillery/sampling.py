@@ -40,7 +40,8 @@ class Uniform:
         """targets: labels (N,), or None for a set of n images without classes."""
         self.state: dict[str, Tensor] = {}
         self.n = len(targets) if targets is not None else n
-        self.members = {} if targets is None else {int(c): torch.nonzero(targets.cpu() == c)[:, 0] for c in targets.unique()}
+        labels = None if targets is None else targets.cpu()
+        self.members = {} if labels is None else {int(c): torch.nonzero(labels == c)[:, 0] for c in labels.unique()}
 
     def draw(self, label: int | None, n: int, generator: Generator) -> Batch:
         """At most n distinct images of class `label` (fewer if the class is smaller), or of all classes if None."""

@@ -55,15 +55,34 @@ class Flat:
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
+def descend(loss: StepLoss, flat: Flat, theta: Tensor, tensors: dict[str, Tensor], drawn) -> Tensor:
+    """The weights (P,) after one student step from `theta` (P,), without a graph."""
+    theta = theta.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(flat.params(theta), tensors, drawn), theta)
+    return theta.detach() - tensors["step_size"] * gradient
+
+
+def backward_step(
+    loss: StepLoss, flat: Flat, theta: Tensor, multiplier: Tensor, synthetic: dict[str, Tensor], drawn, frozen: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One step of the recursion above at the weights `theta` (P,): (lambda (P,) before it, what it adds to the gradient by name)."""
+    theta, step_size = theta.detach().requires_grad_(), synthetic["step_size"].detach()
+    tensors = {name: value.detach().requires_grad_() for name, value in synthetic.items()}
+    names = [name for name in tensors if name != "step_size"]
+    (gradient,) = torch.autograd.grad(loss(flat.params(theta), tensors, drawn), theta, create_graph=True)
+    along = gradient @ multiplier  # (), s
+    wanted = [tensors[name] for name in names] + ([] if frozen else [theta])
+    parts = torch.autograd.grad(along, wanted, materialize_grads=True)
+    added = {"step_size": -along.detach()} | {name: -step_size * part for name, part in zip(names, parts)}
+    return multiplier if frozen else multiplier - step_size * parts[-1], added
+
+
 def student(loss: StepLoss, theta0: Params, synthetic: dict[str, Tensor], draws: Sequence) -> list[Tensor]:
     """The student's weights along its N steps, without graphs: N + 1 flat vectors (P,), the first is `theta0`."""
-    flat, step_size = Flat(theta0), synthetic["step_size"].detach()
-    tensors = {name: value.detach() for name, value in synthetic.items()}
+    flat, tensors = Flat(theta0), {name: value.detach() for name, value in synthetic.items()}
     path = [flat.vector(theta0)]
     for drawn in draws:
-        theta = path[-1].detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(flat.params(theta), tensors, drawn), theta)
-        path.append(path[-1] - step_size * gradient)
+        path.append(descend(loss, flat, path[-1], tensors, drawn))
     return path
 
 
@@ -82,24 +101,15 @@ def sweep(
     raises     InputError without a step, a step size, or with target weights of other names
     """
     _check(theta0, target, synthetic, draws)
-    flat, step_size = Flat(theta0), synthetic["step_size"].detach()
-    path, goal = student(loss, theta0, synthetic, draws), flat.vector(target)
+    flat, path = Flat(theta0), student(loss, theta0, synthetic, draws)
+    goal = flat.vector(target)
     distance, gap = (path[0] - goal).square().sum(), path[-1] - goal
     multiplier = 2 / distance * gap  # (P,), lambda
-    tensors = {name: value.detach().requires_grad_() for name, value in synthetic.items()}
-    names = [name for name in tensors if name != "step_size"]
     gradients = {name: torch.zeros_like(value) for name, value in synthetic.items()}
     for theta, drawn in zip(reversed(path[:-1]), reversed(draws)):
-        theta.requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(flat.params(theta), tensors, drawn), theta, create_graph=True)
-        along = gradient @ multiplier  # (), s
-        wanted = [tensors[name] for name in names] + ([] if frozen else [theta])
-        parts = torch.autograd.grad(along, wanted, materialize_grads=True)
-        gradients["step_size"] -= along.detach()
-        for name, part in zip(names, parts):
-            gradients[name] -= step_size * part
-        if not frozen:
-            multiplier = multiplier - step_size * parts[-1]
+        multiplier, added = backward_step(loss, flat, theta, multiplier, synthetic, drawn, frozen)
+        for name, part in added.items():
+            gradients[name] += part
     return gap.square().sum() / distance, gradients
 
 
@@ -174,7 +184,7 @@ class TrajectoryMatching:
     labels        whether 'label_logits' are learned beside pixels and step size
     targets       whether real-valued 'targets' are (MKDT's public code; in its paper they stay as they are)
     threshold     updates with a loss above it are skipped (DATM); costs a wait for the device in every step
-    gradient      'exact', 'frozen' (TESLA as published) or 'unrolled' (the twin)
+    gradient      'exact', on a GPU as recorded graphs; 'frozen' (TESLA as published) or 'unrolled' (the twin)
     raises        InputError if a start epoch plus M lies beyond the stored ones, an expert does not move, or labels and targets are learned
     """
 
@@ -206,7 +216,7 @@ class TrajectoryMatching:
         if labels and targets:
             raise InputError("labels, targets: both learned; accepted: at most one of them")
         self.learns = (*self.learns, *("label_logits",) * labels, *("targets",) * targets)
-        self.threshold, self.gradient, self.name = threshold, gradient, name
+        self.threshold, self.gradient, self.name, self.recorded = threshold, gradient, name, None
         self._check_experts_move()
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
@@ -230,11 +240,26 @@ class TrajectoryMatching:
         buffers = {name: v for name, v in self.experts.at(expert, epoch).items() if name not in start}
         tensors = {name: synthetic.tensors[name] for name in self.learns}
         draws = self.draws(synthetic, *student_streams)
-        value, gradients = GRADIENTS[self.gradient](self.step_loss(synthetic, buffers), start, target, tensors, draws)
+        if self._records(synthetic):
+            value, gradients = self._recorded(synthetic, buffers, start)(synthetic, buffers, start, target, draws)
+        else:
+            value, gradients = GRADIENTS[self.gradient](self.step_loss(synthetic, buffers), start, target, tensors, draws)
         skip = math.isfinite(self.threshold) and bool(value > self.threshold)
         state = {"order": order, "used": torch.tensor(used + 1), "step": torch.tensor(step + 1)}
         log = {"loss": value, "step_size": tensors["step_size"], "start": epoch}
         return None if skip else gradients, state, log
+
+    def _records(self, synthetic: Synthetic) -> bool:
+        """Whether student steps are recorded as CUDA graphs."""
+        return self.gradient == "exact" and not self.views and synthetic.device.type == "cuda"
+
+    def _recorded(self, synthetic: Synthetic, buffers: Params, start: Params):
+        """The sweep as CUDA graphs, recorded in the first step."""
+        from distillery.matching.recorded import RecordedSweep  # which stands on this module
+
+        if self.recorded is None:
+            self.recorded = RecordedSweep(self.step_loss, self.learns, synthetic, buffers, start)
+        return self.recorded
 
     def step_loss(self, synthetic: Synthetic, buffers: Params) -> StepLoss:
         """The loss of one student step on the batch that `draws` chose."""

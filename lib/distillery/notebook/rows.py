@@ -1,0 +1,44 @@
+"""Single rows of a notebook's tables without the notebook: what `distillery row` runs, one process each, into the same stored runs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from distillery.checks import InputError
+from distillery.experiment import Presets
+from distillery.notebook import parameters
+from distillery.notebook.session import Session
+from distillery.recipe import Prune, Recipe
+
+
+def session(notebook: Path, given: dict) -> Session:
+    """A notebook's session from its parameters, the given ones checked."""
+    kinds, _ = parameters.declared(notebook)
+    _, values = parameters.planned(notebook, given)
+    made = Session(notebook.stem, values | {"__annotations__": kinds})
+    made.runs.wait = True  # other processes fill the same folder
+    return made
+
+
+def run(
+    notebook: Path, given: dict, method: str, size: int, seeds: list[int], *, keep: str = "", changes: dict | None = None
+) -> Iterator[tuple[Recipe, dict | None]]:
+    """Each recipe of a row with its result, seed by seed, None where the budget is spent; what is stored is not run again.
+
+    keep     what is left of the real images, as 'lowest 0.1': a rule and a share, or a number of each class
+    changes  of published settings by name, beside those of the notebook's parameter file
+    raises   InputError on a recipe that does not fit, or a notebook without the standard parameters
+    """
+    here = session(notebook, given)
+    prune = None
+    if keep:
+        rule, _, share = keep.rpartition(" ")
+        try:
+            prune = Prune(float(share) if "." in share else int(share), rule or "lowest")
+        except ValueError as error:
+            raise InputError(f"keep: {keep!r}; accepted: a rule and a share or number, such as 'lowest 0.1'") from error
+    presets = Presets(getattr(here.p, "settings_for", "cifar10"), {"expert_seed": here.p.seed} | (changes or {}))
+    experiment, recipes = here.experiment(presets=presets), [Recipe(method, size, seed, prune=prune) for seed in seeds]
+    for recipe in recipes:
+        experiment.check(recipe)
+    for recipe in recipes:
+        yield recipe, experiment.run(recipe)

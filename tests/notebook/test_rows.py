@@ -1,0 +1,33 @@
+"""Single rows without the notebook: what they leave is what the notebook finds."""
+
+from pathlib import Path
+
+import pytest
+
+from distillery.checks import InputError
+from distillery.cli import main
+from distillery.notebook import rows
+from distillery.recipe import Prune
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_bilp.ipynb"
+TINY = {"per_class": 12, "width": 4, "networks": 2, "evaluation_epochs": 2, "score_trials": 1, "score_epochs": 1}
+
+
+def test_a_notebook_finds_the_row_that_was_run_alone(tmp_path, capsys):
+    given = TINY | {"results_dir": str(tmp_path)}
+    options = [word for name, value in given.items() for word in ("-p", name, str(value))]
+    asked = ["row", str(NOTEBOOK), "DM", "1", "--seeds", "2", "--keep", "lowest 0.5", "--set", "steps", "3"]
+    assert main([*asked, *options]) == 0
+    told = capsys.readouterr().out
+    assert "DM at 1, seed 0: " in told and "DM at 1, seed 1: " in told and "(1 x 2)" in told
+    session = rows.session(NOTEBOOK, given)
+    session.experiment(presets={"DM": {"steps": 3}})
+    found = session.row("DM, level 1", "DM", 1, 2, prune=Prune(0.5))
+    assert session.runs.computed == 0 and all(found)
+
+
+@pytest.mark.parametrize("wrong", [{"keep": "lowest a"}, {"keep": "lowest"}, {"keep": "nearest 0.1"}, {"changes": {"stepz": 1}}])
+def test_refused_before_anything_runs(tmp_path, wrong):
+    with pytest.raises(InputError):
+        list(rows.run(NOTEBOOK, TINY | {"results_dir": str(tmp_path)}, "DM", 1, [0], **wrong))
+    assert not list(tmp_path.rglob("*.json"))
