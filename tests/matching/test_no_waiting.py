@@ -160,6 +160,7 @@ def test_distillation_steps_never_wait(watched, monkeypatch, method, effects):
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_training_on_a_gpu_never_waits():
     params = {name: value.cuda() for name, value in network().init(generator(0, "x"), 3).items()}
