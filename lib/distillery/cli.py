@@ -134,8 +134,8 @@ def _row(arguments) -> int:
     asked = arguments.method, arguments.size, seeds
     for recipe, result in rows.run(_find(arguments.notebook), _given(arguments), *asked, keep=arguments.keep, changes=changes):
         called = f"{recipe.method} at {recipe.size}, seed {recipe.seed}"
-        if result is None:
-            print(f"{called}: not run within the budget", flush=True)
+        if isinstance(result, str):
+            print(f"{called}: {result}", flush=True)
         else:
             measured = records.measured([result["accuracies"]])
             print(f"{called}: {tables.percent(measured)}, {result['seconds']:.0f} s", flush=True)

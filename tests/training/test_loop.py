@@ -169,7 +169,8 @@ def test_networks_stack_where_it_pays():
     cpu = torch.device("cpu")
     assert networks_at_once(5, 64, (1, 8, 8), cpu) == 5 and networks_at_once(5, 256, (1, 8, 8), cpu) == 1
     assert networks_at_once(5, 10, (3, 32, 32), cpu) == 1
-    assert networks_at_once(5, 256, (3, 32, 32), torch.device("cuda")) == 5
+    cuda = torch.device("cuda")
+    assert networks_at_once(5, 100, (3, 32, 32), cuda) == 5 and networks_at_once(5, 256, (3, 32, 32), cuda) == 1
 
 
 # Plans

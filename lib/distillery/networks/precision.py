@@ -107,6 +107,7 @@ def networks_at_once(k: int, batch: int, shape: tuple[int, ...], device: torch.d
     """How many networks to stack, by shapes alone.
 
     On a CPU a stack of ConvNets is about twice as fast at 10 images of 8x8, even at 100 of them, and slower than one network after
-    another from 10 images of 32x32 on (measured at widths 32 and 64). On a GPU stacking saves launches.
+    another from 10 images of 32x32 on (measured at widths 32 and 64). On a GPU it saves launches: on an H200, five networks of width 128
+    take .57 of the time of one after another at 10 images of 32x32, .79 at 100, and 1.23 at 256.
     """
-    return k if device.type != "cpu" or batch * shape[-2] * shape[-1] <= 6400 else 1
+    return k if batch * shape[-2] * shape[-1] <= (6400 if device.type == "cpu" else 2**17) else 1

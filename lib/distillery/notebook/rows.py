@@ -21,8 +21,8 @@ def session(notebook: Path, given: dict) -> Session:
 
 def run(
     notebook: Path, given: dict, method: str, size: int, seeds: list[int], *, keep: str = "", changes: dict | None = None
-) -> Iterator[tuple[Recipe, dict | None]]:
-    """Each recipe of a row with its result, seed by seed, None where the budget is spent; what is stored is not run again.
+) -> Iterator[tuple[Recipe, dict | str]]:
+    """Each recipe of a row with its result, seed by seed, or a text, why there is none; what is stored is not run again.
 
     keep     what is left of the real images, as 'lowest 0.1': a rule and a share, or a number of each class
     changes  of published settings by name, beside those of the notebook's parameter file
@@ -41,4 +41,5 @@ def run(
     for recipe in recipes:
         experiment.check(recipe)
     for recipe in recipes:
-        yield recipe, experiment.run(recipe)
+        result = experiment.run(recipe)
+        yield recipe, here.runs.missing[-1].get("stopped", "not run within the budget") if result is None else result
