@@ -1,6 +1,5 @@
 """Atomic writes, tensors with their digest, identities, locks, finished runs."""
 
-import json
 import os
 import re
 import resource
