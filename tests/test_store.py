@@ -356,7 +356,37 @@ def test_a_corrupt_run_is_refused(tmp_path, damage, refused):
 def test_json_is_read_whole_or_refused(tmp_path, refused):
     path = store.write_json(tmp_path / "a.json", {"b": 1, "a": [1.5, None]})
     assert store.read_json(path) == {"b": 1, "a": [1.5, None]}
-    path.write_text('{"b": 1')
-    for broken in (path, tmp_path / "missing.json"):
-        with refused(broken):
-            store.read_json(broken)
+    with refused(tmp_path / "missing.json"):
+        store.read_json(tmp_path / "missing.json")
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "text", ['{"b": 1', DEEP, "NaN", "[-Infinity]", "1e999", "9" * 25, "9" * 5000, "\udcff"], ids=lambda text: text[:8]
+)
+def test_no_json_but_plain_values_is_read(tmp_path, text, refused):
+    from safetensors.torch import save_file
+
+    (tmp_path / "a.json").write_bytes(text.encode(errors="surrogateescape"))
+    with refused(tmp_path / "a.json", "remove it"):
+        store.read_json(tmp_path / "a.json")
+    card = text.encode(errors="replace").decode()
+    for meta in (card, f'{{"digest": "", "card": {card}}}'):
+        save_file({"x": torch.zeros(2)}, tmp_path / "a.safetensors", {"distillery": meta})
+        for read in (store.map_tensors, load_tensors):
+            with refused(tmp_path / "a.safetensors"):
+                read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "meta", ["[]", "3", "null", '{"digest": ""}', '{"card": {}}', '{"digest": "", "card": []}', '{"digest": "", "card": 3}']
+)
+def test_metadata_of_the_wrong_kind_are_refused(tmp_path, meta, refused):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(2)}, tmp_path / "a.safetensors", {"distillery": meta})
+    for read in (store.map_tensors, load_tensors):
+        with refused(tmp_path / "a.safetensors", "no distillery card"):
+            read(tmp_path / "a.safetensors")

@@ -259,7 +259,7 @@ def _given(arguments) -> dict:
         try:
             content = yaml.safe_load(Path(file).read_text())
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"-f {file}: {str(error).splitlines()[0]}; accepted: a YAML file of parameters") from error
+            raise InputError(f"-f {file}: {first_line(error)}; accepted: a YAML file of parameters") from error
         if not isinstance(content, dict):
             raise InputError(f"-f {file} holds a {type(content).__name__}; accepted: NAME: VALUE lines")
         values |= content

@@ -94,7 +94,7 @@ class Runs:
         path = self.path(key)
         run = read_json(path)
         if not isinstance(run, dict) or run.get("id") != key or run.get("digest") != _digest(run.get("result")):
-            raise InputError(f"{path} is corrupt: it does not match its digest; accepted: the file as saved, or none to compute it again")
+            raise InputError(f"{path} is corrupt: it does not match its digest; accepted: the file as saved; remove it to compute it again")
         return run["result"]
 
 

@@ -7,6 +7,7 @@ version, its typed inputs and the digest of its data.
 
 import hashlib
 import json
+import math
 import os
 import pickle
 from contextlib import suppress
@@ -21,6 +22,7 @@ from torch import Tensor
 from distillery.checks import InputError, first_line
 
 _META = "distillery"  # the one metadata key: a JSON object with "digest" and "card"
+_REMOVE = "; if distillery made it here, remove it to have it made again"
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
@@ -58,11 +60,28 @@ def write_json(path: str | Path, value) -> Path:
 
 
 def read_json(path: str | Path):
-    """Read a JSON file. Raises InputError if it is missing, truncated or not JSON."""
+    """Read a JSON file. Raises InputError if it is missing, truncated, not JSON, nested too deeply, or holds NaN or numbers beyond 64 bits."""
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}; accepted: a complete JSON file") from error
+        return _parsed(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a complete JSON file{_REMOVE}") from error
+
+
+def _parsed(text: str | bytes):
+    """JSON of finite numbers, whole ones of 64 bits. Raises ValueError or RecursionError."""
+    return json.loads(text, parse_float=_finite, parse_constant=_finite, parse_int=_whole)
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"{digits[:20]} is no finite number")
+    return value
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"{digits[:20]}... is beyond 64 bits")
+    return int(digits)
 
 
 def tensor_digest(tensors: dict[str, Tensor]) -> str:
@@ -88,7 +107,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Load what `save_tensors` wrote. Raises InputError if the file is missing, truncated, corrupt or not ours."""
     tensors, card, digest = _open_tensors(path)
     if _card_digest(tensors, card) != digest:
-        raise InputError(f"{path} is corrupt: its tensors do not match the digest they were saved with; accepted: the file as saved")
+        raise InputError(f"{path} is corrupt: its tensors do not match their digest; accepted: the file as saved{_REMOVE}")
     return tensors, card
 
 
@@ -117,11 +136,11 @@ def load_foreign(path: str | Path):
 def _open_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict, str]:
     try:
         with safe_open(str(path), framework="pt") as file:  # maps the file: pages are read on use
-            meta = json.loads((file.metadata() or {}).get(_META, "{}"))
+            meta = _parsed((file.metadata() or {}).get(_META, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a complete safetensors file") from error
-    if not isinstance(meta, dict) or not {"digest", "card"} <= set(meta):
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a complete safetensors file{_REMOVE}") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("card"), dict) or "digest" not in meta:
         raise InputError(f"{path} has no distillery card; accepted: a file exported by distillery")
     return tensors, meta["card"], meta["digest"]
 

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 
 from distillery import store
-from distillery.checks import InputError
+from distillery.checks import InputError, first_line, local_path
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar")
@@ -38,11 +38,6 @@ def shown(name) -> str:
     """A file name fit for one line of text: as it is where it is printable, else escaped."""
     text = str(name)
     return text if text.isprintable() else ascii(text)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def is_image(name: str) -> bool:
@@ -66,12 +61,14 @@ class Listing:
 
 def origin(path: str | Path, max_unpacked_gb: float = 64.0) -> "Folder | Zip | Tar":
     """The folder or archive at `path`. Raises InputError if it is neither."""
-    text = os.path.expanduser(path) if isinstance(path, str | Path) else ""
-    if os.path.isdir(text):
-        return Folder(Path(text))
-    if os.path.isfile(text) and text.lower().endswith(SUFFIXES):
-        return (Zip if text.lower().endswith(".zip") else Tar)(Path(text), int(max_unpacked_gb * 1e9))
-    raise InputError(f"data_root: {str(path)!r} is not a folder or archive; accepted: {ACCEPTED}")
+    found = local_path("data_root", path)
+    if os.path.isdir(found):
+        return Folder(found)
+    if os.path.isfile(found) and found.name.lower().endswith(SUFFIXES):
+        return (Zip if found.suffix.lower() == ".zip" else Tar)(found, int(max_unpacked_gb * 1e9))
+    broken = os.path.islink(found) and not os.path.exists(found)
+    what = f"a link to {os.readlink(found)!r}, which is not there" if broken else "not a folder or archive"
+    raise InputError(f"data_root: {str(path)!r} is {what}; accepted: {ACCEPTED}")
 
 
 class Folder:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distillery import store
-from distillery.checks import InputError
+from distillery.checks import InputError, local_path
 from distillery.data.archives import EXTENSIONS, TEST_FOLDERS, Folder, Listing, is_image, origin, shown
 from distillery.data.decoding import decode
 from distillery.data.mapped import MappedPixels
@@ -199,12 +199,13 @@ def _class_folders(listing: Listing, base: str, label: str) -> dict[str, list[st
 def _ordered(parts: list[dict[str, list[str]]], classes: list[str], notes: list[str]) -> Plan:
     files = [name for part in parts for label in classes for name in part[label]]
     labels = [label for part in parts for label, name in enumerate(classes) for _ in part[name]]
-    return Plan(files, labels, sum(map(len, parts[0].values())), classes, notes)
+    readable = [name.encode(errors="backslashreplace").decode() for name in classes]  # a folder name need not be UTF-8
+    return Plan(files, labels, sum(map(len, parts[0].values())), readable, notes)
 
 
 def cache_folder(cache_dir: str | Path = "") -> Path:
     """The folder of cached pixels: as given, else $DISTILLERY_CACHE, else ~/.cache/distillery. May be removed any time."""
-    return Path(os.path.expanduser(str(cache_dir) or os.environ.get("DISTILLERY_CACHE", "") or "~/.cache/distillery"))
+    return local_path("cache_dir", cache_dir or os.environ.get("DISTILLERY_CACHE") or "~/.cache/distillery")
 
 
 def cached(folder: Path | None, key: str, name: str, produce: Callable, mapped: bool = False) -> Decoded:

@@ -25,9 +25,9 @@ import torch
 from tqdm import tqdm
 
 from distillery import store
-from distillery.checks import InputError
+from distillery.checks import InputError, first_line, local_path
 from distillery.data import folders
-from distillery.data.archives import Tar, first_line, readable, shown
+from distillery.data.archives import Tar, readable, shown
 from distillery.data.decoding import fit
 
 VERSION = 1  # of the readers: a change makes older cache files stale
@@ -66,7 +66,7 @@ def load(name, data_root="", *, resize=0, max_side=0, cache_dir="", mapped=False
     raises  InputError if a file is not there and cannot be fetched, or is not the published one
     """
     sides, folder = {"resize": resize, "max_side": max_side}, folders.cache_folder(cache_dir)
-    root = Path(os.path.expanduser(data_root)) if data_root else folder / "downloads"
+    root = local_path("data_root", data_root) if data_root else folder / "downloads"
     if name == "tiny-imagenet":
         return _tiny(root, progress, **sides, cache_dir=cache_dir, mapped=mapped)
     published = store.canonical(FILES[name]) if name in FILES else "scikit-learn"

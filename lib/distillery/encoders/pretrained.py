@@ -12,7 +12,7 @@ from urllib.error import URLError
 from torch import Generator, Tensor
 
 from distillery import store
-from distillery.checks import InputError
+from distillery.checks import InputError, first_line
 from distillery.data import ImageSet, Splits
 from distillery.networks import ModuleNetwork, Params
 from distillery.networks.encoder import Encoder, head_names
@@ -118,10 +118,8 @@ def torchvision(name: str, classes: int, weights: str = "DEFAULT") -> Encoder:
     try:
         state = options[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"encoder: weights of {name} cannot be fetched: {reason}; accepted: a network, or a local file of weights"
-        ) from error
+        accepted = "a network, or a local file of weights"
+        raise InputError(f"encoder: weights of {name} cannot be fetched: {first_line(error)}; accepted: {accepted}") from error
     found = {key: value[None] for key, value in state.items()}
     return Encoder(network, _fitting(found, network, head_names(network), name), f"{name} {weights}")
 
