@@ -138,6 +138,9 @@ def _records(folder: Path, key: str) -> list[dict]:
 
 
 def _execute(notebook: Path, given: dict, folder: Path) -> int:
+    from distillery import store
+
+    store.check_writable("results_dir", folder)
     # every name was checked before; papermill's own reader trips over a '=' in a comment and calls names unknown
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -147,10 +150,6 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
 
     library = str(Path(__file__).resolve().parents[1])  # so that the kernel finds an uninstalled package too
     os.environ["PYTHONPATH"] = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"results_dir: cannot make {folder}: {error.strerror}; accepted: a writable folder") from error
     executed, temporary = folder / f"{notebook.stem}.executed.ipynb", folder / f".{notebook.stem}.{os.getpid()}.ipynb"
     kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
     try:

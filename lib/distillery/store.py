@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
         accepted = "what was finished before is kept, accepted: a writable folder with free space"
         raise InputError(f"cannot write {path}: {error.strerror or error}; {accepted}") from error
     return path
+
+
+def check_writable(name: str, folder: str | Path) -> None:
+    """Make a folder if it is not there. Raises InputError unless files can be written in it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"{name}: cannot write in {folder}: {error.strerror or error}; accepted: a writable folder") from error
 
 
 def canonical(value) -> str:
