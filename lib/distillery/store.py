@@ -143,6 +143,14 @@ def load_foreign(path: str | Path):
         raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a whole .safetensors, .pt or .pth file") from error
 
 
+def check_plain(name: str, value) -> None:
+    """Raise InputError unless a value of a foreign file is a tensor of plain numbers: dense, real, not quantized."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name}: a {type(value).__name__}; accepted: a tensor")
+    if value.layout != torch.strided or value.is_complex() or value.is_quantized or value.is_nested or value.is_meta:
+        raise InputError(f"{name}: {value.layout}, {value.dtype}, on {value.device}; accepted: dense real numbers")
+
+
 def _open_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict, str]:
     try:
         with safe_open(str(path), framework="pt") as file:  # maps the file: pages are read on use
