@@ -28,12 +28,6 @@ def test_unknown_normalization(refused):
         load("digits", normalization="whiten")
 
 
-@pytest.mark.parametrize("root", ["nowhere", "~nosuchuser/images", "", 3, None, "a\0b"])
-def test_no_folder(root, refused):
-    with refused("data_root", repr(root).strip("'")):
-        load("folder", root)
-
-
 @pytest.mark.parametrize("to", ["nowhere", "link"])
 def test_a_broken_link_as_folder(tmp_path, to, refused):
     (tmp_path / "link").symlink_to(to)

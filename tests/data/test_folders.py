@@ -20,11 +20,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from distillery import data, store
+from distillery import data
 from distillery.checks import InputError
 from distillery.data import archives, decoding, folders, named
 from distillery.data.check import check
-from distillery.data.mapped import MappedPixels
 from distillery.seeds import generator
 
 
@@ -392,7 +391,7 @@ def test_folders_that_are_no_data_set(tmp_path):
     with refusal("is not a folder", "nowhere"):
         load(tmp_path / "nowhere")
     for path in ("", None, 3, "x\0y", "~nobody-here/x", "y" * 5000, root / "cat/0.png"):
-        with refusal("is not a folder"):
+        with refusal("data_root"):
             load(path)
     with refusal("holds 1 class folder(s)"):
         load(to_folder(tmp_path / "one", {"cat/a.png": encoded(picture())}))
@@ -453,7 +452,7 @@ def no_decoding(*_, **__):
 def test_second_load_reads_the_cache(tmp_path, monkeypatch, kind):
     path, cache = WRITERS[kind](tmp_path / f"a.{kind}", files()), tmp_path / "cache"
     first = load(path, cache_dir=cache, max_side=6)
-    assert len(list(cache.iterdir())) == 1
+    assert sorted(file.suffix for file in cache.iterdir()) == [".npy", ".safetensors"]
     monkeypatch.setattr(folders, "decode", no_decoding)
     again = load(path, cache_dir=cache, max_side=6)
     assert again.digest == first.digest and again.notes == first.notes
@@ -467,7 +466,7 @@ def test_the_cache_follows_the_files(tmp_path):
     (root / "train/cat/0.png").write_bytes(encoded(picture(77)))
     assert load(root, cache_dir=cache).digest != first
     (root / "train/cat/0.png").write_bytes(encoded(picture(0)))
-    assert load(root, cache_dir=cache).digest == first and len(list(cache.iterdir())) == 2
+    assert load(root, cache_dir=cache).digest == first and len(list(cache.glob("*.npy"))) == 2
     (root / "train/emu").mkdir()
     with refusal("emu"):
         load(root, cache_dir=cache)
@@ -479,22 +478,28 @@ def test_small_sets_stay_out_of_the_default_cache(tmp_path, monkeypatch):
     assert not (tmp_path / "default cache").exists()
     monkeypatch.setattr(folders, "CACHE_FROM", 1)
     load(path)
-    assert len(list((tmp_path / "default cache").iterdir())) == 1
+    assert len(list((tmp_path / "default cache").iterdir())) == 2
     monkeypatch.delenv("DISTILLERY_CACHE")
     assert folders.cache_folder() == Path.home() / ".cache/distillery"
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "other", "empty"])
-def test_a_corrupt_cache_file_is_replaced_and_said(tmp_path, harm):
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+@pytest.mark.parametrize("harm", ["cut", "flip", "other", "empty", "gone"])
+def test_a_corrupt_cache_file_is_replaced_and_said(tmp_path, suffix, harm):
     path, cache = to_zip(tmp_path / "a.zip", files()), tmp_path / "cache"
-    first = load(path, cache_dir=cache)
-    (file,) = cache.iterdir()
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes({"cut": content[:-9], "flip": content, "empty": b"", "other": b"{}"}[harm])
-    again = load(path, cache_dir=cache)
-    assert again.digest == first.digest and any("corrupt" in note for note in again.notes)
-    assert load(path, cache_dir=cache).notes == first.notes
+    for mapped in (False,) if (suffix, harm) == (".npy", "flip") else (False, True):  # a mapped file is not read
+        first = load(path, cache_dir=cache, mapped=mapped)
+        digest = first.digest  # before the file it may be mapped from is harmed
+        (file,) = cache.glob(f"*{suffix}")
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes({"cut": content[:-9], "flip": content, "empty": b"", "other": b"{}", "gone": b""}[harm])
+        if harm == "gone":
+            file.unlink()
+        again = load(path, cache_dir=cache, mapped=mapped)
+        said = any("corrupt" in note for note in again.notes)
+        assert again.digest == digest and said == ((suffix, harm) != (".safetensors", "gone"))
+        assert load(path, cache_dir=cache, mapped=mapped).notes == first.notes
 
 
 def test_a_cache_that_cannot_be_written_is_a_note(tmp_path):
@@ -521,7 +526,7 @@ def test_mapped_sets_equal_those_in_memory(tmp_path, kind):
             assert ours.shape == theirs.shape and ours.device == theirs.device
             assert torch.equal(ours.subset(indices[0]).batch(indices[0] % 3), theirs.subset(indices[0]).batch(indices[0] % 3))
         assert torch.equal(mapped.to("cpu").train.batch(torch.tensor([1])), memory.train.batch(torch.tensor([1])))
-    assert [file.suffix for file in cache.iterdir()] == [".safetensors"]  # and no temporary file
+    assert sorted(file.suffix for file in cache.iterdir()) == [".npy", ".safetensors"]  # and no temporary file
     whole = load(path, per_class=8, cache_dir=cache)  # the same file, read and verified
     assert whole.digest == memory.digest and isinstance(whole.train.pixels, torch.Tensor)
     assert torch.equal(data.fit_zca(mapped.train).matrix, data.fit_zca(memory.train).matrix)
@@ -533,16 +538,23 @@ def test_mapped_named_sets(tmp_path):
 
 def test_mapped_pixels_are_not_read(tmp_path):
     """A file of 256 MB is mapped: resident memory does not grow until images are asked for."""
-    shape, targets = (1024, 1, 512, 512), torch.zeros(1024, dtype=torch.int64)
-    with MappedPixels(tmp_path / "a.safetensors") as file:
-        file.allocate(shape, targets, {"note": "é"})[5] = 7
-        file.finish()
+    shape, card = (1024, 1, 512, 512), {"classes": ["é"], "n_train": 1024, "notes": []}
+
+    def produce(allocate):
+        pixels = allocate(shape)
+        pixels[5] = 7
+        return pixels, torch.zeros(1024, dtype=torch.int64), dict(card)
+
+    def read(mapped):
+        return folders.cached(tmp_path, "a", "made up", produce, mapped)
+
+    read(True)
     before = resident()
-    tensors, card = store.map_tensors(tmp_path / "a.safetensors")
-    images = data.ImageSet.of(tensors["pixels"], tensors["targets"], ["a"]).lazy().subset(torch.arange(1024))
-    assert (images.batch(torch.tensor([5])) == 7 / 255).all() and card == {"note": "é"}
+    found = read(True)
+    images = data.ImageSet.of(found.pixels, found.targets, ["a"]).lazy().subset(torch.arange(1024))
+    assert (images.batch(torch.tensor([5])) == 7 / 255).all() and found.classes == ["é"]
     assert resident() - before < 50e6
-    assert store.load_tensors(tmp_path / "a.safetensors")[1] == card  # the digest holds
+    assert read(False).notes == []  # the digest holds
 
 
 def resident() -> int:
@@ -551,9 +563,12 @@ def resident() -> int:
 
 
 def test_an_unfinished_pixel_file_leaves_nothing(tmp_path):
-    with pytest.raises(KeyError), MappedPixels(tmp_path / "a.safetensors") as file:
-        file.allocate((2, 1, 2, 2), torch.zeros(2, dtype=torch.int64), {})
+    def produce(allocate):
+        allocate((2, 1, 2, 2))
         raise KeyError
+
+    with pytest.raises(KeyError):
+        folders.cached(tmp_path, "a", "made up", produce)
     assert not list(tmp_path.iterdir())
 
 

@@ -8,7 +8,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,9 @@ from distillery import store
 from distillery.checks import InputError, local_path
 from distillery.data.archives import EXTENSIONS, TEST_FOLDERS, Folder, Listing, is_image, origin, shown
 from distillery.data.decoding import decode
-from distillery.data.mapped import MappedPixels
 
 CACHE_FROM = 1 << 20  # smaller files are decoded faster than they are worth a cache file
-VERSION = 1  # of the decoding: a change makes older cache files stale
+VERSION = 2  # of the decoding: a change makes older cache files stale
 _TABLE = "val/val_annotations.txt"  # of Tiny-ImageNet
 
 
@@ -58,10 +57,9 @@ def load_files(path, *, resize=0, max_side=0, cache_dir="", mapped=False, progre
 
     def produce(allocate):
         files = plan or plan_of(where)
-        targets, card = torch.tensor(files.labels), {"classes": files.classes, "n_train": files.n_train, "notes": files.notes}
-        pixels, notes = decode(where, files, resize, max_side, progress, lambda shape: allocate(shape, targets, card))
-        card["notes"] += notes
-        return pixels, targets, card
+        pixels, notes = decode(where, files, resize, max_side, progress, allocate)
+        card = {"classes": files.classes, "n_train": files.n_train, "notes": files.notes + notes}
+        return pixels, torch.tensor(files.labels), card
 
     worth = bool(cache_dir) or mapped or where.nbytes >= CACHE_FROM
     return cached(cache_folder(cache_dir) if worth else None, key, shown(where.name), produce, mapped)
@@ -209,37 +207,58 @@ def cache_folder(cache_dir: str | Path = "") -> Path:
 
 
 def cached(folder: Path | None, key: str, name: str, produce: Callable, mapped: bool = False) -> Decoded:
-    """What `produce` gives, read from `folder` if it is there, else stored there.
+    """What `produce` gives, kept in `folder` (None = nowhere) as KEY.npy, the pixels, and KEY.safetensors, the rest.
 
-    produce  called with allocate(shape, targets, card) -> array; returns pixels (N, C, H, W), targets (N,) and a card with 'classes',
-             'n_train' and 'notes'
-    mapped   leave the pixels on disk and decode straight to there; their digest is then not checked on reading
-    folder   None = store nothing
+    produce  called with allocate(shape) -> uint8 array to fill; returns it, targets (N,) and a card of 'classes', 'n_train' and 'notes'
+    mapped   leave the pixels on disk; their digest is then not checked on reading
     raises   InputError if `mapped` and the folder cannot be written. Otherwise that is noted, as is a corrupt file, which is made again
     """
-    path = folder / f"{key}.safetensors" if folder else None
-    read = store.map_tensors if mapped else store.load_tensors
-    troubles = []
-    if path is not None and path.exists():
+    if folder is None:
+        pixels, targets, card = produce(lambda shape: np.empty(shape, np.uint8))
+        return Decoded(name, torch.from_numpy(pixels), targets, **card)
+    path, rest, troubles = folder / f"{key}.npy", folder / f"{key}.safetensors", []
+    temporary = folder / f".{key}.{os.getpid()}.tmp"
+
+    def allocate(shape: tuple[int, ...]) -> np.ndarray:
         try:
-            tensors, card = read(path)
-            return Decoded(name, **tensors, **card)
-        except (InputError, TypeError):
+            folder.mkdir(parents=True, exist_ok=True)
+            array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            if hasattr(os, "posix_fallocate"):  # reserve the space: writing to a mapped full disk kills the process
+                with open(temporary, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+            return array
+        except OSError as error:
+            if mapped:
+                accepted = "a writable folder with free space"
+                raise InputError(f"cannot write {path}: {error.strerror or error}; accepted: {accepted}") from error
+            troubles.append("the cache folder cannot be written: decoded anew each time")
+            return np.empty(shape, np.uint8)
+
+    if rest.exists():
+        try:
+            return _read(path, rest, name, mapped)
+        except (InputError, OSError, EOFError, ValueError, TypeError, KeyError):
             troubles.append("the cached pixels were corrupt and have been decoded again")
-    with MappedPixels(path) if mapped else nullcontext() as file:
-        pixels, targets, card = produce(file.allocate if mapped else lambda shape, *_: np.empty(shape, np.uint8))
-        tensors = {"pixels": torch.from_numpy(pixels), "targets": targets}
-        if mapped and file.pixels is not None:
-            file.finish()
-        elif path is not None:
-            try:
-                store.save_tensors(path, tensors, card)
-            except InputError:
-                if mapped:
-                    raise
-                troubles.append("the cache folder cannot be written: decoded anew each time")
-    if mapped:
-        tensors, card = read(path)
-    found = Decoded(name, **tensors, **card)
+    try:
+        pixels, targets, card = produce(allocate)
+        if not isinstance(pixels, np.memmap):
+            return Decoded(name, torch.from_numpy(pixels), targets, **card | {"notes": card["notes"] + troubles})
+        pixels.flush()
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    store.save_tensors(rest, {"targets": targets}, card | {"pixels": store.file_digest(path)})
+    found = _read(path, rest, name, mapped)
     found.notes += troubles
     return found
+
+
+def _read(path: Path, rest: Path, name: str, mapped: bool) -> Decoded:
+    """What `cached` has stored; raises what numpy and `store` do where a file is not as it was."""
+    tensors, card = store.load_tensors(rest)
+    digest = card.pop("pixels")
+    if not mapped and digest != store.file_digest(path):
+        raise ValueError
+    pixels = np.load(path, mmap_mode="c" if mapped else None)  # "c": as torch wants it, writable but never written
+    return Decoded(name, torch.from_numpy(pixels), tensors["targets"], **card)

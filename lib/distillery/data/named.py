@@ -30,7 +30,7 @@ from distillery.data import folders
 from distillery.data.archives import Tar, readable, shown
 from distillery.data.decoding import fit
 
-VERSION = 1  # of the readers: a change makes older cache files stale
+VERSION = 2  # of the readers: a change makes older cache files stale
 FILES: dict[str, dict[str, str]] = {  # sha256 by file name
     "mnist": {
         "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -75,10 +75,12 @@ def load(name, data_root="", *, resize=0, max_side=0, cache_dir="", mapped=False
     def produce(allocate):
         pixels, labels, n_train, classes = _READERS[name](name, root, progress)
         pixels, notes = fit(pixels, resize, max_side)
-        return pixels, torch.from_numpy(labels.astype(np.int64)), {"classes": list(classes), "n_train": n_train, "notes": notes}
+        kept = allocate(pixels.shape)
+        kept[:] = pixels
+        return kept, torch.from_numpy(labels.astype(np.int64)), {"classes": list(classes), "n_train": n_train, "notes": notes}
 
-    kept = mapped or name != "digits"  # which are bundled, and read in no time
-    return folders.cached(folder if kept else None, key, name, produce, mapped)
+    worth = mapped or name != "digits"  # which are bundled, and read in no time
+    return folders.cached(folder if worth else None, key, name, produce, mapped)
 
 
 def fetch(name: str, file: str, root: Path, progress: bool = False) -> Path:
