@@ -258,7 +258,7 @@ def _chunks(folder: str | Path, network, source, training: Training) -> list[tup
 
 
 def _preprocessing(source) -> str | None:
-    return store.tensor_digest(source.transform.tensors())[:16] if source.transform else None
+    return store.tensor_digest(vars(source.transform))[:16] if source.transform else None
 
 
 def _card(network, source, training: Training, first: int) -> dict:

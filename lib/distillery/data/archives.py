@@ -1,9 +1,8 @@
 """Where image files lie: a folder, a .zip or a .tar(.gz), listed and read in one way and never unpacked to disk.
 
-An archive is a stranger's. Its members are listed first and the archive is refused before any member is read if one has ../ or
-an absolute path, is a link or a device, is encrypted, is an archive itself, occurs twice, or if more is declared than the limit
-allows. Members are then read one at a time into memory, never more bytes than declared. Hidden files and what macOS and Windows
-leave behind (`__MACOSX`, `.DS_Store`, `Thumbs.db`) are passed over.
+An archive is refused before any member is read if one has ../ or an absolute path, is a link or a device, is encrypted, is an archive
+itself, occurs twice, or if more is declared than the limit allows. Members are then read one at a time, never more bytes than declared.
+Hidden files and what macOS and Windows leave behind are passed over.
 """
 
 import gzip

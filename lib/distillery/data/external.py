@@ -1,8 +1,7 @@
-"""Sets made elsewhere: read a published `.pt` or `.safetensors` file of images and labels, and evaluate any set beside random.
+"""Sets made elsewhere, in the layouts of the public codes, read without running anything in their files.
 
-Files of PyTorch are loaded with `weights_only=True` alone, so nothing in them is executed. The layouts of the public codes are known: a
-dict with images and labels under one of several names, a pair (images, labels), DC's result file ({'data': [[images, labels], ...]}, the
-first set), or two files (images, labels) as MTT writes them.
+These are a dict with images and labels under one of several names, a pair (images, labels), DC's result file ({'data': [[images, labels],
+...]}, the first set), or two files (images, labels) as MTT writes them.
 """
 
 from pathlib import Path

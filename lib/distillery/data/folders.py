@@ -1,8 +1,4 @@
-"""Image files to a data set: class folders, plain or in an archive, decoded once and cached as safetensors.
-
-The steps: an origin lists its files (`archives.py`), `arrange` finds classes, training and test files in the listing, `decode` turns the
-files into one uint8 array (`decoding.py`), `cached` keeps it under the digest of the files and the options.
-"""
+"""Image files to a data set: class folders, plain or in an archive, decoded once and cached."""
 
 import os
 import unicodedata

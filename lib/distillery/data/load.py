@@ -1,12 +1,4 @@
-"""Real images: named data sets and folders of class folders, held as uint8 and standardized on access.
-
-An `ImageSet` keeps its images as uint8 (N, C, H, W) at rest; `.batch(indices)` is the only way to floats, so that the standardization is
-applied in one place. `load` gives the three disjoint splits every experiment uses: test images are used for nothing but the final
-accuracy, validation images are held out of the training images.
-
-Sources: normalization constants of the public code of DC, DSA and DM (github.com/VICO-UoE/DatasetCondensation); ZCA as in the public code
-of MTT (github.com/GeorgeCazenavette/mtt-distillation): kornia's, eps 0.1.
-"""
+"""Real images, named or in folders, as disjoint splits: test images serve the final accuracy alone."""
 
 from dataclasses import replace
 from pathlib import Path

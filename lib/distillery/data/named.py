@@ -1,28 +1,21 @@
 """The published data sets by name: fetched if missing, verified before anything in them is read, converted once.
 
-Addresses, file names and class names come from torchvision, the sha256 of every file from the table below. They are those of public data
-set loaders: torchvision (prototype) and TensorFlow Datasets, which agree, for mnist, fashion-mnist and svhn; torchvision (prototype) and
-Keras for cifar10 and cifar100; TensorFlow Datasets for stl10; several independent repositories for tiny-imagenet. A file with another
-sha256 is refused unread. torchvision's own readers are not used: they unpack to disk and unpickle. Here the verified file is read in
-memory; CIFAR's pickles by an unpickler that knows numeric arrays, lists and dicts and nothing else. The pixels then go into the cache as
-safetensors, and the original is not touched again.
-
-An unpacked CIFAR folder without its archive is taken too if its files have the md5 that torchvision publishes; an unpacked Tiny-ImageNet
-folder has no published checksum, which is noted.
+Addresses, file names and class names come from torchvision. The sha256 of every file are those of public loaders: torchvision (prototype)
+and TensorFlow Datasets, which agree, for mnist, fashion-mnist and svhn; torchvision (prototype) and Keras for cifar10 and cifar100;
+TensorFlow Datasets for stl10; several independent repositories for tiny-imagenet. torchvision's own readers are not used: they unpack to
+disk and unpickle; here CIFAR's pickles are read by an unpickler that knows numeric arrays, lists and dicts and nothing else.
 """
 
 import gzip
 import hashlib
 import http.client
-import os
 import pickle
-import urllib.request
+import socket
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from distillery import store
 from distillery.checks import InputError, first_line, local_path
@@ -122,39 +115,19 @@ def _publisher(name: str):
 
 def _download(addresses: list[str], path: Path, sha256: str, progress: bool) -> Path:
     """Fetch a file; it appears under its name only when complete and verified."""
-    part, reasons = path.with_name(path.name + ".part"), []
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for address in addresses:
-            try:
-                found = _stream(address, part, progress)
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                reasons.append(f"{address}: {first_line(error)}")
-                continue
-            if found == sha256:
-                os.replace(part, path)
-                return path
-            reasons.append(f"{address}: {part.stat().st_size} bytes with another sha256, {found[:12]}...")
-    except OSError as error:
-        reasons.append(f"{shown(path.parent)}: {error.strerror or error}")
-    finally:
-        if part.exists():
-            part.unlink()
+    reasons, before = [], socket.getdefaulttimeout()
+    for address in addresses:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            socket.setdefaulttimeout(_TIMEOUT)
+            torch.hub.download_url_to_file(address, str(path), sha256, progress)
+            return path
+        except (OSError, ValueError, RuntimeError, http.client.HTTPException) as error:
+            reasons.append(f"{address}: {first_line(error)}")
+        finally:
+            socket.setdefaulttimeout(before)
     accepted = f"a network connection, or {path.name} with sha256 {sha256} in data_root"
     raise InputError(f"cannot fetch {path.name} ({'; '.join(reasons)}); accepted: {accepted}")
-
-
-def _stream(address: str, path: Path, progress: bool) -> str:
-    """Copy what an address gives into a file; its sha256."""
-    sha = hashlib.sha256()
-    with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer, open(path, "wb") as file:
-        total = int(answer.headers.get("Content-Length") or 0) or None
-        with tqdm(total=total, desc=path.stem, unit="B", unit_scale=True, disable=not progress) as bar:
-            while block := answer.read(1 << 20):
-                file.write(block)
-                sha.update(block)
-                bar.update(len(block))
-    return sha.hexdigest()
 
 
 def _digits(name: str, root: Path, progress: bool) -> Arrays:

@@ -1,10 +1,5 @@
-"""The synthetic set: named tensors, how stored images become used images, and files that outlive this package.
+"""The synthetic set: named tensors, how stored images become used images, and files that outlive this package."""
 
-`Synthetic.decode()` turns what is stored into the images and targets a network trains on. Every tensor that a method learns (images, soft
-labels, a step size) is one of the named tensors, so stored data are counted in one place.
-"""
-
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -173,7 +168,7 @@ def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -
     tensors = dict(synthetic.tensors)
     if "label_logits" in tensors:  # readers take 'targets': the soft labels themselves
         tensors["targets"] = tensors.pop("label_logits").softmax(-1)
-    tensors |= {f"transform.{name}": value for name, value in (transform.tensors() if transform else {}).items()}
+    tensors |= {f"transform.{name}": value for name, value in (vars(transform) if transform else {}).items()}
     card = {
         "format": "distillery synthetic set, version 1",
         "classes": list(synthetic.classes) if synthetic.classes else None,
@@ -205,8 +200,3 @@ def load(path: str | Path) -> Synthetic:
         return Synthetic(tensors, tuple(classes) or None, card.get("formation"), card)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def gaussian_noise(n: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard normal images (n, *shape), the published initialization of gradient matching."""
-    return torch.randn(n, math.prod(shape), generator=generator).unflatten(1, shape)

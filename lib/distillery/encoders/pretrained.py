@@ -1,9 +1,4 @@
-"""Pre-trained encoders: where a downstream task starts, as weights of a network without its classifier.
-
-Three sources: torchvision's weights by name (fetched where there is a network), a local file (ours, or a state dict of
-PyTorch, which is loaded with `weights_only=True` alone), or `pretrain` on labelled images, best of classes that the
-downstream task does not contain.
-"""
+"""Pre-trained encoders, networks without their classifiers: torchvision's by name, of a local file, or trained on other images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +44,7 @@ def trained(teacher, source: Splits, network, runs: Runs, seed: int, **how) -> E
     if images.shape != network.shape:
         raise InputError(f"encoder_dataset: images of {images.shape}; accepted: {network.shape}, those of the task")
     inputs = how | {"network": teacher.spec(), "seed": seed}
-    inputs["transform"] = store.tensor_digest(images.transform.tensors())[:16]
+    inputs["transform"] = store.tensor_digest(vars(images.transform))[:16]
     path = runs.artifact("encoder-" + store.identity("encoder", 1, inputs, source.digest))
     if not path.exists():
         weights = pretrain(teacher, images, generator=stream(seed, "encoder"), **how)
