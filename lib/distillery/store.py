@@ -113,21 +113,27 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> st
     return digest
 
 
-def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Load what `save_tensors` wrote. Raises InputError if the file is missing, truncated, corrupt or not ours."""
-    tensors, card, digest = _open_tensors(path)
-    if _card_digest(tensors, card) != digest:
+def load_tensors(path: str | Path, verify: bool = True) -> tuple[dict[str, Tensor], dict]:
+    """The tensors, mapped from disk, and the card that `save_tensors` wrote.
+
+    verify  compare the digest, which reads everything
+    raises  InputError if the file is missing, truncated, corrupt or not ours
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            meta = _parsed((file.metadata() or {}).get(_META, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a complete safetensors file{_REMOVE}") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("card"), dict) or "digest" not in meta:
+        raise InputError(f"{path} has no distillery card; accepted: a file exported by distillery")
+    if verify and _card_digest(tensors, meta["card"]) != meta["digest"]:
         raise InputError(f"{path} is corrupt: its tensors do not match their digest; accepted: the file as saved{_REMOVE}")
-    return tensors, card
+    return tensors, meta["card"]
 
 
 def _card_digest(tensors: dict[str, Tensor], card) -> str:
     return hashlib.sha256((tensor_digest(tensors) + canonical(card)).encode()).hexdigest()
-
-
-def map_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Like `load_tensors`, but the tensors stay on disk until they are used, and their digest is not checked, which would read everything."""
-    return _open_tensors(path)[:2]
 
 
 def load_foreign(path: str | Path):
@@ -149,18 +155,6 @@ def check_plain(name: str, value) -> None:
         raise InputError(f"{name}: a {type(value).__name__}; accepted: a tensor")
     if value.layout != torch.strided or value.is_complex() or value.is_quantized or value.is_nested or value.is_meta:
         raise InputError(f"{name}: {value.layout}, {value.dtype}, on {value.device}; accepted: dense real numbers")
-
-
-def _open_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict, str]:
-    try:
-        with safe_open(str(path), framework="pt") as file:  # maps the file: pages are read on use
-            meta = _parsed((file.metadata() or {}).get(_META, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a complete safetensors file{_REMOVE}") from error
-    if not isinstance(meta, dict) or not isinstance(meta.get("card"), dict) or "digest" not in meta:
-        raise InputError(f"{path} has no distillery card; accepted: a file exported by distillery")
-    return tensors, meta["card"], meta["digest"]
 
 
 def file_digest(path: str | Path) -> str:

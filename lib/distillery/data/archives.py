@@ -27,7 +27,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar")
 ACCEPTED = "a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one"
 TEST_FOLDERS = ("test", "val", "valid", "validation")
-MAX_MEMBER = 1 << 28  # bytes of one encoded image
+MAX_UNPACKED, MAX_MEMBER = 64 * 10**9, 1 << 28  # bytes of an archive's content, of one encoded image
 _MAX_HEADER = 1 << 24  # bytes tarfile may read at once while listing: names and attributes, never content
 _NESTED = (*SUFFIXES, ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")
@@ -58,13 +58,13 @@ class Listing:
     where: dict = field(default_factory=dict)  # by file name, what its archive finds the content by
 
 
-def origin(path: str | Path, max_unpacked_gb: float = 64.0) -> "Folder | Zip | Tar":
+def origin(path: str | Path) -> "Folder | Zip | Tar":
     """The folder or archive at `path`. Raises InputError if it is neither."""
     found = local_path("data_root", path)
     if os.path.isdir(found):
         return Folder(found)
     if os.path.isfile(found) and found.name.lower().endswith(SUFFIXES):
-        return (Zip if found.suffix.lower() == ".zip" else Tar)(found, int(max_unpacked_gb * 1e9))
+        return (Zip if found.suffix.lower() == ".zip" else Tar)(found)
     broken = os.path.islink(found) and not os.path.exists(found)
     what = f"a link to {os.readlink(found)!r}, which is not there" if broken else "not a folder or archive"
     raise InputError(f"data_root: {str(path)!r} is {what}; accepted: {ACCEPTED}")
@@ -111,26 +111,20 @@ class Folder:
 
     def digest(self) -> str:
         """sha256 over the names of folders and files, and over size and content of images and label tables."""
-        names = sorted(self.listing.files)
-        sha = hashlib.sha256(ascii(sorted(self.listing.folders)).encode())
+        sha, names = hashlib.sha256(ascii(sorted(self.listing.folders)).encode()), sorted(self.listing.files)
         with ThreadPoolExecutor(threads()) as pool:
-            for lines in pool.map(self._contents, (names[i : i + 256] for i in range(0, len(names), 256))):
-                sha.update(lines.encode())
+            for start in range(0, len(names), 4096):
+                sha.update("".join(pool.map(self._line, names[start : start + 4096])).encode())
         return sha.hexdigest()
 
-    def _contents(self, names: list[str]) -> str:
-        """One line for each name: the name, and of images and label tables the size and sha256 of the content."""
-        text = ""
-        for name in names:
-            text += ascii(name)
-            if is_image(name) or name.endswith("annotations.txt"):
-                try:
-                    content = store.file_digest(f"{self.root}/{name}")
-                except OSError:
-                    content = "unreadable"
-                text += f" {self.listing.files[name]} {content}"
-            text += "\n"
-        return text
+    def _line(self, name: str) -> str:
+        if not is_image(name) and not name.endswith("annotations.txt"):
+            return f"{name!a}\n"
+        try:
+            content = store.file_digest(f"{self.root}/{name}")
+        except OSError:
+            content = "unreadable"
+        return f"{name!a} {self.listing.files[name]} {content}\n"
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Path]]:
         """(name, path) for each name: whoever decodes a file opens it."""
@@ -138,11 +132,11 @@ class Folder:
 
 
 class _Archive:
-    """An archive of at most `limit` bytes of content, listed and read in memory."""
+    """An archive, listed and read in memory; `verified`: a published one, of which more is believed."""
 
-    def __init__(self, path: Path, limit: int, max_member: int = MAX_MEMBER):
+    def __init__(self, path: Path, verified: bool = False):
         self.path = self.root = path
-        self.limit, self.max_member = limit, max_member
+        self.limit, self.max_member = (1 << 40, 1 << 40) if verified else (MAX_UNPACKED, MAX_MEMBER)
         self.name = re.sub(r"(?i)(\.tar\.gz|\.tgz|\.tar|\.zip)$", "", path.name)
 
     @cached_property
@@ -173,10 +167,8 @@ class _Archive:
             self._refuse(name, "leads out of the archive with '..'")
         self._declared += size
         if self._declared > self.limit:
-            allowed = f"{self.limit / 1e9:g}"
-            raise InputError(
-                f"{shown(self.path)} declares more than {allowed} GB of content, at member {name!r}; accepted: up to max_unpacked_gb={allowed}"
-            )
+            allowed = f"{self.limit / 1e9:g} GB"
+            raise InputError(f"{shown(self.path)} declares more than {allowed}, at member {name!r}; accepted: {allowed}, or a folder")
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if not parts or any(map(_junk, parts)):
             return

@@ -18,9 +18,9 @@ class Report:
     usable: bool
 
 
-def check(path: str | Path, progress: bool = False, max_unpacked_gb: float = 64.0) -> Report:
+def check(path: str | Path, progress: bool = False) -> Report:
     """Look at every image; duplicates are those with the same decoded pixels. Raises InputError where the folders are no data set."""
-    where = origin(path, max_unpacked_gb)
+    where = origin(path)
     plan = plan_of(where)
     rows = {name: row for row, name in enumerate(plan.files)}
     sizes, facts, unreadable = Counter(), Counter(), []

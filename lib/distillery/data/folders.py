@@ -45,9 +45,9 @@ class Plan:
     notes: list[str]
 
 
-def load_files(path, *, resize=0, max_side=0, cache_dir="", mapped=False, progress=False, max_unpacked_gb=64.0) -> Decoded:
+def load_files(path, *, resize=0, max_side=0, cache_dir="", mapped=False, progress=False) -> Decoded:
     """Decode the class folders of a folder or archive, or read them from the cache: options and refusals as in `data.load`."""
-    where = origin(path, max_unpacked_gb)
+    where = origin(path)
     plan = plan_of(where) if isinstance(where, Folder) else None  # an archive is listed only if not cached
     key = store.identity("decoded images", VERSION, {"resize": resize, "max_side": max_side}, where.digest())
 

@@ -30,7 +30,6 @@ def load(
     cache_dir: str | Path = "",
     mapped: bool = False,
     progress: bool = False,
-    max_unpacked_gb: float = 64.0,
 ) -> Splits:
     """Load a data set as disjoint splits, standardized by its training images.
 
@@ -49,7 +48,6 @@ def load(
                     archives of less than 1 MB are not kept; in a folder given here, all are
     mapped          leave the pixels on disk and read them as `batch` needs them, for sets larger than memory
     progress        show a progress bar while decoding and downloading
-    max_unpacked_gb refuse an archive that declares more content than this
     raises          InputError on anything that cannot be loaded as asked
     """
     check_choice("dataset", dataset, NAMES)
@@ -64,7 +62,7 @@ def load(
         check_choice("normalization: published constants of", constants or dataset, PUBLISHED)
     options = {"resize": resize, "max_side": max_side, "cache_dir": cache_dir, "mapped": mapped, "progress": progress}
     if dataset == "folder":
-        found = folders.load_files(data_root, max_unpacked_gb=max_unpacked_gb, **options)
+        found = folders.load_files(data_root, **options)
     else:
         found = named.load(dataset, data_root, **options)
     # Until the last step a part is only a list of rows, so that the pixels are copied once and not at every step.

@@ -171,7 +171,7 @@ def _stl10(name: str, root: Path, progress: bool) -> Arrays:
 
 def _members(archive: Path, folder: str, wanted) -> dict[str, bytes]:
     """Members of a verified archive by file name, without unpacking it."""
-    tar = Tar(archive, limit=1 << 40, max_member=1 << 40)
+    tar = Tar(archive, verified=True)
     return {name.rpartition("/")[2]: content for name, content in tar.read(f"{folder}/{file}" for file in wanted)}
 
 
