@@ -79,19 +79,14 @@ def read_json(path: str | Path):
 
 def _parsed(text: str | bytes):
     """JSON of finite numbers, whole ones of 64 bits. Raises ValueError or RecursionError."""
-    return json.loads(text, parse_float=_finite, parse_constant=_finite, parse_int=_whole)
+    return json.loads(text, parse_float=_number, parse_constant=_number, parse_int=_number)
 
 
-def _finite(digits: str) -> float:
-    if not math.isfinite(value := float(digits)):
-        raise ValueError(f"{digits[:20]} is no finite number")
-    return value
-
-
-def _whole(digits: str) -> int:
-    if len(digits) > 20:
-        raise ValueError(f"{digits[:20]}... is beyond 64 bits")
-    return int(digits)
+def _number(digits: str) -> int | float:
+    whole = digits.lstrip("-").isdigit()
+    if not math.isfinite(float(digits)) or (whole and len(digits) > 20):
+        raise ValueError(f"{digits[:20]} is no finite number of 64 bits")
+    return int(digits) if whole else float(digits)
 
 
 def tensor_digest(tensors: dict[str, Tensor]) -> str:

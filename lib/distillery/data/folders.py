@@ -1,8 +1,6 @@
 """Image files to a data set: class folders, plain or in an archive, decoded once and cached."""
 
 import os
-import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,7 +69,7 @@ def arrange(listing: Listing, label: str) -> Plan:
     """Find classes and splits in a listing, whose single top folder is entered.
 
     Accepted are class folders at the top, or inside train/ and test/; where no test/ holds classes, val/ (valid/, validation/) serves as
-    test and that is noted. Classes match between the two parts without regard to case.
+    test and that is noted.
     raises  InputError on fewer than two classes, an empty class, other files in a class folder, or a class that is not in both parts
     """
     base = _base(listing)
@@ -87,35 +85,17 @@ def arrange(listing: Listing, label: str) -> Plan:
         return _ordered([members], sorted(members), notes)
     train = _class_folders(listing, f"{base}{named['train']}/", label)
     classes = sorted(train)
-    below = {part: {_key(name.rpartition("/")[2]) for name in _below(listing.folders, f"{base}{part}/")} for part in held_out}
-    part = next((part for part in held_out if not below[part].isdisjoint(map(_key, classes))), held_out[0])
+    below = {part: {name.rpartition("/")[2] for name in _below(listing.folders, f"{base}{part}/")} for part in held_out}
+    part = next((part for part in held_out if not below[part].isdisjoint(classes)), held_out[0])
     test = _class_folders(listing, f"{base}{part}/", label)
     if part.casefold() != "test":
         notes.append(f"{part}/ serves as test: there is no test/ with these classes")
     elif len(held_out) > 1:
         notes.append(f"{held_out[1]}/ passed over: validation images are drawn from {named['train']}/")
-    spelled = _match(classes, sorted(test), label, part)
-    other = sorted(f"{theirs!r} as {ours!r}" for ours, theirs in spelled.items() if ours != theirs)
-    if other:
-        more = f" and {len(other) - 5} more" if len(other) > 5 else ""
-        notes.append(f"class folders of {part}/ matched in other spelling: {', '.join(other[:5])}{more}")
-    return _ordered([train, {name: test[spelled[name]] for name in classes}], classes, notes)
-
-
-def _match(classes: list[str], test: list[str], label: str, part: str) -> dict[str, str]:
-    """The folder of the test part for every class: the same name, else the same but for case and Unicode form."""
-    if test == classes:
-        return dict(zip(classes, classes))
-    ours, theirs = Counter(map(_key, classes)), Counter(map(_key, test))
-    odd = [name for name in classes + test if not (ours[_key(name)] and theirs[_key(name)])]
-    if odd:
+    if odd := sorted(train.keys() ^ test.keys()):
         more = f" and {len(odd) - 10} more" if len(odd) > 10 else ""
         raise InputError(f"{label}: classes {odd[:10]}{more} are not in both train and {part}; accepted: the same class folders in both")
-    twice = [name for name in classes + test if ours[_key(name)] + theirs[_key(name)] > 2]
-    if twice:
-        raise InputError(f"{label}: classes {twice[:10]} differ only in case; accepted: the same class folders in train and {part}")
-    by_key = {_key(name): name for name in test}
-    return {name: by_key[_key(name)] for name in classes}
+    return _ordered([train, test], classes, notes)
 
 
 def arrange_tiny(where, table: str) -> Plan:
@@ -147,10 +127,6 @@ def arrange_tiny(where, table: str) -> Plan:
     if empty:
         raise InputError(f"{label}: classes {empty[:5]} have no image in val/; accepted: at least one in every class")
     return _ordered([train, test], classes, ["the published validation images serve as test"])
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _below(names: Iterable[str], base: str) -> list[str]:

@@ -1,13 +1,12 @@
 """The published data sets by name: fetched if missing, verified before anything in them is read, converted once.
 
-Addresses, file names and class names come from torchvision. The sha256 of every file are those of public loaders: torchvision (prototype)
-and TensorFlow Datasets, which agree, for mnist, fashion-mnist and svhn; torchvision (prototype) and Keras for cifar10 and cifar100;
-TensorFlow Datasets for stl10; several independent repositories for tiny-imagenet. torchvision's own readers are not used: they unpack to
-disk and unpickle; here CIFAR's pickles are read by an unpickler that knows numeric arrays, lists and dicts and nothing else.
+The sha256 of every file are those of public loaders: torchvision (prototype) and TensorFlow Datasets, which agree, for mnist, fashion-mnist
+and svhn; torchvision (prototype) and Keras for cifar10 and cifar100; TensorFlow Datasets for stl10; several independent repositories for
+tiny-imagenet. torchvision's own readers are not used: they unpack to disk and unpickle. Here CIFAR's pickles are read by an unpickler that
+knows numeric arrays, lists and dicts and nothing else.
 """
 
 import gzip
-import hashlib
 import http.client
 import pickle
 import socket
@@ -47,7 +46,19 @@ FILES: dict[str, dict[str, str]] = {  # sha256 by file name
     "tiny-imagenet": {"tiny-imagenet-200.zip": "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"},
 }
 NAMES = ("digits", *FILES)
-_TORCHVISION = {name: name.upper() for name in ("mnist", "svhn", "cifar10", "cifar100", "stl10")} | {"fashion-mnist": "FashionMNIST"}
+_ADDRESSES = {  # of the folders where the files lie
+    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "fashion-mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "svhn": "http://ufldl.stanford.edu/housenumbers/",
+    "cifar10": "https://www.cs.toronto.edu/~kriz/",
+    "cifar100": "https://www.cs.toronto.edu/~kriz/",
+    "stl10": "http://ai.stanford.edu/~acoates/stl10/",
+    "tiny-imagenet": "http://cs231n.stanford.edu/",
+}
+_CIFAR = {  # folder of the archive, training batches and the test batch, key of their labels, file and key of the class names
+    "cifar10": ("cifar-10-batches-py", [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels", "batches.meta", "label_names"),
+    "cifar100": ("cifar-100-python", ["train", "test"], "fine_labels", "meta", "fine_label_names"),
+}
 _TIMEOUT = 30  # seconds without an answer
 
 Arrays = tuple[np.ndarray, np.ndarray, int, list[str]]  # pixels and labels, first those for training; how many these are; classes
@@ -82,7 +93,7 @@ def fetch(name: str, file: str, root: Path, progress: bool = False) -> Path:
     raises  InputError if the file is not the published one, or is missing and cannot be fetched
     """
     expected = FILES[name][file]
-    for path in (root, root / file, root / _TORCHVISION.get(name, name) / "raw" / file):
+    for path in (root, root / file, root / {"mnist": "MNIST"}.get(name, "FashionMNIST") / "raw" / file):
         if path.name == file and path.is_file():
             with readable(path):
                 found = store.file_digest(path)
@@ -94,40 +105,22 @@ def fetch(name: str, file: str, root: Path, progress: bool = False) -> Path:
             )
     if root.is_file():
         raise InputError(f"data_root: {str(root)!r} is a file; accepted: {file}, or a folder that holds it")
-    return _download(_addresses(name, file), root / file, expected, progress)
+    return _download(_ADDRESSES[name] + file, root / file, expected, progress)
 
 
-def _addresses(name: str, file: str) -> list[str]:
-    if name == "tiny-imagenet":
-        return ["http://cs231n.stanford.edu/tiny-imagenet-200.zip"]
-    publisher = _publisher(name)
-    if name == "svhn":
-        return [url for url, stored, _ in publisher.split_list.values() if stored == file]
-    return [publisher.url] if hasattr(publisher, "url") else [base + file for base in publisher.mirrors]
-
-
-def _publisher(name: str):
-    """torchvision's class of a data set; imported late, for it takes a second and is needed once in a set's life."""
-    from torchvision import datasets
-
-    return getattr(datasets, _TORCHVISION[name])
-
-
-def _download(addresses: list[str], path: Path, sha256: str, progress: bool) -> Path:
+def _download(address: str, path: Path, sha256: str, progress: bool) -> Path:
     """Fetch a file; it appears under its name only when complete and verified."""
-    reasons, before = [], socket.getdefaulttimeout()
-    for address in addresses:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            socket.setdefaulttimeout(_TIMEOUT)
-            torch.hub.download_url_to_file(address, str(path), sha256, progress)
-            return path
-        except (OSError, ValueError, RuntimeError, http.client.HTTPException) as error:
-            reasons.append(f"{address}: {first_line(error)}")
-        finally:
-            socket.setdefaulttimeout(before)
-    accepted = f"a network connection, or {path.name} with sha256 {sha256} in data_root"
-    raise InputError(f"cannot fetch {path.name} ({'; '.join(reasons)}); accepted: {accepted}")
+    before = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(_TIMEOUT)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(address, str(path), sha256, progress)
+    except (OSError, ValueError, RuntimeError, http.client.HTTPException) as error:
+        accepted = f"a network connection, or {path.name} with sha256 {sha256} in data_root"
+        raise InputError(f"cannot fetch {address} into {shown(path.parent)}: {first_line(error)}; accepted: {accepted}") from error
+    finally:
+        socket.setdefaulttimeout(before)
+    return path
 
 
 def _digits(name: str, root: Path, progress: bool) -> Arrays:
@@ -139,8 +132,10 @@ def _digits(name: str, root: Path, progress: bool) -> Arrays:
 
 
 def _mnist(name: str, root: Path, progress: bool) -> Arrays:
+    from torchvision.datasets import FashionMNIST  # a second, needed once in a set's life
+
     images, labels, test_images, test_labels = (_idx(fetch(name, file, root, progress)) for file in FILES[name])
-    classes = [str(i) for i in range(10)] if name == "mnist" else _publisher(name).classes
+    classes = [str(i) for i in range(10)] if name == "mnist" else FashionMNIST.classes
     return np.concatenate([images, test_images])[:, None], np.concatenate([labels, test_labels]), len(images), classes
 
 
@@ -176,29 +171,13 @@ def _members(archive: Path, folder: str, wanted) -> dict[str, bytes]:
 
 
 def _cifar(name: str, root: Path, progress: bool) -> Arrays:
-    publisher = _publisher(name)
-    batches = [file for file, _ in publisher.train_list + publisher.test_list]
-    md5 = dict(publisher.train_list + publisher.test_list) | {publisher.meta["filename"]: publisher.meta["md5"]}
+    folder, batches, key, meta, names = _CIFAR[name]
     (archive,) = FILES[name]
-    unpacked = root / publisher.base_folder
-    if unpacked.is_dir() and not (root / archive).exists():
-        raw = {file: _with_md5(unpacked / file, expected) for file, expected in md5.items()}
-    else:
-        raw = _members(fetch(name, archive, root, progress), publisher.base_folder, md5)
-    content = {file: unpickle(raw[file], file) for file in md5}
-    pixels = [content[file]["data"].reshape(-1, 3, 32, 32) for file in batches]
-    labels = [np.array(content[file].get("labels", content[file].get("fine_labels"))) for file in batches]
-    n_train = sum(map(len, labels[: len(publisher.train_list)]))
-    return np.concatenate(pixels), np.concatenate(labels), n_train, content[publisher.meta["filename"]][publisher.meta["key"]]
-
-
-def _with_md5(path: Path, expected: str) -> bytes:
-    with readable(path):
-        content = path.read_bytes()
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != expected:
-        raise InputError(f"{shown(path)} has md5 {found}; accepted: the published file, md5 {expected}")
-    return content
+    raw = _members(fetch(name, archive, root, progress), folder, [*batches, meta])
+    content = {file: unpickle(value, file) for file, value in raw.items()}
+    pixels, labels = (np.concatenate([content[file][one] for file in batches]) for one in ("data", key))
+    n_test = len(content[batches[-1]][key])
+    return pixels.reshape(-1, 3, 32, 32), labels, len(labels) - n_test, content[meta][names]
 
 
 class _ArraysOnly(pickle.Unpickler):
