@@ -423,13 +423,6 @@ def test_a_broken_link_in_a_folder(tmp_path):
         load(root)
 
 
-def test_fractions_are_checked(tmp_path):
-    for name in ("validation", "test_fraction"):
-        for value in (0, 1.5, float("nan"), "x"):
-            with refusal(name, repr(value)):
-                data.load("digits", **{name: value})
-
-
 # ---------------------------------------------------------------- cache and mapped sets
 
 
