@@ -662,23 +662,6 @@ def test_svhn(tmp_path, monkeypatch):
     assert found.targets[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] and found.n_train == 20
 
 
-def test_stl10(tmp_path, monkeypatch):
-    rng, content, images = np.random.default_rng(0), {}, []
-    for part in ("train", "test"):
-        images.append(rng.integers(0, 256, (20, 3, 96, 96)).astype(np.uint8))
-        content[f"stl10_binary/{part}_X.bin"] = images[-1].transpose(0, 1, 3, 2).tobytes()
-        content[f"stl10_binary/{part}_y.bin"] = bytes(i % 10 + 1 for i in range(20))
-    content["stl10_binary/class_names.txt"] = "\n".join(f"c{i}" for i in range(10)).encode()
-    content["stl10_binary/unlabeled_X.bin"] = bytes(1000)
-    (file,) = named.FILES["stl10"]
-    publish(monkeypatch, "stl10", tmp_path, {file: to_tar(tmp_path / file, content).read_bytes()})
-    found = named.load("stl10", tmp_path)
-    assert np.array_equal(found.pixels, np.concatenate(images)) and found.classes[3] == "c3"
-    assert found.targets[:10].tolist() == list(range(10)) and found.n_train == 20
-    with refusal("published", "stl10"):
-        data.load("stl10", tmp_path, normalization="published")
-
-
 def tiny_files(n=3):
     wnids = ("n01", "n02")
     content = {"tiny-imagenet-200/wnids.txt": b"n01\nn02\n", "tiny-imagenet-200/words.txt": b"x"}
@@ -744,7 +727,7 @@ def test_addresses_and_pins():
         assert all(re.fullmatch("[0-9a-f]{64}", pin) for pin in pins.values())
         assert named._ADDRESSES[name].startswith("http") and named._ADDRESSES[name].endswith("/")
     assert named._ADDRESSES["mnist"] in datasets.MNIST.mirrors and named._ADDRESSES["fashion-mnist"] in datasets.FashionMNIST.mirrors
-    for publisher in (datasets.CIFAR10, datasets.CIFAR100, datasets.STL10):
+    for publisher in (datasets.CIFAR10, datasets.CIFAR100):
         name = publisher.__name__.lower()
         assert publisher.url == named._ADDRESSES[name] + next(iter(named.FILES[name]))
     assert {url for url, *_ in datasets.SVHN.split_list.values()} > {named._ADDRESSES["svhn"] + file for file in named.FILES["svhn"]}

@@ -132,11 +132,10 @@ class Folder:
 
 
 class _Archive:
-    """An archive, listed and read in memory; `verified`: a published one, of which more is believed."""
+    """An archive, listed and read in memory."""
 
-    def __init__(self, path: Path, verified: bool = False):
+    def __init__(self, path: Path):
         self.path = self.root = path
-        self.limit, self.max_member = (1 << 40, 1 << 40) if verified else (MAX_UNPACKED, MAX_MEMBER)
         self.name = re.sub(r"(?i)(\.tar\.gz|\.tgz|\.tar|\.zip)$", "", path.name)
 
     @cached_property
@@ -166,8 +165,8 @@ class _Archive:
         if ".." in re.split(r"[/\\]", name):
             self._refuse(name, "leads out of the archive with '..'")
         self._declared += size
-        if self._declared > self.limit:
-            allowed = f"{self.limit / 1e9:g} GB"
+        if self._declared > MAX_UNPACKED:
+            allowed = f"{MAX_UNPACKED / 1e9:g} GB"
             raise InputError(f"{shown(self.path)} declares more than {allowed}, at member {name!r}; accepted: {allowed}, or a folder")
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if not parts or any(map(_junk, parts)):
@@ -178,8 +177,8 @@ class _Archive:
         name = "/".join(parts)
         if name.lower().endswith(_NESTED):
             self._refuse(name, "is an archive itself")
-        if size > self.max_member:
-            self._refuse(name, f"declares {size} bytes, above the {self.max_member} of one file,")
+        if size > MAX_MEMBER:
+            self._refuse(name, f"declares {size} bytes, above the {MAX_MEMBER} of one file,")
         if name in self._found.files:
             self._refuse(name, "occurs twice")
         self._found.files[name], self._found.where[name] = size, where
@@ -221,7 +220,7 @@ class Tar(_Archive):
 
     def _list(self) -> None:
         with self._stream() as stream:
-            headers = _Headers(stream, 2 * self.limit + _MAX_HEADER)
+            headers = _Headers(stream)
             with tarfile.open(fileobj=headers, mode="r:") as archive:
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # it would keep every header it has seen
@@ -246,8 +245,8 @@ class Tar(_Archive):
 class _Headers:
     """A stream that gives tarfile its headers and skips contents: no long reads, nothing beyond the limit."""
 
-    def __init__(self, stream, limit: int):
-        self.stream, self.limit, self.tell, self.last = stream, limit, stream.tell, b""
+    def __init__(self, stream):
+        self.stream, self.tell, self.last = stream, stream.tell, b""
 
     def read(self, n: int = -1) -> bytes:
         if not 0 <= n <= _MAX_HEADER:
@@ -256,7 +255,7 @@ class _Headers:
         return self.last
 
     def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
-        if position > self.limit:
+        if position > 2 * MAX_UNPACKED + _MAX_HEADER:
             raise tarfile.ReadError(f"content up to byte {position}")
         return self.stream.seek(position, whence)
 

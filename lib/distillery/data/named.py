@@ -1,7 +1,7 @@
 """The published data sets by name: fetched if missing, verified before anything in them is read, converted once.
 
 The sha256 of every file are those of public loaders: torchvision (prototype) and TensorFlow Datasets, which agree, for mnist, fashion-mnist
-and svhn; torchvision (prototype) and Keras for cifar10 and cifar100; TensorFlow Datasets for stl10; several independent repositories for
+and svhn; torchvision (prototype) and Keras for cifar10 and cifar100; several independent repositories for
 tiny-imagenet. torchvision's own readers are not used: they unpack to disk and unpickle. Here CIFAR's pickles are read by an unpickler that
 knows numeric arrays, lists and dicts and nothing else.
 """
@@ -42,7 +42,6 @@ FILES: dict[str, dict[str, str]] = {  # sha256 by file name
     },
     "cifar10": {"cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"},
     "cifar100": {"cifar-100-python.tar.gz": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"},
-    "stl10": {"stl10_binary.tar.gz": "f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866"},
     "tiny-imagenet": {"tiny-imagenet-200.zip": "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"},
 }
 NAMES = ("digits", *FILES)
@@ -52,7 +51,6 @@ _ADDRESSES = {  # of the folders where the files lie
     "svhn": "http://ufldl.stanford.edu/housenumbers/",
     "cifar10": "https://www.cs.toronto.edu/~kriz/",
     "cifar100": "https://www.cs.toronto.edu/~kriz/",
-    "stl10": "http://ai.stanford.edu/~acoates/stl10/",
     "tiny-imagenet": "http://cs231n.stanford.edu/",
 }
 _CIFAR = {  # folder of the archive, training batches and the test batch, key of their labels, file and key of the class names
@@ -155,26 +153,11 @@ def _svhn(name: str, root: Path, progress: bool) -> Arrays:
     return pixels, labels, len(train["y"]), [str(i) for i in range(10)]
 
 
-def _stl10(name: str, root: Path, progress: bool) -> Arrays:
-    (file,) = FILES[name]
-    wanted = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt")
-    raw = _members(fetch(name, file, root, progress), "stl10_binary", wanted)
-    train, labels, test, test_labels = (np.frombuffer(raw[file], np.uint8) for file in wanted[:4])
-    pixels = np.concatenate([part.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2) for part in (train, test)])  # stored by columns
-    return pixels, np.concatenate([labels, test_labels]) - 1, len(labels), raw["class_names.txt"].decode().split()
-
-
-def _members(archive: Path, folder: str, wanted) -> dict[str, bytes]:
-    """Members of a verified archive by file name, without unpacking it."""
-    tar = Tar(archive, verified=True)
-    return {name.rpartition("/")[2]: content for name, content in tar.read(f"{folder}/{file}" for file in wanted)}
-
-
 def _cifar(name: str, root: Path, progress: bool) -> Arrays:
     folder, batches, key, meta, names = _CIFAR[name]
     (archive,) = FILES[name]
-    raw = _members(fetch(name, archive, root, progress), folder, [*batches, meta])
-    content = {file: unpickle(value, file) for file, value in raw.items()}
+    raw = Tar(fetch(name, archive, root, progress)).read(f"{folder}/{file}" for file in [*batches, meta])
+    content = {(file := path.rpartition("/")[2]): unpickle(value, file) for path, value in raw}
     pixels, labels = (np.concatenate([content[file][one] for file in batches]) for one in ("data", key))
     n_test = len(content[batches[-1]][key])
     return pixels.reshape(-1, 3, 32, 32), labels, len(labels) - n_test, content[meta][names]
@@ -222,12 +205,4 @@ def _tiny(root: Path, progress: bool, **options) -> folders.Decoded:
     return found
 
 
-_READERS = {
-    "digits": _digits,
-    "mnist": _mnist,
-    "fashion-mnist": _mnist,
-    "svhn": _svhn,
-    "cifar10": _cifar,
-    "cifar100": _cifar,
-    "stl10": _stl10,
-}
+_READERS = {"digits": _digits, "mnist": _mnist, "fashion-mnist": _mnist, "svhn": _svhn, "cifar10": _cifar, "cifar100": _cifar}
