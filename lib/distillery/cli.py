@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import yaml
 
@@ -140,7 +141,8 @@ def _records(folder: Path, key: str) -> list[dict]:
 def _execute(notebook: Path, given: dict, folder: Path) -> int:
     from distillery import store
 
-    store.check_writable("results_dir", folder)
+    with store.writing(folder / "record"), TemporaryFile(dir=folder):  # before a kernel starts
+        pass
     # every name was checked before; papermill's own reader trips over a '=' in a comment and calls names unknown
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -10,8 +10,7 @@ import json
 import math
 import os
 import pickle
-import tempfile
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,32 +25,31 @@ _META = "distillery"  # the one metadata key: a JSON object with "digest" and "c
 _REMOVE = "; if distillery made it here, remove it to have it made again"
 
 
-def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Write a file atomically. Raises InputError with one line if the disk refuses (full, read-only)."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextmanager
+def writing(path: str | Path):
+    """Make the folder of a file that is about to be written; if the disk refuses (full, read-only), an InputError of one line."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         accepted = "what was finished before is kept, accepted: a writable folder with free space"
         raise InputError(f"cannot write {path}: {error.strerror or error}; {accepted}") from error
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file atomically. Raises InputError as `writing` does."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return path
-
-
-def check_writable(name: str, folder: str | Path) -> None:
-    """Make a folder if it is not there. Raises InputError unless files can be written in it."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(f"{name}: cannot write in {folder}: {error.strerror or error}; accepted: a writable folder") from error
 
 
 def canonical(value) -> str:

@@ -89,17 +89,13 @@ class Folder:
                 if not inner or any(map(is_image, inner_files)):
                     break
                 self.root, folders, files = self.root / folders[0], inner, inner_files
-            found = Listing({name: (self.root / name).stat().st_size for name in files}, set(folders))
+            found = Listing(files, set(folders))
             parts = [name for name in folders if name.casefold() in ("train", *TEST_FOLDERS)]
             waiting = parts if {name.casefold() for name in parts} > {"train"} else folders
             while waiting:
                 folder = waiting.pop()
                 below, files = _entries(self.root / folder)
-                for name in files:
-                    try:
-                        found.files[f"{folder}/{name}"] = os.stat(self.root / folder / name).st_size
-                    except OSError:
-                        found.files[f"{folder}/{name}"] = 0  # a broken link: named later among the unreadable files
+                found.files |= {f"{folder}/{name}": size for name, size in files.items()}
                 found.folders.update(f"{folder}/{name}" for name in below)
                 if folder.count("/") < 2:
                     waiting += [f"{folder}/{name}" for name in below]
@@ -282,11 +278,12 @@ def readable(path: Path):
         raise InputError(f"cannot read {shown(path)}: {reason}; accepted: a readable file or folder") from error
 
 
-def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    """(folders, files) directly inside a folder, sorted; links are followed."""
+def _entries(folder: Path) -> tuple[list[str], dict[str, int]]:
+    """The folders directly inside a folder, and the files with their sizes, sorted; links are followed, a broken one has no bytes."""
     with os.scandir(folder) as entries:
-        kept = sorted((entry.name, entry.is_dir()) for entry in entries if not _junk(entry.name))
-    return [name for name, is_folder in kept if is_folder], [name for name, is_folder in kept if not is_folder]
+        kept = sorted((entry for entry in entries if not _junk(entry.name)), key=lambda entry: entry.name)
+    files = {entry.name: entry.stat().st_size if entry.is_file() else 0 for entry in kept if not entry.is_dir()}
+    return [entry.name for entry in kept if entry.is_dir()], files
 
 
 def _junk(part: str) -> bool:

@@ -190,16 +190,15 @@ def cached(folder: Path | None, key: str, name: str, produce: Callable, mapped: 
 
     def allocate(shape: tuple[int, ...]) -> np.ndarray:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-            if hasattr(os, "posix_fallocate"):  # reserve the space: writing to a mapped full disk kills the process
-                with open(temporary, "r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-            return array
-        except OSError as error:
+            with store.writing(path):
+                array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+                if hasattr(os, "posix_fallocate"):  # reserve the space: writing to a mapped full disk kills the process
+                    with open(temporary, "r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+                return array
+        except InputError:
             if mapped:
-                accepted = "a writable folder with free space"
-                raise InputError(f"cannot write {path}: {error.strerror or error}; accepted: {accepted}") from error
+                raise
             troubles.append("the cache folder cannot be written: decoded anew each time")
             return np.empty(shape, np.uint8)
 
