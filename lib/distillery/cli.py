@@ -241,9 +241,9 @@ def _evaluate(arguments) -> int:
 def _data_check(arguments) -> int:
     from distillery.data.check import check
 
-    found = check(arguments.path, progress=sys.stderr.isatty())
-    print("\n".join(found.lines))
-    return 0 if found.usable else 2
+    lines, usable = check(arguments.path, progress=sys.stderr.isatty())
+    print("\n".join(lines))
+    return 0 if usable else 2
 
 
 def _find(name: str) -> Path:

@@ -129,8 +129,6 @@ def load_foreign(path: str | Path):
     path = Path(path)
     try:
         return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is not found; accepted: a .safetensors, .pt or .pth file") from error
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} holds more than tensors, which is not run; accepted: files that load with weights_only") from error
     except Exception as error:

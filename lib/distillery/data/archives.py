@@ -101,10 +101,6 @@ class Folder:
                     waiting += [f"{folder}/{name}" for name in below]
             return found
 
-    @property
-    def nbytes(self) -> int:
-        return sum(self.listing.files.values())
-
     def digest(self) -> str:
         """sha256 over the names of folders and files, and over size and content of images and label tables."""
         sha, names = hashlib.sha256(ascii(sorted(self.listing.folders)).encode()), sorted(self.listing.files)
@@ -141,10 +137,6 @@ class _Archive:
         with _whole(self.path):
             self._list()
         return self._found
-
-    @property
-    def nbytes(self) -> int:
-        return self.path.stat().st_size
 
     def digest(self) -> str:
         """sha256 of the archive file."""

@@ -15,7 +15,6 @@ from distillery.checks import InputError, local_path
 from distillery.data.archives import EXTENSIONS, TEST_FOLDERS, Folder, Listing, is_image, origin, shown
 from distillery.data.decoding import decode
 
-CACHE_FROM = 1 << 20  # smaller files are decoded faster than they are worth a cache file
 VERSION = 2  # of the decoding: a change makes older cache files stale
 _TABLE = "val/val_annotations.txt"  # of Tiny-ImageNet
 
@@ -55,8 +54,7 @@ def load_files(path, *, resize=0, max_side=0, cache_dir="", mapped=False, progre
         card = {"classes": files.classes, "n_train": files.n_train, "notes": files.notes + notes}
         return pixels, torch.tensor(files.labels), card
 
-    worth = bool(cache_dir) or mapped or where.nbytes >= CACHE_FROM
-    return cached(cache_folder(cache_dir) if worth else None, key, shown(where.name), produce, mapped)
+    return cached(cache_folder(cache_dir), key, shown(where.name), produce, mapped)
 
 
 def plan_of(where) -> Plan:
@@ -136,8 +134,8 @@ def _base(listing: Listing) -> str:
     base = ""
     for _ in range(3):
         tops, files = _below(listing.folders, base), _below(listing.files, base)
-        inner = f"{tops[0]}/" if len(tops) == 1 and not any(map(is_image, files)) else ""
-        if not inner or any(map(is_image, _below(listing.files, inner))) or not _below(listing.folders, inner):
+        inner = f"{tops[0]}/" if len(tops) == 1 else ""
+        if not inner or any(map(is_image, files + _below(listing.files, inner))) or not _below(listing.folders, inner):
             break
         base = inner
     return base
@@ -211,8 +209,9 @@ def cached(folder: Path | None, key: str, name: str, produce: Callable, mapped: 
         pixels, targets, card = produce(allocate)
         if not isinstance(pixels, np.memmap):
             return Decoded(name, torch.from_numpy(pixels), targets, **card | {"notes": card["notes"] + troubles})
-        pixels.flush()
-        os.replace(temporary, path)
+        with store.writing(path):
+            pixels.flush()
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink()

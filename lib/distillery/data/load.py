@@ -43,8 +43,7 @@ def load(
     test_per_class  likewise for test images
     normalization   'own' (channel mean and std), 'zca' (eps 0.1), 'published' (the constants of the named set) or 'published:NAME' (those
                     of another set, for folders of its images)
-    cache_dir       where decoded pixels are kept, '' = $DISTILLERY_CACHE or ~/.cache/distillery; removable any time. There, folders and
-                    archives of less than 1 MB are not kept; in a folder given here, all are
+    cache_dir       where decoded pixels are kept, '' = $DISTILLERY_CACHE or ~/.cache/distillery; removable any time
     mapped          leave the pixels on disk and read them as `batch` needs them, for sets larger than memory
     progress        show a progress bar while decoding and downloading
     raises          InputError on anything that cannot be loaded as asked

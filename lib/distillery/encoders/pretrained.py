@@ -7,7 +7,7 @@ from urllib.error import URLError
 from torch import Generator
 
 from distillery import store
-from distillery.checks import InputError, check_finite, first_line
+from distillery.checks import InputError, check_choice, check_finite, first_line
 from distillery.data import ImageSet, Splits
 from distillery.networks import ModuleNetwork, Params
 from distillery.networks.encoder import Encoder, head_names
@@ -108,8 +108,7 @@ def torchvision(name: str, classes: int, weights: str = "DEFAULT") -> Encoder:
     if name not in models.list_models(module=models):
         raise InputError(f"encoder: {name!r} is no model of torchvision; accepted: resnet18, resnet50, vit_b_16, ..")
     options = models.get_model_weights(name)
-    if weights not in options.__members__:
-        raise InputError(f"weights: {weights!r} of {name}; accepted: {', '.join(options.__members__)}")
+    check_choice(f"weights of {name}", weights, options.__members__)
     network = ModuleNetwork(lambda: models.get_model(name, num_classes=classes), f"torchvision {name}")
     try:
         state = options[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
