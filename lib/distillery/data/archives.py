@@ -71,35 +71,28 @@ def origin(path: str | Path) -> "Folder | Zip | Tar":
 
 
 class Folder:
-    """A folder on disk. A single top folder is entered; nothing below class folders inside a split is looked at."""
+    """A folder on disk; nothing below class folders inside a split is looked at."""
 
     def __init__(self, path: Path):
-        self.path = self.root = path
+        self.path = path
         self.name = path.resolve().name
 
     @cached_property
     def listing(self) -> Listing:
-        """The files. Of the top folders, only train/ and its test folders are entered where both are there, else all."""
+        """The files. Where train/ and a test folder are beside each other, nothing else there is entered."""
+        found, waiting, depth = Listing(), [""], 3
         with readable(self.path):
-            folders, files = _entries(self.root)
-            for _ in range(3):
-                if any(map(is_image, files)) or len(folders) != 1:
-                    break
-                inner, inner_files = _entries(self.root / folders[0])
-                if not inner or any(map(is_image, inner_files)):
-                    break
-                self.root, folders, files = self.root / folders[0], inner, inner_files
-            found = Listing(files, set(folders))
-            parts = [name for name in folders if name.casefold() in ("train", *TEST_FOLDERS)]
-            waiting = parts if {name.casefold() for name in parts} > {"train"} else folders
             while waiting:
                 folder = waiting.pop()
-                below, files = _entries(self.root / folder)
-                found.files |= {f"{folder}/{name}": size for name, size in files.items()}
-                found.folders.update(f"{folder}/{name}" for name in below)
-                if folder.count("/") < 2:
-                    waiting += [f"{folder}/{name}" for name in below]
-            return found
+                below, files = _entries(self.path / folder)
+                found.files |= {folder + name: size for name, size in files.items()}
+                found.folders.update(folder + name for name in below)
+                if len(below) == 1 and folder.count("/") == depth - 3 < 3 and not any(map(is_image, files)):
+                    depth += 1  # a single top folder
+                parts = [name for name in below if name.casefold() in ("train", *TEST_FOLDERS)]
+                entered = parts if {name.casefold() for name in parts} > {"train"} else below
+                waiting += [f"{folder}{name}/" for name in entered if folder.count("/") < depth]
+        return found
 
     def digest(self) -> str:
         """sha256 over the names of folders and files, and over size and content of images and label tables."""
@@ -113,21 +106,21 @@ class Folder:
         if not is_image(name) and not name.endswith("annotations.txt"):
             return f"{name!a}\n"
         try:
-            content = store.file_digest(f"{self.root}/{name}")
+            content = store.file_digest(f"{self.path}/{name}")
         except OSError:
             content = "unreadable"
         return f"{name!a} {self.listing.files[name]} {content}\n"
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Path]]:
         """(name, path) for each name: whoever decodes a file opens it."""
-        return ((name, self.root / name) for name in names)
+        return ((name, self.path / name) for name in names)
 
 
 class _Archive:
     """An archive, listed and read in memory."""
 
     def __init__(self, path: Path):
-        self.path = self.root = path
+        self.path = path
         self.name = re.sub(r"(?i)(\.tar\.gz|\.tgz|\.tar|\.zip)$", "", path.name)
 
     @cached_property

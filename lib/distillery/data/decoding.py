@@ -68,7 +68,7 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
     if again:
         return decode(where, plan, resize, max_side, progress, allocate, True)
     if unreadable:
-        name = shown(where.root / min(unreadable, key=rows.get))
+        name = shown(where.path / min(unreadable, key=rows.get))
         raise InputError(f"{len(unreadable)} of {len(rows)} images cannot be read, first {name}; accepted: whole image files")
     if len(sizes) > 1 and not resize:
         (usual, _), *_, (odd, _) = sizes.most_common()

@@ -60,7 +60,7 @@ def load_files(path, *, resize=0, max_side=0, cache_dir="", mapped=False, progre
 def plan_of(where) -> Plan:
     """The files of an origin, with their classes and parts."""
     table = next((name for name in where.listing.files if f"/{name}".endswith(f"/{_TABLE}")), None)
-    return arrange(where.listing, shown(where.root)) if table is None else arrange_tiny(where, table)
+    return arrange(where.listing, shown(where.path)) if table is None else arrange_tiny(where, table)
 
 
 def arrange(listing: Listing, label: str) -> Plan:
@@ -101,7 +101,7 @@ def arrange_tiny(where, table: str) -> Plan:
 
     The validation images serve as test images; those of test/ have no labels and are passed over.
     """
-    files, label, top = where.listing.files, shown(where.root), table.removesuffix(_TABLE)
+    files, label, top = where.listing.files, shown(where.path), table.removesuffix(_TABLE)
     train: dict[str, list[str]] = {}
     for name in sorted(files):
         parts = name.removeprefix(top).split("/")
