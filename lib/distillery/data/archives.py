@@ -55,7 +55,6 @@ class Listing:
 
     files: dict[str, int] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
-    where: dict = field(default_factory=dict)  # by file name, what its archive finds the content by
 
 
 def origin(path: str | Path) -> "Folder | Zip | Tar":
@@ -126,7 +125,7 @@ class _Archive:
     @cached_property
     def listing(self) -> Listing:
         """The members. Raises InputError if the archive is damaged or one of them is unsafe."""
-        self._found, self._declared = Listing(), 0
+        self._found, self._where, self._declared = Listing(), {}, 0
         with _whole(self.path):
             self._list()
         return self._found
@@ -162,7 +161,7 @@ class _Archive:
             self._refuse(name, f"declares {size} bytes, above the {MAX_MEMBER} of one file,")
         if name in self._found.files:
             self._refuse(name, "occurs twice")
-        self._found.files[name], self._found.where[name] = size, where
+        self._found.files[name], self._where[name] = size, where
 
 
 class Zip(_Archive):
@@ -179,11 +178,11 @@ class Zip(_Archive):
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """(name, content) for each name."""
-        infos = self.listing.where
+        _ = self.listing  # refuses what is unsafe
         with _whole(self.path), zipfile.ZipFile(self.path) as archive:
             for name in names:
-                size = infos[name].file_size
-                with archive.open(infos[name]) as file:
+                size = self._where[name].file_size
+                with archive.open(self._where[name]) as file:
                     # one byte more than declared: zipfile then checks the CRC; with no size it inflates the stream however long it is
                     content = file.read(size + 1)
                 if len(content) != size:
@@ -213,7 +212,7 @@ class Tar(_Archive):
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """(name, content) for each name, in the order of the archive."""
-        sizes, starts = self.listing.files, self.listing.where
+        sizes, starts = self.listing.files, self._where
         with _whole(self.path), self._stream() as stream:
             for name in sorted(names, key=starts.__getitem__):
                 stream.seek(starts[name])

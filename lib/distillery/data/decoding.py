@@ -1,8 +1,4 @@
-"""Encoded images to one uint8 array: JPEG, PNG, WebP and BMP, decoded in threads.
-
-Images are taken as they are stored (EXIF rotation is not applied; of an animation, the first frame). Gray stays gray only where all
-images are gray; palettes become RGB. Images with an alpha channel are laid on white, 16-bit images keep their high byte; both are counted.
-"""
+"""Encoded images to one uint8 array, decoded in threads: as stored, without EXIF rotation, of an animation the first frame."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -122,7 +118,7 @@ def fit(pixels: np.ndarray, resize: int, max_side: int) -> tuple[np.ndarray, lis
 
 
 def open_image(payload: bytes | Path) -> tuple[Image.Image | None, list[str]]:
-    """One decoded image as L or RGB, None if it cannot be read; and facts: 'gray', 'alpha', '16-bit', 'mode ...'."""
+    """One decoded image as L or RGB, None if it cannot be read; and facts: 'gray', 'alpha' (laid on white), '16-bit', 'mode ...'."""
     try:
         file = BytesIO(payload) if isinstance(payload, bytes) else payload
         with Image.open(file, formats=FORMATS) as image:

@@ -101,8 +101,7 @@ def arrange_tiny(where, table: str) -> Plan:
 
     The validation images serve as test images; those of test/ have no labels and are passed over.
     """
-    files, label, top = where.listing.files, shown(where.path), table.removesuffix(_TABLE)
-    train: dict[str, list[str]] = {}
+    files, label, top, train = where.listing.files, shown(where.path), table.removesuffix(_TABLE), {}
     for name in sorted(files):
         parts = name.removeprefix(top).split("/")
         if name.startswith(top) and len(parts) == 4 and parts[0] == "train" and parts[2] == "images":
@@ -144,19 +143,18 @@ def _base(listing: Listing) -> str:
 def _class_folders(listing: Listing, base: str, label: str) -> dict[str, list[str]]:
     """Sorted image files by class folder below `base`; any other file in a class folder is refused with a count."""
     found: dict[str, list[str]] = {name[len(base) :]: [] for name in _below(listing.folders, base)}
-    foreign: dict[str, list[str]] = {name: [] for name in found}
     here = f"{label}/{shown(base)}".rstrip("/")
     if len(found) < 2:
         raise InputError(f"{here} holds {len(found)} class folder(s); accepted: at least 2")
     for name in sorted([*listing.files, *listing.folders]):
         folder, *rest = name[len(base) :].split("/")
         if name.startswith(base) and len(rest) == 1:
-            (found if name in listing.files and is_image(name) else foreign)[folder].append(name)
-    for name in found:
-        if foreign[name]:
-            what = f"{len(foreign[name])} non-image file(s), first {foreign[name][0].rpartition('/')[2]!r}"
+            found[folder].append(name)
+    for name, inside in found.items():
+        if foreign := [one for one in inside if one not in listing.files or not is_image(one)]:
+            what = f"{len(foreign)} non-image file(s), first {foreign[0].rpartition('/')[2]!r}"
             raise InputError(f"{here}/{shown(name)}: {what}; accepted: {' '.join(EXTENSIONS)}")
-        if not found[name]:
+        if not inside:
             raise InputError(f"class {name!r} in {here} is empty; accepted: at least one image in every class folder")
     return found
 
