@@ -15,8 +15,6 @@ def lock(path: str | Path, wait: bool = False):
 
     wait    wait for whoever owns it, else raise InputError with the owner's name
     raises  InputError too where the folder cannot be written, or its file system has no locks
-
-    What a lock left by a dead process holds does not matter: it is free.
     """
     path = Path(path)
     try:

@@ -1,8 +1,6 @@
-"""Files on disk: atomic writes, tensors that carry their own digest, identities of artifacts, and finished runs.
+"""Files on disk: atomic writes, tensors that carry their own digest, identities of artifacts. Nothing is a pickle.
 
-No artifact is a pickle: tensors are safetensors, everything else is JSON. A write goes to a temporary file in the same folder, is flushed
-to disk and renamed, so a reader sees the old file or the new one and never a part. An artifact's identity is its producer's name and
-version, its typed inputs and the digest of its data.
+A write goes to a temporary file beside and is renamed, so a reader sees the old file or the new one and never a part.
 """
 
 import hashlib
