@@ -10,10 +10,7 @@ from distillery.data.folders import Plan, plan_of
 
 
 def check(path: str | Path, progress: bool = False) -> tuple[list[str], bool]:
-    """Look at every image: lines to print, and whether the images can be loaded. Duplicates are those with the same decoded pixels.
-
-    Raises InputError where the folders are no data set.
-    """
+    """Look at every image: lines to print, and whether all can be loaded. Raises InputError where the folders are no data set."""
     where = origin(path)
     plan = plan_of(where)
     rows = {name: row for row, name in enumerate(plan.files)}
