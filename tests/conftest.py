@@ -1,5 +1,7 @@
 """Small inputs shared by the tests: class folders on disk, a tiny image set, the digits."""
 
+import os
+import tempfile
 from contextlib import contextmanager
 
 import nbformat
@@ -14,6 +16,7 @@ from distillery.checks import InputError
 from distillery.training.losses import centred
 from made_up import blobs, normal
 
+os.environ.setdefault("DISTILLERY_CACHE", os.path.join(tempfile.gettempdir(), "distillery-tests"))  # not that of who runs them
 torch.set_num_threads(1)  # tensors are tiny: more threads only wait for each other where cores are shared
 
 

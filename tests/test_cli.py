@@ -73,6 +73,8 @@ def apart(*words):
         (["-p", "rate", "true"], "True"),
         (["--budget", "soon"], "'soon'"),
         (["-f", "nowhere.yaml"], "nowhere.yaml"),
+        (["-p", "results_dir", "/dev/null/x"], "/dev/null/x"),
+        (["-p", "data_root", "~nosuchuser/x"], "~nosuchuser/x"),
     ],
 )
 def test_refused_before_anything_runs(tiny, capsys, words, named):
@@ -80,6 +82,16 @@ def test_refused_before_anything_runs(tiny, capsys, words, named):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and named in lines[0] and "accepted" in lines[0]
     assert not (tiny.parent / "results").exists()
+
+
+def test_a_results_folder_that_cannot_be_written(tiny, monkeypatch, capsys):
+    def refuse(**where):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(cli, "TemporaryFile", refuse)  # the super-user may write everywhere
+    monkeypatch.setattr("papermill.execute_notebook", lambda *_, **__: pytest.fail("executed"))
+    assert cli.main(["run", str(tiny)]) == 2
+    assert "cannot write" in (line := capsys.readouterr().err) and "Permission denied" in line and "accepted" in line
 
 
 def test_unknown_notebook(capsys):

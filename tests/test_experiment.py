@@ -281,8 +281,22 @@ def test_another_architecture_is_tested_on_the_same_set(splits, tmp_path):
     bills = here.billed([result, here.run(on)])
     assert bills[0] == {"seconds": result["seconds"], "samples": result["samples"]}
     assert bills[1]["samples"] == 0 and bills[1]["seconds"] == here.run(on)["seconds_evaluation"]
-    here.runs.artifact(result["artifact"]).unlink()
-    assert here.run(replace(recipe, evaluate=Evaluate(network="MLP"))) is None and here.runs.missing  # nothing to test
+
+
+def test_a_set_whose_file_is_gone_is_made_again(splits, tmp_path):
+    """As in a fresh clone: the stored result stays as it is, and without time the run is listed."""
+    here = experiment(splits, tmp_path)
+    recipe, on = Recipe("DM", 1, 0), Recipe("DM", 1, 0, evaluate=Evaluate(network="LeNet"))
+    result = here.run(recipe)
+    run, file = (path(result["artifact"]) for path in (here.runs.path, here.runs.artifact))
+    before, made = run.read_bytes(), file.read_bytes()
+    file.unlink()
+    here.runs.deadline = 0
+    assert here.run(on) is None and here.runs.missing and not file.exists()
+    here.runs.deadline = float("inf")
+    assert here.run(recipe) == result and not file.exists()  # nothing asks for the set
+    assert here.run(on)["artifact"] == result["artifact"]
+    assert run.read_bytes() == before and file.read_bytes() == made
 
 
 def test_a_spent_budget_lists_what_is_missing(splits, tmp_path):

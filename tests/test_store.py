@@ -1,6 +1,5 @@
 """Atomic writes, tensors with their digest, identities, locks, finished runs."""
 
-import json
 import os
 import re
 import resource
@@ -66,10 +65,11 @@ def test_a_full_disk_gives_one_line_and_keeps_the_old_file(tmp_path, refused):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path, refused):
+@pytest.mark.parametrize("folder", ["{}/file/new", "{}/file", "/proc", "/proc/new"])
+def test_a_folder_where_nothing_can_be_written_is_refused(tmp_path, folder, refused):
     (tmp_path / "file").write_text("in the way")
-    with refused(tmp_path / "file"):
-        write_bytes(tmp_path / "file" / "a.bin", b"x")
+    with refused(folder.format(tmp_path)):
+        write_bytes(folder.format(tmp_path) + "/a.bin", b"x")
 
 
 def test_half_a_write_left_by_a_killed_process_does_not_matter(tmp_path):
@@ -184,101 +184,73 @@ def test_identity_sees_producer_version_inputs_and_data():
 
 # Locks
 
+OWNER = """
+import sys, time
+from distillery.lock import lock
+with lock(sys.argv[1]):
+    print("in", flush=True)
+    time.sleep(60)
+"""
 
-def held_by(path, pid, host=None):
-    path.write_text(json.dumps({"pid": pid, "host": host or socket.gethostname(), "time": 0}))
 
-
-def dead_pid():
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    return child.pid
+@pytest.fixture
+def owner(tmp_path):
+    """A living process that owns x.lock."""
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path / "x.lock")], stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"in\n"
+        yield child
+        child.kill()
 
 
 def test_a_lock_is_held_and_let_go(tmp_path):
     path = tmp_path / "runs" / "x.lock"
     with lock(path):
-        assert json.loads(path.read_text())["pid"] == os.getpid()
+        assert str(os.getpid()) in path.read_text()
     assert not path.exists()
     with pytest.raises(KeyError), lock(path):
         raise KeyError
     assert not path.exists()
 
 
-def test_the_lock_of_a_living_process_is_respected(tmp_path):
+def test_a_living_owner_is_respected_waited_for_and_followed_when_it_dies(tmp_path, owner, refused):
     path = tmp_path / "x.lock"
-    held_by(path, os.getppid())
-    before = path.read_text()
-    with pytest.raises(InputError, match=f"process {os.getppid()}"), lock(path):
+    with refused(f"process {owner.pid} on {socket.gethostname()}"), lock(path):
         pass
-    assert path.read_text() == before
-
-
-def test_the_lock_of_another_host_is_respected(tmp_path):
-    path = tmp_path / "x.lock"
-    held_by(path, dead_pid(), "elsewhere")
-    with pytest.raises(InputError, match="elsewhere"), lock(path):
-        pass
-    assert path.exists()
-
-
-@pytest.mark.parametrize("content", ["dead", "", '{"pid": 1'])
-def test_a_stale_lock_is_taken_over(tmp_path, content):
-    path = tmp_path / "x.lock"
-    path.write_text(content)
-    if content == "dead":
-        held_by(path, dead_pid())
-    with lock(path):
-        assert json.loads(path.read_text())["pid"] == os.getpid()
-    assert not path.exists()
-
-
-def test_a_living_owner_is_waited_for_when_asked(tmp_path):
-    path = tmp_path / "x.lock"
-    held_by(path, os.getppid())
-    releasing = threading.Timer(0.5, path.unlink)
-    releasing.start()
+    threading.Timer(0.5, owner.kill).start()
     began = time.monotonic()
     with lock(path, wait=True):
         assert time.monotonic() - began > 0.4
-        assert json.loads(path.read_text())["pid"] == os.getpid()
     assert not path.exists()
 
 
-@pytest.mark.parametrize("host", ["here", "elsewhere"])
-def test_a_silent_owner_is_taken_over_and_a_beating_one_is_not(tmp_path, monkeypatch, host):
-    monkeypatch.setattr("distillery.lock.SILENCE", 0.6)
+@pytest.mark.parametrize("content", [b"", b"\xff\x00", b'{"pid": 1', b'{"pid": "x", "host": []}', b"[1]", b"1" * 9999])
+def test_what_a_dead_process_left_is_taken_over(tmp_path, content):
     path = tmp_path / "x.lock"
-    held_by(path, os.getppid(), *([] if host == "here" else [host]))
-    began = time.monotonic()
-
-    def beat():
-        while time.monotonic() - began < 1.5:
-            os.utime(path)
-            time.sleep(0.05)
-
-    beating = threading.Thread(target=beat)
-    beating.start()
-    with lock(path, wait=True):
-        assert time.monotonic() - began > 1.5 + 0.4
-    beating.join()
-    assert not list(tmp_path.iterdir())
+    path.write_bytes(content)
+    with lock(path):
+        assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    assert not path.exists()
 
 
-def test_an_owner_beats(tmp_path, monkeypatch):
-    monkeypatch.setattr("distillery.lock.BEAT", 0.05)
+def test_an_owner_whose_lock_was_removed_leaves_the_new_one(tmp_path):
     path = tmp_path / "x.lock"
     with lock(path):
-        os.utime(path, (0, 0))
-        time.sleep(0.3)
-        assert time.time() - path.stat().st_mtime < 5
+        path.unlink()
+        path.write_text("new")
+    assert path.read_text() == "new"
 
 
-def test_an_owner_that_lost_its_lock_leaves_the_new_one(tmp_path):
-    path = tmp_path / "x.lock"
-    with lock(path):
-        held_by(path, os.getppid())
-    assert json.loads(path.read_text())["pid"] == os.getppid()
+@pytest.mark.parametrize("harm", ["a folder in its place", "a file for a folder", "no locks"])
+def test_a_lock_that_cannot_be_made_is_refused(tmp_path, monkeypatch, harm, refused):
+    path = tmp_path / "runs" / "x.lock"
+    if harm == "no locks":
+        monkeypatch.setattr("fcntl.flock", lambda *_: os.stat(tmp_path / "an error of the system"))
+    elif harm == "a file for a folder":
+        path.parent.write_text("")
+    else:
+        path.mkdir(parents=True)
+    with refused(path), lock(path):
+        pass
 
 
 WORKER = """
@@ -301,7 +273,6 @@ for i in range(20):
 
 
 def test_only_one_worker_is_inside(tmp_path):
-    held_by(tmp_path / "x.lock", dead_pid())
     workers = [subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(i)], stderr=subprocess.PIPE) for i in range(4)]
     (tmp_path / "go").touch()
     errors = [worker.communicate()[1] for worker in workers]
@@ -386,7 +357,37 @@ def test_a_corrupt_run_is_refused(tmp_path, damage, refused):
 def test_json_is_read_whole_or_refused(tmp_path, refused):
     path = store.write_json(tmp_path / "a.json", {"b": 1, "a": [1.5, None]})
     assert store.read_json(path) == {"b": 1, "a": [1.5, None]}
-    path.write_text('{"b": 1')
-    for broken in (path, tmp_path / "missing.json"):
-        with refused(broken):
-            store.read_json(broken)
+    with refused(tmp_path / "missing.json"):
+        store.read_json(tmp_path / "missing.json")
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "text", ['{"b": 1', DEEP, "NaN", "[-Infinity]", "1e999", "9" * 25, "9" * 5000, "\udcff"], ids=lambda text: text[:8]
+)
+def test_no_json_but_plain_values_is_read(tmp_path, text, refused):
+    from safetensors.torch import save_file
+
+    (tmp_path / "a.json").write_bytes(text.encode(errors="surrogateescape"))
+    with refused(tmp_path / "a.json", "remove it"):
+        store.read_json(tmp_path / "a.json")
+    card = text.encode(errors="replace").decode()
+    for meta in (card, f'{{"digest": "", "card": {card}}}'):
+        save_file({"x": torch.zeros(2)}, tmp_path / "a.safetensors", {"distillery": meta})
+        for verify in (False, True):
+            with refused(tmp_path / "a.safetensors"):
+                load_tensors(tmp_path / "a.safetensors", verify)
+
+
+@pytest.mark.parametrize(
+    "meta", ["[]", "3", "null", '{"digest": ""}', '{"card": {}}', '{"digest": "", "card": []}', '{"digest": "", "card": 3}']
+)
+def test_metadata_of_the_wrong_kind_are_refused(tmp_path, meta, refused):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(2)}, tmp_path / "a.safetensors", {"distillery": meta})
+    for verify in (False, True):
+        with refused(tmp_path / "a.safetensors", "no distillery card"):
+            load_tensors(tmp_path / "a.safetensors", verify)

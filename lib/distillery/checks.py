@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -18,8 +20,16 @@ def is_number(value) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """The first line of what an error says, its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def local_path(name: str, value: str | Path) -> Path:
+    """A path with its ~ expanded. Raises InputError if it is no path, or the ~ of nobody here."""
+    with suppress(RuntimeError):
+        if value and isinstance(value, str | Path):
+            return Path(value).expanduser()
+    raise InputError(f"{name}: {value!r} is no path, or the ~ of nobody here; accepted: a path on this machine")
 
 
 def check_choice(name: str, value, accepted: Iterable) -> None:

@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import yaml
 
@@ -166,6 +167,10 @@ def _records(folder: Path, key: str) -> list[dict]:
 
 
 def _execute(notebook: Path, given: dict, folder: Path) -> int:
+    from distillery import store
+
+    with store.writing(folder / "record"), TemporaryFile(dir=folder):  # before a kernel starts
+        pass
     # every name was checked before; papermill's own reader trips over a '=' in a comment and calls names unknown
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -175,10 +180,6 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
 
     library = str(Path(__file__).resolve().parents[1])  # so that the kernel finds an uninstalled package too
     os.environ["PYTHONPATH"] = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"results_dir: cannot make {folder}: {error.strerror}; accepted: a writable folder") from error
     executed, temporary = folder / f"{notebook.stem}.executed.ipynb", folder / f".{notebook.stem}.{os.getpid()}.ipynb"
     kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
     try:
@@ -268,9 +269,9 @@ def _evaluate(arguments) -> int:
 def _data_check(arguments) -> int:
     from distillery.data.check import check
 
-    found = check(arguments.path, progress=sys.stderr.isatty())
-    print("\n".join(found.lines))
-    return 0 if found.usable else 2
+    lines, usable = check(arguments.path, progress=sys.stderr.isatty())
+    print("\n".join(lines))
+    return 0 if usable else 2
 
 
 def _find(name: str) -> Path:
@@ -287,7 +288,7 @@ def _given(arguments) -> dict:
         try:
             content = yaml.safe_load(Path(file).read_text())
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"-f {file}: {str(error).splitlines()[0]}; accepted: a YAML file of parameters") from error
+            raise InputError(f"-f {file}: {first_line(error)}; accepted: a YAML file of parameters") from error
         if not isinstance(content, dict):
             raise InputError(f"-f {file} holds a {type(content).__name__}; accepted: NAME: VALUE lines")
         values |= content

@@ -18,6 +18,7 @@ from distillery.data import LazyImages, Splits
 from distillery.data.synthetic import Synthetic
 from distillery.evaluation import Protocol, accuracy
 from distillery.job import Job
+from distillery.lock import lock
 from distillery.methods import METHODS
 from distillery.networks import pool
 from distillery.networks.encoder import Encoder
@@ -123,7 +124,7 @@ class Experiment:
     @cached_property
     def transform(self) -> str | None:
         """Digest of the standardization."""
-        return store.tensor_digest(self.real.transform.tensors())[:16] if self.real.transform else None
+        return store.tensor_digest(vars(self.real.transform))[:16] if self.real.transform else None
 
     @property
     def billed_passes(self) -> list[dict]:
@@ -248,11 +249,16 @@ class Experiment:
         return bills
 
     def set_result(self, recipe: Recipe) -> dict:
-        """What is stored of a recipe's set, made now if need be. Raises DependencyMissing if the budget is spent."""
+        """What is stored of a recipe's set, made now if need be, also where its file is gone. Raises DependencyMissing if the budget is spent."""
         version, inputs = METHODS[recipe.method].version, self.set_inputs(recipe)
         found = self.runs.get("set", version, inputs, self.data.digest, lambda key: self._make(recipe, key))
         if found is None:
             raise DependencyMissing
+        path = self.runs.artifact(_iterate_file(found["artifact"], recipe.evaluate.iterate))
+        if not path.exists() and not self.runs.spent():  # results travel without their sets
+            with lock(self.runs.path(found["artifact"]).with_suffix(".lock"), self.runs.wait):
+                if not path.exists():
+                    self._make(recipe, found["artifact"])
         self.runs.artifact(found["artifact"], ".checkpoint.safetensors").unlink(missing_ok=True)  # only now: a kill before loses a minute
         return found
 

@@ -1,104 +1,53 @@
-"""Locks between processes: a file with its owner's name, touched while it lives, taken over when it is dead. Standard library alone."""
+"""Locks between processes, of one machine or several on a shared folder: `flock`, which the system itself frees when the owner dies."""
 
-import json
+import fcntl
 import os
 import socket
-import threading
-import time
-import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distillery.checks import InputError
 
-BEAT, SILENCE = 10.0, 120.0  # seconds: the owner of a lock touches it; it is taken for dead
-
 
 @contextmanager
 def lock(path: str | Path, wait: bool = False):
-    """Own `path` for a while, so that two workers never produce one id. A lock left by a dead process is taken over.
+    """Own the file `path` for a while, so that two workers never produce one id; it is removed after.
 
-    The owner touches the file every BEAT seconds. wait: wait for a living owner, and take over when the file has not been touched for
-    SILENCE seconds, which also frees the lock of a machine that is gone. Should the owner only have slept, both produce the same file,
-    which is written atomically. Raises InputError if `wait` is false and a living process of this host, or any of another host, holds it.
+    wait    wait for whoever owns it, else raise InputError with the owner's name
+    raises  InputError too where the folder cannot be written, or its file system has no locks
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        while not _same(file := _owned(path, wait), path):  # the last owner has just removed it
+            file.close()
     except OSError as error:
-        raise InputError(f"cannot make {path.parent}: {error.strerror}; accepted: a writable folder") from error
-    me = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}, separators=(",", ":"))
-    seen, since = None, 0.0
-    while not _create(path, me):
+        raise InputError(f"cannot lock {path}: {error.strerror}; accepted: a writable folder on a file system with locks") from error
+    with file:
+        with suppress(OSError):  # a full disk leaves the owner without a name
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         try:
-            found = path.read_text(errors="replace"), path.stat().st_mtime_ns
-        except FileNotFoundError:
-            continue  # just let go
-        if found != seen:  # watched by our own clock: those of other machines may differ
-            seen, since = found, time.monotonic()
-        owner = _owner(found[0])
-        held = owner and (owner["host"] != socket.gethostname() or _alive(owner["pid"]))
-        if held and not wait:
-            whose = f"process {owner['pid']} on {owner['host']}"
-            raise InputError(f"{path.stem} is being produced by {whose}; accepted: wait, or remove {path}")
-        # an unreadable one may be in the making
-        if time.monotonic() - since >= (SILENCE if held else 0 if owner else 1):
-            _remove(path, found[0])
-        else:
-            time.sleep(0.1)
-    ended = threading.Event()
-    beating = threading.Thread(target=_beat, args=(path, ended), daemon=True)
-    beating.start()
+            yield
+        finally:
+            if _same(file, path):
+                path.unlink(missing_ok=True)
+
+
+def _owned(path: Path, wait: bool):
+    file = open(path, "a+", errors="replace")
     try:
-        yield
-    finally:
-        ended.set()
-        beating.join()
-        _remove(path, me)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except BlockingIOError as error:
+        with file:
+            file.seek(0)
+            owner = file.readline(100) or "another process"
+        raise InputError(f"{path.stem} is being produced by {owner}; accepted: wait until it is done, or end it") from error
 
 
-def _create(path: Path, content: str) -> bool:
+def _same(file, path: Path) -> bool:
     try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        return False
-    with suppress(OSError):  # a full disk leaves an empty lock
-        os.write(handle, content.encode())
-    os.close(handle)
-    return True
-
-
-def _owner(content: str) -> dict | None:
-    try:
-        return {name: json.loads(content)[name] for name in ("pid", "host")}
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _beat(path: Path, ended: threading.Event) -> None:
-    while not ended.wait(BEAT):
-        with suppress(OSError):
-            os.utime(path)
-
-
-def _remove(path: Path, content: str) -> None:
-    """Remove a lock if it still has this content: of several workers one succeeds, and none removes a newer lock."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        os.rename(path, aside)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
-        return
-    if aside.read_text(errors="replace") != content:  # another worker was faster: put its lock back
-        with suppress(FileExistsError):
-            os.link(aside, path)
-    aside.unlink()
-
-
-def _alive(pid) -> bool:
-    if not pid or pid == os.getpid():
         return False
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)  # of another user
-    return True

@@ -60,24 +60,19 @@ class Runs:
         """The result of a run, a dict fit for JSON: read if it is there, else computed from its id within the budget and stored, else None."""
         key = identity(producer, version, inputs, data_digest)
         path = self.path(key)
+        if not path.exists() and not self.spent():
+            with lock(path.with_suffix(".lock"), self.wait):
+                if not path.exists() and not self.spent():  # else another worker made it, or waiting took all the time
+                    result = compute(key)
+                    run = {"id": key, "producer": producer, "version": version, "inputs": inputs, "data": data_digest}
+                    write_json(path, run | {"digest": _digest(result), "result": result})
+                    self.computed += 1
+                    return result
         if path.exists():
             self.reused += 1
             return self.read(key)
-        if self.spent():
-            self.missing.append(inputs)
-            return None
-        with lock(path.with_suffix(".lock"), self.wait):
-            if path.exists():  # another worker finished it meanwhile
-                self.reused += 1
-                return self.read(key)
-            if self.wait and self.spent():  # spent by waiting
-                self.missing.append(inputs)
-                return None
-            result = compute(key)
-            run = {"id": key, "producer": producer, "version": version, "inputs": inputs, "data": data_digest}
-            write_json(path, run | {"digest": _digest(result), "result": result})
-        self.computed += 1
-        return result
+        self.missing.append(inputs)
+        return None
 
     def try_get(self, producer: str, version: int, inputs: dict, data_digest: str, compute: Callable[[str], dict]):
         """`get`, where a run that cannot be finished is listed as missing, with the reason, and stops no other."""
@@ -94,7 +89,7 @@ class Runs:
         path = self.path(key)
         run = read_json(path)
         if not isinstance(run, dict) or run.get("id") != key or run.get("digest") != _digest(run.get("result")):
-            raise InputError(f"{path} is corrupt: it does not match its digest; accepted: the file as saved, or none to compute it again")
+            raise InputError(f"{path} is corrupt: it does not match its digest; accepted: the file as saved; remove it to compute it again")
         return run["result"]
 
 
@@ -102,8 +97,8 @@ def _digest(result) -> str:
     return hashlib.sha256(canonical(result).encode()).hexdigest()
 
 
-def subsample(log: Tensor, n: int = 100) -> list[float]:
-    """At most n evenly spaced values of a log, rounded to 6 significant digits, NaN left out."""
+def subsample(log: Tensor) -> list[float]:
+    """At most 100 evenly spaced values of a log, rounded to 6 significant digits, NaN left out."""
     values = log[~log.isnan()]
-    chosen = values[torch.linspace(0, len(values) - 1, min(n, len(values))).long()] if len(values) else values
+    chosen = values[torch.linspace(0, len(values) - 1, min(100, len(values))).long()] if len(values) else values
     return [float(f"{value:.6g}") for value in chosen.tolist()]

@@ -17,9 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from distillery.data.synthetic import Synthetic, gaussian_noise
+from distillery.data.synthetic import Synthetic
 from distillery.scores.geometry import herding, kmeans_nearest
 from distillery.selection import select
 
@@ -74,7 +75,7 @@ def random(job: "Job", n: int) -> Tensor:
 
 def as_noise(job: "Job", real: Synthetic) -> Synthetic:
     """Standard normal images in place of real ones, whose labels stay."""
-    noise = gaussian_noise(len(real), tuple(real.tensors["images"].shape[1:]), job.stream("noise"))
+    noise = torch.randn(real.tensors["images"].shape, generator=job.stream("noise"))
     return real.replace(images=noise.to(real.device))
 
 

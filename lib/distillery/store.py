@@ -1,15 +1,14 @@
-"""Files on disk: atomic writes, tensors that carry their own digest, identities of artifacts, and finished runs.
+"""Files on disk: atomic writes, tensors that carry their own digest, identities of artifacts. Nothing is a pickle.
 
-No artifact is a pickle: tensors are safetensors, everything else is JSON. A write goes to a temporary file in the same folder, is flushed
-to disk and renamed, so a reader sees the old file or the new one and never a part. An artifact's identity is its producer's name and
-version, its typed inputs and the digest of its data.
+A write goes to a temporary file beside and is renamed, so a reader sees the old file or the new one and never a part.
 """
 
 import hashlib
 import json
+import math
 import os
 import pickle
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,29 +20,33 @@ from torch import Tensor
 from distillery.checks import InputError, first_line
 
 _META = "distillery"  # the one metadata key: a JSON object with "digest" and "card"
+_REMOVE = "; if distillery made it here, remove it to have it made again"
+
+
+@contextmanager
+def writing(path: str | Path):
+    """Make the folder of a file that is about to be written; if the disk refuses (full, read-only), an InputError of one line."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        accepted = "what was finished before is kept, accepted: a writable folder with free space"
+        raise InputError(f"cannot write {path}: {error.strerror or error}; {accepted}") from error
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Write a file atomically. Raises InputError with one line if the disk refuses (full, read-only)."""
+    """Write a file atomically. Raises InputError as `writing` does."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
+    with writing(path):
         try:
-            os.fsync(folder)
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
         finally:
-            os.close(folder)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        accepted = "what was finished before is kept, accepted: a writable folder with free space"
-        raise InputError(f"cannot write {path}: {error.strerror or error}; {accepted}") from error
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -58,11 +61,23 @@ def write_json(path: str | Path, value) -> Path:
 
 
 def read_json(path: str | Path):
-    """Read a JSON file. Raises InputError if it is missing, truncated or not JSON."""
+    """Read a JSON file. Raises InputError if it is missing, truncated, not JSON, nested too deeply, or holds NaN or numbers beyond 64 bits."""
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}; accepted: a complete JSON file") from error
+        return _parsed(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a complete JSON file{_REMOVE}") from error
+
+
+def _parsed(text: str | bytes):
+    """JSON of finite numbers, whole ones of 64 bits. Raises ValueError or RecursionError."""
+    return json.loads(text, parse_float=_number, parse_constant=_number, parse_int=_number)
+
+
+def _number(digits: str) -> int | float:
+    whole = digits.lstrip("-").isdigit()
+    if not math.isfinite(float(digits)) or (whole and len(digits) > 20):
+        raise ValueError(f"{digits[:20]} is no finite number of 64 bits")
+    return int(digits) if whole else float(digits)
 
 
 def tensor_digest(tensors: dict[str, Tensor]) -> str:
@@ -84,21 +99,27 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> st
     return digest
 
 
-def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Load what `save_tensors` wrote. Raises InputError if the file is missing, truncated, corrupt or not ours."""
-    tensors, card, digest = _open_tensors(path)
-    if _card_digest(tensors, card) != digest:
-        raise InputError(f"{path} is corrupt: its tensors do not match the digest they were saved with; accepted: the file as saved")
-    return tensors, card
+def load_tensors(path: str | Path, verify: bool = True) -> tuple[dict[str, Tensor], dict]:
+    """The tensors, mapped from disk, and the card that `save_tensors` wrote.
+
+    verify  compare the digest, which reads everything
+    raises  InputError if the file is missing, truncated, corrupt or not ours
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            meta = _parsed((file.metadata() or {}).get(_META, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a complete safetensors file{_REMOVE}") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("card"), dict) or "digest" not in meta:
+        raise InputError(f"{path} has no distillery card; accepted: a file exported by distillery")
+    if verify and _card_digest(tensors, meta["card"]) != meta["digest"]:
+        raise InputError(f"{path} is corrupt: its tensors do not match their digest; accepted: the file as saved{_REMOVE}")
+    return tensors, meta["card"]
 
 
 def _card_digest(tensors: dict[str, Tensor], card) -> str:
     return hashlib.sha256((tensor_digest(tensors) + canonical(card)).encode()).hexdigest()
-
-
-def map_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Like `load_tensors`, but the tensors stay on disk until they are used, and their digest is not checked, which would read everything."""
-    return _open_tensors(path)[:2]
 
 
 def load_foreign(path: str | Path):
@@ -106,24 +127,18 @@ def load_foreign(path: str | Path):
     path = Path(path)
     try:
         return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is not found; accepted: a .safetensors, .pt or .pth file") from error
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} holds more than tensors, which is not run; accepted: files that load with weights_only") from error
     except Exception as error:
         raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a whole .safetensors, .pt or .pth file") from error
 
 
-def _open_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict, str]:
-    try:
-        with safe_open(str(path), framework="pt") as file:  # maps the file: pages are read on use
-            meta = json.loads((file.metadata() or {}).get(_META, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a complete safetensors file") from error
-    if not isinstance(meta, dict) or not {"digest", "card"} <= set(meta):
-        raise InputError(f"{path} has no distillery card; accepted: a file exported by distillery")
-    return tensors, meta["card"], meta["digest"]
+def check_plain(name: str, value) -> None:
+    """Raise InputError unless a value of a foreign file is a tensor of plain numbers: dense, real, not quantized."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name}: a {type(value).__name__}; accepted: a tensor")
+    if value.layout != torch.strided or value.is_complex() or value.is_quantized or value.is_nested or value.is_meta:
+        raise InputError(f"{name}: {value.layout}, {value.dtype}, on {value.device}; accepted: dense real numbers")
 
 
 def file_digest(path: str | Path) -> str:

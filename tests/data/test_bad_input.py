@@ -28,9 +28,30 @@ def test_unknown_normalization(refused):
         load("digits", normalization="whiten")
 
 
-def test_missing_folder(tmp_path, refused):
-    with refused(tmp_path / "nowhere"):
-        load("folder", tmp_path / "nowhere")
+@pytest.mark.parametrize("to", ["nowhere", "link"])
+def test_a_broken_link_as_folder(tmp_path, to, refused):
+    (tmp_path / "link").symlink_to(to)
+    with refused(tmp_path / "link", f"a link to {to!r}, which is not there"):
+        load("folder", tmp_path / "link")
+
+
+def test_a_home_of_nobody(refused):
+    home = "~nosuchuser/images"
+    for named, call in {
+        "data_root": lambda: load("cifar10", home),
+        "cache_dir": lambda: load("digits", cache_dir=home, mapped=True),
+        "results_dir": lambda: parameters.results_root(home),
+    }.items():
+        with refused(named, home):
+            call()
+
+
+def test_a_class_folder_that_is_not_utf_8(class_folder):
+    root = class_folder(classes=("cat", "caf\udce9"))
+    splits = load("folder", root)
+    assert splits.train.classes == ("caf\\udce9", "cat")
+    made = Synthetic({"images": splits.train.batch(torch.arange(2)), "targets": torch.tensor([0, 1])}, splits.train.classes)
+    assert synthetic.load(synthetic.export(made, root / "set", {})).classes == splits.train.classes
 
 
 def test_a_folder_without_class_folders(tmp_path, refused):

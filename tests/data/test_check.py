@@ -112,9 +112,9 @@ def test_many_classes_are_cut_short(tmp_path):
     for i in range(25):
         for j in range(3):
             save(tmp_path / "many" / f"c{i:02}" / f"{j}.png", 10 * i + j)
-    report = check(tmp_path / "many")
-    assert report.usable and "  ... and 5 more classes" in report.lines
-    assert "75 images, no test part" in report.lines[0]
+    lines, usable = check(tmp_path / "many")
+    assert usable and "  ... and 5 more classes" in lines
+    assert "75 images, no test part" in lines[0]
 
 
 def test_names_that_no_line_can_hold(tmp_path):
@@ -122,8 +122,8 @@ def test_names_that_no_line_can_hold(tmp_path):
         for j in range(3):
             save(tmp_path / "set" / name / f"{j}.png", hash(name) % 1000 + j)
     (tmp_path / "set" / "a\nb" / "x\ny.png").write_bytes(b"")
-    report = check(tmp_path / "set")
-    assert not report.usable and all(line.isprintable() for line in report.lines)
+    lines, usable = check(tmp_path / "set")
+    assert not usable and all(line.isprintable() for line in lines)
 
 
 def test_the_check_shows_progress_only_when_asked(root, capsys):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from distillery import cli
+from distillery import cli, store
 from distillery.checks import InputError
 from distillery.data import external, load, synthetic
 from distillery.data.synthetic import Synthetic
@@ -57,6 +57,100 @@ def test_pixels_are_standardized_by_the_data(tmp_path, splits, tensors):
         torch.testing.assert_close(external.read(tmp_path / name, splits=splits).tensors["images"], images, atol=1e-5, rtol=0)
         with pytest.raises(InputError, match="no data set"):
             external.read(tmp_path / name)
+
+
+ONE_HOT = torch.nn.functional.one_hot
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda labels: labels[:, None],
+        lambda labels: labels.to(torch.uint8),
+        lambda labels: labels.half(),
+        lambda labels: ONE_HOT(labels, 10),
+        lambda labels: ONE_HOT(labels, 10).bool() * 7,
+    ],
+)
+def test_hard_labels_however_written(tmp_path, tensors, written):
+    torch.save((tensors[0].double(), written(tensors[1])), tmp_path / "a.pt")
+    made = external.read(tmp_path / "a.pt", pixels="standardized").tensors
+    assert torch.equal(made["targets"], tensors[1]) and made["targets"].dtype == torch.int64
+    assert torch.equal(made["images"], tensors[0])
+
+
+def test_soft_labels_are_float32(tmp_path, tensors):
+    torch.save((tensors[0], ONE_HOT(tensors[1], 10).double() * 0.5), tmp_path / "a.pt")
+    targets = external.read(tmp_path / "a.pt", pixels="standardized").tensors["targets"]
+    assert targets.dtype == torch.float32 and targets.sum() == 10
+
+
+IMAGES, LABELS = torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 0, 1])
+NAN = float("nan")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch, of quantized tensors
+@pytest.mark.parametrize(
+    "images, labels, found",
+    [
+        (IMAGES, torch.tensor(1), "labels ()"),
+        (IMAGES, torch.zeros(4, 2, 2), "labels (4, 2, 2)"),
+        (IMAGES, torch.zeros(4, 1, 1), "labels (4, 1, 1)"),
+        (IMAGES, LABELS[:3], "labels (3,)"),
+        (IMAGES, LABELS[:0], "labels (0,)"),
+        (IMAGES, LABELS + 0.5, "labels (4,) of torch.float32"),
+        (IMAGES, LABELS * NAN, "labels (4,)"),
+        (IMAGES, torch.full((4, 2), NAN), "labels: 8 of 8"),
+        (IMAGES, torch.ones(4, 2).long(), "labels (4, 2) of torch.int64"),
+        (IMAGES, LABELS.to(torch.complex64), "complex64"),
+        (IMAGES, LABELS.to_sparse(), "sparse_coo"),
+        (IMAGES, [0, 1, 0, 1], "labels: a list"),
+        (IMAGES, "cat", "labels: a str"),
+        (IMAGES, None, "no labels"),
+        (None, LABELS, "no images"),
+        ([[0.0]], LABELS, "images: a list"),
+        (IMAGES[0], LABELS, "images (1, 2, 2)"),
+        (IMAGES[:0], LABELS[:0], "images (0, 1, 2, 2)"),
+        (IMAGES.bool(), LABELS, "torch.bool"),
+        (IMAGES.to(torch.complex64), LABELS, "complex64"),
+        (IMAGES.to_sparse(), LABELS, "sparse_coo"),
+        (torch.quantize_per_tensor(IMAGES, 0.1, 0, torch.quint8), LABELS, "quint8"),
+        (IMAGES / 0, LABELS, "images: 16 of 16"),
+        (IMAGES.long() + 256, LABELS, "256 to 256"),
+    ],
+)
+def test_tensors_that_are_no_set(tmp_path, splits, refused, images, labels, found):
+    torch.save({"images": images, "labels": labels}, tmp_path / "a.pt")
+    with refused(tmp_path / "a.pt", found):
+        external.read(tmp_path / "a.pt", splits=splits)
+
+
+@pytest.mark.parametrize("content", [[0, 1], {"names": LABELS}, "cat", {"labels": None}, LABELS[:2]])
+def test_label_files_without_labels(tmp_path, content, refused):
+    torch.save(IMAGES, tmp_path / "a.pt")
+    torch.save(content, tmp_path / "labels.pt")
+    with refused(tmp_path / "a.pt", "labels"):
+        external.read(tmp_path / "a.pt", tmp_path / "labels.pt", "standardized")
+
+
+@pytest.mark.parametrize(
+    "tensors, card, found",
+    [
+        ({"images": IMAGES / 0}, {}, "images: 16 of 16"),
+        ({"images": IMAGES.to(torch.complex64)}, {}, "complex64"),
+        ({"images": IMAGES[0]}, {}, "(1, 2, 2)"),
+        ({"step_size": torch.tensor(NAN)}, {}, "step_size: 1 of 1"),
+        ({}, {"classes": 3}, "classes 3"),
+        ({}, {"classes": [0, 1]}, "classes [0, 1]"),
+        ({}, {"formation": "spiral"}, "spiral"),
+        ({}, {"formation": []}, "[]"),
+    ],
+)
+def test_own_files_with_a_bad_card_or_tensors(tmp_path, tensors, card, found, refused):
+    card = {"format": "distillery synthetic set, version 1", "classes": ["a", "b"], "formation": "identity"} | card
+    store.save_tensors(tmp_path / "a.safetensors", {"images": IMAGES, "targets": LABELS} | tensors, card)
+    with refused(tmp_path / "a.safetensors", found):
+        external.read(tmp_path / "a.safetensors")
 
 
 class Trap:

@@ -149,25 +149,25 @@ def test_digest_sees_pixels_labels_and_names():
 
 def test_folder_split_by_the_seed(class_folder):
     root = class_folder(n=20)
-    splits = load("folder", root, test_fraction=0.25, validation=0.2)
+    splits = load("folder", root)
     parts = (splits.train, splits.validation, splits.test)
-    assert [part.counts() for part in parts] == [[12, 12], [3, 3], [5, 5]]
+    assert [part.counts() for part in parts] == [[14, 14], [2, 2], [4, 4]]
     assert len(rows(splits.train) | rows(splits.validation) | rows(splits.test)) == 40
     assert splits.train.classes == ("cat", "dog")
     assert splits.train.pixels[splits.train.of_class(0)].max() < 128  # the cats
     assert splits.train.pixels[splits.train.of_class(1)].min() >= 100  # the dogs
-    assert any("25%" in note for note in splits.notes)
+    assert any("20%" in note for note in splits.notes)
 
 
 def test_folder_with_train_and_test(class_folder):
     class_folder("set/train", n=10)
     class_folder("set/test", n=4)
     root = class_folder("set/test_extra", n=2).parent
-    splits = load("folder", root, validation=0.2)
-    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [16, 4, 8]
+    splits = load("folder", root)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [18, 2, 8]
     files = sorted((root / "test").glob("*/*.png"))
     assert rows(splits.test) == {np.asarray(Image.open(file)).tobytes() for file in files}
-    assert load("folder", root, seed=5, validation=0.2).test.digest == splits.test.digest
+    assert load("folder", root, seed=5).test.digest == splits.test.digest
 
 
 def test_per_class_limits(class_folder):

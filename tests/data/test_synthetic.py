@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from distillery.data import Standardize
-from distillery.data.synthetic import Synthetic, export, form, gaussian_noise, load, pack
+from distillery.data.synthetic import Synthetic, export, form, load, pack
 from distillery.seeds import generator
 
 
@@ -125,13 +125,6 @@ def test_classes_present_follow_the_targets():
 def test_classes_present_refuses_unequal_counts(refused):
     with refused([1, 2]):
         labelled([0, 1, 1]).classes_present()
-
-
-def test_noise_is_standard_normal():
-    noise = gaussian_noise(500, (1, 6, 6), generator(0, "noise"))
-    assert noise.shape == (500, 1, 6, 6)
-    assert noise.mean().abs() < 0.03 and (noise.std() - 1).abs() < 0.03
-    assert torch.equal(noise[:3], gaussian_noise(500, (1, 6, 6), generator(0, "noise"))[:3])
 
 
 def test_export_and_import(tmp_path):

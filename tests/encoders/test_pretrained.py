@@ -101,11 +101,34 @@ def test_checkpoints_that_do_not_match(weights, tmp_path, refused):
     torch.save(nn.Linear(2, 2), tmp_path / "e.pth")  # a pickled module
     with refused("e.pth", "more than tensors"):
         pretrained.load(tmp_path / "e.pth", network())
-    torch.save([1, 2], tmp_path / "e.pth")
-    with refused("missing"):
-        pretrained.load(tmp_path / "e.pth", network())
+    for content in ([1, 2], torch.zeros(2), {"state_dict": None}):
+        torch.save(content, tmp_path / "e.pth")
+        with refused("e.pth", "a state dict"):
+            pretrained.load(tmp_path / "e.pth", network())
     with refused("none.pt"):
         pretrained.load(tmp_path / "none.pt", network())
+
+
+HARM = {
+    "a NoneType": lambda value: None,
+    "a list": lambda value: value.tolist(),
+    "complex64": lambda value: value.to(torch.complex64),
+    "torch.sparse_coo": torch.Tensor.to_sparse,
+    "qint8": lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+    "NaN": lambda value: (value / 0).to(torch.float8_e5m2),
+    "()": torch.Tensor.sum,
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch, of quantized tensors
+@pytest.mark.parametrize("found", HARM)
+def test_weights_that_are_no_plain_numbers(weights, tmp_path, found, refused):
+    state = {name: value[0] for name, value in weights.items()}
+    torch.save(state | {"conv0.weight": HARM[found](state["conv0.weight"])}, tmp_path / "e.pth")
+    with refused("conv0.weight", found):
+        pretrained.load(tmp_path / "e.pth", network())
+    torch.save(state | {"other": None}, tmp_path / "e.pth")  # what the network does not have is passed over
+    assert pretrained.load(tmp_path / "e.pth", network()).digest == Encoder(network(), weights).digest
 
 
 def test_weights_of_torchvision_by_name(monkeypatch, refused):

@@ -44,7 +44,7 @@ def test_another_number_of_images(path, tiny, refused):
 def test_files_that_are_no_scores(path, tiny, refused):
     with refused(path.with_name("none"), "cannot read"):
         load(path.with_name("none"), tiny)
-    for card in ({"kind": "set"}, {}, "scores", {"kind": "scores"}):
+    for card in ({"kind": "set"}, {}, {"kind": "scores"}):
         names = {"pixels": SCORES} if card == {"kind": "scores"} else {"scores": SCORES}
         store.save_tensors(path, names, card)
         with refused(path, "no scores"):

@@ -1,9 +1,8 @@
 """Where image files lie: a folder, a .zip or a .tar(.gz), listed and read in one way and never unpacked to disk.
 
-An archive is a stranger's. Its members are listed first and the archive is refused before any member is read if one has ../ or
-an absolute path, is a link or a device, is encrypted, is an archive itself, occurs twice, or if more is declared than the limit
-allows. Members are then read one at a time into memory, never more bytes than declared. Hidden files and what macOS and Windows
-leave behind (`__MACOSX`, `.DS_Store`, `Thumbs.db`) are passed over.
+An archive is refused before any member is read if one has ../ or an absolute path, is a link or a device, is encrypted, is an archive
+itself, occurs twice, or if more is declared than the limit allows. Members are then read one at a time, never more bytes than declared.
+Hidden files and what macOS and Windows leave behind are passed over.
 """
 
 import gzip
@@ -22,13 +21,13 @@ from functools import cached_property
 from pathlib import Path
 
 from distillery import store
-from distillery.checks import InputError
+from distillery.checks import InputError, first_line, local_path
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar")
 ACCEPTED = "a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one"
 TEST_FOLDERS = ("test", "val", "valid", "validation")
-MAX_MEMBER = 1 << 28  # bytes of one encoded image
+MAX_UNPACKED, MAX_MEMBER = 64 * 10**9, 1 << 28  # bytes of an archive's content, of one encoded image
 _MAX_HEADER = 1 << 24  # bytes tarfile may read at once while listing: names and attributes, never content
 _NESTED = (*SUFFIXES, ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")
@@ -38,11 +37,6 @@ def shown(name) -> str:
     """A file name fit for one line of text: as it is where it is printable, else escaped."""
     text = str(name)
     return text if text.isprintable() else ascii(text)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def is_image(name: str) -> bool:
@@ -61,105 +55,80 @@ class Listing:
 
     files: dict[str, int] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
-    where: dict = field(default_factory=dict)  # by file name, what its archive finds the content by
 
 
-def origin(path: str | Path, max_unpacked_gb: float = 64.0) -> "Folder | Zip | Tar":
+def origin(path: str | Path) -> "Folder | Zip | Tar":
     """The folder or archive at `path`. Raises InputError if it is neither."""
-    text = os.path.expanduser(path) if isinstance(path, str | Path) else ""
-    if os.path.isdir(text):
-        return Folder(Path(text))
-    if os.path.isfile(text) and text.lower().endswith(SUFFIXES):
-        return (Zip if text.lower().endswith(".zip") else Tar)(Path(text), int(max_unpacked_gb * 1e9))
-    raise InputError(f"data_root: {str(path)!r} is not a folder or archive; accepted: {ACCEPTED}")
+    found = local_path("data_root", path)
+    if os.path.isdir(found):
+        return Folder(found)
+    if os.path.isfile(found) and found.name.lower().endswith(SUFFIXES):
+        return (Zip if found.suffix.lower() == ".zip" else Tar)(found)
+    broken = os.path.islink(found) and not os.path.exists(found)
+    what = f"a link to {os.readlink(found)!r}, which is not there" if broken else "not a folder or archive"
+    raise InputError(f"data_root: {str(path)!r} is {what}; accepted: {ACCEPTED}")
 
 
 class Folder:
-    """A folder on disk. A single top folder is entered; nothing below class folders inside a split is looked at."""
+    """A folder on disk; nothing below class folders inside a split is looked at."""
 
     def __init__(self, path: Path):
-        self.path = self.root = path
+        self.path = path
         self.name = path.resolve().name
 
     @cached_property
     def listing(self) -> Listing:
-        """The files. Of the top folders, only train/ and its test folders are entered where both are there, else all."""
+        """The files. Where train/ and a test folder are beside each other, nothing else there is entered."""
+        found, waiting, depth = Listing(), [""], 3
         with readable(self.path):
-            folders, files = _entries(self.root)
-            for _ in range(3):
-                if any(map(is_image, files)) or len(folders) != 1:
-                    break
-                inner, inner_files = _entries(self.root / folders[0])
-                if not inner or any(map(is_image, inner_files)):
-                    break
-                self.root, folders, files = self.root / folders[0], inner, inner_files
-            found = Listing({name: (self.root / name).stat().st_size for name in files}, set(folders))
-            parts = [name for name in folders if name.casefold() in ("train", *TEST_FOLDERS)]
-            waiting = parts if {name.casefold() for name in parts} > {"train"} else folders
             while waiting:
                 folder = waiting.pop()
-                below, files = _entries(self.root / folder)
-                for name in files:
-                    try:
-                        found.files[f"{folder}/{name}"] = os.stat(self.root / folder / name).st_size
-                    except OSError:
-                        found.files[f"{folder}/{name}"] = 0  # a broken link: named later among the unreadable files
-                found.folders.update(f"{folder}/{name}" for name in below)
-                if folder.count("/") < 2:
-                    waiting += [f"{folder}/{name}" for name in below]
-            return found
-
-    @property
-    def nbytes(self) -> int:
-        return sum(self.listing.files.values())
+                below, files = _entries(self.path / folder)
+                found.files |= {folder + name: size for name, size in files.items()}
+                found.folders.update(folder + name for name in below)
+                if len(below) == 1 and folder.count("/") == depth - 3 < 3 and not any(map(is_image, files)):
+                    depth += 1  # a single top folder
+                parts = [name for name in below if name.casefold() in ("train", *TEST_FOLDERS)]
+                entered = parts if {name.casefold() for name in parts} > {"train"} else below
+                waiting += [f"{folder}{name}/" for name in entered if folder.count("/") < depth]
+        return found
 
     def digest(self) -> str:
         """sha256 over the names of folders and files, and over size and content of images and label tables."""
-        names = sorted(self.listing.files)
-        sha = hashlib.sha256(ascii(sorted(self.listing.folders)).encode())
+        sha, names = hashlib.sha256(ascii(sorted(self.listing.folders)).encode()), sorted(self.listing.files)
         with ThreadPoolExecutor(threads()) as pool:
-            for lines in pool.map(self._contents, (names[i : i + 256] for i in range(0, len(names), 256))):
-                sha.update(lines.encode())
+            for start in range(0, len(names), 4096):
+                sha.update("".join(pool.map(self._line, names[start : start + 4096])).encode())
         return sha.hexdigest()
 
-    def _contents(self, names: list[str]) -> str:
-        """One line for each name: the name, and of images and label tables the size and sha256 of the content."""
-        text = ""
-        for name in names:
-            text += ascii(name)
-            if is_image(name) or name.endswith("annotations.txt"):
-                try:
-                    content = store.file_digest(f"{self.root}/{name}")
-                except OSError:
-                    content = "unreadable"
-                text += f" {self.listing.files[name]} {content}"
-            text += "\n"
-        return text
+    def _line(self, name: str) -> str:
+        if not is_image(name) and not name.endswith("annotations.txt"):
+            return f"{name!a}\n"
+        try:
+            content = store.file_digest(f"{self.path}/{name}")
+        except OSError:
+            content = "unreadable"
+        return f"{name!a} {self.listing.files[name]} {content}\n"
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Path]]:
         """(name, path) for each name: whoever decodes a file opens it."""
-        return ((name, self.root / name) for name in names)
+        return ((name, self.path / name) for name in names)
 
 
 class _Archive:
-    """An archive of at most `limit` bytes of content, listed and read in memory."""
+    """An archive, listed and read in memory."""
 
-    def __init__(self, path: Path, limit: int, max_member: int = MAX_MEMBER):
-        self.path = self.root = path
-        self.limit, self.max_member = limit, max_member
+    def __init__(self, path: Path):
+        self.path = path
         self.name = re.sub(r"(?i)(\.tar\.gz|\.tgz|\.tar|\.zip)$", "", path.name)
 
     @cached_property
     def listing(self) -> Listing:
         """The members. Raises InputError if the archive is damaged or one of them is unsafe."""
-        self._found, self._declared = Listing(), 0
+        self._found, self._where, self._declared = Listing(), {}, 0
         with _whole(self.path):
             self._list()
         return self._found
-
-    @property
-    def nbytes(self) -> int:
-        return self.path.stat().st_size
 
     def digest(self) -> str:
         """sha256 of the archive file."""
@@ -176,11 +145,9 @@ class _Archive:
         if ".." in re.split(r"[/\\]", name):
             self._refuse(name, "leads out of the archive with '..'")
         self._declared += size
-        if self._declared > self.limit:
-            allowed = f"{self.limit / 1e9:g}"
-            raise InputError(
-                f"{shown(self.path)} declares more than {allowed} GB of content, at member {name!r}; accepted: up to max_unpacked_gb={allowed}"
-            )
+        if self._declared > MAX_UNPACKED:
+            allowed = f"{MAX_UNPACKED / 1e9:g} GB"
+            raise InputError(f"{shown(self.path)} declares more than {allowed}, at member {name!r}; accepted: {allowed}, or a folder")
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if not parts or any(map(_junk, parts)):
             return
@@ -190,11 +157,11 @@ class _Archive:
         name = "/".join(parts)
         if name.lower().endswith(_NESTED):
             self._refuse(name, "is an archive itself")
-        if size > self.max_member:
-            self._refuse(name, f"declares {size} bytes, above the {self.max_member} of one file,")
+        if size > MAX_MEMBER:
+            self._refuse(name, f"declares {size} bytes, above the {MAX_MEMBER} of one file,")
         if name in self._found.files:
             self._refuse(name, "occurs twice")
-        self._found.files[name], self._found.where[name] = size, where
+        self._found.files[name], self._where[name] = size, where
 
 
 class Zip(_Archive):
@@ -211,11 +178,11 @@ class Zip(_Archive):
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """(name, content) for each name."""
-        infos = self.listing.where
+        _ = self.listing  # refuses what is unsafe
         with _whole(self.path), zipfile.ZipFile(self.path) as archive:
             for name in names:
-                size = infos[name].file_size
-                with archive.open(infos[name]) as file:
+                size = self._where[name].file_size
+                with archive.open(self._where[name]) as file:
                     # one byte more than declared: zipfile then checks the CRC; with no size it inflates the stream however long it is
                     content = file.read(size + 1)
                 if len(content) != size:
@@ -233,7 +200,7 @@ class Tar(_Archive):
 
     def _list(self) -> None:
         with self._stream() as stream:
-            headers = _Headers(stream, 2 * self.limit + _MAX_HEADER)
+            headers = _Headers(stream)
             with tarfile.open(fileobj=headers, mode="r:") as archive:
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # it would keep every header it has seen
@@ -245,7 +212,7 @@ class Tar(_Archive):
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """(name, content) for each name, in the order of the archive."""
-        sizes, starts = self.listing.files, self.listing.where
+        sizes, starts = self.listing.files, self._where
         with _whole(self.path), self._stream() as stream:
             for name in sorted(names, key=starts.__getitem__):
                 stream.seek(starts[name])
@@ -258,8 +225,8 @@ class Tar(_Archive):
 class _Headers:
     """A stream that gives tarfile its headers and skips contents: no long reads, nothing beyond the limit."""
 
-    def __init__(self, stream, limit: int):
-        self.stream, self.limit, self.tell, self.last = stream, limit, stream.tell, b""
+    def __init__(self, stream):
+        self.stream, self.tell, self.last = stream, stream.tell, b""
 
     def read(self, n: int = -1) -> bytes:
         if not 0 <= n <= _MAX_HEADER:
@@ -268,7 +235,7 @@ class _Headers:
         return self.last
 
     def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
-        if position > self.limit:
+        if position > 2 * MAX_UNPACKED + _MAX_HEADER:
             raise tarfile.ReadError(f"content up to byte {position}")
         return self.stream.seek(position, whence)
 
@@ -295,11 +262,12 @@ def readable(path: Path):
         raise InputError(f"cannot read {shown(path)}: {reason}; accepted: a readable file or folder") from error
 
 
-def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    """(folders, files) directly inside a folder, sorted; links are followed."""
+def _entries(folder: Path) -> tuple[list[str], dict[str, int]]:
+    """The folders directly inside a folder, and the files with their sizes, sorted; links are followed, a broken one has no bytes."""
     with os.scandir(folder) as entries:
-        kept = sorted((entry.name, entry.is_dir()) for entry in entries if not _junk(entry.name))
-    return [name for name, is_folder in kept if is_folder], [name for name, is_folder in kept if not is_folder]
+        kept = sorted((entry for entry in entries if not _junk(entry.name)), key=lambda entry: entry.name)
+    files = {entry.name: entry.stat().st_size if entry.is_file() else 0 for entry in kept if not entry.is_dir()}
+    return [entry.name for entry in kept if entry.is_dir()], files
 
 
 def _junk(part: str) -> bool:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from distillery.data.archives import origin, shown
@@ -10,17 +9,9 @@ from distillery.data.decoding import open_image, said, scan
 from distillery.data.folders import Plan, plan_of
 
 
-@dataclass
-class Report:
-    """What `check` found: lines to print, and whether the images can be loaded."""
-
-    lines: list[str]
-    usable: bool
-
-
-def check(path: str | Path, progress: bool = False, max_unpacked_gb: float = 64.0) -> Report:
-    """Look at every image; duplicates are those with the same decoded pixels. Raises InputError where the folders are no data set."""
-    where = origin(path, max_unpacked_gb)
+def check(path: str | Path, progress: bool = False) -> tuple[list[str], bool]:
+    """Look at every image: lines to print, and whether all can be loaded. Raises InputError where the folders are no data set."""
+    where = origin(path)
     plan = plan_of(where)
     rows = {name: row for row, name in enumerate(plan.files)}
     sizes, facts, unreadable = Counter(), Counter(), []
@@ -42,7 +33,7 @@ def check(path: str | Path, progress: bool = False, max_unpacked_gb: float = 64.
     return _report(where, plan, sizes, facts, sorted(unreadable), list(pixels.values()))
 
 
-def _report(where, plan: Plan, sizes, facts, unreadable: list[int], groups: list[list[int]]) -> Report:
+def _report(where, plan: Plan, sizes, facts, unreadable: list[int], groups: list[list[int]]) -> tuple[list[str], bool]:
     n, n_train = len(plan.files), plan.n_train
     train, test = (Counter(part) for part in (plan.labels[:n_train], plan.labels[n_train:]))
     parts = f"{n_train} training and {n - n_train} test images" if test else f"{n} images, no test part"
@@ -71,8 +62,8 @@ def _report(where, plan: Plan, sizes, facts, unreadable: list[int], groups: list
     if small:
         why.append(f"{len(small)} class(es) with fewer than {least} images, first {shown(small[0])} (to be split in {split})")
     if why:
-        return Report([*lines, f"not usable: {'; '.join(why)}"], False)
-    return Report([*lines, "usable" if len(sizes) == 1 else "usable with resize=SIDE: the sizes differ"], True)
+        return [*lines, f"not usable: {'; '.join(why)}"], False
+    return [*lines, "usable" if len(sizes) == 1 else "usable with resize=SIDE: the sizes differ"], True
 
 
 def _duplicates(plan: Plan, groups: list[list[int]]) -> list[str]:

@@ -1,10 +1,6 @@
-"""Encoded images to one uint8 array: JPEG, PNG, WebP and BMP, decoded in threads.
+"""Encoded images to one uint8 array, decoded in threads: as stored, without EXIF rotation, of an animation the first frame."""
 
-Images are taken as they are stored (EXIF rotation is not applied; of an animation, the first frame). Gray stays gray only where all
-images are gray; palettes become RGB. Images with an alpha channel are laid on white, 16-bit images keep their high byte; both are counted.
-"""
-
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -21,7 +17,7 @@ from distillery.data.archives import shown, threads
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 1 << 26  # of one image; more is taken for a decompression bomb
-_CHUNK = 64  # images a task
+_CHUNK = 256  # files read at a time
 
 
 def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Callable, color=False) -> tuple[np.ndarray, list[str]]:
@@ -33,7 +29,7 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
     """
     rows = {name: row for row, name in enumerate(plan.files)}
     sizes, facts, unreadable = Counter(), Counter(), []
-    first: dict[tuple[int, int], tuple[int, str]] = {}  # (row, name) of the first image of each size
+    first: dict[tuple[int, int], str] = {}  # image of each size
     files = where.read(plan.files)
     for name, payload in files:  # the first image that can be decoded fixes shape and mode
         image, _ = open_image(payload)
@@ -43,7 +39,7 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
             out = allocate((len(rows), len(mode), size[1], size[0]))
             files = chain([(name, payload)], files)
             break
-        unreadable.append((rows[name], name))
+        unreadable.append(name)
 
     def work(name: str, payload) -> tuple:
         image, met = open_image(payload)
@@ -57,10 +53,10 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
     with closing(scan(files, len(rows), work, "decoding", progress)) as scanned:
         for name, seen, met in scanned:
             if seen is None:
-                unreadable.append((rows[name], name))
+                unreadable.append(name)
                 continue
             sizes[seen] += 1
-            first[seen] = min(first.get(seen, (rows[name], name)), (rows[name], name))
+            first.setdefault(seen, name)
             facts.update(met)
             again = mode == "L" and "gray" not in met
             if again:
@@ -68,11 +64,11 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
     if again:
         return decode(where, plan, resize, max_side, progress, allocate, True)
     if unreadable:
-        name = shown(where.root / min(unreadable)[1])
+        name = shown(where.path / min(unreadable, key=rows.get))
         raise InputError(f"{len(unreadable)} of {len(rows)} images cannot be read, first {name}; accepted: whole image files")
     if len(sizes) > 1 and not resize:
         (usual, _), *_, (odd, _) = sizes.most_common()
-        example = f"{shown(first[odd][1].rpartition('/')[2])} is {odd[0]}x{odd[1]} and most are {usual[0]}x{usual[1]}"
+        example = f"{shown(first[odd].rpartition('/')[2])} is {odd[0]}x{odd[1]} and most are {usual[0]}x{usual[1]}"
         raise InputError(f"images of {len(sizes)} sizes, e.g. {example}; accepted: equal sizes, or resize=SIDE")
     return out, notes + said(facts, len(rows), mode)
 
@@ -122,7 +118,7 @@ def fit(pixels: np.ndarray, resize: int, max_side: int) -> tuple[np.ndarray, lis
 
 
 def open_image(payload: bytes | Path) -> tuple[Image.Image | None, list[str]]:
-    """One decoded image as L or RGB, None if it cannot be read; and facts: 'gray', 'alpha', '16-bit', 'mode ...'."""
+    """One decoded image as L or RGB, None if it cannot be read; and facts: 'gray', 'alpha' (laid on white), '16-bit', 'mode ...'."""
     try:
         file = BytesIO(payload) if isinstance(payload, bytes) else payload
         with Image.open(file, formats=FORMATS) as image:
@@ -147,17 +143,9 @@ def open_image(payload: bytes | Path) -> tuple[Image.Image | None, list[str]]:
 
 
 def scan(files: Iterator[tuple], n: int, work: Callable, title: str, progress: bool) -> Iterator:
-    """work(name, payload) of each of `n` files, in order: done in threads, with only a few chunks in memory."""
-    waiting: deque = deque()
-
-    def each(chunk: list[tuple]) -> list:
-        return [work(*file) for file in chunk]
-
+    """work(name, payload) of each of `n` files, in order: done in threads, with only a few files in memory."""
     with ThreadPoolExecutor(threads()) as pool, tqdm(total=n, desc=title, unit="image", disable=not progress, leave=False) as bar:
-        while (chunk := list(islice(files, _CHUNK))) or waiting:
-            if chunk:
-                waiting.append(pool.submit(each, chunk))
-            if not chunk or len(waiting) > 2 * threads():
-                found = waiting.popleft().result()
-                bar.update(len(found))
-                yield from found
+        while chunk := list(islice(files, _CHUNK)):
+            for found in pool.map(lambda file: work(*file), chunk):
+                bar.update()
+                yield found

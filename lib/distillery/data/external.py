@@ -1,12 +1,12 @@
-"""Sets made elsewhere: read a published `.pt` or `.safetensors` file of images and labels, and evaluate any set beside random.
+"""Sets made elsewhere, in the layouts of the public codes, read without running anything in their files.
 
-Files of PyTorch are loaded with `weights_only=True` alone, so nothing in them is executed. The layouts of the public codes are known: a
-dict with images and labels under one of several names, a pair (images, labels), DC's result file ({'data': [[images, labels], ...]}, the
-first set), or two files (images, labels) as MTT writes them.
+These are a dict with images and labels under one of several names, a pair (images, labels), DC's result file ({'data': [[images, labels],
+...]}, the first set), or two files (images, labels) as MTT writes them.
 """
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from distillery import store
@@ -36,18 +36,21 @@ def read(path: str | Path, labels: str | Path = "", pixels: str = "auto", splits
         except InputError as error:
             if "no distillery card" not in str(error):
                 raise
-    images, targets = _pair(store.load_foreign(path), path)
+    images, targets = _pair(store.load_foreign(path))
     if labels:
-        content = store.load_foreign(Path(labels))
-        targets = content if isinstance(content, Tensor) else _named(content, LABELS)
-    if not isinstance(images, Tensor) or not isinstance(targets, Tensor):
-        accepted = f"a dict with {'/'.join(IMAGES)} and {'/'.join(LABELS)}, or a pair"
-        raise InputError(f"{path}: no tensors of images and labels; accepted: {accepted}")
-    targets = targets.detach() if targets.ndim == 2 else targets.detach().long()
-    return Synthetic({"images": _standardized(images.detach(), pixels, splits, path), "targets": targets})
+        content = store.load_foreign(labels)
+        targets = _named(content, LABELS) if isinstance(content, dict) else content
+    for what, value, names in (("images", images, IMAGES), ("labels", targets, LABELS)):
+        if value is None:
+            raise InputError(f"{path}: no {what}; accepted: a dict with {'/'.join(names)}, or a pair of images and labels")
+        store.check_plain(f"{path}: {what}", value)
+    if images.ndim != 4 or images.dtype == torch.bool or images.numel() == 0:
+        raise InputError(f"{path}: images {tuple(images.shape)} of {images.dtype}; accepted: numbers (M, C, H, W), M > 0")
+    images = _standardized(images.detach(), pixels, splits, path)
+    return Synthetic({"images": images, "targets": _targets(targets.detach(), len(images), path)})
 
 
-def _pair(content, path: Path) -> tuple:
+def _pair(content) -> tuple:
     """(images, labels) of a foreign file, None for what is not there."""
     if isinstance(content, Tensor):
         return content, None
@@ -55,23 +58,37 @@ def _pair(content, path: Path) -> tuple:
         content = content["data"][0]  # DC, DSA and DM: one [images, labels] per experiment
     if isinstance(content, dict):
         return _named(content, IMAGES), _named(content, LABELS)
-    if isinstance(content, list | tuple) and len(content) >= 2:
-        return content[0], content[1]
-    raise InputError(f"{path} holds a {type(content).__name__}; accepted: a dict or a pair of images and labels")
+    return tuple(content[:2]) if isinstance(content, list | tuple) and len(content) >= 2 else (None, None)
 
 
 def _named(content: dict, names: tuple[str, ...]):
     return next((content[name] for name in names if name in content), None)
 
 
+def _targets(labels: Tensor, n: int, path: Path) -> Tensor:
+    """Labels (n,) int64, of one-hot ones too, or soft ones (n, classes) float32."""
+    found, labels = f"{tuple(labels.shape)} of {labels.dtype}", labels.squeeze(1) if labels.shape[1:] == (1,) else labels
+    soft, whole = labels.ndim == 2 and labels.is_floating_point(), labels.double() % 1 == 0
+    if labels.ndim == 2 and not soft and bool(((labels != 0).sum(1) == 1).all()):
+        labels = (labels != 0).int().argmax(1)
+    if len(labels.shape) not in (1, 2) or len(labels) != n or not (soft or (labels.ndim == 1 and whole.all())):
+        accepted = f"({n},) whole numbers, or ({n}, classes) one-hot or soft"
+        raise InputError(f"{path}: labels {found}; accepted: {accepted}")
+    check_finite(f"{path}: labels", labels)
+    return labels.float() if soft else labels.long()
+
+
 def _standardized(images: Tensor, pixels: str, splits: Splits | None, path: Path) -> Tensor:
-    if pixels == "auto":
-        inside = images.min() >= 0 and images.max() <= 1
-        pixels = "bytes" if not images.is_floating_point() else "unit" if inside else "standardized"
-    images = images.float()
+    whole, images = not images.is_floating_point(), images.float()
     check_finite(f"{path}: images", images)
+    low, high = (float(one) for one in images.aminmax())
+    if pixels == "auto":
+        pixels = "bytes" if whole else "unit" if low >= 0 and high <= 1 else "standardized"
     if pixels == "standardized":
         return images
+    top = 255 if pixels == "bytes" else 1
+    if low < 0 or high > top:
+        raise InputError(f"{path}: pixels in {pixels} from {low:g} to {high:g}; accepted: 0 to {top}")
     if splits is None:
         raise InputError(f"{path}: pixels in {pixels} and no data set to standardize them by; accepted: a data set, or standardized")
-    return splits.train.transform(images / 255 if pixels == "bytes" else images)
+    return splits.train.transform(images / top)

@@ -1,14 +1,8 @@
-"""Image files to a data set: class folders, plain or in an archive, decoded once and cached as safetensors.
-
-The steps: an origin lists its files (`archives.py`), `arrange` finds classes, training and test files in the listing, `decode` turns the
-files into one uint8 array (`decoding.py`), `cached` keeps it under the digest of the files and the options.
-"""
+"""Image files to a data set: class folders, plain or in an archive, decoded once and cached."""
 
 import os
-import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +11,11 @@ import torch
 from torch import Tensor
 
 from distillery import store
-from distillery.checks import InputError
+from distillery.checks import InputError, local_path
 from distillery.data.archives import EXTENSIONS, TEST_FOLDERS, Folder, Listing, is_image, origin, shown
 from distillery.data.decoding import decode
-from distillery.data.mapped import MappedPixels
 
-CACHE_FROM = 1 << 20  # smaller files are decoded faster than they are worth a cache file
-VERSION = 1  # of the decoding: a change makes older cache files stale
+VERSION = 2  # of the decoding: a change makes older cache files stale
 _TABLE = "val/val_annotations.txt"  # of Tiny-ImageNet
 
 
@@ -50,34 +42,32 @@ class Plan:
     notes: list[str]
 
 
-def load_files(path, *, resize=0, max_side=0, cache_dir="", mapped=False, progress=False, max_unpacked_gb=64.0) -> Decoded:
+def load_files(path, *, resize=0, max_side=0, cache_dir="", mapped=False, progress=False) -> Decoded:
     """Decode the class folders of a folder or archive, or read them from the cache: options and refusals as in `data.load`."""
-    where = origin(path, max_unpacked_gb)
+    where = origin(path)
     plan = plan_of(where) if isinstance(where, Folder) else None  # an archive is listed only if not cached
     key = store.identity("decoded images", VERSION, {"resize": resize, "max_side": max_side}, where.digest())
 
     def produce(allocate):
         files = plan or plan_of(where)
-        targets, card = torch.tensor(files.labels), {"classes": files.classes, "n_train": files.n_train, "notes": files.notes}
-        pixels, notes = decode(where, files, resize, max_side, progress, lambda shape: allocate(shape, targets, card))
-        card["notes"] += notes
-        return pixels, targets, card
+        pixels, notes = decode(where, files, resize, max_side, progress, allocate)
+        card = {"classes": files.classes, "n_train": files.n_train, "notes": files.notes + notes}
+        return pixels, torch.tensor(files.labels), card
 
-    worth = bool(cache_dir) or mapped or where.nbytes >= CACHE_FROM
-    return cached(cache_folder(cache_dir) if worth else None, key, shown(where.name), produce, mapped)
+    return cached(cache_folder(cache_dir), key, shown(where.name), produce, mapped)
 
 
 def plan_of(where) -> Plan:
     """The files of an origin, with their classes and parts."""
     table = next((name for name in where.listing.files if f"/{name}".endswith(f"/{_TABLE}")), None)
-    return arrange(where.listing, shown(where.root)) if table is None else arrange_tiny(where, table)
+    return arrange(where.listing, shown(where.path)) if table is None else arrange_tiny(where, table)
 
 
 def arrange(listing: Listing, label: str) -> Plan:
     """Find classes and splits in a listing, whose single top folder is entered.
 
     Accepted are class folders at the top, or inside train/ and test/; where no test/ holds classes, val/ (valid/, validation/) serves as
-    test and that is noted. Classes match between the two parts without regard to case.
+    test and that is noted.
     raises  InputError on fewer than two classes, an empty class, other files in a class folder, or a class that is not in both parts
     """
     base = _base(listing)
@@ -93,35 +83,17 @@ def arrange(listing: Listing, label: str) -> Plan:
         return _ordered([members], sorted(members), notes)
     train = _class_folders(listing, f"{base}{named['train']}/", label)
     classes = sorted(train)
-    below = {part: {_key(name.rpartition("/")[2]) for name in _below(listing.folders, f"{base}{part}/")} for part in held_out}
-    part = next((part for part in held_out if not below[part].isdisjoint(map(_key, classes))), held_out[0])
+    below = {part: {name.rpartition("/")[2] for name in _below(listing.folders, f"{base}{part}/")} for part in held_out}
+    part = next((part for part in held_out if not below[part].isdisjoint(classes)), held_out[0])
     test = _class_folders(listing, f"{base}{part}/", label)
     if part.casefold() != "test":
         notes.append(f"{part}/ serves as test: there is no test/ with these classes")
     elif len(held_out) > 1:
         notes.append(f"{held_out[1]}/ passed over: validation images are drawn from {named['train']}/")
-    spelled = _match(classes, sorted(test), label, part)
-    other = sorted(f"{theirs!r} as {ours!r}" for ours, theirs in spelled.items() if ours != theirs)
-    if other:
-        more = f" and {len(other) - 5} more" if len(other) > 5 else ""
-        notes.append(f"class folders of {part}/ matched in other spelling: {', '.join(other[:5])}{more}")
-    return _ordered([train, {name: test[spelled[name]] for name in classes}], classes, notes)
-
-
-def _match(classes: list[str], test: list[str], label: str, part: str) -> dict[str, str]:
-    """The folder of the test part for every class: the same name, else the same but for case and Unicode form."""
-    if test == classes:
-        return dict(zip(classes, classes))
-    ours, theirs = Counter(map(_key, classes)), Counter(map(_key, test))
-    odd = [name for name in classes + test if not (ours[_key(name)] and theirs[_key(name)])]
-    if odd:
+    if odd := sorted(train.keys() ^ test.keys()):
         more = f" and {len(odd) - 10} more" if len(odd) > 10 else ""
         raise InputError(f"{label}: classes {odd[:10]}{more} are not in both train and {part}; accepted: the same class folders in both")
-    twice = [name for name in classes + test if ours[_key(name)] + theirs[_key(name)] > 2]
-    if twice:
-        raise InputError(f"{label}: classes {twice[:10]} differ only in case; accepted: the same class folders in train and {part}")
-    by_key = {_key(name): name for name in test}
-    return {name: by_key[_key(name)] for name in classes}
+    return _ordered([train, test], classes, notes)
 
 
 def arrange_tiny(where, table: str) -> Plan:
@@ -129,17 +101,12 @@ def arrange_tiny(where, table: str) -> Plan:
 
     The validation images serve as test images; those of test/ have no labels and are passed over.
     """
-    files, label, top = where.listing.files, shown(where.root), table.removesuffix(_TABLE)
-    train: dict[str, list[str]] = {}
+    files, label, top, train = where.listing.files, shown(where.path), table.removesuffix(_TABLE), {}
     for name in sorted(files):
         parts = name.removeprefix(top).split("/")
         if name.startswith(top) and len(parts) == 4 and parts[0] == "train" and parts[2] == "images":
-            if not is_image(name):
-                raise InputError(f"{label}: {name!r} is no image; accepted: {' '.join(EXTENSIONS)}")
             train.setdefault(parts[1], []).append(name)
     classes = sorted(train)
-    if len(classes) < 2:
-        raise InputError(f"{label} holds {len(classes)} class folder(s) in train/; accepted: at least 2")
     test: dict[str, list[str]] = {name: [] for name in classes}
     _, content = next(iter(where.read([table])))
     text = content.read_bytes() if isinstance(content, Path) else content
@@ -150,13 +117,10 @@ def arrange_tiny(where, table: str) -> Plan:
             raise InputError(f"{label}: val_annotations.txt names {row!r}, which is not there; accepted: {accepted}")
         test[row[1]].append(file)
     empty = [name for name in classes if not test[name]]
-    if empty:
-        raise InputError(f"{label}: classes {empty[:5]} have no image in val/; accepted: at least one in every class")
+    if empty or len(classes) < 2:
+        found = f"{len(classes)} classes in train/, of which {empty[:5]} have no image in val/"
+        raise InputError(f"{label}: {found}; accepted: at least two, with images in both")
     return _ordered([train, test], classes, ["the published validation images serve as test"])
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _below(names: Iterable[str], base: str) -> list[str]:
@@ -169,8 +133,8 @@ def _base(listing: Listing) -> str:
     base = ""
     for _ in range(3):
         tops, files = _below(listing.folders, base), _below(listing.files, base)
-        inner = f"{tops[0]}/" if len(tops) == 1 and not any(map(is_image, files)) else ""
-        if not inner or any(map(is_image, _below(listing.files, inner))) or not _below(listing.folders, inner):
+        inner = f"{tops[0]}/" if len(tops) == 1 else ""
+        if not inner or any(map(is_image, files + _below(listing.files, inner))) or not _below(listing.folders, inner):
             break
         base = inner
     return base
@@ -179,19 +143,18 @@ def _base(listing: Listing) -> str:
 def _class_folders(listing: Listing, base: str, label: str) -> dict[str, list[str]]:
     """Sorted image files by class folder below `base`; any other file in a class folder is refused with a count."""
     found: dict[str, list[str]] = {name[len(base) :]: [] for name in _below(listing.folders, base)}
-    foreign: dict[str, list[str]] = {name: [] for name in found}
     here = f"{label}/{shown(base)}".rstrip("/")
     if len(found) < 2:
         raise InputError(f"{here} holds {len(found)} class folder(s); accepted: at least 2")
     for name in sorted([*listing.files, *listing.folders]):
         folder, *rest = name[len(base) :].split("/")
         if name.startswith(base) and len(rest) == 1:
-            (found if name in listing.files and is_image(name) else foreign)[folder].append(name)
-    for name in found:
-        if foreign[name]:
-            what = f"{len(foreign[name])} non-image file(s), first {foreign[name][0].rpartition('/')[2]!r}"
+            found[folder].append(name)
+    for name, inside in found.items():
+        if foreign := [one for one in inside if one not in listing.files or not is_image(one)]:
+            what = f"{len(foreign)} non-image file(s), first {foreign[0].rpartition('/')[2]!r}"
             raise InputError(f"{here}/{shown(name)}: {what}; accepted: {' '.join(EXTENSIONS)}")
-        if not found[name]:
+        if not inside:
             raise InputError(f"class {name!r} in {here} is empty; accepted: at least one image in every class folder")
     return found
 
@@ -199,46 +162,68 @@ def _class_folders(listing: Listing, base: str, label: str) -> dict[str, list[st
 def _ordered(parts: list[dict[str, list[str]]], classes: list[str], notes: list[str]) -> Plan:
     files = [name for part in parts for label in classes for name in part[label]]
     labels = [label for part in parts for label, name in enumerate(classes) for _ in part[name]]
-    return Plan(files, labels, sum(map(len, parts[0].values())), classes, notes)
+    readable = [name.encode(errors="backslashreplace").decode() for name in classes]  # a folder name need not be UTF-8
+    return Plan(files, labels, sum(map(len, parts[0].values())), readable, notes)
 
 
 def cache_folder(cache_dir: str | Path = "") -> Path:
     """The folder of cached pixels: as given, else $DISTILLERY_CACHE, else ~/.cache/distillery. May be removed any time."""
-    return Path(os.path.expanduser(str(cache_dir) or os.environ.get("DISTILLERY_CACHE", "") or "~/.cache/distillery"))
+    return local_path("cache_dir", cache_dir or os.environ.get("DISTILLERY_CACHE") or "~/.cache/distillery")
 
 
 def cached(folder: Path | None, key: str, name: str, produce: Callable, mapped: bool = False) -> Decoded:
-    """What `produce` gives, read from `folder` if it is there, else stored there.
+    """What `produce` gives, kept in `folder` (None = nowhere) as KEY.npy, the pixels, and KEY.safetensors, the rest.
 
-    produce  called with allocate(shape, targets, card) -> array; returns pixels (N, C, H, W), targets (N,) and a card with 'classes',
-             'n_train' and 'notes'
-    mapped   leave the pixels on disk and decode straight to there; their digest is then not checked on reading
-    folder   None = store nothing
+    produce  called with allocate(shape) -> uint8 array to fill; returns it, targets (N,) and a card of 'classes', 'n_train' and 'notes'
+    mapped   leave the pixels on disk; their digest is then not checked on reading
     raises   InputError if `mapped` and the folder cannot be written. Otherwise that is noted, as is a corrupt file, which is made again
     """
-    path = folder / f"{key}.safetensors" if folder else None
-    read = store.map_tensors if mapped else store.load_tensors
-    troubles = []
-    if path is not None and path.exists():
+    if folder is None:
+        pixels, targets, card = produce(lambda shape: np.empty(shape, np.uint8))
+        return Decoded(name, torch.from_numpy(pixels), targets, **card)
+    path, rest, troubles = folder / f"{key}.npy", folder / f"{key}.safetensors", []
+    temporary = folder / f".{key}.{os.getpid()}.tmp"
+
+    def allocate(shape: tuple[int, ...]) -> np.ndarray:
         try:
-            tensors, card = read(path)
-            return Decoded(name, **tensors, **card)
-        except (InputError, TypeError):
+            with store.writing(path):
+                array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+                if hasattr(os, "posix_fallocate"):  # reserve the space: writing to a mapped full disk kills the process
+                    with open(temporary, "r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+                return array
+        except InputError:
+            if mapped:
+                raise
+            troubles.append("the cache folder cannot be written: decoded anew each time")
+            return np.empty(shape, np.uint8)
+
+    if rest.exists():
+        try:
+            return _read(path, rest, name, mapped)
+        except (InputError, OSError, EOFError, ValueError, TypeError, KeyError):
             troubles.append("the cached pixels were corrupt and have been decoded again")
-    with MappedPixels(path) if mapped else nullcontext() as file:
-        pixels, targets, card = produce(file.allocate if mapped else lambda shape, *_: np.empty(shape, np.uint8))
-        tensors = {"pixels": torch.from_numpy(pixels), "targets": targets}
-        if mapped and file.pixels is not None:
-            file.finish()
-        elif path is not None:
-            try:
-                store.save_tensors(path, tensors, card)
-            except InputError:
-                if mapped:
-                    raise
-                troubles.append("the cache folder cannot be written: decoded anew each time")
-    if mapped:
-        tensors, card = read(path)
-    found = Decoded(name, **tensors, **card)
+    try:
+        pixels, targets, card = produce(allocate)
+        if not isinstance(pixels, np.memmap):
+            return Decoded(name, torch.from_numpy(pixels), targets, **card | {"notes": card["notes"] + troubles})
+        with store.writing(path):
+            pixels.flush()
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    store.save_tensors(rest, {"targets": targets}, card | {"pixels": store.file_digest(path)})
+    found = _read(path, rest, name, mapped)
     found.notes += troubles
     return found
+
+
+def _read(path: Path, rest: Path, name: str, mapped: bool) -> Decoded:
+    """What `cached` has stored; raises what numpy and `store` do where a file is not as it was."""
+    tensors, card = store.load_tensors(rest)
+    digest = card.pop("pixels")
+    if not mapped and digest != store.file_digest(path):
+        raise ValueError
+    pixels = np.load(path, mmap_mode="c" if mapped else None)  # "c": as torch wants it, writable but never written
+    return Decoded(name, torch.from_numpy(pixels), tensors["targets"], **card)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from distillery.checks import InputError, check_finite
 
-# Channel means and standard deviations the distillation papers use, pixels in [0, 1]. Those of CIFAR are checked against the public code;
-# the others are the field's usual values, not checked there.
+# Channel means and standard deviations of pixels in [0, 1]. Those of CIFAR are checked against the public code of DC, DSA and DM
+# (github.com/VICO-UoE/DatasetCondensation); the others are the field's usual values, not checked there.
 PUBLISHED = {
     "mnist": ((0.1307,), (0.3081,)),
     "fashion-mnist": ((0.2861,), (0.3530,)),
@@ -38,13 +38,10 @@ class Standardize:
         """Back to [0, 1] (unclipped)."""
         return images * self.std[:, None, None].to(images) + self.mean[:, None, None].to(images)
 
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(vars(self))
-
 
 @dataclass(frozen=True)
 class ZCA:
-    """Whitening x -> (x - mean) T with T = U diag((s + eps)^-1/2) U^T, invertible."""
+    """Whitening x -> (x - mean) T with T = U diag((s + eps)^-1/2) U^T."""
 
     mean: Tensor  # (D,), D = C*H*W
     matrix: Tensor  # (D, D), symmetric
@@ -57,9 +54,6 @@ class ZCA:
     def inverse(self, images: Tensor) -> Tensor:
         """Back to [0, 1] (unclipped)."""
         return (images.flatten(-3) @ self.inverse_matrix.to(images) + self.mean.to(images)).reshape(images.shape)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(vars(self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +213,10 @@ def published(name: str, channels: int) -> Standardize:
 
 
 def fit_zca(images: ImageSet, eps: float = 0.1) -> ZCA:
-    """ZCA over all D = C*H*W pixel-channels of images in [0, 1], covariance (D, D) divided by N - 1, eps added to its eigenvalues."""
+    """ZCA over all D = C*H*W pixel-channels of images in [0, 1], covariance (D, D) divided by N - 1, eps added to its eigenvalues.
+
+    As in the public code of MTT (github.com/GeorgeCazenavette/mtt-distillation), which is kornia's.
+    """
     width = math.prod(images.shape)
     mean, covariance = torch.zeros(width).double(), torch.zeros(width, width).double()
     for part in _parts(images):

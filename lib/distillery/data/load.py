@@ -1,13 +1,6 @@
-"""Real images: named data sets and folders of class folders, held as uint8 and standardized on access.
+"""Real images, named or in folders, as disjoint splits: test images serve the final accuracy alone."""
 
-An `ImageSet` keeps its images as uint8 (N, C, H, W) at rest; `.batch(indices)` is the only way to floats, so that the standardization is
-applied in one place. `load` gives the three disjoint splits every experiment uses: test images are used for nothing but the final
-accuracy, validation images are held out of the training images.
-
-Sources: normalization constants of the public code of DC, DSA and DM (github.com/VICO-UoE/DatasetCondensation); ZCA as in the public code
-of MTT (github.com/GeorgeCazenavette/mtt-distillation): kornia's, eps 0.1.
-"""
-
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +13,7 @@ from distillery.data.images import PUBLISHED, ImageSet, Splits, fit_standardize,
 from distillery.seeds import generator
 
 NAMES = (*named.NAMES, "folder")
+TEST, VALIDATION = 0.2, 0.1  # shares of the images of each class
 NORMALIZATIONS = ("own", "zca", "published", *(f"published:{name}" for name in PUBLISHED))
 
 
@@ -32,38 +26,30 @@ def load(
     resize: int = 0,
     per_class: int = 0,
     test_per_class: int = 0,
-    validation: float = 0.1,
-    test_fraction: float = 0.2,
     normalization: str = "own",
     cache_dir: str | Path = "",
     mapped: bool = False,
     progress: bool = False,
-    max_unpacked_gb: float = 64.0,
 ) -> Splits:
-    """Load a data set as disjoint splits, standardized by its training images.
+    """Load a data set as disjoint splits, standardized by its training images; a tenth of those of each class are for validation.
 
     dataset         'digits' (bundled with scikit-learn), a published set such as 'cifar10' (see `named.py`: its files are looked for in
                     data_root, fetched if missing, and used only with the published checksum), or 'folder': class folders at data_root,
-                    itself a folder, .zip, .tar.gz, .tgz or .tar, either inside train/ and test/ (or val/) or directly, then split by
-                    the seed with `test_fraction` as test
+                    itself a folder, .zip, .tar.gz, .tgz or .tar, either inside train/ and test/ (or val/) or directly, of which the
+                    seed then draws a fifth of each class as test images
     max_side        shrink larger images so that no side exceeds it, 0 = never
     resize          make every image a square of this side, 0 = images must have equal sizes
     per_class       at most so many training images a class (before the validation split), drawn by the seed, 0 = all
     test_per_class  likewise for test images
-    validation      fraction of the training images of each class held out
     normalization   'own' (channel mean and std), 'zca' (eps 0.1), 'published' (the constants of the named set) or 'published:NAME' (those
                     of another set, for folders of its images)
-    cache_dir       where decoded pixels are kept, '' = $DISTILLERY_CACHE or ~/.cache/distillery; removable any time. There, folders and
-                    archives of less than 1 MB are not kept; in a folder given here, all are
+    cache_dir       where decoded pixels are kept, '' = $DISTILLERY_CACHE or ~/.cache/distillery; removable any time
     mapped          leave the pixels on disk and read them as `batch` needs them, for sets larger than memory
     progress        show a progress bar while decoding and downloading
-    max_unpacked_gb refuse an archive that declares more content than this
     raises          InputError on anything that cannot be loaded as asked
     """
     check_choice("dataset", dataset, NAMES)
     check_choice("normalization", normalization, NORMALIZATIONS)
-    check_fraction("validation", validation)
-    check_fraction("test_fraction", test_fraction)
     for name, value in {"resize": resize, "max_side": max_side, "per_class": per_class, "test_per_class": test_per_class}.items():
         if value != 0 or isinstance(value, bool):
             check_positive_int(name, value)
@@ -72,7 +58,7 @@ def load(
         check_choice("normalization: published constants of", constants or dataset, PUBLISHED)
     options = {"resize": resize, "max_side": max_side, "cache_dir": cache_dir, "mapped": mapped, "progress": progress}
     if dataset == "folder":
-        found = folders.load_files(data_root, max_unpacked_gb=max_unpacked_gb, **options)
+        found = folders.load_files(data_root, **options)
     else:
         found = named.load(dataset, data_root, **options)
     # Until the last step a part is only a list of rows, so that the pixels are copied once and not at every step.
@@ -81,15 +67,15 @@ def load(
     if found.n_train < len(images):
         train, test = images.subset(rows[: found.n_train]), images.subset(rows[found.n_train :])
     else:
-        train, test = split_per_class(images, test_fraction, generator(seed, "data", "test split"))
-        notes.append(f"{test_fraction:.0%} of each class drawn as test images")
+        train, test = split_per_class(images, TEST, generator(seed, "data", "test split"))
+        notes.append(f"{TEST:.0%} of each class drawn as test images")
     if per_class:
         train = subset_per_class(train, per_class, generator(seed, "data", "train subset"))
         notes.append(f"at most {per_class} training images a class")
     if test_per_class:
         test = subset_per_class(test, test_per_class, generator(seed, "data", "test subset"))
         notes.append(f"at most {test_per_class} test images a class")
-    train, held_out = split_per_class(train, validation, generator(seed, "data", "validation split"))
+    train, held_out = split_per_class(train, VALIDATION, generator(seed, "data", "validation split"))
     parts = [part if mapped else part.in_memory() for part in (train, held_out, test)]
     if kept == "published":
         transform = published(constants or dataset, images.shape[0])
@@ -129,11 +115,10 @@ def take_classes(splits: Splits, spec: str) -> Splits:
         return splits
     names, chosen = splits.train.classes, []
     for part in spec.split(","):
-        first, dash, last = part.strip().partition("-")
-        last = last if dash else first
-        if not first.isdigit() or not last.isdigit() or int(last) < int(first):
+        first, _, last = part.partition("-")
+        if not re.fullmatch(r" *[0-9]+(-[0-9]+)? *", part) or int(last or first) < int(first):
             raise InputError(f"classes: {spec!r}; accepted: numbers and ranges such as '0-4' or '1,3,7-9'")
-        chosen += range(int(first), int(last) + 1)
+        chosen += range(int(first), int(last or first) + 1)
     if len(set(chosen)) != len(chosen) or len(chosen) < 2 or max(chosen) >= len(names):
         raise InputError(f"classes: {spec!r} of {len(names)}; accepted: at least two different ones from 0 to {len(names) - 1}")
     number = torch.full((len(names),), -1)  # of every class among the chosen

@@ -1,36 +1,28 @@
 """The published data sets by name: fetched if missing, verified before anything in them is read, converted once.
 
-Addresses, file names and class names come from torchvision, the sha256 of every file from the table below. They are those of public data
-set loaders: torchvision (prototype) and TensorFlow Datasets, which agree, for mnist, fashion-mnist and svhn; torchvision (prototype) and
-Keras for cifar10 and cifar100; TensorFlow Datasets for stl10; several independent repositories for tiny-imagenet. A file with another
-sha256 is refused unread. torchvision's own readers are not used: they unpack to disk and unpickle. Here the verified file is read in
-memory; CIFAR's pickles by an unpickler that knows numeric arrays, lists and dicts and nothing else. The pixels then go into the cache as
-safetensors, and the original is not touched again.
-
-An unpacked CIFAR folder without its archive is taken too if its files have the md5 that torchvision publishes; an unpacked Tiny-ImageNet
-folder has no published checksum, which is noted.
+The sha256 of every file are those of public loaders: torchvision (prototype) and TensorFlow Datasets, which agree, for mnist, fashion-mnist
+and svhn; torchvision (prototype) and Keras for cifar10 and cifar100; several independent repositories for
+tiny-imagenet. torchvision's own readers are not used: they unpack to disk and unpickle. Here CIFAR's pickles are read by an unpickler that
+knows numeric arrays, lists and dicts and nothing else.
 """
 
 import gzip
-import hashlib
 import http.client
-import os
 import pickle
-import urllib.request
+import socket
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from distillery import store
-from distillery.checks import InputError
+from distillery.checks import InputError, first_line, local_path
 from distillery.data import folders
-from distillery.data.archives import Tar, first_line, readable, shown
+from distillery.data.archives import Tar, readable, shown
 from distillery.data.decoding import fit
 
-VERSION = 1  # of the readers: a change makes older cache files stale
+VERSION = 2  # of the readers: a change makes older cache files stale
 FILES: dict[str, dict[str, str]] = {  # sha256 by file name
     "mnist": {
         "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -50,11 +42,21 @@ FILES: dict[str, dict[str, str]] = {  # sha256 by file name
     },
     "cifar10": {"cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"},
     "cifar100": {"cifar-100-python.tar.gz": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"},
-    "stl10": {"stl10_binary.tar.gz": "f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866"},
     "tiny-imagenet": {"tiny-imagenet-200.zip": "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"},
 }
 NAMES = ("digits", *FILES)
-_TORCHVISION = {name: name.upper() for name in ("mnist", "svhn", "cifar10", "cifar100", "stl10")} | {"fashion-mnist": "FashionMNIST"}
+_ADDRESSES = {  # of the folders where the files lie
+    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "fashion-mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "svhn": "http://ufldl.stanford.edu/housenumbers/",
+    "cifar10": "https://www.cs.toronto.edu/~kriz/",
+    "cifar100": "https://www.cs.toronto.edu/~kriz/",
+    "tiny-imagenet": "http://cs231n.stanford.edu/",
+}
+_CIFAR = {  # folder of the archive, training batches and the test batch, key of their labels, file and key of the class names
+    "cifar10": ("cifar-10-batches-py", [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels", "batches.meta", "label_names"),
+    "cifar100": ("cifar-100-python", ["train", "test"], "fine_labels", "meta", "fine_label_names"),
+}
 _TIMEOUT = 30  # seconds without an answer
 
 Arrays = tuple[np.ndarray, np.ndarray, int, list[str]]  # pixels and labels, first those for training; how many these are; classes
@@ -66,7 +68,7 @@ def load(name, data_root="", *, resize=0, max_side=0, cache_dir="", mapped=False
     raises  InputError if a file is not there and cannot be fetched, or is not the published one
     """
     sides, folder = {"resize": resize, "max_side": max_side}, folders.cache_folder(cache_dir)
-    root = Path(os.path.expanduser(data_root)) if data_root else folder / "downloads"
+    root = local_path("data_root", data_root) if data_root else folder / "downloads"
     if name == "tiny-imagenet":
         return _tiny(root, progress, **sides, cache_dir=cache_dir, mapped=mapped)
     published = store.canonical(FILES[name]) if name in FILES else "scikit-learn"
@@ -75,10 +77,12 @@ def load(name, data_root="", *, resize=0, max_side=0, cache_dir="", mapped=False
     def produce(allocate):
         pixels, labels, n_train, classes = _READERS[name](name, root, progress)
         pixels, notes = fit(pixels, resize, max_side)
-        return pixels, torch.from_numpy(labels.astype(np.int64)), {"classes": list(classes), "n_train": n_train, "notes": notes}
+        kept = allocate(pixels.shape)
+        kept[:] = pixels
+        return kept, torch.from_numpy(labels.astype(np.int64)), {"classes": list(classes), "n_train": n_train, "notes": notes}
 
-    kept = mapped or name != "digits"  # which are bundled, and read in no time
-    return folders.cached(folder if kept else None, key, name, produce, mapped)
+    worth = mapped or name != "digits"  # which are bundled, and read in no time
+    return folders.cached(folder if worth else None, key, name, produce, mapped)
 
 
 def fetch(name: str, file: str, root: Path, progress: bool = False) -> Path:
@@ -87,7 +91,7 @@ def fetch(name: str, file: str, root: Path, progress: bool = False) -> Path:
     raises  InputError if the file is not the published one, or is missing and cannot be fetched
     """
     expected = FILES[name][file]
-    for path in (root, root / file, root / _TORCHVISION.get(name, name) / "raw" / file):
+    for path in (root, root / file, root / {"mnist": "MNIST"}.get(name, "FashionMNIST") / "raw" / file):
         if path.name == file and path.is_file():
             with readable(path):
                 found = store.file_digest(path)
@@ -99,60 +103,22 @@ def fetch(name: str, file: str, root: Path, progress: bool = False) -> Path:
             )
     if root.is_file():
         raise InputError(f"data_root: {str(root)!r} is a file; accepted: {file}, or a folder that holds it")
-    return _download(_addresses(name, file), root / file, expected, progress)
+    return _download(_ADDRESSES[name] + file, root / file, expected, progress)
 
 
-def _addresses(name: str, file: str) -> list[str]:
-    if name == "tiny-imagenet":
-        return ["http://cs231n.stanford.edu/tiny-imagenet-200.zip"]
-    publisher = _publisher(name)
-    if name == "svhn":
-        return [url for url, stored, _ in publisher.split_list.values() if stored == file]
-    return [publisher.url] if hasattr(publisher, "url") else [base + file for base in publisher.mirrors]
-
-
-def _publisher(name: str):
-    """torchvision's class of a data set; imported late, for it takes a second and is needed once in a set's life."""
-    from torchvision import datasets
-
-    return getattr(datasets, _TORCHVISION[name])
-
-
-def _download(addresses: list[str], path: Path, sha256: str, progress: bool) -> Path:
+def _download(address: str, path: Path, sha256: str, progress: bool) -> Path:
     """Fetch a file; it appears under its name only when complete and verified."""
-    part, reasons = path.with_name(path.name + ".part"), []
+    before = socket.getdefaulttimeout()
     try:
+        socket.setdefaulttimeout(_TIMEOUT)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for address in addresses:
-            try:
-                found = _stream(address, part, progress)
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                reasons.append(f"{address}: {first_line(error)}")
-                continue
-            if found == sha256:
-                os.replace(part, path)
-                return path
-            reasons.append(f"{address}: {part.stat().st_size} bytes with another sha256, {found[:12]}...")
-    except OSError as error:
-        reasons.append(f"{shown(path.parent)}: {error.strerror or error}")
+        torch.hub.download_url_to_file(address, str(path), sha256, progress)
+    except (OSError, ValueError, RuntimeError, http.client.HTTPException) as error:
+        accepted = f"a network connection, or {path.name} with sha256 {sha256} in data_root"
+        raise InputError(f"cannot fetch {address} into {shown(path.parent)}: {first_line(error)}; accepted: {accepted}") from error
     finally:
-        if part.exists():
-            part.unlink()
-    accepted = f"a network connection, or {path.name} with sha256 {sha256} in data_root"
-    raise InputError(f"cannot fetch {path.name} ({'; '.join(reasons)}); accepted: {accepted}")
-
-
-def _stream(address: str, path: Path, progress: bool) -> str:
-    """Copy what an address gives into a file; its sha256."""
-    sha = hashlib.sha256()
-    with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer, open(path, "wb") as file:
-        total = int(answer.headers.get("Content-Length") or 0) or None
-        with tqdm(total=total, desc=path.stem, unit="B", unit_scale=True, disable=not progress) as bar:
-            while block := answer.read(1 << 20):
-                file.write(block)
-                sha.update(block)
-                bar.update(len(block))
-    return sha.hexdigest()
+        socket.setdefaulttimeout(before)
+    return path
 
 
 def _digits(name: str, root: Path, progress: bool) -> Arrays:
@@ -164,8 +130,10 @@ def _digits(name: str, root: Path, progress: bool) -> Arrays:
 
 
 def _mnist(name: str, root: Path, progress: bool) -> Arrays:
+    from torchvision.datasets import FashionMNIST  # a second, needed once in a set's life
+
     images, labels, test_images, test_labels = (_idx(fetch(name, file, root, progress)) for file in FILES[name])
-    classes = [str(i) for i in range(10)] if name == "mnist" else _publisher(name).classes
+    classes = [str(i) for i in range(10)] if name == "mnist" else FashionMNIST.classes
     return np.concatenate([images, test_images])[:, None], np.concatenate([labels, test_labels]), len(images), classes
 
 
@@ -185,45 +153,14 @@ def _svhn(name: str, root: Path, progress: bool) -> Arrays:
     return pixels, labels, len(train["y"]), [str(i) for i in range(10)]
 
 
-def _stl10(name: str, root: Path, progress: bool) -> Arrays:
-    (file,) = FILES[name]
-    wanted = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt")
-    raw = _members(fetch(name, file, root, progress), "stl10_binary", wanted)
-    train, labels, test, test_labels = (np.frombuffer(raw[file], np.uint8) for file in wanted[:4])
-    pixels = np.concatenate([part.reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2) for part in (train, test)])  # stored by columns
-    return pixels, np.concatenate([labels, test_labels]) - 1, len(labels), raw["class_names.txt"].decode().split()
-
-
-def _members(archive: Path, folder: str, wanted) -> dict[str, bytes]:
-    """Members of a verified archive by file name, without unpacking it."""
-    tar = Tar(archive, limit=1 << 40, max_member=1 << 40)
-    return {name.rpartition("/")[2]: content for name, content in tar.read(f"{folder}/{file}" for file in wanted)}
-
-
 def _cifar(name: str, root: Path, progress: bool) -> Arrays:
-    publisher = _publisher(name)
-    batches = [file for file, _ in publisher.train_list + publisher.test_list]
-    md5 = dict(publisher.train_list + publisher.test_list) | {publisher.meta["filename"]: publisher.meta["md5"]}
+    folder, batches, key, meta, names = _CIFAR[name]
     (archive,) = FILES[name]
-    unpacked = root / publisher.base_folder
-    if unpacked.is_dir() and not (root / archive).exists():
-        raw = {file: _with_md5(unpacked / file, expected) for file, expected in md5.items()}
-    else:
-        raw = _members(fetch(name, archive, root, progress), publisher.base_folder, md5)
-    content = {file: unpickle(raw[file], file) for file in md5}
-    pixels = [content[file]["data"].reshape(-1, 3, 32, 32) for file in batches]
-    labels = [np.array(content[file].get("labels", content[file].get("fine_labels"))) for file in batches]
-    n_train = sum(map(len, labels[: len(publisher.train_list)]))
-    return np.concatenate(pixels), np.concatenate(labels), n_train, content[publisher.meta["filename"]][publisher.meta["key"]]
-
-
-def _with_md5(path: Path, expected: str) -> bytes:
-    with readable(path):
-        content = path.read_bytes()
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != expected:
-        raise InputError(f"{shown(path)} has md5 {found}; accepted: the published file, md5 {expected}")
-    return content
+    raw = Tar(fetch(name, archive, root, progress)).read(f"{folder}/{file}" for file in [*batches, meta])
+    content = {(file := path.rpartition("/")[2]): unpickle(value, file) for path, value in raw}
+    pixels, labels = (np.concatenate([content[file][one] for file in batches]) for one in ("data", key))
+    n_test = len(content[batches[-1]][key])
+    return pixels.reshape(-1, 3, 32, 32), labels, len(labels) - n_test, content[meta][names]
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -268,12 +205,4 @@ def _tiny(root: Path, progress: bool, **options) -> folders.Decoded:
     return found
 
 
-_READERS = {
-    "digits": _digits,
-    "mnist": _mnist,
-    "fashion-mnist": _mnist,
-    "svhn": _svhn,
-    "cifar10": _cifar,
-    "cifar100": _cifar,
-    "stl10": _stl10,
-}
+_READERS = {"digits": _digits, "mnist": _mnist, "fashion-mnist": _mnist, "svhn": _svhn, "cifar10": _cifar, "cifar100": _cifar}

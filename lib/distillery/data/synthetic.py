@@ -1,10 +1,5 @@
-"""The synthetic set: named tensors, how stored images become used images, and files that outlive this package.
+"""The synthetic set: named tensors, how stored images become used images, and files that outlive this package."""
 
-`Synthetic.decode()` turns what is stored into the images and targets a network trains on. Every tensor that a method learns (images, soft
-labels, a step size) is one of the named tensors, so stored data are counted in one place.
-"""
-
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -173,7 +168,7 @@ def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -
     tensors = dict(synthetic.tensors)
     if "label_logits" in tensors:  # readers take 'targets': the soft labels themselves
         tensors["targets"] = tensors.pop("label_logits").softmax(-1)
-    tensors |= {f"transform.{name}": value for name, value in (transform.tensors() if transform else {}).items()}
+    tensors |= {f"transform.{name}": value for name, value in (vars(transform) if transform else {}).items()}
     card = {
         "format": "distillery synthetic set, version 1",
         "classes": list(synthetic.classes) if synthetic.classes else None,
@@ -190,14 +185,18 @@ def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -
 
 
 def load(path: str | Path) -> Synthetic:
-    """Read an exported set. Raises InputError if it is truncated, corrupt, or no synthetic set."""
+    """Read an exported set. Raises InputError if it is truncated, corrupt, or no synthetic set of finite numbers."""
     tensors, card = store.load_tensors(path)
     if not str(card.get("format", "")).startswith("distillery synthetic set"):
         raise InputError(f"{path} is {card.get('format', 'something else')!r}; accepted: an exported synthetic set")
     tensors = {name: value for name, value in tensors.items() if not name.startswith("transform.")}
-    return Synthetic(tensors, tuple(card["classes"]) if card.get("classes") else None, card["formation"], card)
-
-
-def gaussian_noise(n: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard normal images (n, *shape), the published initialization of gradient matching."""
-    return torch.randn(n, math.prod(shape), generator=generator).unflatten(1, shape)
+    classes = card.get("classes") or ()
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise InputError(f"{path}: classes {classes!r}; accepted: a list of names")
+    for name, value in tensors.items():
+        store.check_plain(f"{path}: {name}", value)
+        check_finite(f"{path}: {name}", value)
+    try:
+        return Synthetic(tensors, tuple(classes) or None, card.get("formation"), card)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error

@@ -1,18 +1,13 @@
-"""Pre-trained encoders: where a downstream task starts, as weights of a network without its classifier.
-
-Three sources: torchvision's weights by name (fetched where there is a network), a local file (ours, or a state dict of
-PyTorch, which is loaded with `weights_only=True` alone), or `pretrain` on labelled images, best of classes that the
-downstream task does not contain.
-"""
+"""Pre-trained encoders, networks without their classifiers: torchvision's by name, of a local file, or trained on other images."""
 
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
-from torch import Generator, Tensor
+from torch import Generator
 
 from distillery import store
-from distillery.checks import InputError
+from distillery.checks import InputError, check_choice, check_finite, first_line
 from distillery.data import ImageSet, Splits
 from distillery.networks import ModuleNetwork, Params
 from distillery.networks.encoder import Encoder, head_names
@@ -49,7 +44,7 @@ def trained(teacher, source: Splits, network, runs: Runs, seed: int, **how) -> E
     if images.shape != network.shape:
         raise InputError(f"encoder_dataset: images of {images.shape}; accepted: {network.shape}, those of the task")
     inputs = how | {"network": teacher.spec(), "seed": seed}
-    inputs["transform"] = store.tensor_digest(images.transform.tensors())[:16]
+    inputs["transform"] = store.tensor_digest(vars(images.transform))[:16]
     path = runs.artifact("encoder-" + store.identity("encoder", 1, inputs, source.digest))
     if not path.exists():
         weights = pretrain(teacher, images, generator=stream(seed, "encoder"), **how)
@@ -68,35 +63,36 @@ def load(path: str | Path, network) -> Encoder:
     raises  InputError on a file that is missing, corrupt or holds more than tensors, and weights that lack or do not fit
             tensors of the network
     """
-    path, heads = Path(path), head_names(network)
+    path = Path(path)
     if path.suffix == ".safetensors":
-        found, card = store.load_tensors(path)
-        if not isinstance(card, dict) or card.get("kind") != "encoder":
+        stacked, card = store.load_tensors(path)
+        if card.get("kind") != "encoder":
             raise InputError(f"{path} holds no encoder; accepted: a file saved by encoders.save")
+        found = {name: value.squeeze(0) for name, value in stacked.items()}
     else:
         content = store.load_foreign(path)
-        content = content.get("state_dict", content) if isinstance(content, dict) else {}
-        found = {str(name).removeprefix("module."): value[None] for name, value in content.items() if isinstance(value, Tensor)}
-    return Encoder(network, _fitting(found, network, heads, str(path)), path.name)
+        content = content.get("state_dict", content) if isinstance(content, dict) else content
+        if not isinstance(content, dict):
+            raise InputError(f"{path} holds a {type(content).__name__}; accepted: a state dict")
+        found = {str(name).removeprefix("module."): value for name, value in content.items()}
+    return Encoder(network, _fitting(found, network, str(path)), path.name)
 
 
-def _fitting(found: Params, network, heads: set[str], where: str) -> Params:
-    """The tensors of a network's encoder among those found."""
-    wanted = {name: value for name, value in network.init(Generator(), 1).items() if name not in heads}
+def _fitting(found: dict, network, where: str) -> Params:
+    """The tensors of a network's encoder among those found, of one network, with a leading axis 1."""
+    heads, weights = head_names(network), {}
+    wanted = {name: value[0] for name, value in network.init(Generator(), 1).items() if name not in heads}
     lacking = [name for name in wanted if name not in found]
     if lacking:
-        raise InputError(
-            f"{where}: {len(lacking)} of {len(wanted)} tensors of {network.name} are missing, the first {lacking[0]!r}; "
-            "accepted: weights of the same architecture"
-        )
+        missing = f"{len(lacking)} of {len(wanted)} tensors of {network.name} are missing, the first {lacking[0]!r}"
+        raise InputError(f"{where}: {missing}; accepted: weights of the same architecture")
     for name, value in wanted.items():
+        store.check_plain(f"{where}: {name!r}", found[name])
         if found[name].shape != value.shape:
-            raise InputError(
-                f"{where}: {name!r} is {tuple(found[name].shape[1:])}; accepted: {tuple(value.shape[1:])}, that of {network.name}"
-            )
-        if found[name].is_floating_point() and not found[name].isfinite().all():
-            raise InputError(f"{where}: {name!r} holds NaN or infinity; accepted: finite weights")
-    return {name: found[name].to(value.dtype) for name, value in wanted.items()}
+            raise InputError(f"{where}: {name!r} is {tuple(found[name].shape)}; accepted: {tuple(value.shape)}, that of {network.name}")
+        weights[name] = found[name].detach().to(value.dtype)[None]
+        check_finite(f"{where}: {name!r}", weights[name])
+    return weights
 
 
 def torchvision(name: str, classes: int, weights: str = "DEFAULT") -> Encoder:
@@ -112,18 +108,14 @@ def torchvision(name: str, classes: int, weights: str = "DEFAULT") -> Encoder:
     if name not in models.list_models(module=models):
         raise InputError(f"encoder: {name!r} is no model of torchvision; accepted: resnet18, resnet50, vit_b_16, ..")
     options = models.get_model_weights(name)
-    if weights not in options.__members__:
-        raise InputError(f"weights: {weights!r} of {name}; accepted: {', '.join(options.__members__)}")
+    check_choice(f"weights of {name}", weights, options.__members__)
     network = ModuleNetwork(lambda: models.get_model(name, num_classes=classes), f"torchvision {name}")
     try:
         state = options[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"encoder: weights of {name} cannot be fetched: {reason}; accepted: a network, or a local file of weights"
-        ) from error
-    found = {key: value[None] for key, value in state.items()}
-    return Encoder(network, _fitting(found, network, head_names(network), name), f"{name} {weights}")
+        accepted = "a network, or a local file of weights"
+        raise InputError(f"encoder: weights of {name} cannot be fetched: {first_line(error)}; accepted: {accepted}") from error
+    return Encoder(network, _fitting(state, network, name), f"{name} {weights}")
 
 
 def of(source: str, network) -> Encoder:

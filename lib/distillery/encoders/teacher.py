@@ -265,7 +265,7 @@ def _card(network, images: ImageSet, recipe: TeacherTraining) -> dict:
 
 
 def _preprocessing(images: ImageSet) -> str | None:
-    return store.tensor_digest(images.transform.tensors()) if images.transform else None
+    return store.tensor_digest(vars(images.transform)) if images.transform else None
 
 
 def _write(path: Path, card: dict, params: Params, momentum: list[Tensor], losses: list[float]) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_choice
+from distillery.checks import InputError, check_choice, first_line
 from distillery.networks.convnet import ConvNet, Output, Params, trainable
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -67,7 +67,7 @@ class MixedPrecision:
                 warnings.simplefilter("ignore")  # the compiler's talk to its own developers
                 return self._functions[name](params, images, train)
         except torch._dynamo.exc.TorchDynamoException as error:
-            warnings.warn(f"{self.name} runs uncompiled: {str(error).strip().splitlines()[0]}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"{self.name} runs uncompiled: {first_line(error)}", RuntimeWarning, stacklevel=3)
             self._broken = True
             return function(params, images, train)
 

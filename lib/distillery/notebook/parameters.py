@@ -14,7 +14,7 @@ import nbformat
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from distillery.checks import InputError, check_choice
+from distillery.checks import InputError, check_choice, local_path
 from distillery.notebook import types
 
 BUILT_IN = {"str": str, "int": int, "float": float, "bool": bool}
@@ -119,7 +119,7 @@ def planned(notebook: str | Path, given: dict) -> tuple[dict, dict]:
 def _absolute(value, mark: types.OfThisMachine):
     if not isinstance(value, str) or not value:
         return value
-    path = Path(value).expanduser().resolve()
+    path = local_path("path", value).resolve()
     return str(path) if mark.sure or path.exists() else value
 
 
@@ -165,4 +165,4 @@ def device(name: str):
 def results_root(results_dir: str) -> Path:
     """The folder of all results: as given, else $DISTILLERY_RESULTS, else results/ of the repository."""
     chosen = results_dir or os.environ.get("DISTILLERY_RESULTS", "")
-    return Path(chosen).expanduser().resolve() if chosen else Path(__file__).resolve().parents[3] / "results"
+    return local_path("results_dir", chosen).resolve() if chosen else Path(__file__).resolve().parents[3] / "results"

@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from distillery import engine, report, store
-from distillery.checks import InputError
+from distillery.checks import InputError, first_line
 from distillery.lock import lock
 from distillery.notebook import parameters
 
@@ -83,7 +83,7 @@ def read(path: str | Path, find) -> tuple[Path, list[Cell]]:
     try:
         grid = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}; accepted: a YAML file of a grid") from error
+        raise InputError(f"{path}: {first_line(error)}; accepted: a YAML file of a grid") from error
     names = ("notebook", "parameters", "grid")
     if not isinstance(grid, dict) or not {"notebook", "grid"} <= set(grid) <= set(names):
         found = ", ".join(map(str, grid)) if isinstance(grid, dict) else type(grid).__name__

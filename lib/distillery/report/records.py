@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 
 from distillery import store
-from distillery.checks import InputError, check_choice, check_fraction, check_keep
+from distillery.checks import InputError, check_choice, check_fraction, check_keep, local_path
 from distillery.report.provenance import notebook_digest, provenance
 from distillery.runs import Runs
 
@@ -277,7 +277,7 @@ def record_key(notebook: str, parameters: dict) -> str:
 
 def _stamp(data_root: str) -> str:
     """Tells whether a folder or archive is the one it was: its place, and number, sizes and newest time of its files."""
-    root = Path(data_root).expanduser().resolve()
+    root = local_path("data_root", data_root).resolve()
     files = [path.stat() for path in (root.rglob("*") if root.is_dir() else [root]) if path.is_file()]
     newest = max((file.st_mtime_ns for file in files), default=0)
     return store.canonical([str(root), len(files), sum(file.st_size for file in files), newest])

@@ -30,7 +30,7 @@ def load(path: str | Path, images: ImageSet) -> tuple[Tensor, dict]:
             images or of other images or labels, and scores that are not finite
     """
     tensors, card = store.load_tensors(path)
-    if not isinstance(card, dict) or card.get("kind") != "scores" or set(tensors) != {"scores"}:
+    if card.get("kind") != "scores" or set(tensors) != {"scores"}:
         raise InputError(f"{path} holds no scores; accepted: a file saved by scores.files.save")
     _check(str(path), tensors["scores"], images)
     made, own = str(card.get("data"))[:12], images.digest[:12]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from distillery import store
-from distillery.checks import InputError, check_positive_int
+from distillery.checks import InputError, check_positive_int, first_line
 from distillery.scores.complexity import maskable, masked
 
 FIELDS = ("instruction", "output")  # that must say something; 'input' may be empty or missing
@@ -241,8 +241,8 @@ def load_model(name: str):
             name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # files that are broken raise whatever their reader does
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"language model: {name!r}: {reason}; accepted: a causal model with safetensors, folder or hub name") from error
+        accepted = "a causal model with safetensors, folder or hub name"
+        raise InputError(f"language model: {name!r}: {first_line(error)}; accepted: {accepted}") from error
     lacking = sorted(found["missing_keys"])
     if lacking:  # transformers draws them at random and goes on
         raise InputError(f"language model: {name!r}: {len(lacking)} tensors are missing, the first {lacking[0]!r}; accepted: all weights")
