@@ -130,7 +130,8 @@ def test_images_that_an_expert_classifies_right(tiny, tmp_path, refused):
 def test_first_logits_are_the_mean_over_experts_that_are_right(tiny, tmp_path):
     experts = made(tmp_path, tiny, 6)
     indices = torch.arange(24)
-    logits = network().apply(experts.final(), tiny.batch(indices), train=False).logits  # (E, M, classes)
+    last = {name: value[:, -1] for name, value in experts.weights.items()}
+    logits = network().apply(last, tiny.batch(indices), train=False).logits  # (E, M, classes)
     first = first_logits(network(), experts, tiny, indices)
     for i in range(24):
         right = [e for e in range(3) if logits[e, i].argmax() == tiny.targets[i]] or [0, 1, 2]
