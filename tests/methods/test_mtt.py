@@ -75,7 +75,7 @@ def test_settings_are_of_the_right_kind(name, dataset, size):
 def test_some_cells_by_hand(dataset, size, expected):
     settings = METHODS["MTT"].settings(dataset, size)
     assert {name: getattr(settings, name) for name in expected} == expected
-    assert METHODS["MTT"].updates(settings, size) == 5000 and not hasattr(settings, "ema") and not hasattr(settings, "rho")
+    assert METHODS["MTT"].updates(settings, size) == 5000 and settings.ema == 0 and "ema" not in settings.spec()
 
 
 def test_images_were_whitened_where_it_is_said():
@@ -111,7 +111,7 @@ def test_a_changed_range_of_start_epochs_starts_at_0_and_does_not_grow(name):
 
 def test_a_change_gives_no_method_a_setting_that_it_has_not(splits, tmp_path):
     there = experiment(splits, tmp_path, ema=0.5, lr_labels=1.0)
-    assert not hasattr(there.job(Recipe("MTT", 1, 0)).settings, "ema")
+    assert there.job(Recipe("MTT", 1, 0)).settings.ema == 0
     assert there.job(Recipe("FTD", 1, 0)).settings.ema == 0.5
 
 

@@ -11,7 +11,7 @@ kernel, loss and plain twin are in its file under `methods/`; the solve is `netw
 import torch
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_positive_int
+from distillery.checks import InputError, check_positive, check_positive_int
 from distillery.data.synthetic import Synthetic
 from distillery.matching.step import under
 from distillery.networks import ModuleNetwork, Params
@@ -24,8 +24,7 @@ from distillery.training.losses import centred
 class KernelRegression:
     """An objective that descends the error of a kernel ridge regression on the set.
 
-    A subclass has `features(params, images, real)`, what the kernel compares, (n, D) float64, and the loss of a step,
-    `error(outputs, targets, weights, made)`, ().
+    A subclass has `features(params, images, real)`, what the kernel compares, (n, D) float64.
 
     network       of the experiment: classes and shape
     batch         real images a step; of each class where `balanced`
@@ -43,8 +42,7 @@ class KernelRegression:
         check_positive_int("batch", batch)
         if not hasattr(network, "shape"):
             raise InputError(f"network: {network.name}; accepted with {self.name}: a ConvNet, which says of what images it is")
-        if not rho > 0:
-            raise InputError(f"rho: {rho} is not accepted; accepted: a ridge above 0")
+        check_positive("rho", rho)
         self.network, self.batch, self.rho, self.labels = network, batch, rho, labels
         self.classes, self.label_scale = network.classes, 1.0
         self.precision, self.compiled = getattr(real_network, "precision", "float32"), getattr(real_network, "compiled", False)
@@ -106,6 +104,10 @@ class KernelRegression:
     def kernel(self, a: Tensor, b: Tensor | None = None) -> Tensor:
         """The kernel of features (n, D) and (m, D), of a with itself where b is None: (n, m)."""
         return a @ (a if b is None else b).T
+
+    def error(self, outputs: Tensor, targets: Tensor, weights: Tensor, made: Synthetic) -> Tensor:
+        """The loss of a step, (): half the mean over images and classes of the squared error."""
+        return 0.5 * (weights * (outputs - centred(targets, self.classes)).square().mean(1)).sum()
 
     def report(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """What a step logs beside its loss."""

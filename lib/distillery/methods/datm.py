@@ -15,8 +15,7 @@ from distillery.checks import RunFailed
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
 from distillery.experts import Experts
-from distillery.methods.base import register
-from distillery.methods.mtt import TINY
+from distillery.methods.base import TINY, register
 from distillery.methods.trajectories import FlatSettings, Trajectories, row
 from distillery.networks import Params
 from distillery.starts import start

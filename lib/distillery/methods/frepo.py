@@ -22,8 +22,7 @@ from distillery.checks import check_positive_int
 from distillery.data import TensorSource
 from distillery.data.synthetic import Synthetic
 from distillery.matching.ridge import label_loss, label_loss_plain
-from distillery.methods.base import ANY, register
-from distillery.methods.mtt import TINY
+from distillery.methods.base import ANY, TINY, register
 from distillery.methods.regression import Regression, RegressionSettings, TrainedPool, widening
 from distillery.networks import ModuleNetwork, Params
 from distillery.networks.ridge import kernel_ridge_plain

@@ -10,8 +10,7 @@ numbers are its.
 from dataclasses import dataclass
 
 from distillery.checks import InputError
-from distillery.methods.base import register
-from distillery.methods.mtt import SUBSET, TINY
+from distillery.methods.base import SUBSET, TINY, register
 from distillery.methods.trajectories import FlatSettings, Trajectories, row
 
 

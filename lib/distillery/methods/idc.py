@@ -26,7 +26,7 @@ from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.data import Standardize
 from distillery.data.synthetic import FORMATIONS, Synthetic
 from distillery.matching.gradient import GradientMatching
-from distillery.matching.step import StepContext, train_on_real, under
+from distillery.matching.step import StepContext, prefixed, train_on_real, under
 from distillery.methods.base import ANY, register
 from distillery.methods.matched import Formed, FormedSettings
 from distillery.networks import Params, trainable
@@ -147,8 +147,8 @@ class MultiFormation(GradientMatching):
             after_epoch=lambda epoch, weights, momentum: passes.append(momentum),
             done=(0, [before[name].clone() for name in names] if before else []),
         )  # fmt: skip
-        state = {f"network.{name}": value for name, value in params.items()} | {"updates": state["updates"]}
-        return state | {f"momentum.{name}": value for name, value in zip(names, passes[-1])}  # none without momentum
+        momentum = dict(zip(names, passes[-1]))  # {} without momentum
+        return prefixed(params, "network.") | prefixed(momentum, "momentum.") | {"updates": state["updates"]}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,9 @@ from torch import Generator, Tensor
 from distillery.checks import InputError, check_positive_int
 from distillery.data.synthetic import Synthetic
 from distillery.matching.distribution import MAP_LIMIT, DistributionMatching, class_means
-from distillery.matching.step import StepContext, classes_at_once, gradient_by_classes, train_on_real, under
-from distillery.methods.base import register
+from distillery.matching.step import StepContext, classes_at_once, gradient_by_classes, prefixed, train_on_real, under
+from distillery.methods.base import TINY, register
 from distillery.methods.matched import Formed, FormedSettings, augmentation, once_differentiated
-from distillery.methods.mtt import TINY
 from distillery.networks import Params
 from distillery.seeds import split
 from distillery.training.dsa import Draw, augment, draw
@@ -124,7 +123,7 @@ class QueueMatching(DistributionMatching):
 
     def _fresh(self, k: int, device: torch.device, generator: Generator) -> dict[str, Tensor]:
         """k networks that have seen nothing."""
-        weights = {f"queue.{name}": value for name, value in self.network.init(generator, k).items()}
+        weights = prefixed(self.network.init(generator, k), "queue.")
         counts = {name: torch.zeros(k, dtype=torch.int64) for name in ("correct", "seen")}
         return {name: value.to(device, non_blocking=True) for name, value in (weights | counts).items()}
 

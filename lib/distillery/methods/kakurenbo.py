@@ -121,6 +121,18 @@ def _most(fraction: float, n: int) -> int:
     return min(int(fraction * n + 1e-9), n - 1)
 
 
+@dataclass(frozen=True)
+class KakurenboSettings(Settings):
+    """Settings of KAKURENBO."""
+
+    fraction: float  # the most that an epoch hides, in (0, 1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.fraction < 1:
+            raise InputError(f"fraction: {self.fraction} is not accepted; accepted: a share above 0 and below 1")
+
+
 @register
 class Kakurenbo(Whole):
     """Fine-tuning on all images, a part of which is hidden anew in every epoch."""
@@ -128,15 +140,7 @@ class Kakurenbo(Whole):
     name, kind, paper, labels = "KAKURENBO", "hides what is learned", "2310.10102", True
     source = "ours: the paper's share for ImageNet is not known here"
 
-    @dataclass(frozen=True)
-    class Settings(Settings):
-        fraction: float  # the most that an epoch hides, in (0, 1)
-
-        def __post_init__(self):
-            super().__post_init__()
-            if not 0 < self.fraction < 1:
-                raise InputError(f"fraction: {self.fraction} is not accepted; accepted: a share above 0 and below 1")
-
+    Settings = KakurenboSettings
     common = {"fraction": 0.3}
 
     def refuse(self, job) -> None:

@@ -30,9 +30,7 @@ from distillery.checks import InputError, check_positive_int
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
 from distillery.matching.step import under
-from distillery.methods.base import ANY, Made, Settings, register
-from distillery.methods.matched import made
-from distillery.methods.mtt import TINY
+from distillery.methods.base import ANY, TINY, Made, Settings, made, register
 from distillery.methods.regression import TrainedPool, widening
 from distillery.methods.self_supervised import WithoutLabels
 from distillery.methods.trajectories import moved

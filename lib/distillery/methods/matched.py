@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 from distillery.checks import check_choice, check_positive_int
 from distillery.data import synthetic
-from distillery.distill import Distilled, Optimizer
+from distillery.distill import Optimizer
 from distillery.matching.step import effective_rate
-from distillery.methods.base import Made, Method, Settings
+from distillery.methods.base import Made, Method, Settings, made
 from distillery.networks.precision import MixedPrecision
-from distillery.runs import subsample
 
 
 @dataclass(frozen=True)
@@ -55,16 +54,6 @@ class Matched(Method):
         start = job.first()
         done = job.distill(start, self.matching(job), self.optimizers(job), self.updates(job.settings, job.recipe.size))
         return made(start, done)
-
-
-def made(start: synthetic.Synthetic, done: Distilled, **log) -> Made:
-    """What a loop yielded, with its iterates and log."""
-    cost = done.cost
-    log = {"steps": cost["steps"], "samples": cost["samples"], "loss": subsample(done.log["loss"])} | log | {"seconds": cost["seconds"]}
-    if "effective_batch" in done.log:
-        log["effective_batch"] = float(done.log["effective_batch"].mean())
-    iterates = {name: one for name, one in (("ema", done.ema), ("best", done.best)) if one is not None}
-    return Made(done.last, start.tensors["images"], iterates, log)
 
 
 def once_differentiated(job) -> MixedPrecision:

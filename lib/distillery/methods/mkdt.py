@@ -17,8 +17,7 @@ from torch import Tensor
 from distillery.checks import InputError
 from distillery.distill import Optimizer
 from distillery.experts import Experts
-from distillery.methods.base import METHODS, register
-from distillery.methods.mtt import TINY
+from distillery.methods.base import METHODS, TINY, register
 from distillery.methods.self_supervised import StudentTrajectories
 from distillery.methods.trajectories import FlatSettings, load_bank, make_bank, row
 from distillery.networks.precision import float32_matmul, images_at_once
@@ -26,7 +25,6 @@ from distillery.scores import ORDERS, register_score
 from distillery.starts import start
 from distillery.training import squared_error
 from distillery.training.losses import check_targets
-from distillery.training.optimizers import GSAM, SGD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +37,6 @@ class MKDTSettings(FlatSettings):
     lr_targets: float
     momentum_targets: float
     flat: bool = False  # whether experts descend to flat minima by GSAM with `rho` and `alpha`, as those of FTD; ours
-
-    @property
-    def expert_optimizer(self) -> SGD:
-        if not self.flat:
-            return super().expert_optimizer
-        return GSAM(self.expert_lr, self.expert_momentum, self.expert_weight_decay, rho=self.rho, alpha=self.alpha)
 
 
 @register

@@ -6,8 +6,7 @@ set. Both are random beyond their batches, and their gradients depend on which i
 
 from dataclasses import dataclass
 
-from distillery.methods.base import register
-from distillery.methods.mtt import TINY
+from distillery.methods.base import TINY, register
 from distillery.methods.self_supervised import StudentTrajectories, contrast
 from distillery.methods.trajectories import TrajectorySettings, row
 from distillery.training.contrastive import two_views_apart

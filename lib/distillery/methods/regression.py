@@ -18,9 +18,8 @@ from distillery.checks import InputError
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
 from distillery.matching.ridge import KernelRegression, PooledRegression
-from distillery.matching.step import under
-from distillery.methods.base import Made, Method, Settings
-from distillery.methods.matched import made
+from distillery.matching.step import prefixed, under
+from distillery.methods.base import Made, Method, Settings, made
 from distillery.networks import ModuleNetwork, depth_for, trainable
 from distillery.seeds import split
 from distillery.training.optimizers import SGD
@@ -104,9 +103,8 @@ class TrainedPool(PooledRegression):
     def new(self, device: torch.device, generator: Generator, k: int = 1) -> dict[str, Tensor]:
         """State of k networks of age 0: 'net.NAME' (k, ...), 'MOMENT.NAME' (k, ...) and 'age' (k,)."""
         nets = {name: value.to(device, non_blocking=True) for name, value in self.own.init(generator, k).items()}
-        state = {f"net.{name}": value for name, value in nets.items()}
-        state |= {f"{moment}.{name}": torch.zeros_like(value) for moment in self.moments for name, value in trainable(nets).items()}
-        return state | {"age": torch.zeros(k, dtype=torch.int64)}
+        zeros = {f"{moment}.{name}": torch.zeros_like(value) for moment in self.moments for name, value in trainable(nets).items()}
+        return prefixed(nets, "net.") | zeros | {"age": torch.zeros(k, dtype=torch.int64)}
 
     def stepped(self, one: dict[str, Tensor], images: Tensor, targets: Tensor, loss: Callable, step: int = 0) -> dict[str, Tensor]:
         """The state of one network after a training step on images (n, C, H, W); `step` is what its optimizer counts."""
@@ -118,8 +116,7 @@ class TrainedPool(PooledRegression):
         names = [f"{moment}.{name}" for moment in self.moments for name in learned]
         moments = self.optimizer.update(weights, list(grads), [one[name].clone() for name in names], step, 1.0)
         nets = dict(zip(learned, weights, strict=True)) | {name: value.detach() for name, value in output.buffers.items()}
-        new = {f"net.{name}": value for name, value in nets.items()} | dict(zip(names, moments, strict=True))
-        return one | new | {"age": one["age"] + 1}
+        return one | prefixed(nets, "net.") | dict(zip(names, moments, strict=True)) | {"age": one["age"] + 1}
 
 
 def widening(name: str, shape: tuple[int, int, int], outputs: int, width: int, block: Callable, padded: int = 0) -> ModuleNetwork:

@@ -25,7 +25,7 @@ from distillery.methods.regression import Regression, RegressionSettings
 from distillery.networks import ConvNet, Params
 from distillery.networks.precision import MixedPrecision
 from distillery.networks.ridge import embeddings, gaussian, kernel_ridge_plain
-from distillery.training.losses import centred, cross_entropy
+from distillery.training.losses import cross_entropy
 
 
 class RandomFeatures(KernelRegression):
@@ -73,7 +73,7 @@ class RandomFeatures(KernelRegression):
         if self.platt:
             wrong = cross_entropy(made.tensors["log_scale"].double().exp() * outputs[None], targets[None])[0]
             return (weights * wrong).sum()
-        return 0.5 * (weights * (outputs - centred(targets, self.classes)).square().mean(1)).sum()
+        return super().error(outputs, targets, weights, made)
 
 
 def rfad_kernel_plain(networks: Sequence[Callable[[Tensor], Tensor]], a: Tensor, b: Tensor) -> Tensor:

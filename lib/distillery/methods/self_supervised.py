@@ -75,6 +75,13 @@ class Untrained(Method):
         return {name: value.to(job.experiment.device) for name, value in params.items()}, Stats(), {}
 
 
+@dataclass(frozen=True)
+class ViewSettings(Settings):
+    """The random views that are compared."""
+
+    views: Views = Views()
+
+
 @register
 class SelfSupervised(Method):
     """Random images on which encoders learn by SimCLR as teachers do, without a teacher.
@@ -84,9 +91,7 @@ class SelfSupervised(Method):
 
     name, kind, labels = "random, self-supervised", "selection", False
 
-    @dataclass(frozen=True)
-    class Settings(Settings):
-        views: Views = Views()
+    Settings = ViewSettings
 
     def make(self, job) -> Made:
         return Made(job.packed(job.chosen("random")))
