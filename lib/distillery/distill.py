@@ -1,8 +1,21 @@
 """The one loop over distillation steps: any objective, any sampler, one optimizer per learned tensor.
 
-An objective returns gradients by name, so pixels, soft labels and step sizes fit one loop; None skips the update. Every random draw of
-step i comes from generators keyed by i, and a checkpoint holds everything else, so a run that is killed anywhere and started again ends
-with the same bits as one that was not.
+Every random draw of step i comes from generators keyed by i, and a checkpoint holds everything else, so a run that is killed anywhere and
+started again ends with the same bits as one that was not.
+
+An objective has
+
+    start(synthetic, generator) -> state: dict[str, Tensor]
+    step(synthetic, state, draw: RealBatches, generator) -> (gradients: dict[str, Tensor] by learned tensor, or None to skip the update,
+                                                             state, log: dict of scalars)
+
+and may have
+
+    name: str                               of what is said and of checkpoints
+    averaged, positive: tuple[str, ...]     tensors of the moving average (all learned ones else); that have to stay above 0
+    bounds: dict[str, tuple[Tensor, Tensor]]  (low, high) that broadcast to a learned tensor, which is clamped after each update
+    predict(synthetic, state, images, generator) -> (N, classes) logits, for the sampler `Importance`
+    statistic, distance                     for the sampler `TreatmentEffect`, see `matching.effects.Separable`
 """
 
 import math
@@ -102,12 +115,10 @@ def distill(
 ) -> Distilled:  # fmt: skip
     """Distill `real` into `synthetic`.
 
-    objective      start(synthetic, generator) -> state, a flat dict of tensors; step(synthetic, state, draw, generator) -> (gradients by
-                   name or None, state, log of scalar tensors); optionally `bounds`, name -> (low, high) tensors that broadcast to a
-                   learned one, which is clamped after each update
+    objective      see the head of this module
     real, sampler  the real images and which of them a step meets
     optimizers     one per learned tensor; a gradient without an optimizer is refused
-    ema            decay of a moving average of the learned tensors, or of those in `objective.averaged`; None = none
+    ema            decay of a moving average of the learned tensors; None = none
     validate       (set, step) -> score on validation data, high = good; called every `validate_every` steps
     checkpoint     file to resume from if it exists, written every `checkpoint_seconds`; that of another `identity` is refused
     raises         InputError on unknown tensors or a foreign checkpoint; RunFailed where a loss leaves the finite numbers, or a tensor in

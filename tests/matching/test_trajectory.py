@@ -471,8 +471,6 @@ def test_impossible_problems_are_refused_before_compute(tiny, refused):
         objective(tiny, experts, expert_epochs=0)
     with refused("exakt"):
         objective(tiny, experts, gradient="exakt")
-    with refused("batch", 7, 6):
-        run(objective(tiny, experts, batch=7), first(tiny), tiny)
     with refused("step_size"):
         run(
             objective(tiny, experts),
@@ -485,8 +483,8 @@ def test_impossible_problems_are_refused_before_compute(tiny, refused):
         objective(tiny, resting)
 
 
-def test_a_batch_larger_than_the_set_may_mean_all_of_it(tiny):
-    drawn = objective(tiny, batch=1000, oversize="all").draws(first(tiny), generator(0, "a"), generator(0, "b"))
+def test_a_batch_larger_than_the_set_is_all_of_it(tiny):
+    drawn = objective(tiny, batch=1000).draws(first(tiny), generator(0, "a"), generator(0, "b"))
     assert all(sorted(indices.tolist()) == list(range(6)) for indices, _ in drawn)
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from distillery import experts as ex
-from distillery.data import load
 from distillery.evaluation import Protocol
 from distillery.experiment import Experiment, Presets
 from distillery.matching.trajectory import StartEpochs
@@ -60,8 +59,7 @@ def test_a_changed_range_does_not_grow_unless_told_so():
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    splits = load("digits", per_class=20)
+def here(splits, tmp_path_factory):
     network, presets = ConvNet(splits.train.shape, 10, width=8), Presets("cifar10", SMALL)
     return Experiment(splits, network, Protocol(2, 2), Runs(tmp_path_factory.mktemp("runs")), presets=presets)
 

@@ -300,7 +300,7 @@ def test_memory_holds_the_graph_of_one_step(tiny, n):
 def test_batches_pass_through_the_set_without_replacement(tiny):
     """1000 images in batches of 256 and the rest, as published; a smaller set at once."""
     net = network()
-    matching = TrajectoryMatching(net, bank(tiny, net), 8, 2, StartEpochs(0, 2), batch=256, oversize="all", loss=squared_error)
+    matching = TrajectoryMatching(net, bank(tiny, net), 8, 2, StartEpochs(0, 2), batch=256, loss=squared_error)
     for m, sizes in ((1000, [256, 256, 256, 232] * 2), (6, [6] * 8)):
         synthetic = Synthetic({"images": torch.zeros(m, 1, 8, 8), "targets": torch.zeros(m, WIDTH)})
         drawn = matching.draws(synthetic, generator(0, "order"), generator(0, "augment"))

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from distillery import experts
-from distillery.data import load
 from distillery.evaluation import Protocol
 from distillery.experiment import Experiment, Presets, Validation
 from distillery.experts import Training
@@ -26,11 +25,6 @@ SMALL = {
     "experts": 2, "expert_lr": 0.1, "expert_batch": 16, "expert_training_epochs": 10, "student_steps": 2, "expert_epochs": 1,
     "max_start_epoch": 2, "lr_images": 10.0, "lr_step_size": 1e-4, "step_size": 0.05, "steps": 4,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return load("digits", per_class=20)
 
 
 def experiment(splits, folder, times=0, network=None, protocol=None, **changes):

@@ -164,8 +164,7 @@ class TrajectoryMatching:
 
     experts       trajectories of `network`, see `experts.Experts`
     student_steps N, which shall cover M `expert_epochs` from one of `start_epochs` on
-    batch         synthetic images a student step, 0 = all; stored ones where one stored image is several
-    oversize      a batch larger than the set: 'refuse', or 'all' of the set (DATM)
+    batch         synthetic images a student step, 0 or more than there are = all; stored ones where one stored image is several
     augmentation  DSA families, drawn anew in every student step
     views         in their place two random views of each image (`training.views`), for a loss that compares them; their pixels are
                   clamped to [0, 1] where colors are jittered, and pass no gradient there
@@ -183,13 +182,12 @@ class TrajectoryMatching:
     averaged = ("images",)  # FTD's moving average; the present step size and labels go with the averaged images
 
     def __init__(self, network, experts, student_steps: int, expert_epochs: int, start_epochs: StartEpochs, *, batch: int = 0,
-                 oversize: str = "refuse", augmentation: str = "", views: Views | None = None, transform=None,
+                 augmentation: str = "", views: Views | None = None, transform=None,
                  loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy, labels: bool = False, targets: bool = False,
                  threshold: float = math.inf, gradient: str = "exact", name: str = "trajectory matching"):  # fmt: skip
         check_positive_int("student_steps", student_steps)
         check_positive_int("expert_epochs", expert_epochs)
         check_choice("gradient", gradient, GRADIENTS)
-        check_choice("oversize", oversize, ("refuse", "all"))
         if batch < 0:
             raise InputError(f"batch: {batch} is not accepted; accepted: 0 for all of the set, or a positive number")
         last = start_epochs.max_start_epoch - 1
@@ -201,7 +199,7 @@ class TrajectoryMatching:
         if (loss is two_views_apart) != (views is not None):
             raise InputError(f"views: {views} with this loss; accepted: views with a loss of two views, else None")
         self.network, self.experts, self.start_epochs = network, experts, start_epochs
-        self.student_steps, self.expert_epochs, self.batch, self.oversize = student_steps, expert_epochs, batch, oversize
+        self.student_steps, self.expert_epochs, self.batch = student_steps, expert_epochs, batch
         self.augmentation, self.views, self.transform, self.loss = augmentation, views, transform, loss
         if labels and targets:
             raise InputError("labels, targets: both learned; accepted: at most one of them")
@@ -215,7 +213,6 @@ class TrajectoryMatching:
             raise InputError(f"synthetic set: no tensor {lacking[0]!r}; accepted: a set with {', '.join(self.learns)}")
         if self.loss is squared_error or "targets" in self.learns:
             check_targets(synthetic.tensors["targets"], synthetic, self.network.classes)
-        self._batch(synthetic)
         order = torch.randperm(len(self.experts), generator=generator)
         return {"order": order, "used": torch.tensor(0), "step": torch.tensor(0)}
 
@@ -260,7 +257,8 @@ class TrajectoryMatching:
         Batches are chunks of a random permutation of the set; when it is used up, another is drawn. Where samples are compared, a last
         chunk that is smaller is left out.
         """
-        n, batch, chunks = len(synthetic), self._batch(synthetic), []
+        n, chunks = len(synthetic), []
+        batch = min(self.batch or n, n)
         while len(chunks) < self.student_steps:
             found = torch.randperm(n, generator=order).split(batch)
             chunks += found[: n // batch] if self.views else found
@@ -275,12 +273,6 @@ class TrajectoryMatching:
             return [(here, None) for here in indices]
         families, uniforms = drawn.families.split(1), drawn.uniforms.to(synthetic.device).split(1)  # all at once onto the device
         return [(here, Draw(f, u[:, : factor * len(here)])) for here, f, u in zip(indices, families, uniforms, strict=True)]
-
-    def _batch(self, synthetic: Synthetic) -> int:
-        n = len(synthetic)
-        if self.batch > n and self.oversize == "refuse":
-            raise InputError(f"batch: {self.batch} of a set of {n} images; accepted: at most {n}, or 0 for all")
-        return min(self.batch or n, n)
 
     def _segment(self, expert: int, epoch: int) -> tuple[Params, Params]:
         """Trained weights of an expert where a student starts and where it shall end."""

@@ -30,8 +30,8 @@ from distillery.checks import InputError, check_positive_int
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
 from distillery.matching.step import under
-from distillery.methods.base import ANY, TINY, Made, Settings, made, register
-from distillery.methods.regression import TrainedPool, widening
+from distillery.methods.base import ANY, TINY, Made, made, register
+from distillery.methods.regression import LoopSettings, TrainedPool, widening
 from distillery.methods.self_supervised import WithoutLabels
 from distillery.methods.trajectories import moved
 from distillery.networks import ModuleNetwork, Params
@@ -46,24 +46,24 @@ from distillery.training.optimizers import SGD
 class SelfSupervisedRegression(TrainedPool):
     """KRR-ST. The pool's networks are of `krrst_network`, with as many outputs as the network of the experiment: the width D of the targets.
 
-    width    channels of the first block, twice as many in each next one (published: 128 at 32 x 32, 64 at 64 x 64)
-    pool     networks. One of age a has taken a steps; the first ages are uniform from 1 to `age` - 1, and `start` trains that long
-    age      at which a network that was seen is drawn anew
-    lr       of their training on the synthetic set, SGD with momentum .9 and weight decay 1e-3
-    rho      lambda over the trace of K_SS, not over its mean diagonal
+    width       channels of the first block, twice as many in each next one (published: 128 at 32 x 32, 64 at 64 x 64)
+    pool        networks. One of age a has taken a steps; the first ages are uniform from 1 to `age` - 1, and `start` trains that long
+    age         at which a network that was seen is drawn anew
+    network_lr  of their training on the synthetic set, SGD with momentum .9 and weight decay 1e-3
+    rho         lambda over the trace of K_SS, not over its mean diagonal
     Others as `KernelRegression`; batch is of all classes. Defaults are the published ones. Outputs of the regression are (N, D); there
     are no labels, and so neither `predict` nor `accuracy`.
-    raises   InputError on targets, synthetic or real, that are not real numbers (n, D)
+    raises      InputError on targets, synthetic or real, that are not real numbers (n, D)
     """
 
     name, learns, moments = "KRR-ST", ("images", "targets"), ("velocity",)
 
     def __init__(self, network, batch: int = 1024, real_network=None, *, rho: float = 1e-6, width: int = 128, pool: int = 10,
-                 age: int = 1000, lr: float = 0.1):  # fmt: skip
+                 age: int = 1000, network_lr: float = 0.1):  # fmt: skip
         super().__init__(network, batch, real_network, rho=rho, labels=True)
         for name, value in {"width": width, "pool": pool, "age": age}.items():
             check_positive_int(name, value)
-        self.pool, self.age, self.optimizer = pool, age, SGD(lr, 0.9, 1e-3)
+        self.pool, self.age, self.optimizer = pool, age, SGD(network_lr, 0.9, 1e-3)
         self.own = krrst_network(network.shape, self.classes, width)
 
     def prepare(self, synthetic: Synthetic) -> Synthetic:
@@ -153,20 +153,13 @@ def krrst_loss_plain(
 
 
 @dataclass(frozen=True, kw_only=True)
-class KRRSTSettings(Settings):
-    """Settings of KRR-ST, as `SelfSupervisedRegression`; `optimizer`, `schedule` and `lr` are of images and targets."""
+class KRRSTSettings(LoopSettings):
+    """Settings of KRR-ST, as `SelfSupervisedRegression`. The public code has AdamW with a weight decay of 0, which is Adam."""
 
-    iterations: int
-    steps: int = 0
-    optimizer: str  # the public code has AdamW with a weight decay of 0, which is Adam
-    schedule: str
-    lr: float
-    batch: int
-    rho: float
     width: int
     pool: int
     age: int
-    network_lr: float  # rate of the pool's networks
+    network_lr: float
 
 
 @register
@@ -192,7 +185,7 @@ class KRRST(WithoutLabels):
     def regression(self, job) -> SelfSupervisedRegression:
         """The objective of a job."""
         s = job.settings
-        return SelfSupervisedRegression(job.network, s.batch, rho=s.rho, width=s.width, pool=s.pool, age=s.age, lr=s.network_lr)
+        return SelfSupervisedRegression(job.network, s.batch, rho=s.rho, width=s.width, pool=s.pool, age=s.age, network_lr=s.network_lr)
 
     def optimizers(self, job) -> dict[str, Optimizer]:
         s = job.settings

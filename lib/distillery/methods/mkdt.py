@@ -71,47 +71,6 @@ class MKDT(StudentTrajectories):
         return super().optimizers(job) | ({"targets": Optimizer(s.lr_targets, s.momentum_targets)} if s.learned else {})
 
 
-def _students(experiment, own: dict) -> tuple:
-    """How the students are trained whose losses count, with the last epoch that is kept: never flat ones."""
-    return METHODS["MKDT"].bank_with(experiment, own | {"flat": False})
-
-
-def students(experiment, source=None) -> Experts:
-    """MKDT's students on all real images of an experiment, or on some: made once, stored."""
-    return load_bank(experiment, source or experiment.real, *_students(experiment, {}))
-
-
-def _identity(scores) -> dict:
-    training, epochs = _students(scores.experiment, {})
-    return {"training": training.spec(), "kind": type(training.optimizer).__name__, "epochs": epochs}
-
-
-@register_score("student loss", labels=False, seeded=False, spec=_identity)
-def student_loss(scores, seed: int, k: int) -> Tensor:
-    """`losses` of the students on all real images."""
-    return losses(scores.experiment.network, students(scores.experiment), scores.experiment.real)
-
-
-ORDERS["high loss"] = _identity
-
-
-def _students_of(job) -> tuple:
-    return _students(job.experiment, job.recipe.settings if job.method is METHODS["MKDT"] else {})
-
-
-def _make_students(job, where: str) -> None:
-    make_bank(job.experiment, job.source, *_students_of(job), where)
-
-
-@start("high loss", score="high loss", general=False, labels=False, prepare=_make_students)
-def by_high_loss(job, n: int) -> Tensor:
-    """Of highest loss under students after one epoch, highest first, who are trained on the images that are kept."""
-    bank = _students_of(job)
-    if job.recipe.prune is None and bank == _students(job.experiment, {}):
-        return highest(job.score("student loss"), n)
-    return high_loss(job.network, load_bank(job.experiment, job.source, *bank), job.source, n)
-
-
 def losses(network, students: Experts, source, epoch: int = 1) -> Tensor:
     """Squared error of each image of a `RegressionSet`, mean over outputs and over the students after `epoch` epochs: (N,) float64 on the CPU.
 
@@ -157,6 +116,47 @@ def high_loss_plain(network, students: Experts, source, m: int, epoch: int = 1) 
             errors.append(float(((output - target) ** 2).sum() / len(target)))
         means.append(sum(errors) / len(errors))
     return sorted(range(len(source)), key=lambda i: (-means[i], i))[:m]
+
+
+def _students(experiment, own: dict) -> tuple:
+    """How the students are trained whose losses count, with the last epoch that is kept: never flat ones."""
+    return METHODS["MKDT"].bank_with(experiment, own | {"flat": False})
+
+
+def students(experiment, source=None) -> Experts:
+    """MKDT's students on all real images of an experiment, or on some: made once, stored."""
+    return load_bank(experiment, source or experiment.real, *_students(experiment, {}))
+
+
+def _identity(scores) -> dict:
+    training, epochs = _students(scores.experiment, {})
+    return {"training": training.spec(), "kind": type(training.optimizer).__name__, "epochs": epochs}
+
+
+@register_score("student loss", labels=False, seeded=False, spec=_identity)
+def student_loss(scores, seed: int, k: int) -> Tensor:
+    """`losses` of the students on all real images."""
+    return losses(scores.experiment.network, students(scores.experiment), scores.experiment.real)
+
+
+ORDERS["high loss"] = _identity
+
+
+def _students_of(job) -> tuple:
+    return _students(job.experiment, job.recipe.settings if job.method is METHODS["MKDT"] else {})
+
+
+def _make_students(job, where: str) -> None:
+    make_bank(job.experiment, job.source, *_students_of(job), where)
+
+
+@start("high loss", score="high loss", general=False, labels=False, prepare=_make_students)
+def by_high_loss(job, n: int) -> Tensor:
+    """Of highest loss under students after one epoch, highest first, who are trained on the images that are kept."""
+    bank = _students_of(job)
+    if job.recipe.prune is None and bank == _students(job.experiment, {}):
+        return highest(job.score("student loss"), n)
+    return high_loss(job.network, load_bank(job.experiment, job.source, *bank), job.source, n)
 
 
 COLUMNS = ("none", "random", "high loss", "KRR-ST", "MKDT, random init", "MKDT", "whole")

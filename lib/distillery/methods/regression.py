@@ -2,7 +2,8 @@
 
 Left out: the evaluations of KIP and RFAD by networks of width 1024 with scaled and centred labels, and by convolutional kernels of infinite
 width. Our choices: nothing is chosen on test images, validation images are no training images; one scale is fitted to outputs where they
-stand for logits; images of sizes that are not published get as many blocks as the field gives them (`networks.depth_for`).
+stand for logits; images of sizes that are not published get as many blocks as the field gives them (`networks.depth_for`). ZCA adds .1 to
+eigenvalues of pixels in [0, 1]; the public codes of FRePo and RFAD add .1 of the mean eigenvalue of standardized ones, which whitens more.
 """
 
 import math
@@ -17,26 +18,33 @@ from torch import Generator, Tensor, nn
 from distillery.checks import InputError
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
-from distillery.matching.ridge import KernelRegression, PooledRegression
+from distillery.matching.ridge import KernelRegression
 from distillery.matching.step import prefixed, under
 from distillery.methods.base import Made, Method, Settings, made
-from distillery.networks import ModuleNetwork, depth_for, trainable
+from distillery.networks import ModuleNetwork, Params, depth_for, trainable
+from distillery.networks.precision import MixedPrecision
 from distillery.seeds import split
 from distillery.training.optimizers import SGD
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegressionSettings(Settings):
+class LoopSettings(Settings):
     """Settings of a loop that descends the error of a ridge regression."""
 
     iterations: int
-    lr: float  # of images and labels
+    lr: float  # of images, and of labels or targets
     optimizer: str  # of everything learned, see `distill.Optimizer`; so `schedule`
     schedule: str
     batch: int  # real images a step
-    rho: float  # the ridge over the mean diagonal of the kernel
-    labels: bool  # whether labels are learned
+    rho: float  # of the ridge, see `KernelRegression`
     steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionSettings(LoopSettings):
+    """With labels."""
+
+    labels: bool  # whether they are learned
 
 
 LOOP = ("iterations", "steps", "lr", "lr_scale", "optimizer", "schedule", "batch")
@@ -94,11 +102,36 @@ class Regression(Method):
         return made(start, done, **log)
 
 
-class TrainedPool(PooledRegression):
-    """A pool of networks that train on the set."""
+class TrainedPool(KernelRegression):
+    """A regression on features of a network from a pool, which trains on the set along the way.
 
+    A subclass's `aged(synthetic, one, generator)` is the state of one network, leading axis 1, after a step that saw it in the state `one`.
+    """
+
+    own: ModuleNetwork  # what the pool's networks are
+    pool: int  # how many there are
     optimizer: SGD
     moments: tuple[str, ...]  # of its state, a tensor of each for each weight
+
+    def _picked(self, generator: Generator) -> int:
+        """Which network of the pool a step sees, from a copy of its generator."""
+        return int(torch.randint(self.pool, (), generator=generator.clone_state()))
+
+    def networks_of_step(self, synthetic: Synthetic, state: dict[str, Tensor], generator: Generator) -> Params:
+        i = self._picked(generator)
+        return {name: value[i : i + 1] for name, value in under(state, "net.").items()}
+
+    def after(self, synthetic: Synthetic, state: dict[str, Tensor], seen: Generator, generator: Generator) -> dict[str, Tensor]:
+        """The network that was seen takes a step on the synthetic images, or is drawn anew where it is old."""
+        i, state = self._picked(seen), {name: value.clone() for name, value in state.items()}
+        one = {name: value[i : i + 1] for name, value in state.items()}
+        for name, value in self.aged(synthetic, one, generator).items():
+            state[name][i] = value[0]
+        return state
+
+    def features(self, params: Params, images: Tensor, real: bool) -> Tensor:
+        network = MixedPrecision(self.own, self.precision) if real and self.precision != "float32" else self.own
+        return network.embed(params, images, train=False)[0].double()
 
     def new(self, device: torch.device, generator: Generator, k: int = 1) -> dict[str, Tensor]:
         """State of k networks of age 0: 'net.NAME' (k, ...), 'MOMENT.NAME' (k, ...) and 'age' (k,)."""

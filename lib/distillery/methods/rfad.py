@@ -7,8 +7,7 @@ with the last features $\psi$ of random networks side by side, drawn anew in eve
 squared error. Slow references: `rfad_kernel_plain`, `rfad_loss_plain`.
 
 Left out: the learned linear map of all pixels, the stop by validation loss (published: after 100,000 steps at most), and evaluations
-with scaled and centred labels. `zca` here adds .1 to eigenvalues of pixels in [0, 1]; the public code adds .1 of the mean eigenvalue of
-standardized ones, which whitens more, and normalizes images of SVHN one by one before.
+with scaled and centred labels. The public code normalizes images of SVHN one by one before it whitens them.
 """
 
 from collections.abc import Callable, Sequence

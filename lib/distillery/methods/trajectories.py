@@ -169,7 +169,7 @@ class Trajectories(Method):
     def matching(self, job) -> TrajectoryMatching:
         """The objective of a job."""
         s = job.settings
-        options = {"batch": s.student_batch, "oversize": "all", "gradient": s.gradient, "name": self.name}
+        options = {"batch": s.student_batch, "gradient": s.gradient, "name": self.name}
         options |= {"augmentation": self.augmentation(job.experiment)} | self.options(job)
         return TrajectoryMatching(job.network, self.experts(job), s.student_steps, s.expert_epochs, s.start_epochs, **options)
 
