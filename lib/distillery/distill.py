@@ -128,8 +128,6 @@ def distill(
     for name in sorted(set(optimizers) - set(synthetic.tensors)):
         raise InputError(f"optimizers: no tensor {name!r} in the set; accepted: {', '.join(synthetic.tensors)}")
     called = getattr(objective, "name", "")
-    for name in (need for need in sampler.needs if not hasattr(objective, need)):
-        raise InputError(f"sampler: {type(sampler).__name__} with {called or 'an objective'}, which has no {name}; accepted: Uniform")
     root = int(torch.randint(2**62, (), generator=generator))
     learned = {name: synthetic.tensors[name].detach().clone().requires_grad_() for name in optimizers}
     built = {name: spec.build(learned[name]) for name, spec in optimizers.items()}

@@ -252,20 +252,17 @@ def _chunk(network, source, training: Training) -> int:
 
 
 def _chunks(folder: str | Path, network, source, training: Training) -> list[tuple[int, int, dict, Path]]:
-    """First expert, number of experts, card and artifact of each chunk."""
-    cards = [_card(network, source, training, first) for first in range(0, training.experts, _chunk(network, source, training))]
-    keys = [store.identity(card["producer"], card["version"], card["inputs"], card["data set"]) for card in cards]
-    return [(*card["inputs"]["experts"], card, Path(folder) / f"experts-{key}") for card, key in zip(cards, keys)]
-
-
-def _card(network, source, training: Training, first: int) -> dict:
-    """What identifies a chunk of experts, as JSON gives it back."""
-    inputs = {name: value for name, value in training.spec().items() if name in ("batch", "augmentation", "seed", "loss", "views")}
-    inputs |= {"network": network.spec(), "optimizer": {"name": type(training.optimizer).__name__, **asdict(training.optimizer)}}
-    inputs["preprocessing"] = store.transform_digest(source.transform)
-    inputs["experts"] = [first, min(_chunk(network, source, training), training.experts - first)]
-    card = {"producer": "experts", "version": VERSION, "inputs": inputs, "data set": source.digest}
-    return json.loads(store.canonical(card))
+    """First expert, number of experts, card, which identifies them as JSON gives it back, and artifact of each chunk."""
+    shared = {name: value for name, value in training.spec().items() if name in ("batch", "augmentation", "seed", "loss", "views")}
+    shared |= {"network": network.spec(), "optimizer": {"name": type(training.optimizer).__name__, **asdict(training.optimizer)}}
+    size, chunks = _chunk(network, source, training), []
+    for first in range(0, training.experts, size):
+        n = min(size, training.experts - first)
+        inputs = shared | {"preprocessing": store.transform_digest(source.transform), "experts": [first, n]}
+        card = json.loads(store.canonical({"producer": "experts", "version": VERSION, "inputs": inputs, "data set": source.digest}))
+        key = store.identity("experts", VERSION, card["inputs"], source.digest)
+        chunks.append((first, n, card, Path(folder) / f"experts-{key}"))
+    return chunks
 
 
 def _file(path: Path, epoch: int) -> Path:

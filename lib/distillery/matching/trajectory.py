@@ -24,14 +24,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.checks import InputError, check_positive_int
 from distillery.data.synthetic import Synthetic
 from distillery.networks import Params, trainable
 from distillery.seeds import split
-from distillery.training import cross_entropy, squared_error
-from distillery.training.contrastive import two_views_apart
+from distillery.training import cross_entropy
 from distillery.training.dsa import Draw, augment, draw
-from distillery.training.losses import check_targets
 from distillery.training.views import ViewDraw, Views, draw_views, view
 
 # (weights, learned tensors, what was drawn for this step) -> (): the loss of one student step, twice differentiable
@@ -166,15 +164,15 @@ class TrajectoryMatching:
     student_steps N, which shall cover M `expert_epochs` from one of `start_epochs` on
     batch         synthetic images a student step, 0 or more than there are = all; stored ones where one stored image is several
     augmentation  DSA families, drawn anew in every student step
-    views         in their place two random views of each image (`training.views`), for a loss that compares them; their pixels are
-                  clamped to [0, 1] where colors are jittered, and pass no gradient there
+    views         in their place two random views of each image (`training.views`), for a loss that compares them (`two_views_apart`); their
+                  pixels are clamped to [0, 1] where colors are jittered, and pass no gradient there
     transform     the standardization of the images, which views undo and apply again; None = there is none
     loss          (output (1, B, D), targets (1, B[, D])) -> (1, B), or (1,) where samples are coupled
     labels        whether 'label_logits' are learned beside pixels and step size
-    targets       whether real-valued 'targets' are (MKDT's public code; in its paper they stay as they are)
+    targets       whether real-valued 'targets' are in their place (MKDT's public code; in its paper they stay as they are)
     threshold     updates with a loss above it are skipped (DATM); costs a wait for the device in every step
     gradient      'exact', 'frozen' (TESLA as published) or 'unrolled' (the twin)
-    raises        InputError if a start epoch plus M lies beyond the stored ones, an expert does not move, or labels and targets are learned
+    raises        InputError if a start epoch plus M lies beyond the stored ones, or an expert does not move
     """
 
     learns = ("images", "step_size")
@@ -185,34 +183,19 @@ class TrajectoryMatching:
                  augmentation: str = "", views: Views | None = None, transform=None,
                  loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy, labels: bool = False, targets: bool = False,
                  threshold: float = math.inf, gradient: str = "exact", name: str = "trajectory matching"):  # fmt: skip
-        check_positive_int("student_steps", student_steps)
-        check_positive_int("expert_epochs", expert_epochs)
-        check_choice("gradient", gradient, GRADIENTS)
-        if batch < 0:
-            raise InputError(f"batch: {batch} is not accepted; accepted: 0 for all of the set, or a positive number")
         last = start_epochs.max_start_epoch - 1
         if (most := experts.epochs - expert_epochs) < last:
             stored = f"{expert_epochs} expert epochs: experts are stored up to epoch {experts.epochs}"
             raise InputError(f"start epoch {last} with {stored}; accepted: at most epoch {most}, or experts trained longer")
-        if views and (augmentation or labels or targets):
-            raise InputError(f"augmentation {augmentation!r}, labels {labels}, targets {targets} beside views; accepted: '' and False")
-        if (loss is two_views_apart) != (views is not None):
-            raise InputError(f"views: {views} with this loss; accepted: views with a loss of two views, else None")
         self.network, self.experts, self.start_epochs = network, experts, start_epochs
         self.student_steps, self.expert_epochs, self.batch = student_steps, expert_epochs, batch
         self.augmentation, self.views, self.transform, self.loss = augmentation, views, transform, loss
-        if labels and targets:
-            raise InputError("labels, targets: both learned; accepted: at most one of them")
         self.learns = (*self.learns, *("label_logits",) * labels, *("targets",) * targets)
         self.threshold, self.gradient, self.name = threshold, gradient, name
         self._check_experts_move()
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the order in which experts come, how many of them are used, and the number of steps."""
-        if lacking := [name for name in self.learns if name not in synthetic.tensors]:
-            raise InputError(f"synthetic set: no tensor {lacking[0]!r}; accepted: a set with {', '.join(self.learns)}")
-        if self.loss is squared_error or "targets" in self.learns:
-            check_targets(synthetic.tensors["targets"], synthetic, self.network.classes)
         order = torch.randperm(len(self.experts), generator=generator)
         return {"order": order, "used": torch.tensor(0), "step": torch.tensor(0)}
 

@@ -81,13 +81,7 @@ class Method:
     Settings: ClassVar[type[Settings]] = Settings
     common: ClassVar[dict] = {}  # published settings
     published: ClassVar[dict[str, dict[int, dict]]] = {}  # what differs: data set -> size (or ANY) -> settings
-    about: ClassVar[tuple[str, ...]] = (
-        "start",
-        "normalization",
-        "depth",
-        "side",
-        "source",
-    )  # keys of both that are no settings: what a run needs beside
+    about: ClassVar[tuple[str, ...]] = ("start", "normalization", "depth", "side", "source")  # keys of both that are no settings
     numbers: ClassVar[dict[str, dict[int, tuple[float, float]]]] = {}  # accuracies in percent: data set -> size -> (mean, deviation)
     judged: ClassVar[dict | None] = None  # how: 'epochs', 'batch', 'augmented' on the ConvNet of width 128; None = ours are not comparable
     start: ClassVar[str] = ""  # how first images are chosen as published, '' = there are none to choose

@@ -106,13 +106,12 @@ def frepo_loss_plain(
 ) -> Tensor:
     """FRePo: weighted mean over targets of half the squared error, summed over classes, plus the label term, () float64.
 
-    Source: 2206.00719 and its released code. K(x, x') = h(x).h(x'); ridge 1e-6 tr(K_SS) / |S|.
+    Source: 2206.00719 and its released code. K(x, x') = h(x).h(x'); ridge 1e-6 tr(K_SS) / |S|. Images, labels and weights as
+    `kip.kip_loss_plain`.
 
-    features       (n, c, h, w) -> (n, F): flattened last activations of one network, in eval mode
-    images, real   (m, c, h, w) and (n, c, h, w) float64: synthetic images, targets; labels (m, C) and real_labels (n, C)
-    weights        (n,) float64
-    flip           append left-right mirrored copies of the images, labels repeated, before the regression: |S| = 2 m. The targets are
-                   not mirrored, and the label term is of the m labels
+    features  (n, c, h, w) -> (n, F): flattened last activations of one network, in eval mode
+    flip      append mirrored copies of the images, labels repeated, before the regression: |S| = 2 m. The targets are not mirrored, and
+              the label term is of the m labels
     """
     support, support_labels = images, labels
     if flip:

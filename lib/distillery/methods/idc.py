@@ -122,7 +122,7 @@ class MultiFormation(GradientMatching):
             picked, used = order[:, : self.most].to(device, non_blocking=True), self.most
         params, labels = under(state, "network."), labels.to(device, non_blocking=True)
         context = FormationContext(params, labels, drawn, picked=picked)
-        loss, gradient = self._pixels(context, synthetic, draw_real, used)
+        loss, gradient = self.pixels(context, synthetic, draw_real, used)
         if self.scale is not None:
             gradient = gradient / self.scale.to(device, non_blocking=True)
         return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
@@ -192,13 +192,11 @@ class IDC(Formed):
     def updates(self, settings: IDCSettings, size: int) -> int:
         return settings.steps or settings.iterations * settings.inner
 
-    def matching(self, job) -> MultiFormation:
-        s, experiment = job.settings, job.experiment
-        return MultiFormation(
-            job.network, s.batch, experiment.augmentation if s.augmented else s.augmentation, experiment.fast,
-            formation=s.formation, metric=s.metric, inner=s.inner, n_data=s.n_data, train_batch=s.train_batch,
-            cutmix=s.cutmix, transform=experiment.real.transform,
-        )  # fmt: skip
+    def options(self, job) -> dict:
+        s = job.settings
+        families = job.experiment.augmentation if s.augmented else s.augmentation
+        own = {name: getattr(s, name) for name in ("formation", "metric", "inner", "n_data", "train_batch", "cutmix")}
+        return own | {"augmentation": families, "transform": job.experiment.real.transform}
 
 
 @register

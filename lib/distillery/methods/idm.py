@@ -20,8 +20,8 @@ from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_positive_int
 from distillery.data.synthetic import Synthetic
-from distillery.matching.distribution import MAP_LIMIT, DistributionMatching, class_means
-from distillery.matching.step import StepContext, classes_at_once, gradient_by_classes, prefixed, train_on_real, under
+from distillery.matching.distribution import DistributionMatching, class_means
+from distillery.matching.step import StepContext, prefixed, train_on_real, under
 from distillery.methods.base import TINY, register
 from distillery.methods.matched import Formed, FormedSettings, augmentation, once_differentiated
 from distillery.networks import Params
@@ -109,9 +109,7 @@ class QueueMatching(DistributionMatching):
         labels, _ = synthetic.classes_present()
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
         context = QueueContext(_network(queue, i), labels.to(device, non_blocking=True), drawn, False, self.ce_weight * accuracy)
-        real, weights = draw_real.classes(labels, self.batch, self.effects(context, synthetic))
-        at_once = classes_at_once(self.network, real.shape[1], real.shape, MAP_LIMIT)
-        loss, gradient = gradient_by_classes(synthetic, at_once, lambda images, here: self.loss(context, real, weights, images, here))
+        loss, gradient = self.pixels(context, synthetic, draw_real)
         chosen = torch.randperm(size, generator=pick_stream)[: self.trained].tolist()
         queue = self._train(queue, chosen, draw_real, train_stream) | {"updates": torch.tensor(updates + 1)}
         return {"images": gradient}, queue, {"loss": loss, "accuracy": accuracy}

@@ -5,10 +5,9 @@ hidden where its last prediction was right and its largest probability at least 
 $\frac{1}{1 - F_e}$ of the learning rate, and a forward pass at its end records anew what was hidden. $F_e$ is the fraction times a factor
 that falls at milestones of the training. Slow reference: `plan_plain`.
 
-Probabilities are those over the classes of one sample; the public code normalizes over the samples of a batch. What was visited is recorded
-during the epoch, augmented and at the weights of that step; what was hidden is recorded at its end, in evaluation mode and never augmented
-(in the public code in training mode, which moves the statistics of BatchNorm). Its losses tend to be lower for that alone, so what is
-hidden tends to stay so.
+What was visited is recorded during the epoch, augmented and at the weights of that step; what was hidden at its end, in evaluation mode and
+never augmented. Its losses tend to be lower for that alone, so what is hidden tends to stay so. Our choices: probabilities over the classes
+of a sample (public code: over the samples of a batch), and that evaluation mode (there training mode, which moves BatchNorm's statistics).
 """
 
 import math

@@ -38,9 +38,14 @@ class Matched(Method):
     def spec(self, job) -> dict:
         return super().spec(job) | {"augmentation": job.experiment.augmentation}
 
+    def options(self, job) -> dict:
+        """Arguments of the objective beside those of all."""
+        return {}
+
     def matching(self, job):
         """The objective of a job. Raises InputError on settings that it refuses."""
-        raise NotImplementedError(self.name)
+        both = {"augmentation": augmentation(job), "real_network": job.experiment.fast}
+        return self.objective(job.network, batch=job.settings.batch, **both | self.options(job))
 
     def optimizers(self, job) -> dict[str, Optimizer]:
         """The optimizer of each learned tensor."""

@@ -79,7 +79,6 @@ def rfad_kernel_plain(networks: Sequence[Callable[[Tensor], Tensor]], a: Tensor,
     """RFAD's kernel (n, m) of a (n, c, h, w) and b (m, c, h, w): 2 psi(a) psi(b)^T + .01, psi = concatenated features / sqrt(networks x F).
 
     The 2 and the .01 are the squared weight and bias deviations of the dropped dense layer.
-
     networks  functions (n, c, h, w) -> (n, F): flattened last activations of random networks
     """
     total = 0
@@ -95,13 +94,10 @@ def rfad_loss_plain(
 ) -> Tensor:
     """RFAD: kernel ridge regression with ridge 5e-3 tr(K_SS) / |S|, under the squared or the Platt loss, () float64.
 
-    Source: 2210.12067 and its released code.
+    Source: 2210.12067 and its released code. Images, labels and weights as `kip.kip_loss_plain`, networks as `rfad_kernel_plain`.
 
-    networks      functions (n, c, h, w) -> (n, F), the same for images and targets
-    images, real  (m, c, h, w) and (n, c, h, w) float64: synthetic images, targets; labels (m, C) and real_labels (n, C)
-    weights       (n,) float64
-    log_scale     None: half the weighted mean over targets of the mean over classes of the squared error. A tensor (), k: weighted mean
-                  of the cross-entropy (nats) of softmax(exp(k) prediction) with the class argmax(real_labels)
+    log_scale  None: half the weighted mean over targets of the mean over classes of the squared error. A tensor (), k: weighted mean
+               of the cross-entropy (nats) of softmax(exp(k) prediction) with the class argmax(real_labels)
     """
     kernel_ss, kernel_ts = rfad_kernel_plain(networks, images, images), rfad_kernel_plain(networks, real, images)  # (m, m), (n, m)
     penalty = 5e-3 * torch.trace(kernel_ss) / len(images)
