@@ -127,13 +127,12 @@ def distill(
     check_positive_int("steps", steps)
     for name in sorted(set(optimizers) - set(synthetic.tensors)):
         raise InputError(f"optimizers: no tensor {name!r} in the set; accepted: {', '.join(synthetic.tensors)}")
-    called = getattr(objective, "name", "")
     root = int(torch.randint(2**62, (), generator=generator))
     learned = {name: synthetic.tensors[name].detach().clone().requires_grad_() for name in optimizers}
     built = {name: spec.build(learned[name]) for name, spec in optimizers.items()}
     now, positive, bounds = _Progress(learned), getattr(objective, "positive", ()), getattr(objective, "bounds", {})
     bounds = {name: [bound.to(synthetic.device, non_blocking=True) for bound in pair] for name, pair in bounds.items()}
-    card = {"identity": identity, "root": root, "steps": steps, "objective": called, "ema": ema}
+    card = {"identity": identity, "root": root, "steps": steps, "objective": getattr(objective, "name", ""), "ema": ema}
     card["optimizers"] = {name: asdict(spec) for name, spec in optimizers.items()}
     path = Path(checkpoint) if checkpoint else None
     if path and path.exists():

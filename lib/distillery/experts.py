@@ -4,8 +4,7 @@ An artifact is a folder `experts-<id>` for a chunk of experts trained together, 
 (network, optimizer, batch, augmentation, seed, which experts), on what (data digest, preprocessing), and not how long: more epochs go on
 from the last file, and a kill or a full disk loses at most the epoch under way.
 
-Sources: buffers of MTT (arXiv 2203.11932), flat experts of FTD (2211.11004), students of MKDT (2410.02116), which regress a teacher's
-embeddings (`encoders.regression_set`).
+Source: buffers of MTT (arXiv 2203.11932). MKDT's students are experts that regress a teacher's embeddings (`encoders.regression_set`).
 """
 
 import json
@@ -150,14 +149,14 @@ def _make(first: int, size: int, card: dict, path: Path, network, source, traini
     return path
 
 
-def load(folder: str | Path, network, source, training: Training, epochs: int, device=None) -> Experts:
-    """The stored trajectories up to epoch `epochs`, on `device` (that of `source` if None). Raises InputError if others or none are there."""
+def load(folder: str | Path, network, source, training: Training, epochs: int) -> Experts:
+    """The stored trajectories up to epoch `epochs`, on the device of `source`. Raises InputError if others or none are there."""
     bank: Params = {}
     for first, size, card, path in _chunks(folder, network, source, training):
         if (stored := _stored(path)) <= epochs:
             raise InputError(f"{path}: {stored} of {epochs + 1} epochs are stored; accepted: the experts of a finished `make`")
         for epoch in range(epochs + 1):
-            for name, value in _read(path, epoch, card, device or source.device)[0].items():
+            for name, value in _read(path, epoch, card, source.device)[0].items():
                 if name not in bank:
                     bank[name] = value.new_empty(training.experts, epochs + 1, *value.shape[1:])
                 bank[name][first : first + size, epoch] = value
@@ -199,11 +198,8 @@ def bill(folder: str | Path, network, source, training: Training, epochs: int, *
     inputs = {"training": training.spec(), "epochs": epochs, "network": network.spec()}
     inputs |= {"kind": type(training.optimizer).__name__, "transform": store.transform_digest(source.transform)}
     key = store.identity("bank", VERSION, inputs, source.digest)
-    asked, path, before = (
-        (folder, network, source, training, epochs),
-        Path(folder) / f"bill-{key}.safetensors",
-        Path(folder) / f"{key}.json",
-    )
+    asked, path = (folder, network, source, training, epochs), Path(folder) / f"bill-{key}.safetensors"
+    before = Path(folder) / f"{key}.json"
     with lock(path.with_suffix(".lock"), wait=True):
         if any(left for _, left in _left(*asked)) or not (path.exists() or before.exists()):
             make(*asked, where=where, billed_to=key, log=print)

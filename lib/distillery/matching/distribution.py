@@ -1,8 +1,6 @@
 r"""Distribution matching (DM, arXiv 2110.04181): class means of the features of fresh random networks.
 
-$$L = \sum_c \Big\| \tfrac{1}{|B_c|}\sum_{x \in B_c} \phi(A(x)) - \tfrac{1}{|S_c|}\sum_{s \in S_c} \phi(A(s)) \Big\|^2$$
-
-with a new never-trained network $\phi$ in every step and one siamese augmentation $A$ per class for real and synthetic images. Networks
+The equation is in `methods/dm.py`: a new never-trained network in every step, one siamese augmentation per class for both sides. Networks
 whose samples do not couple see all classes in one forward pass, which is exact; with BatchNorm one forward of all classes is the
 published variant. Slow reference, class by class: `distribution_loss_plain`.
 """

@@ -14,7 +14,6 @@ order instead; for DM the two are the same. `treatment_effects_probed` (ours) es
 pixel space. Slow reference: `treatment_effects_plain`, which computes the loss again without each image.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -67,19 +66,15 @@ class Separable:
         loss = self.distance(context, self.augmented(context, _used(rows, formation), c), means, c).sum()
         return torch.autograd.grad(loss, rows)[0]
 
-    def effects(self, context: StepContext, synthetic: Synthetic) -> Callable[[Tensor, Tensor], Tensor]:
-        """(real, weights) -> `treatment_effects` in this step, for a sampler that follows them."""
-
-        def effects(real: Tensor, weights: Tensor) -> Tensor:
-            with float32_matmul("float32"):  # small differences of gradients that are nearly equal
-                return treatment_effects(self, self.with_real(context, real), synthetic, real, weights)
-
-        return effects
+    @float32_matmul("float32")  # small differences of gradients that are nearly equal
+    def effects(self, context: StepContext, synthetic: Synthetic, real: Tensor, weights: Tensor) -> Tensor:
+        """`treatment_effects` in this step, for a sampler that follows them."""
+        return treatment_effects(self, self.with_real(context, real), synthetic, real, weights)
 
     def pixels(self, context: StepContext, synthetic: Synthetic, draw_real, used: int = 0) -> tuple[Tensor, Tensor]:
         """(loss, its gradient on the stored images); `used` synthetic images of a class are kept in the graph."""
         labels, _ = synthetic.classes_present()
-        real, weights = draw_real.classes(labels, self.batch, self.effects(context, synthetic))
+        real, weights = draw_real.classes(labels, self.batch, partial(self.effects, context, synthetic))
         context = self.with_real(context, real)
         # BatchNorm in training mode: one forward pass of all classes, as published
         whole = context.train_mode and couples(context.params)

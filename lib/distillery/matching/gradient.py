@@ -176,7 +176,8 @@ class GradientMatching(Separable):
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the network in training and how many updates it has seen."""
-        return self._fresh(synthetic, generator)
+        params = {name: value.to(synthetic.device, non_blocking=True) for name, value in self.network.init(generator, 1).items()}
+        return prefixed(params, "network.") | {"updates": torch.tensor(0)}
 
     def step(self, synthetic: Synthetic, state: dict[str, Tensor], draw_real, generator: Generator):
         """One gradient on the pixels, then the inner training: (gradients by name, state, log).
@@ -188,7 +189,7 @@ class GradientMatching(Separable):
         updates, inner_epochs = loops(len(synthetic) // len(labels))
         seen = int(state["updates"])
         if seen == (self.updates or updates):
-            state, seen = self._fresh(synthetic, weights_stream), 0
+            state, seen = self.start(synthetic, weights_stream), 0
         elif seen > 0:
             state = self._inner(synthetic, state, self.inner_epochs or inner_epochs, inner_stream)
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
@@ -219,10 +220,6 @@ class GradientMatching(Separable):
         """Loss gradients of each group of images (groups, m, C, H, W) of class c."""
         labels = context.labels[c].expand(len(images))
         return class_gradients(self.network, context.params, images, labels, None, differentiable, context.train_mode, self.names)
-
-    def _fresh(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
-        params = {name: value.to(synthetic.device, non_blocking=True) for name, value in self.network.init(generator, 1).items()}
-        return prefixed(params, "network.") | {"updates": torch.tensor(0)}
 
     def _inner(self, synthetic: Synthetic, state: dict[str, Tensor], epochs: int, generator: Generator) -> dict[str, Tensor]:
         params, options = under(state, "network."), {"epochs": epochs, "augmentation": self.augmentation}

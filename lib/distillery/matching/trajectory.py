@@ -1,4 +1,4 @@
-r"""Trajectory matching: MTT (arXiv 2203.11932), TESLA (2211.10586), FTD (2211.11004), DATM (2310.05773), MKDT (2410.02116).
+r"""Trajectory matching: MTT (arXiv 2203.11932), and what TESLA, FTD, DATM and MKDT change of it.
 
 A student starts at an expert's weights $\theta_0 = \tau_t$, takes N steps of rate $\eta$ on augmented batches $x_n$ of the synthetic set,
 and shall end near the weights the expert had M epochs later:
@@ -12,8 +12,7 @@ $$s = \langle\lambda, \nabla_\theta l(\theta_n; x_n)\rangle, \qquad \tfrac{dL}{d
 \tfrac{dL}{d\eta} \mathrel{-}= s, \qquad \lambda \leftarrow \lambda - \eta\,\partial_{\theta_n} s$$
 
 x stands for every learned tensor (pixels, label logits, targets). TESLA as published is the same sweep with lambda frozen at its first
-value: exact for N = 1 alone. MKDT's students regress real-valued targets: l is their squared error. Slow reference, plain autograd
-through all steps: `sweep_plain`.
+value: exact for N = 1 alone. Slow reference, plain autograd through all steps: `sweep_plain`.
 """
 
 import math

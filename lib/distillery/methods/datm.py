@@ -44,11 +44,7 @@ class DATMSettings(FlatSettings):
 
 @register
 class DATM(Trajectories):
-    """Trajectories as hard as the set is large, matched with learned labels.
-
-    Published without a deviation, and so not below: CIFAR-10 at 500 and 1000 images a class, 83.5 and 85.5; CIFAR-100 at 100, MTT
-    49.2, TESLA 49.2, FTD 49.7, DATM 57.5.
-    """
+    """Trajectories as hard as the set is large, matched with learned labels. Means without a deviation are not below."""
 
     name, paper = "DATM", "2310.05773"
     source = "code: configurations of NUS-HPC-AI-Lab/DATM"

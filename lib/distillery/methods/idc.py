@@ -101,7 +101,7 @@ class MultiFormation(GradientMatching):
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the network in training, its momentum once it has one, and how many updates it has seen."""
         check_choice(f"formation of the set with {self.name}", synthetic.formation, [self.formation])
-        state = self._fresh(synthetic, generator)
+        state = super().start(synthetic, generator)
         if not convolutions(under(state, "network.")):
             raise InputError(f"network: {self.network.name} has no convolution; accepted: a convolutional network")
         return state
@@ -111,7 +111,7 @@ class MultiFormation(GradientMatching):
         weights_stream, pick_stream, augment_stream, train_stream = split(generator, 4)
         device, seen = synthetic.device, int(state["updates"])
         if seen == self.updates:
-            state, seen = self._fresh(synthetic, weights_stream), 0
+            state, seen = super().start(synthetic, weights_stream), 0
         elif seen > 0:
             state = self._train(state, draw_real, train_stream)
         labels, members = synthetic.classes_present()
@@ -195,7 +195,7 @@ class IDC(Formed):
     def options(self, job) -> dict:
         s = job.settings
         families = job.experiment.augmentation if s.augmented else s.augmentation
-        own = {name: getattr(s, name) for name in ("formation", "metric", "inner", "n_data", "train_batch", "cutmix")}
+        own = {name: getattr(s, name) for name in ("formation", *IDCSettings.__annotations__)}
         return own | {"augmentation": families, "transform": job.experiment.real.transform}
 
 

@@ -23,7 +23,7 @@ from distillery.data.synthetic import Synthetic
 from distillery.matching.distribution import DistributionMatching, class_means
 from distillery.matching.step import StepContext, prefixed, train_on_real, under
 from distillery.methods.base import TINY, register
-from distillery.methods.matched import Formed, FormedSettings, augmentation, once_differentiated
+from distillery.methods.matched import Formed, FormedSettings
 from distillery.networks import Params
 from distillery.seeds import split
 from distillery.training.dsa import Draw, augment, draw
@@ -163,7 +163,7 @@ class IDM(Formed):
 
     name, kind, paper = "IDM", "distribution matching", "2307.09742"
     source = "code: command.txt of uitrbn/IDM"
-    objective, Settings = QueueMatching, IDMSettings
+    objective, Settings, once = QueueMatching, IDMSettings, True
     common = {
         "formation": "partition2", "interpolation": "bilinear", "augmented": True, "lr": 0.2, "momentum": 0.5, "iterations": 20_000,
         "batch": 256, "interval": 30, "capacity": 100, "trained": 2, "train_steps": 10, "train_batch": 256, "normalization": "published",
@@ -185,9 +185,5 @@ class IDM(Formed):
         "imagenet-100": {1: (11.2, 0.5), 10: (17.1, 0.6), 50: (26.3, 0.4)},  # 224 x 224, six blocks
     }
 
-    def matching(self, job) -> QueueMatching:
-        s = job.settings
-        return QueueMatching(
-            once_differentiated(job), s.batch, augmentation(job), job.experiment.fast, ce_weight=s.ce_weight,
-            interval=s.interval, capacity=s.capacity, trained=s.trained, train_steps=s.train_steps, train_batch=s.train_batch,
-        )  # fmt: skip
+    def options(self, job) -> dict:
+        return {name: getattr(job.settings, name) for name in IDMSettings.__annotations__}

@@ -119,11 +119,8 @@ def krrst_loss_plain(
 ) -> Tensor:
     """KRR-ST: weighted mean over real images of the mean over outputs of the squared error, () float64.
 
-    Source: 2310.06511 and its released code. K(x, x') = f(x).f(x') + 1; ridge 1e-6 tr(K_SS), which is a constant.
-
-    features      (n, c, h, w) -> (n, F): flattened last activations of one network, in eval mode
-    images, real  (m, c, h, w) and (n, c, h, w) float64; targets (m, D) and real_targets (n, D) float64, of the teacher
-    weights       (n,) float64 that sum to one; published: 1 / n
+    Source: 2310.06511 and its released code. K(x, x') = f(x).f(x') + 1; ridge 1e-6 tr(K_SS), which is a constant. Features as
+    `frepo.frepo_loss_plain`; images (m, c, h, w), targets (m, D), real (n, c, h, w), real_targets (n, D), weights (n,), all float64.
     """
     f_s = torch.cat([features(images), torch.ones(len(images), 1, dtype=images.dtype)], 1)  # (m, F + 1)
     f_b = torch.cat([features(real), torch.ones(len(real), 1, dtype=real.dtype)], 1)  # (n, F + 1)

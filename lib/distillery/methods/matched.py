@@ -1,6 +1,7 @@
 """What methods share whose steps compare a set with real batches, class by class: DC, DSA, DM, IDM, IDC."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from distillery.checks import check_choice, check_positive_int
 from distillery.data import synthetic
@@ -34,6 +35,7 @@ class Matched(Method):
     start = "random"
     learns = ("images",)
     Settings = MatchedSettings
+    once: ClassVar[bool] = False  # whether no gradient is differentiated again, so that the network may be compiled
 
     def spec(self, job) -> dict:
         return super().spec(job) | {"augmentation": job.experiment.augmentation}
@@ -44,8 +46,10 @@ class Matched(Method):
 
     def matching(self, job):
         """The objective of a job. Raises InputError on settings that it refuses."""
-        both = {"augmentation": augmentation(job), "real_network": job.experiment.fast}
-        return self.objective(job.network, batch=job.settings.batch, **both | self.options(job))
+        network = MixedPrecision(job.network, compiled=job.experiment.compute.compiled) if self.once else job.network
+        augmentation = job.experiment.augmentation if job.settings.augmented else ""
+        both = {"augmentation": augmentation, "real_network": job.experiment.fast}
+        return self.objective(network, batch=job.settings.batch, **both | self.options(job))
 
     def optimizers(self, job) -> dict[str, Optimizer]:
         """The optimizer of each learned tensor."""
@@ -59,16 +63,6 @@ class Matched(Method):
         start = job.first()
         done = job.distill(start, self.matching(job), self.optimizers(job), self.updates(job.settings, job.recipe.size))
         return made(start, done)
-
-
-def once_differentiated(job) -> MixedPrecision:
-    """The network where no gradient is differentiated again, so that it may be compiled."""
-    return MixedPrecision(job.network, compiled=job.experiment.compute.compiled)
-
-
-def augmentation(job) -> str:
-    """The DSA families that both sides meet."""
-    return job.experiment.augmentation if job.settings.augmented else ""
 
 
 @dataclass(frozen=True, kw_only=True)

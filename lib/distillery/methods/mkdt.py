@@ -160,11 +160,9 @@ def by_high_loss(job, n: int) -> Tensor:
 
 
 COLUMNS = ("none", "random", "high loss", "KRR-ST", "MKDT, random init", "MKDT", "whole")
-# Unlabelled set, part of it, part of the labels, task; then mean±standard deviation in percent of each of COLUMNS, '-' = not published. From
-# Tables 1, 2 and 4 of MKDT (arXiv 2410.02116) [paper]; means over three evaluations of one set. Table 3 has
-# Tiny-ImageNet as the unlabelled set at 2%, without deviations, and so it is not here; nor are the fine-grained tasks, which at 1% of the
-# labels lie near chance. Where the 5% sets of KRR-ST come from is not published, so its numbers there cannot be verified. The teacher of the CIFAR-10 sets is
-# not public. 'MKDT, random init' starts from random images.
+# Unlabelled set, part of it, part of the labels, task; then mean±standard deviation in percent of each of COLUMNS, '-' = not published: Tables
+# 1, 2 and 4 of MKDT (arXiv 2410.02116) [paper], means over three evaluations of one set. Where the 5% sets of KRR-ST come from is not
+# published, and the teacher of the CIFAR-10 sets is not public. 'MKDT, random init' starts from random images.
 PROBES = """
     cifar10  2%   1%     cifar10       35.84±1.39 36.35±0.67 -          37.19±0.49 -                 44.36±1.61 58.21±0.28
     cifar10  2%   1%     tiny-imagenet 2.52±0.09  2.41±0.08  -          2.84±0.17  -                 3.58±0.09  4.94±0.38

@@ -1,9 +1,7 @@
 r"""What methods share whose set makes a student end where an expert does: MTT, FTD, TESLA, DATM, MKDT, MTT-SSL.
 
-An expert is a network trained on real images, its weights kept after every epoch (`experts.py`). A student starts at the weights of a
-random expert and epoch, takes N steps on the set, and shall end near the weights that the expert had M epochs later. The mathematics, with
-its plain twin `sweep_plain`, is in `matching/trajectory.py`. Experts serve many sets: they are trained before a set's time is counted,
-stored once, and billed apart. One bank of them is held in memory at a time.
+The mathematics, with its plain twin `sweep_plain`, is in `matching/trajectory.py`. Experts (`experts.py`) serve many sets: they are trained
+before a set's time is counted, stored once, and billed apart. One bank of them is held in memory at a time.
 
 The published accuracies of MTT, TESLA, FTD and DATM are the best over the run on test images; here nothing is chosen on them.
 """
