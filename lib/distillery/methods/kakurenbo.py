@@ -25,6 +25,7 @@ from distillery.networks import Params
 from distillery.training import COLLECTORS, Plan, Stats, cross_entropy
 
 CHUNK = 500  # images of one forward pass
+FACTORS = (1, 0.8, 0.6, 0.4)  # of the fraction, the next one from each milestone on
 
 
 class Hiding:
@@ -36,30 +37,24 @@ class Hiding:
     images      what is trained on: len(), `.targets` (N,) int64 and `.batch(indices)`, an ImageSet or TensorSource
     fraction    F in [0, 1), the most that is hidden
     threshold   tau in [0, 1], the least probability of a hidden sample's prediction
-    milestones  ascending epochs, counted from 0, from which on the next factor counts: where the learning rate falls
-    factors     of F, in [0, 1], at least one more than milestones
-    warmup      epochs, 1 or more, that visit everything at the learning rate as it is
+    milestones  three ascending epochs at most, counted from 0, from which on the next of FACTORS counts: where the learning rate falls
     hidden      how many samples each epoch so far hid
     refreshed   forward passes of one sample that refreshing took so far, a third of what a visit costs
     """
 
     collect = ("loss", "correct", "confidence")
 
-    def __init__(self, network, images, fraction: float, *, threshold: float = 0.7, milestones: Sequence[int] = (),
-                 factors: Sequence[float] = (1, 0.8, 0.6, 0.4), warmup: int = 1):  # fmt: skip
-        assert 0 <= fraction < 1 and 0 <= threshold <= 1 and warmup >= 1 and len(factors) > len(milestones)
+    def __init__(self, network, images, fraction: float, *, threshold: float = 0.7, milestones: Sequence[int] = ()):
+        assert 0 <= fraction < 1 and 0 <= threshold <= 1 and len(milestones) < len(FACTORS)
         self.network, self.images, self.fraction, self.threshold = network, images, fraction, threshold
-        self.milestones, self.factors, self.warmup = tuple(milestones), tuple(factors), warmup
-        self.hidden: list[int] = []
+        self.milestones, self.hidden = tuple(milestones), []
         self.refreshed, device = 0, images.targets.device
         self._last = {name: torch.full((len(images),), math.nan, device=device) for name in self.collect}
         self._waiting = torch.arange(0, device=device)  # indices hidden and not yet refreshed
 
     def scheduled(self, epoch: int) -> float:
-        """F_e, the part that may be hidden in an epoch, counted from 0."""
-        if epoch < self.warmup:
-            return 0.0
-        return self.fraction * self.factors[sum(epoch >= milestone for milestone in self.milestones)]
+        """F_e, the part that may be hidden in an epoch, counted from 0; the first one visits everything."""
+        return self.fraction * FACTORS[sum(epoch >= milestone for milestone in self.milestones)] if epoch else 0.0
 
     def plan(self, epoch: int, stats: Stats) -> Plan:
         """What `epoch` visits, by all that is recorded before it."""
