@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from contextlib import contextmanager
 
 import nbformat
 import numpy as np
@@ -12,9 +11,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 from distillery import data, engine
-from distillery.checks import InputError
+from distillery.networks import ConvNet
 from distillery.training.losses import centred
-from made_up import blobs, normal
+from made_up import blobs, normal, refusal
 
 os.environ.setdefault("DISTILLERY_CACHE", os.path.join(tempfile.gettempdir(), "distillery-tests"))  # not that of who runs them
 torch.set_num_threads(1)  # tensors are tiny: more threads only wait for each other where cores are shared
@@ -27,20 +26,10 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.xdist_group("ray" if "ray" in item.fixturenames else str(item.path)))
 
 
-@contextmanager
-def _refused(*words):
-    with pytest.raises(InputError) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message and "accepted" in message, message
-    for word in words:
-        assert str(word) in message, message
-
-
 @pytest.fixture
 def refused():
     """`with refused(value, ...)`: an InputError of one line that names every value and says what is accepted."""
-    return _refused
+    return refusal
 
 
 @pytest.fixture
@@ -120,6 +109,17 @@ def tiny_notebook(tmp_path, monkeypatch):
 def tiny():
     """24 images of 3 classes, 1 x 8 x 8, standardized."""
     return blobs()
+
+
+@pytest.fixture
+def net(tiny):
+    return ConvNet(tiny.shape, 3, width=4)
+
+
+@pytest.fixture(scope="session")
+def splits():
+    """20 digits of each class."""
+    return data.load("digits", per_class=20)
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,17 @@
 import gc
 import json
 import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from distillery import data
+from distillery.checks import InputError
 from distillery.data.synthetic import Synthetic
 from distillery.notebook.types import Count, Dataset, LocalPath, Number, Scale, Whole
 from distillery.sampling import Batch, Uniform
@@ -36,6 +39,17 @@ def first(images, k=1):
 def normal(*shape, seed=0):
     """Standard normal numbers in float64."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@contextmanager
+def refusal(*words):
+    """An InputError of one line that names every word and says what is accepted."""
+    with pytest.raises(InputError) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message and "accepted" in message, message
+    for word in words:
+        assert str(word) in message, message
 
 
 def flat(images):

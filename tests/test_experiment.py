@@ -9,7 +9,6 @@ import torch
 from distillery import distill as distilling
 from distillery import job as jobs
 from distillery.checks import InputError
-from distillery.data import load
 from distillery.encoders.regression_set import RegressionSet
 from distillery.evaluation import FineTuning, Probing, Protocol
 from distillery.experiment import Compute, Experiment, Presets, ScoreSettings, Validation
@@ -34,11 +33,6 @@ TINY = {
     "lr_images": 50.0, "step_size": 0.05, "expert_training_epochs": 3, "ema": 0.9, "threshold": 0,
 }  # fmt: skip
 LABELLED = [name for name, one in METHODS.items() if one.labels is not False]
-
-
-@pytest.fixture(scope="session")
-def splits():
-    return load("digits", per_class=20)
 
 
 @pytest.fixture(scope="session")

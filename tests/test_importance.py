@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from distillery.data import load
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
 from distillery.evaluation import Protocol
@@ -181,11 +180,6 @@ def test_refused_where_there_is_no_real_batch_or_another_statistic(refused):
 def test_what_identifies_it_is_what_is_set():
     assert ByLoss(0.5).spec() == {"share": 0.5}
     assert ByLoss(0.5, 7, True).spec() == {"share": 0.5, "every": 7, "reweight": True}
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return load("digits", per_class=20)
 
 
 def test_an_experiment_runs_it_and_the_cost_of_looks_is_counted(splits, tmp_path):

@@ -5,7 +5,6 @@ from itertools import permutations
 import pytest
 import torch
 
-from distillery.data import load
 from distillery.evaluation import Protocol
 from distillery.experiment import Experiment, Presets
 from distillery.networks import ConvNet
@@ -66,11 +65,6 @@ def test_draws_are_by_class(tiny):
 def test_too_few_or_negative_scores_are_refused(scores, words, refused):
     with refused(*words):
         select(torch.tensor(scores), 3, None, "proportional", generator(0, "x"))
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return load("digits", per_class=20)
 
 
 def scores(splits, folder, **importance):

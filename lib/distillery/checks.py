@@ -58,6 +58,12 @@ def check_positive_int(name: str, value) -> None:
         raise InputError(f"{name}: {value!r} is not accepted; accepted: a positive whole number")
 
 
+def check_positive(name: str, value) -> None:
+    """Raise InputError unless `value` is a number above 0."""
+    if not is_number(value) or value <= 0:
+        raise InputError(f"{name}: {value!r} is not accepted; accepted: a positive number")
+
+
 def check_finite(name: str, tensor) -> None:
     """Raise InputError if a floating tensor holds NaN or infinity, with how many."""
     if bad := int((~tensor.isfinite()).sum()):

@@ -1,8 +1,21 @@
 """The one loop over distillation steps: any objective, any sampler, one optimizer per learned tensor.
 
-An objective returns gradients by name, so pixels, soft labels and step sizes fit one loop; None skips the update. Every random draw of
-step i comes from generators keyed by i, and a checkpoint holds everything else, so a run that is killed anywhere and started again ends
-with the same bits as one that was not.
+Every random draw of step i comes from generators keyed by i, and a checkpoint holds everything else, so a run that is killed anywhere and
+started again ends with the same bits as one that was not.
+
+An objective has
+
+    start(synthetic, generator) -> state: dict[str, Tensor]
+    step(synthetic, state, draw: RealBatches, generator) -> (gradients: dict[str, Tensor] by learned tensor, or None to skip the update,
+                                                             state, log: dict of scalars)
+
+and may have
+
+    name: str                               of what is said and of checkpoints
+    averaged, positive: tuple[str, ...]     tensors of the moving average (all learned ones else); that have to stay above 0
+    bounds: dict[str, tuple[Tensor, Tensor]]  (low, high) that broadcast to a learned tensor, which is clamped after each update
+    predict(synthetic, state, images, generator) -> (N, classes) logits, for the sampler `Importance`
+    statistic, distance                     for the sampler `TreatmentEffect`, see `matching.effects.Separable`
 """
 
 import math
@@ -102,12 +115,10 @@ def distill(
 ) -> Distilled:  # fmt: skip
     """Distill `real` into `synthetic`.
 
-    objective      start(synthetic, generator) -> state, a flat dict of tensors; step(synthetic, state, draw, generator) -> (gradients by
-                   name or None, state, log of scalar tensors); optionally `bounds`, name -> (low, high) tensors that broadcast to a
-                   learned one, which is clamped after each update
+    objective      see the head of this module
     real, sampler  the real images and which of them a step meets
     optimizers     one per learned tensor; a gradient without an optimizer is refused
-    ema            decay of a moving average of the learned tensors, or of those in `objective.averaged`; None = none
+    ema            decay of a moving average of the learned tensors; None = none
     validate       (set, step) -> score on validation data, high = good; called every `validate_every` steps
     checkpoint     file to resume from if it exists, written every `checkpoint_seconds`; that of another `identity` is refused
     raises         InputError on unknown tensors or a foreign checkpoint; RunFailed where a loss leaves the finite numbers, or a tensor in
@@ -116,15 +127,12 @@ def distill(
     check_positive_int("steps", steps)
     for name in sorted(set(optimizers) - set(synthetic.tensors)):
         raise InputError(f"optimizers: no tensor {name!r} in the set; accepted: {', '.join(synthetic.tensors)}")
-    called = getattr(objective, "name", "")
-    for name in (need for need in sampler.needs if not hasattr(objective, need)):
-        raise InputError(f"sampler: {type(sampler).__name__} with {called or 'an objective'}, which has no {name}; accepted: Uniform")
     root = int(torch.randint(2**62, (), generator=generator))
     learned = {name: synthetic.tensors[name].detach().clone().requires_grad_() for name in optimizers}
     built = {name: spec.build(learned[name]) for name, spec in optimizers.items()}
     now, positive, bounds = _Progress(learned), getattr(objective, "positive", ()), getattr(objective, "bounds", {})
     bounds = {name: [bound.to(synthetic.device, non_blocking=True) for bound in pair] for name, pair in bounds.items()}
-    card = {"identity": identity, "root": root, "steps": steps, "objective": called, "ema": ema}
+    card = {"identity": identity, "root": root, "steps": steps, "objective": getattr(objective, "name", ""), "ema": ema}
     card["optimizers"] = {name: asdict(spec) for name, spec in optimizers.items()}
     path = Path(checkpoint) if checkpoint else None
     if path and path.exists():

@@ -124,7 +124,7 @@ class Experiment:
     @cached_property
     def transform(self) -> str | None:
         """Digest of the standardization."""
-        return store.tensor_digest(vars(self.real.transform))[:16] if self.real.transform else None
+        return store.transform_digest(self.real.transform)
 
     @property
     def billed_passes(self) -> list[dict]:

@@ -4,8 +4,7 @@ An artifact is a folder `experts-<id>` for a chunk of experts trained together, 
 (network, optimizer, batch, augmentation, seed, which experts), on what (data digest, preprocessing), and not how long: more epochs go on
 from the last file, and a kill or a full disk loses at most the epoch under way.
 
-Sources: buffers of MTT (arXiv 2203.11932), flat experts of FTD (2211.11004), students of MKDT (2410.02116), which regress a teacher's
-embeddings (`encoders.regression_set`).
+Source: buffers of MTT (arXiv 2203.11932). MKDT's students are experts that regress a teacher's embeddings (`encoders.regression_set`).
 """
 
 import json
@@ -99,10 +98,6 @@ class Experts:
             raise InputError(f"epoch {epoch} of experts; accepted: 0 to {self.epochs}, the stored ones")
         return {name: value[expert : expert + 1, epoch] for name, value in self.weights.items()}
 
-    def final(self) -> Params:
-        """All experts after `epochs`, the last stored one, leading axis E."""
-        return {name: value[:, -1] for name, value in self.weights.items()}
-
 
 def make(
     folder: str | Path, network, source, training: Training, epochs: int, *,
@@ -137,7 +132,7 @@ def _make(first: int, size: int, card: dict, path: Path, network, source, traini
         _write(path, epoch, weights, momentum, card | {"account": billed_to, "seconds": now - began})
         began = now
 
-    with lock(path.with_suffix(".lock")), float32_matmul("float32"):  # weights that will be matched
+    with lock(path.with_suffix(".lock"), wait=True), float32_matmul("float32"):  # weights that will be matched
         stored = _stored(path)
         if stored > epochs:
             return path
@@ -154,14 +149,14 @@ def _make(first: int, size: int, card: dict, path: Path, network, source, traini
     return path
 
 
-def load(folder: str | Path, network, source, training: Training, epochs: int, device=None) -> Experts:
-    """The stored trajectories up to epoch `epochs`, on `device` (that of `source` if None). Raises InputError if others or none are there."""
+def load(folder: str | Path, network, source, training: Training, epochs: int) -> Experts:
+    """The stored trajectories up to epoch `epochs`, on the device of `source`. Raises InputError if others or none are there."""
     bank: Params = {}
     for first, size, card, path in _chunks(folder, network, source, training):
         if (stored := _stored(path)) <= epochs:
-            _refuse(path, card, stored, epochs)
+            raise InputError(f"{path}: {stored} of {epochs + 1} epochs are stored; accepted: the experts of a finished `make`")
         for epoch in range(epochs + 1):
-            for name, value in _read(path, epoch, card, device or source.device)[0].items():
+            for name, value in _read(path, epoch, card, source.device)[0].items():
                 if name not in bank:
                     bank[name] = value.new_empty(training.experts, epochs + 1, *value.shape[1:])
                 bank[name][first : first + size, epoch] = value
@@ -195,19 +190,21 @@ def spent(folder: str | Path, network, source, training: Training, epochs: int, 
 
 
 def bill(folder: str | Path, network, source, training: Training, epochs: int, *, where: str = "local") -> dict:
-    """Make what is missing of a bank of experts: what it cost, 'id', 'seconds' and 'samples', kept in `<id>.json` beside them.
+    """Make what is missing of a bank of experts: what it cost, 'id', 'seconds' and 'samples', kept in `bill-<id>.safetensors` beside them.
 
-    Epochs that another bank shares with it and made before are on that one's bill. Workers wait for each other.
+    Epochs that another bank shares with it and made before are on that one's bill. Workers wait for each other. Raises InputError on a
+    bill that does not match its digest; those from before, `<id>.json`, have none.
     """
     inputs = {"training": training.spec(), "epochs": epochs, "network": network.spec()}
-    inputs |= {"kind": type(training.optimizer).__name__, "transform": _preprocessing(source)}
+    inputs |= {"kind": type(training.optimizer).__name__, "transform": store.transform_digest(source.transform)}
     key = store.identity("bank", VERSION, inputs, source.digest)
-    asked, path = (folder, network, source, training, epochs), Path(folder) / f"{key}.json"
+    asked, path = (folder, network, source, training, epochs), Path(folder) / f"bill-{key}.safetensors"
+    before = Path(folder) / f"{key}.json"
     with lock(path.with_suffix(".lock"), wait=True):
-        if any(left for _, left in _left(*asked)) or not path.exists():
+        if any(left for _, left in _left(*asked)) or not (path.exists() or before.exists()):
             make(*asked, where=where, billed_to=key, log=print)
-            store.write_json(path, {"id": key} | spent(*asked, key))
-    return store.read_json(path)
+            store.save_tensors(path, {}, {"id": key} | spent(*asked, key))
+    return store.load_tensors(path)[1] if path.exists() else store.read_json(before)
 
 
 def _left(folder: str | Path, network, source, training: Training, epochs: int) -> list[tuple[int, int]]:
@@ -251,26 +248,17 @@ def _chunk(network, source, training: Training) -> int:
 
 
 def _chunks(folder: str | Path, network, source, training: Training) -> list[tuple[int, int, dict, Path]]:
-    """First expert, number of experts, card and artifact of each chunk."""
-    cards = [_card(network, source, training, first) for first in range(0, training.experts, _chunk(network, source, training))]
-    keys = [store.identity(card["producer"], card["version"], card["inputs"], card["data set"]) for card in cards]
-    return [(*card["inputs"]["experts"], card, Path(folder) / f"experts-{key}") for card, key in zip(cards, keys)]
-
-
-def _preprocessing(source) -> str | None:
-    return store.tensor_digest(vars(source.transform))[:16] if source.transform else None
-
-
-def _card(network, source, training: Training, first: int) -> dict:
-    """What identifies a chunk of experts, as JSON gives it back."""
-    inputs = {name: value for name, value in training.spec().items() if name in ("batch", "augmentation", "seed", "loss", "views")}
-    inputs |= {"network": network.spec(), "optimizer": {"name": type(training.optimizer).__name__, **asdict(training.optimizer)}}
-    inputs |= {
-        "preprocessing": _preprocessing(source),
-        "experts": [first, min(_chunk(network, source, training), training.experts - first)],
-    }
-    card = {"producer": "experts", "version": VERSION, "inputs": inputs, "data set": source.digest}
-    return json.loads(store.canonical(card))
+    """First expert, number of experts, card, which identifies them as JSON gives it back, and artifact of each chunk."""
+    shared = {name: value for name, value in training.spec().items() if name in ("batch", "augmentation", "seed", "loss", "views")}
+    shared |= {"network": network.spec(), "optimizer": {"name": type(training.optimizer).__name__, **asdict(training.optimizer)}}
+    size, chunks = _chunk(network, source, training), []
+    for first in range(0, training.experts, size):
+        n = min(size, training.experts - first)
+        inputs = shared | {"preprocessing": store.transform_digest(source.transform), "experts": [first, n]}
+        card = json.loads(store.canonical({"producer": "experts", "version": VERSION, "inputs": inputs, "data set": source.digest}))
+        key = store.identity("experts", VERSION, card["inputs"], source.digest)
+        chunks.append((first, n, card, Path(folder) / f"experts-{key}"))
+    return chunks
 
 
 def _file(path: Path, epoch: int) -> Path:
@@ -291,33 +279,9 @@ def _write(path: Path, epoch: int, params: Params, momentum: list[Tensor], card:
 
 def _read(path: Path, epoch: int, card: dict, device) -> tuple[Params, list[Tensor]]:
     tensors, found = store.load_tensors(_file(path, epoch))
-    if different := differences(found, card | {"epoch": epoch}):
-        raise InputError(f"{_file(path, epoch)} is of other experts, {different[0]}; accepted: those asked for")
+    for name, value in {**card, **card["inputs"], "epoch": epoch}.items():
+        if name != "inputs" and (theirs := {**found, **found.get("inputs", {})}.get(name)) != value:
+            other = f"{name} differs: {theirs} instead of {value}"
+            raise InputError(f"{_file(path, epoch)} is of other experts, {other}; accepted: those asked for")
     params = {name: tensors[f"weights.{name}"].to(device) for name in found["names"]}
     return params, [tensors[name].to(device) for name in sorted(tensors) if name.startswith("momentum.")]
-
-
-def differences(found: dict, expected: dict) -> list[str]:
-    """What differs between two identities of experts, in words; [] if nothing does."""
-    found, expected = ({**card, **card.get("inputs", {})} for card in (found, expected))
-    lines = []
-    for key, value in expected.items():
-        theirs, parts = found.get(key), []
-        if key == "inputs" or theirs == value:
-            continue
-        if isinstance(value, dict) and isinstance(theirs, dict):
-            parts = [f"{part} {theirs.get(part)} instead of {v}" for part, v in value.items() if theirs.get(part) != v]
-        lines.append(f"{key} differs: {', '.join(parts) or f'{theirs} instead of {value}'}")
-    return lines
-
-
-def _refuse(path: Path, card: dict, stored: int, epochs: int) -> None:
-    """Say why experts cannot be loaded: too short, or which ones there are instead."""
-    if stored:
-        raise InputError(f"{path}: epoch {epochs} is not stored; accepted: epochs up to {stored - 1}, or `make` more")
-    others = [
-        differences(store.load_tensors(other, verify=False)[1], card) for other in sorted(path.parent.glob("experts-*/000.safetensors"))
-    ]
-    nearest = min(others, key=len, default=[])
-    nearest = f"; the nearest ones: {nearest[0]}" if nearest else ""
-    raise InputError(f"no such experts in {path.parent}{nearest}; accepted: the experts of a finished `make`")

@@ -38,8 +38,7 @@ def select(
 
     scores  (N,) float; may be None for 'random' with targets or `total`
     n       samples to keep (per class)
-    rule    'lowest' (easiest), 'highest' (hardest), 'middle' (equally many dropped at both ends of the order, the odd one at the hard end),
-            'random', 'flexrand', 'coverage' or 'proportional' (which need a generator); ties go to the smaller index
+    rule    one of RULES; those in DRAWN need a generator. Of 'middle' the odd one is dropped at the hard end; ties go to the smaller index
     gamma   of 'flexrand': the share of a class that is its easy part
     total   N, for 'random' without scores and targets
     raises  InputError on unknown rules, scores that are not finite or not one a sample, a class with fewer than n samples, a gamma that
@@ -47,7 +46,6 @@ def select(
     """
     check_positive_int("n", n)
     total = total or len(targets if targets is not None else scores)
-    _check(scores, total, rule, generator)
     if rule == "flexrand":
         for size in [total] if targets is None else targets.unique(return_counts=True)[1].tolist():
             check_gamma(gamma, min(n / size, 1), 1 / size)
@@ -66,7 +64,6 @@ def prune(
     """
     total = len(targets if targets is not None else scores)
     check_enough_left(keep, targets)
-    _check(scores, total, rule, generator)
     if rule == "flexrand":
         if keep > 1:
             return select(scores, int(keep), targets, rule, generator, gamma)
@@ -106,7 +103,7 @@ def count(keep: float, size: int) -> int:
     return int(keep) if keep > 1 else size - int((1 - keep) * size + 1e-9)
 
 
-def _check(scores: Tensor | None, total: int, rule: str, generator: Generator | None) -> None:
+def _per_class(targets, total: int, count, scores: Tensor | None, rule: str, generator: Generator | None, gamma: float) -> Tensor:
     check_choice("rule", rule, RULES)
     if rule in DRAWN and generator is None:
         raise InputError(f"rule: {rule!r} without a generator; accepted: a generator to draw with")
@@ -116,9 +113,6 @@ def _check(scores: Tensor | None, total: int, rule: str, generator: Generator | 
         check_finite("scores", scores)
         if scores.shape != (total,):
             raise InputError(f"scores: {tuple(scores.shape)} for {total} samples; accepted: one score a sample, ({total},)")
-
-
-def _per_class(targets, total, count, scores, rule, generator, gamma) -> Tensor:
     groups = [torch.arange(total)] if targets is None else [torch.nonzero(targets.cpu() == c)[:, 0] for c in targets.unique()]
     chosen = []
     for label, members in enumerate(groups):

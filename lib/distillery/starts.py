@@ -1,15 +1,5 @@
 """First images of a set, chosen among the real ones: each by name under `@start`, and each a selection by itself.
 
-| name | images | source |
-|---|---|---|
-| random | at random | |
-| noise | none: standard normal pixels | DC |
-| herding | means of features of trained networks followed greedily | iCaRL, as DC and DM compare it |
-| k-means | nearest to centres of features | |
-| lowest loss, highest loss | easiest and hardest early in training | BiLP |
-| ridge sensitivity, leverage, k-means sensitivity | drawn in proportion to a sensitivity | our construction after the abstract of arXiv 2307.08086 |
-| k-means++ | D^2 seeding | Arthur and Vassilvitskii 2007 |
-
 Without classes, features are the targets. A start of one method alone is registered in its file.
 """
 
@@ -84,7 +74,7 @@ start("noise", selection=False, labels=True, then=as_noise)(random)
 
 @start("herding", score="loss", labels=True)
 def by_herding(job: "Job", n: int) -> Tensor:
-    """The next image is the one that brings the mean feature of those taken nearest to the class mean."""
+    """The next image is the one that brings the mean feature of those taken nearest to the class mean (iCaRL, as DC and DM compare it)."""
     return select(herding(job.features, job.kept_labels, n), n, job.kept_labels, "lowest")
 
 
@@ -98,13 +88,13 @@ def _by_score(score: str, rule: str) -> Callable:
     return lambda job, n: select(job.score(score, n)[job.kept], n, job.kept_labels, rule, job.stream(score))
 
 
-for _rule in ("lowest", "highest"):
+for _rule in ("lowest", "highest"):  # easiest and hardest early in training: BiLP
     start(f"{_rule} loss", score="loss", labels=True)(_by_score("loss", _rule))
-for _name in ("ridge sensitivity", "leverage", "k-means sensitivity"):
+for _name in ("ridge sensitivity", "leverage", "k-means sensitivity"):  # our construction after the abstract of arXiv 2307.08086
     start(_name, score=_name, labels=True)(_by_score(_name, "proportional"))
 
 
 @start("k-means++", score="k-means++", labels=True)
 def by_seeding(job: "Job", n: int) -> Tensor:
-    """The order in which D^2 seeding takes them."""
+    """The order in which D^2 seeding takes them (Arthur and Vassilvitskii 2007)."""
     return select(job.experiment.scores.seeded(job.recipe.seed, n, job.kept), n, job.kept_labels, "lowest")

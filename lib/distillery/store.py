@@ -90,6 +90,11 @@ def tensor_digest(tensors: dict[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
+def transform_digest(transform) -> str | None:
+    """What identifies a standardization in an id, 16 hex digits; None = there is none."""
+    return tensor_digest(vars(transform))[:16] if transform else None
+
+
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], card: dict) -> str:
     """Save named tensors and a JSON card in one safetensors file, atomically; returns the digest of both."""
     # copies, since safetensors refuses tensors that share memory

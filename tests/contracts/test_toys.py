@@ -8,7 +8,6 @@ import torch
 
 from distillery import distill, starts
 from distillery.checks import InputError
-from distillery.data import load
 from distillery.evaluation import Protocol
 from distillery.experiment import Compute, Experiment
 from distillery.methods import METHODS
@@ -19,11 +18,6 @@ from distillery.runs import Runs
 from distillery.scores import SCORES, register_score
 
 GUIDE = Path(__file__).resolve().parents[2] / "CONTRIBUTING.md"
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return load("digits", per_class=20)
 
 
 @pytest.fixture

@@ -27,16 +27,7 @@ from distillery.checks import InputError
 from distillery.data import archives, decoding, folders, named
 from distillery.data.check import check
 from distillery.seeds import generator
-
-
-@contextlib.contextmanager
-def refusal(*words):
-    with pytest.raises(InputError) as caught:
-        yield
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1 and "accepted" in message, message
-    for word in words:
-        assert str(word) in message, message
+from made_up import refusal
 
 
 def picture(seed=0, mode="RGB", size=(8, 8)):

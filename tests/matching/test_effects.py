@@ -268,18 +268,6 @@ def test_a_killed_run_goes_on_with_its_verdicts(tiny, tmp_path, monkeypatch):
     assert torch.equal(whole.log["effective_batch"], again.log["effective_batch"])
 
 
-def test_an_objective_without_a_statistic_is_refused(tiny):
-    class Other:
-        name = "other"
-
-        def start(self, synthetic, generator):
-            raise AssertionError("compute was spent")
-
-    start = Synthetic({"images": tiny.batch(torch.arange(3)), "targets": torch.arange(3)})
-    with pytest.raises(InputError, match="TreatmentEffect with other, which has no statistic; accepted"):
-        distill(start, Other(), tiny, TreatmentEffect(tiny.targets, 0.4), {"images": Optimizer(0.1)}, 1, generator(0, "x"))
-
-
 def test_real_batches_ask_for_effects_of_what_was_drawn(tiny):
     asked = []
 

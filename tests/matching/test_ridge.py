@@ -11,7 +11,7 @@ from distillery.matching.ridge import label_loss, label_loss_plain
 from distillery.methods.frepo import FeatureRegression, frepo_loss_plain
 from distillery.methods.kip import KernelInducingPoints, kip_loss_plain
 from distillery.methods.rfad import RandomFeatures, rfad_loss_plain
-from distillery.networks import ConvNet, ModuleNetwork
+from distillery.networks import ModuleNetwork
 from distillery.sampling import Importance, RealBatches, Uniform
 from distillery.seeds import generator, split
 from distillery.training.losses import centred
@@ -28,11 +28,6 @@ KINDS = {
     "RFAD": lambda net, **more: RandomFeatures(net, 12, width=4, networks=2, eval_networks=8, **more),
     "RFAD, squared error": lambda net, **more: RandomFeatures(net, 12, width=4, networks=3, eval_networks=8, platt=False, labels=True, **more),
 }  # fmt: skip
-
-
-@pytest.fixture
-def net(tiny):
-    return ConvNet(tiny.shape, 3, width=4)
 
 
 def apart(made):

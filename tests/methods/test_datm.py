@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from distillery import experts as ex
-from distillery.data import load
 from distillery.evaluation import Protocol
 from distillery.experiment import Experiment, Presets
 from distillery.matching.trajectory import StartEpochs
@@ -60,8 +59,7 @@ def test_a_changed_range_does_not_grow_unless_told_so():
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    splits = load("digits", per_class=20)
+def here(splits, tmp_path_factory):
     network, presets = ConvNet(splits.train.shape, 10, width=8), Presets("cifar10", SMALL)
     return Experiment(splits, network, Protocol(2, 2), Runs(tmp_path_factory.mktemp("runs")), presets=presets)
 
@@ -130,7 +128,8 @@ def test_images_that_an_expert_classifies_right(tiny, tmp_path, refused):
 def test_first_logits_are_the_mean_over_experts_that_are_right(tiny, tmp_path):
     experts = made(tmp_path, tiny, 6)
     indices = torch.arange(24)
-    logits = network().apply(experts.final(), tiny.batch(indices), train=False).logits  # (E, M, classes)
+    last = {name: value[:, -1] for name, value in experts.weights.items()}
+    logits = network().apply(last, tiny.batch(indices), train=False).logits  # (E, M, classes)
     first = first_logits(network(), experts, tiny, indices)
     for i in range(24):
         right = [e for e in range(3) if logits[e, i].argmax() == tiny.targets[i]] or [0, 1, 2]

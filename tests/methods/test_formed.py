@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from distillery.data import load
 from distillery.evaluation import Protocol
 from distillery.experiment import Experiment, Presets
 from distillery.methods import METHODS
@@ -12,11 +11,6 @@ from distillery.recipe import Effect, Prune, Recipe
 from distillery.runs import Runs
 
 SHORT = {"steps": 3, "batch": 8, "train_batch": 16}
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return load("digits", per_class=20)
 
 
 def experiment(splits, folder, dataset="cifar10", **changes):

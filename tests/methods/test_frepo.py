@@ -5,7 +5,7 @@ import torch
 
 from distillery.methods import METHODS
 from distillery.methods.frepo import FeatureRegression, frepo_loss_plain, frepo_network
-from distillery.networks import ConvNet, trainable
+from distillery.networks import trainable
 from distillery.sampling import RealBatches, Uniform
 from distillery.seeds import generator
 from made_up import first, flat, smooth_features
@@ -52,11 +52,6 @@ def test_the_network_of_frepo(shape, sizes):
     assert [m.num_features for m in norms] == [4, 8] and all(m.momentum == 0.9 for m in norms)
     assert network.embed(params, torch.zeros(2, *shape), False).shape == (1, 2, 16 * 16)
     assert len(trainable(params)) == 12
-
-
-@pytest.fixture
-def net(tiny):
-    return ConvNet(tiny.shape, 3, width=4)
 
 
 def test_the_pool_of_frepo_trains_one_network_a_step_and_renews_old_ones(tiny, net):

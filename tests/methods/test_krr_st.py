@@ -14,7 +14,7 @@ from distillery.methods.krr_st import SelfSupervisedRegression, krrst_loss_plain
 from distillery.networks import ConvNet
 from distillery.recipe import ByLoss, Recipe
 from distillery.runs import Runs
-from distillery.sampling import Importance, RealBatches, Uniform
+from distillery.sampling import RealBatches, Uniform
 from distillery.seeds import generator, split
 
 WIDTH = 5  # of the targets
@@ -375,31 +375,3 @@ def test_settings_and_samplers_that_it_has_not_are_refused(real, net, tmp_path, 
 def test_options_out_of_range_are_refused(net, refused, name, value):
     with refused(name, value):
         SelfSupervisedRegression(net, **{name: value})
-
-
-@pytest.mark.parametrize("targets", [torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64), torch.zeros(6)], ids=["width", "labels", "one"])
-def test_synthetic_targets_that_do_not_fit_are_refused(real, net, refused, targets):
-    for check in (made(net).prepare, lambda one: made(net).start(one, generator(0, "x"))):
-        with refused(tuple(targets.shape), "(6, 5)"):
-            check(first(real).replace(targets=targets))
-    with refused("torch.int64"):
-        made(net).prepare(first(real).replace(targets=torch.zeros(6, 5, dtype=torch.int64)))
-
-
-def test_real_targets_that_do_not_fit_are_refused(tiny, real, net, refused):
-    """Labels, and targets of another width, with which a difference could still be taken."""
-    objective, begin = made(net), first(real)
-    state = objective.start(begin, generator(0, "start"))
-    for source, shape in ((tiny, "(12,)"), (RegressionSet(tiny, real.targets[:, :1], tiny.digest), "(12, 1)")):
-        draw = RealBatches(source, everything(real), generator(0, "real"))
-        with refused(shape, "(12, 5)"):
-            objective.step(begin, state, draw, generator(0, "step"))
-
-
-def test_what_needs_labels_is_refused(tiny, real, net, refused):
-    objective, begin = made(net), first(real)
-    with refused("accuracy", "KRR-ST"):
-        objective.accuracy(begin, tiny, generator(0, "x"))
-    sampler = Importance(tiny, generator=generator(0, "look"))
-    with refused("predict", "KRR-ST"):
-        distill(begin, objective, real, sampler, rates(objective), 1, generator(0, "x"))

@@ -59,7 +59,8 @@ def test_encoders_learn_by_simclr_on_the_set(tiny, tmp_path):
     found, stats = contrast(here.network, source, protocol, generator(0, "x"), 0, Views(), tiny.transform, 0)
     assert result["pretraining_steps"] == stats.steps == 3 * 2
     first, order = split(generator(0, "x"), 2)
-    views = TwoViews(Pixels.of(source.images, tiny.transform), Views(), 0)
+    pixels = Pixels(tiny.transform.inverse(source.images), torch.zeros(len(source), dtype=torch.int64), tiny.transform)
+    views = TwoViews(pixels, Views(), 0)
     start, optimizer = here.network.init(first, 2), protocol.optimizer(5)[0]
     assert optimizer.lr == pytest.approx(result["step_size"])
     expected, _ = train(

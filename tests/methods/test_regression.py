@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distillery.data import load
 from distillery.evaluation import Protocol
 from distillery.experiment import Experiment, Presets, Validation
 from distillery.networks import ConvNet
@@ -13,11 +12,6 @@ from distillery.recipe import Effect, Evaluate, Prune, Recipe
 from distillery.runs import Runs
 
 SHORT = {"steps": 4, "batch": 8}
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return load("digits", per_class=20)
 
 
 def experiment(splits, folder, times=0, loss="half squared error", **options):

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from distillery.checks import InputError
-from distillery.data import load
 from distillery.evaluation import Protocol
 from distillery.experiment import Experiment
 from distillery.networks import ConvNet
@@ -22,11 +21,6 @@ NAMES = (
     "forgetting", "EL2N", "GraNd", "AUM", "least confidence", "entropy", "margin", "contextual diversity", "ridge sensitivity",
     "leverage", "k-means sensitivity",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return load("digits", per_class=20)
 
 
 @pytest.fixture

@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.checks import InputError, check_positive_int
+from distillery.checks import InputError, check_positive, check_positive_int
 from distillery.data import ImageSet
 from distillery.encoders.targets import _embedded, check_collapse
 from distillery.encoders.teacher import check_encoder
 from distillery.evaluation import linear_probe
 from distillery.networks.encoder import Encoder
-from distillery.training.contrastive import _check_positive
 
 
 class Quality(NamedTuple):
@@ -48,7 +47,7 @@ def nearest(known: Tensor, labels: Tensor, asked: Tensor, neighbours: int, tempe
     check_positive_int("neighbours", neighbours)
     if neighbours > len(known):
         raise InputError(f"neighbours: {neighbours} of {len(known)} images; accepted: at most as many as there are")
-    _check_positive("temperature", temperature)
+    check_positive("temperature", temperature)
     known, classes = F.normalize(known, dim=1), int(labels.max()) + 1
     found = []
     for part in F.normalize(asked, dim=1).split(chunk):

@@ -22,7 +22,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from distillery import store
-from distillery.checks import InputError, RunFailed, check_choice, check_positive_int
+from distillery.checks import InputError, RunFailed, check_choice, check_positive, check_positive_int
 from distillery.data import ImageSet
 from distillery.lock import lock
 from distillery.matching.step import prefixed, under
@@ -31,7 +31,7 @@ from distillery.networks.encoder import Encoder, head_names
 from distillery.networks.precision import MixedPrecision
 from distillery.seeds import generator
 from distillery.training import train
-from distillery.training.contrastive import _check_positive, barlow_twins, simclr
+from distillery.training.contrastive import barlow_twins, simclr
 from distillery.training.optimizers import Adam
 from distillery.training.views import TwoViews, Views
 
@@ -134,7 +134,7 @@ class TeacherTraining:
         for name in ("epochs", "batch", "width"):
             check_positive_int(name, getattr(self, name))
         for name in ("lr", "lam", "temperature"):
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise InputError(f"weight_decay: {self.weight_decay!r} is not accepted; accepted: a number, 0 or more")
         if self.batch < 2:

@@ -87,7 +87,7 @@ class Probing(Protocol):
         found = {}
         for name, task in experiment.tasks.items():
             transform = task.train.transform
-            found[name] = [task.digest, store.tensor_digest(vars(transform))[:16] if transform else None]
+            found[name] = [task.digest, store.transform_digest(transform)]
         return {"tasks": found}
 
     def steps(self, n: int) -> tuple[int, int]:

@@ -1,26 +1,20 @@
 r"""Distribution matching (DM, arXiv 2110.04181): class means of the features of fresh random networks.
 
-$$L = \sum_c \Big\| \tfrac{1}{|B_c|}\sum_{x \in B_c} \phi(A(x)) - \tfrac{1}{|S_c|}\sum_{s \in S_c} \phi(A(s)) \Big\|^2$$
-
-with a new never-trained network $\phi$ in every step and one siamese augmentation $A$ per class for real and synthetic images. Networks
+The equation is in `methods/dm.py`: a new never-trained network in every step, one siamese augmentation per class for both sides. Networks
 whose samples do not couple see all classes in one forward pass, which is exact; with BatchNorm one forward of all classes is the
 published variant. Slow reference, class by class: `distribution_loss_plain`.
 """
-
-from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
 from distillery.data.synthetic import Synthetic
 from distillery.matching.effects import Separable
-from distillery.matching.step import StepContext, classes_at_once, couples, gradient_by_classes
+from distillery.matching.step import StepContext, couples
 from distillery.networks import Params
 from distillery.networks.precision import images_at_once
 from distillery.seeds import split
 from distillery.training.dsa import Draw, augment, draw
-
-MAP_LIMIT = 2**28  # numbers in the widest feature map of the real images of a chunk of classes, without gradient
 
 
 def distribution_loss(
@@ -73,6 +67,7 @@ class DistributionMatching(Separable):
     """
 
     name, learns = "distribution matching", ("images",)
+    map_limit = 2**28  # of real images, without gradient
 
     def __init__(self, network, batch: int = 256, augmentation: str = "", real_network=None):
         self.network, self.batch, self.augmentation = network, batch, augmentation
@@ -89,10 +84,7 @@ class DistributionMatching(Separable):
         params = {name: value.to(device, non_blocking=True) for name, value in self.network.init(weights_stream, 1).items()}
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
         context = StepContext(params, labels.to(device, non_blocking=True), drawn)
-        real, weights = draw_real.classes(labels, self.batch, self.effects(context, synthetic))
-        # BatchNorm: one forward pass of all classes, as published
-        size = len(labels) if couples(params) else classes_at_once(self.network, real.shape[1], real.shape, MAP_LIMIT)
-        loss, gradient = gradient_by_classes(synthetic, size, partial(self.loss, context, real, weights))
+        loss, gradient = self.pixels(context, synthetic, draw_real)
         return {"images": gradient}, state, {"loss": loss}
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:

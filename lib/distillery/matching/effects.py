@@ -14,14 +14,14 @@ order instead; for DM the two are the same. `treatment_effects_probed` (ours) es
 pixel space. Slow reference: `treatment_effects_plain`, which computes the loss again without each image.
 """
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
 from distillery.checks import InputError
 from distillery.data.synthetic import Synthetic, form
-from distillery.matching.step import StepContext, couples
+from distillery.matching.step import StepContext, classes_at_once, couples, gradient_by_classes
 from distillery.networks import Params
 from distillery.networks.precision import float32_matmul, images_at_once, networks_at_once
 from distillery.seeds import split
@@ -40,7 +40,8 @@ def rows_at_once(rows: int, m: int, shape: tuple[int, ...], device: torch.device
 class Separable:
     """An objective whose loss of a class sees its real images by the mean of a statistic.
 
-    It has a `network` and, as `real_network`, the same as it runs on real images, such as `MixedPrecision(network, "bfloat16")`. It offers
+    It has a `network` and, as `real_network`, the same as it runs on real images, such as `MixedPrecision(network, "bfloat16")`; `batch`,
+    real images a class and step; and `map_limit`, numbers in the widest feature map of a chunk of classes. It offers
     `loss(context, real, weights, images, classes)` -> (), `statistic(context, images, c)` -> (n, D) and
     `distance(context, images, means, c)` -> (rows,) for augmented images, where the mean of a class is one of `means`.
     """
@@ -65,14 +66,20 @@ class Separable:
         loss = self.distance(context, self.augmented(context, _used(rows, formation), c), means, c).sum()
         return torch.autograd.grad(loss, rows)[0]
 
-    def effects(self, context: StepContext, synthetic: Synthetic) -> Callable[[Tensor, Tensor], Tensor]:
-        """(real, weights) -> `treatment_effects` in this step, for a sampler that follows them."""
+    @float32_matmul("float32")  # small differences of gradients that are nearly equal
+    def effects(self, context: StepContext, synthetic: Synthetic, real: Tensor, weights: Tensor) -> Tensor:
+        """`treatment_effects` in this step, for a sampler that follows them."""
+        return treatment_effects(self, self.with_real(context, real), synthetic, real, weights)
 
-        def effects(real: Tensor, weights: Tensor) -> Tensor:
-            with float32_matmul("float32"):  # small differences of gradients that are nearly equal
-                return treatment_effects(self, self.with_real(context, real), synthetic, real, weights)
-
-        return effects
+    def pixels(self, context: StepContext, synthetic: Synthetic, draw_real, used: int = 0) -> tuple[Tensor, Tensor]:
+        """(loss, its gradient on the stored images); `used` synthetic images of a class are kept in the graph."""
+        labels, _ = synthetic.classes_present()
+        real, weights = draw_real.classes(labels, self.batch, partial(self.effects, context, synthetic))
+        context = self.with_real(context, real)
+        # BatchNorm in training mode: one forward pass of all classes, as published
+        whole = context.train_mode and couples(context.params)
+        size = len(labels) if whole else classes_at_once(self.network, max(real.shape[1], used), real.shape, self.map_limit)
+        return gradient_by_classes(synthetic, size, partial(self.loss, context, real, weights))
 
     def with_real(self, context: StepContext, real: Tensor) -> StepContext:
         """The context once its real images are known."""

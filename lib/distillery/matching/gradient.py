@@ -12,7 +12,6 @@ classes see the network as C networks. Slow references, by classes and rows: `gr
 """
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -20,7 +19,7 @@ from torch import Generator, Tensor
 from distillery.checks import check_positive_int
 from distillery.data.synthetic import Synthetic
 from distillery.matching.effects import Separable, rows_at_once
-from distillery.matching.step import StepContext, classes_at_once, couples, gradient_by_classes, prefixed, under
+from distillery.matching.step import StepContext, couples, prefixed, under
 from distillery.networks import Params, trainable
 from distillery.networks.precision import images_at_once, networks_at_once
 from distillery.seeds import split
@@ -28,7 +27,6 @@ from distillery.training import cross_entropy, train
 from distillery.training.dsa import Draw, augment, draw
 from distillery.training.optimizers import SGD
 
-MAP_LIMIT = 2**26  # numbers in the widest feature map of a chunk of classes; about ten such maps are kept for the gradient
 INNER = SGD(0.01, momentum=0.0, weight_decay=0.0)  # of the inner training, as published
 
 
@@ -167,6 +165,7 @@ class GradientMatching(Separable):
     """
 
     name, learns = "gradient matching", ("images",)
+    map_limit = 2**26  # about ten such maps are kept for the gradient
     names = staticmethod(matrices)  # which weights are compared
     compare = staticmethod(gradient_distance)  # of which effects are taken
     metric = staticmethod(gradient_distance)  # that is descended
@@ -177,7 +176,8 @@ class GradientMatching(Separable):
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the network in training and how many updates it has seen."""
-        return self._fresh(synthetic, generator)
+        params = {name: value.to(synthetic.device, non_blocking=True) for name, value in self.network.init(generator, 1).items()}
+        return prefixed(params, "network.") | {"updates": torch.tensor(0)}
 
     def step(self, synthetic: Synthetic, state: dict[str, Tensor], draw_real, generator: Generator):
         """One gradient on the pixels, then the inner training: (gradients by name, state, log).
@@ -189,21 +189,13 @@ class GradientMatching(Separable):
         updates, inner_epochs = loops(len(synthetic) // len(labels))
         seen = int(state["updates"])
         if seen == (self.updates or updates):
-            state, seen = self._fresh(synthetic, weights_stream), 0
+            state, seen = self.start(synthetic, weights_stream), 0
         elif seen > 0:
             state = self._inner(synthetic, state, self.inner_epochs or inner_epochs, inner_stream)
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
         params, labels = under(state, "network."), labels.to(synthetic.device, non_blocking=True)
-        loss, gradient = self._pixels(StepContext(params, labels, drawn), synthetic, draw_real, members.shape[1])
+        loss, gradient = self.pixels(StepContext(params, labels, drawn), synthetic, draw_real, members.shape[1])
         return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
-
-    def _pixels(self, context: StepContext, synthetic: Synthetic, draw_real, used: int) -> tuple[Tensor, Tensor]:
-        """(loss, its gradient on the stored images), with `used` synthetic images a class."""
-        labels, _ = synthetic.classes_present()
-        real, weights = draw_real.classes(labels, self.batch, self.effects(context, synthetic))
-        context = self.with_real(context, real)
-        size = classes_at_once(self.network, max(real.shape[1], used), real.shape, MAP_LIMIT)
-        return gradient_by_classes(synthetic, size, partial(self.loss, context, real, weights))
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         pairs = real[here], weights[here], images[here], context.labels[here]
@@ -228,10 +220,6 @@ class GradientMatching(Separable):
         """Loss gradients of each group of images (groups, m, C, H, W) of class c."""
         labels = context.labels[c].expand(len(images))
         return class_gradients(self.network, context.params, images, labels, None, differentiable, context.train_mode, self.names)
-
-    def _fresh(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
-        params = {name: value.to(synthetic.device, non_blocking=True) for name, value in self.network.init(generator, 1).items()}
-        return prefixed(params, "network.") | {"updates": torch.tensor(0)}
 
     def _inner(self, synthetic: Synthetic, state: dict[str, Tensor], epochs: int, generator: Generator) -> dict[str, Tensor]:
         params, options = under(state, "network."), {"epochs": epochs, "augmentation": self.augmentation}

@@ -11,11 +11,10 @@ kernel, loss and plain twin are in its file under `methods/`; the solve is `netw
 import torch
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_positive_int
+from distillery.checks import InputError, check_positive, check_positive_int
 from distillery.data.synthetic import Synthetic
-from distillery.matching.step import under
-from distillery.networks import ModuleNetwork, Params
-from distillery.networks.precision import MixedPrecision, images_at_once
+from distillery.networks import Params
+from distillery.networks.precision import images_at_once
 from distillery.networks.ridge import platt, regress
 from distillery.seeds import split
 from distillery.training.losses import centred
@@ -24,8 +23,7 @@ from distillery.training.losses import centred
 class KernelRegression:
     """An objective that descends the error of a kernel ridge regression on the set.
 
-    A subclass has `features(params, images, real)`, what the kernel compares, (n, D) float64, and the loss of a step,
-    `error(outputs, targets, weights, made)`, ().
+    A subclass has `features(params, images, real)`, what the kernel compares, (n, D) float64.
 
     network       of the experiment: classes and shape
     batch         real images a step; of each class where `balanced`
@@ -43,8 +41,7 @@ class KernelRegression:
         check_positive_int("batch", batch)
         if not hasattr(network, "shape"):
             raise InputError(f"network: {network.name}; accepted with {self.name}: a ConvNet, which says of what images it is")
-        if not rho > 0:
-            raise InputError(f"rho: {rho} is not accepted; accepted: a ridge above 0")
+        check_positive("rho", rho)
         self.network, self.batch, self.rho, self.labels = network, batch, rho, labels
         self.classes, self.label_scale = network.classes, 1.0
         self.precision, self.compiled = getattr(real_network, "precision", "float32"), getattr(real_network, "compiled", False)
@@ -107,6 +104,10 @@ class KernelRegression:
         """The kernel of features (n, D) and (m, D), of a with itself where b is None: (n, m)."""
         return a @ (a if b is None else b).T
 
+    def error(self, outputs: Tensor, targets: Tensor, weights: Tensor, made: Synthetic) -> Tensor:
+        """The loss of a step, (): half the mean over images and classes of the squared error."""
+        return 0.5 * (weights * (outputs - centred(targets, self.classes)).square().mean(1)).sum()
+
     def report(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """What a step logs beside its loss."""
         return {"accuracy": ((outputs.argmax(1) == targets) * weights).sum() / weights.sum()}
@@ -147,37 +148,6 @@ class KernelRegression:
         """Share of images that the regression on a set takes for what they are, under fresh networks."""
         found = self.outputs(synthetic, self.fresh(synthetic, generator), images)
         return float((found.argmax(1) == images.targets).double().mean())
-
-
-class PooledRegression(KernelRegression):
-    """A regression on features of a network from a pool, which is trained on the set along the way.
-
-    A subclass sets `own`, the network, and `pool`, how many there are; its state is flat, 'net.NAME' (P, ...) and more. Its
-    `aged(synthetic, one, generator)` is the state of one network, leading axis 1, after a step that saw it in the state `one`.
-    """
-
-    own: ModuleNetwork
-    pool: int
-
-    def _picked(self, generator: Generator) -> int:
-        """Which network of the pool a step sees, from a copy of its generator."""
-        return int(torch.randint(self.pool, (), generator=generator.clone_state()))
-
-    def networks_of_step(self, synthetic: Synthetic, state: dict[str, Tensor], generator: Generator) -> Params:
-        i = self._picked(generator)
-        return {name: value[i : i + 1] for name, value in under(state, "net.").items()}
-
-    def after(self, synthetic: Synthetic, state: dict[str, Tensor], seen: Generator, generator: Generator) -> dict[str, Tensor]:
-        """The network that was seen takes a step on the synthetic images, or is drawn anew where it is old."""
-        i, state = self._picked(seen), {name: value.clone() for name, value in state.items()}
-        one = {name: value[i : i + 1] for name, value in state.items()}
-        for name, value in self.aged(synthetic, one, generator).items():
-            state[name][i] = value[0]
-        return state
-
-    def features(self, params: Params, images: Tensor, real: bool) -> Tensor:
-        network = MixedPrecision(self.own, self.precision) if real and self.precision != "float32" else self.own
-        return network.embed(params, images, train=False)[0].double()
 
 
 def label_loss(labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""Trajectory matching: MTT (arXiv 2203.11932), TESLA (2211.10586), FTD (2211.11004), DATM (2310.05773), MKDT (2410.02116).
+r"""Trajectory matching: MTT (arXiv 2203.11932), and what TESLA, FTD, DATM and MKDT change of it.
 
 A student starts at an expert's weights $\theta_0 = \tau_t$, takes N steps of rate $\eta$ on augmented batches $x_n$ of the synthetic set,
 and shall end near the weights the expert had M epochs later:
@@ -12,8 +12,7 @@ $$s = \langle\lambda, \nabla_\theta l(\theta_n; x_n)\rangle, \qquad \tfrac{dL}{d
 \tfrac{dL}{d\eta} \mathrel{-}= s, \qquad \lambda \leftarrow \lambda - \eta\,\partial_{\theta_n} s$$
 
 x stands for every learned tensor (pixels, label logits, targets). TESLA as published is the same sweep with lambda frozen at its first
-value: exact for N = 1 alone. MKDT's students regress real-valued targets: l is their squared error. Slow reference, plain autograd
-through all steps: `sweep_plain`.
+value: exact for N = 1 alone. Slow reference, plain autograd through all steps: `sweep_plain`.
 """
 
 import math
@@ -24,14 +23,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.checks import InputError, check_positive_int
 from distillery.data.synthetic import Synthetic
 from distillery.networks import Params, trainable
 from distillery.seeds import split
-from distillery.training import cross_entropy, squared_error
-from distillery.training.contrastive import two_views_apart
+from distillery.training import cross_entropy
 from distillery.training.dsa import Draw, augment, draw
-from distillery.training.losses import check_targets
 from distillery.training.views import ViewDraw, Views, draw_views, view
 
 # (weights, learned tensors, what was drawn for this step) -> (): the loss of one student step, twice differentiable
@@ -174,18 +171,17 @@ class TrajectoryMatching:
 
     experts       trajectories of `network`, see `experts.Experts`
     student_steps N, which shall cover M `expert_epochs` from one of `start_epochs` on
-    batch         synthetic images a student step, 0 = all; stored ones where one stored image is several
-    oversize      a batch larger than the set: 'refuse', or 'all' of the set (DATM)
+    batch         synthetic images a student step, 0 or more than there are = all; stored ones where one stored image is several
     augmentation  DSA families, drawn anew in every student step
-    views         in their place two random views of each image (`training.views`), for a loss that compares them; their pixels are
-                  clamped to [0, 1] where colors are jittered, and pass no gradient there
+    views         in their place two random views of each image (`training.views`), for a loss that compares them (`two_views_apart`); their
+                  pixels are clamped to [0, 1] where colors are jittered, and pass no gradient there
     transform     the standardization of the images, which views undo and apply again; None = there is none
     loss          (output (1, B, D), targets (1, B[, D])) -> (1, B), or (1,) where samples are coupled
     labels        whether 'label_logits' are learned beside pixels and step size
-    targets       whether real-valued 'targets' are (MKDT's public code; in its paper they stay as they are)
+    targets       whether real-valued 'targets' are in their place (MKDT's public code; in its paper they stay as they are)
     threshold     updates with a loss above it are skipped (DATM); costs a wait for the device in every step
     gradient      'exact', on a GPU as recorded graphs; 'frozen' (TESLA as published) or 'unrolled' (the twin)
-    raises        InputError if a start epoch plus M lies beyond the stored ones, an expert does not move, or labels and targets are learned
+    raises        InputError if a start epoch plus M lies beyond the stored ones, or an expert does not move
     """
 
     learns = ("images", "step_size")
@@ -193,39 +189,22 @@ class TrajectoryMatching:
     averaged = ("images",)  # FTD's moving average; the present step size and labels go with the averaged images
 
     def __init__(self, network, experts, student_steps: int, expert_epochs: int, start_epochs: StartEpochs, *, batch: int = 0,
-                 oversize: str = "refuse", augmentation: str = "", views: Views | None = None, transform=None,
+                 augmentation: str = "", views: Views | None = None, transform=None,
                  loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy, labels: bool = False, targets: bool = False,
                  threshold: float = math.inf, gradient: str = "exact", name: str = "trajectory matching"):  # fmt: skip
-        check_positive_int("student_steps", student_steps)
-        check_positive_int("expert_epochs", expert_epochs)
-        check_choice("gradient", gradient, GRADIENTS)
-        check_choice("oversize", oversize, ("refuse", "all"))
-        if batch < 0:
-            raise InputError(f"batch: {batch} is not accepted; accepted: 0 for all of the set, or a positive number")
         last = start_epochs.max_start_epoch - 1
         if (most := experts.epochs - expert_epochs) < last:
             stored = f"{expert_epochs} expert epochs: experts are stored up to epoch {experts.epochs}"
             raise InputError(f"start epoch {last} with {stored}; accepted: at most epoch {most}, or experts trained longer")
-        if views and (augmentation or labels or targets):
-            raise InputError(f"augmentation {augmentation!r}, labels {labels}, targets {targets} beside views; accepted: '' and False")
-        if (loss is two_views_apart) != (views is not None):
-            raise InputError(f"views: {views} with this loss; accepted: views with a loss of two views, else None")
         self.network, self.experts, self.start_epochs = network, experts, start_epochs
-        self.student_steps, self.expert_epochs, self.batch, self.oversize = student_steps, expert_epochs, batch, oversize
+        self.student_steps, self.expert_epochs, self.batch = student_steps, expert_epochs, batch
         self.augmentation, self.views, self.transform, self.loss = augmentation, views, transform, loss
-        if labels and targets:
-            raise InputError("labels, targets: both learned; accepted: at most one of them")
         self.learns = (*self.learns, *("label_logits",) * labels, *("targets",) * targets)
         self.threshold, self.gradient, self.name, self.recorded = threshold, gradient, name, None
         self._check_experts_move()
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the order in which experts come, how many of them are used, and the number of steps."""
-        if lacking := [name for name in self.learns if name not in synthetic.tensors]:
-            raise InputError(f"synthetic set: no tensor {lacking[0]!r}; accepted: a set with {', '.join(self.learns)}")
-        if self.loss is squared_error or "targets" in self.learns:
-            check_targets(synthetic.tensors["targets"], synthetic, self.network.classes)
-        self._batch(synthetic)
         order = torch.randperm(len(self.experts), generator=generator)
         return {"order": order, "used": torch.tensor(0), "step": torch.tensor(0)}
 
@@ -285,7 +264,8 @@ class TrajectoryMatching:
         Batches are chunks of a random permutation of the set; when it is used up, another is drawn. Where samples are compared, a last
         chunk that is smaller is left out.
         """
-        n, batch, chunks = len(synthetic), self._batch(synthetic), []
+        n, chunks = len(synthetic), []
+        batch = min(self.batch or n, n)
         while len(chunks) < self.student_steps:
             found = torch.randperm(n, generator=order).split(batch)
             chunks += found[: n // batch] if self.views else found
@@ -300,12 +280,6 @@ class TrajectoryMatching:
             return [(here, None) for here in indices]
         families, uniforms = drawn.families.split(1), drawn.uniforms.to(synthetic.device).split(1)  # all at once onto the device
         return [(here, Draw(f, u[:, : factor * len(here)])) for here, f, u in zip(indices, families, uniforms, strict=True)]
-
-    def _batch(self, synthetic: Synthetic) -> int:
-        n = len(synthetic)
-        if self.batch > n and self.oversize == "refuse":
-            raise InputError(f"batch: {self.batch} of a set of {n} images; accepted: at most {n}, or 0 for all")
-        return min(self.batch or n, n)
 
     def _segment(self, expert: int, epoch: int) -> tuple[Params, Params]:
         """Trained weights of an expert where a student starts and where it shall end."""

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.data.synthetic import Synthetic
+from distillery.distill import Distilled
 from distillery.evaluation import Protocol, fit
+from distillery.runs import subsample
 from distillery.starts import STARTS
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, "Method"] = {}
 ANY = 0  # as a size in `published`: every size that is not named
+TINY, SUBSET = {"depth": 4, "side": 64}, {"depth": 5, "side": 128}  # the ConvNet for Tiny-ImageNet, and for ten classes of ImageNet
 
 
 def register(cls: type["Method"]) -> type["Method"]:
@@ -55,6 +58,16 @@ class Made:
     log: dict = field(default_factory=dict)  # what the result says beside: JSON-able values
 
 
+def made(start: Synthetic, done: Distilled, **log) -> Made:
+    """What a loop yielded, with its iterates and log."""
+    cost = done.cost
+    log = {"steps": cost["steps"], "samples": cost["samples"], "loss": subsample(done.log["loss"])} | log | {"seconds": cost["seconds"]}
+    if "effective_batch" in done.log:
+        log["effective_batch"] = float(done.log["effective_batch"].mean())
+    iterates = {name: one for name, one in (("ema", done.ema), ("best", done.best)) if one is not None}
+    return Made(done.last, start.tensors["images"], iterates, log)
+
+
 class Method:
     """Declarations with their defaults, and the three things a method does: `prepare`, `make` and `protocol`."""
 
@@ -68,13 +81,7 @@ class Method:
     Settings: ClassVar[type[Settings]] = Settings
     common: ClassVar[dict] = {}  # published settings
     published: ClassVar[dict[str, dict[int, dict]]] = {}  # what differs: data set -> size (or ANY) -> settings
-    about: ClassVar[tuple[str, ...]] = (
-        "start",
-        "normalization",
-        "depth",
-        "side",
-        "source",
-    )  # keys of both that are no settings: what a run needs beside
+    about: ClassVar[tuple[str, ...]] = ("start", "normalization", "depth", "side", "source")  # keys of both that are no settings
     numbers: ClassVar[dict[str, dict[int, tuple[float, float]]]] = {}  # accuracies in percent: data set -> size -> (mean, deviation)
     judged: ClassVar[dict | None] = None  # how: 'epochs', 'batch', 'augmented' on the ConvNet of width 128; None = ours are not comparable
     start: ClassVar[str] = ""  # how first images are chosen as published, '' = there are none to choose

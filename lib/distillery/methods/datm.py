@@ -1,8 +1,12 @@
 r"""DATM, difficulty-aligned trajectory matching (arXiv 2310.05773): MTT on late or early epochs by size, with learned soft labels.
 
-Start epochs are drawn from $T^-$ to below a bound that grows from $T$ to $T^+$ (`matching.trajectory.StartEpochs`): small sets match
-early epochs, large ones late epochs. Labels are $y = \mathrm{softmax}(z)$ with logits $z$ that are learned beside the pixels, and first
-images are some that an expert classifies right. An update whose loss is above a threshold is skipped.
+$$t \sim U\{T^-, \ldots, U(i) - 1\}, \qquad U(i) = \min\big(T^+,\ T + \lfloor (T^+ - T)\, i / \Delta \rfloor\big), \qquad
+l(\theta; x, z) = -\langle \mathrm{softmax}(z), \log \mathrm{softmax} f_\theta(x) \rangle$$
+
+Start epochs $t$ of update $i$ lie below a bound that grows over $\Delta$ updates (`matching.trajectory.StartEpochs`; it stays at $T^+$
+where $T$ is not given): small sets match early epochs, large ones late ones. Label logits $z$ are learned beside the pixels; they start at
+the mean logits of the experts whose last epoch classifies an image right (`first_logits`), and first images are some that one expert
+classifies right. An update is skipped where its matching loss is above a threshold.
 """
 
 from dataclasses import dataclass
@@ -15,8 +19,7 @@ from distillery.checks import RunFailed
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
 from distillery.experts import Experts
-from distillery.methods.base import register
-from distillery.methods.mtt import TINY
+from distillery.methods.base import TINY, register
 from distillery.methods.trajectories import FlatSettings, Trajectories, row
 from distillery.networks import Params
 from distillery.starts import start
@@ -41,11 +44,7 @@ class DATMSettings(FlatSettings):
 
 @register
 class DATM(Trajectories):
-    """Trajectories as hard as the set is large, matched with learned labels.
-
-    Published without a deviation, and so not below: CIFAR-10 at 500 and 1000 images a class, 83.5 and 85.5; CIFAR-100 at 100, MTT
-    49.2, TESLA 49.2, FTD 49.7, DATM 57.5.
-    """
+    """Trajectories as hard as the set is large, matched with learned labels. Means without a deviation are not below."""
 
     name, paper = "DATM", "2310.05773"
     source = "code: configurations of NUS-HPC-AI-Lab/DATM"

@@ -7,7 +7,7 @@ with rows $a_i$, $b_i$ of the gradients of one network on synthetic and on real 
 
 from distillery.matching.gradient import GradientMatching, loops
 from distillery.methods.base import register
-from distillery.methods.matched import Matched, augmentation
+from distillery.methods.matched import Matched
 
 
 @register
@@ -33,6 +33,3 @@ class DC(Matched):
 
     def updates(self, settings, size: int) -> int:
         return settings.steps or settings.iterations * loops(size)[0]
-
-    def matching(self, job):
-        return GradientMatching(job.network, batch=job.settings.batch, augmentation=augmentation(job), real_network=job.experiment.fast)

@@ -8,7 +8,7 @@ with a fresh random network $\phi$ in every step; see `matching/distribution.py`
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.effects import check_uncoupled
 from distillery.methods.base import register
-from distillery.methods.matched import Matched, augmentation, once_differentiated
+from distillery.methods.matched import Matched
 from distillery.seeds import generator
 
 
@@ -19,7 +19,7 @@ class DM(Matched):
 
     name, kind, paper = "DM", "distribution matching", "2110.04181"
     source = "code: VICO-UoE/DatasetCondensation"
-    objective = DistributionMatching
+    objective, once = DistributionMatching, True
     common = {"iterations": 20_000, "lr": 1.0, "momentum": 0.5, "batch": 256, "augmented": True}
     judged = {"epochs": 1000, "batch": 256, "augmented": True}
     numbers = {  # tables of FTD and DATM [other paper]
@@ -32,7 +32,7 @@ class DM(Matched):
         return {"lr": 10.0} if size >= 100 else {}
 
     def matching(self, job):
-        network = once_differentiated(job)
+        made = super().matching(job)
         if job.recipe.batches and "statistic" in job.recipe.batches.sampler_class.needs:
-            check_uncoupled(network.init(generator(0, "names"), 1))
-        return DistributionMatching(network, batch=job.settings.batch, augmentation=augmentation(job), real_network=job.experiment.fast)
+            check_uncoupled(made.network.init(generator(0, "names"), 1))
+        return made

@@ -7,8 +7,7 @@ with the last features $\phi$ of a network from a pool, and the two largest entr
 A network that a step has seen trains a step on the set. Slow reference: `frepo_loss_plain`.
 
 Our choices: a network of the pool trains on the images before their update, and is drawn anew as soon as it is too old; gray images of
-28 x 28 are padded to 32 x 32. `zca` here adds .1 to eigenvalues of pixels in [0, 1]; the public code adds .1 of the mean eigenvalue of
-standardized ones, which whitens more.
+28 x 28 are padded to 32 x 32.
 """
 
 import math
@@ -22,8 +21,7 @@ from distillery.checks import check_positive_int
 from distillery.data import TensorSource
 from distillery.data.synthetic import Synthetic
 from distillery.matching.ridge import label_loss, label_loss_plain
-from distillery.methods.base import ANY, register
-from distillery.methods.mtt import TINY
+from distillery.methods.base import ANY, TINY, register
 from distillery.methods.regression import Regression, RegressionSettings, TrainedPool, widening
 from distillery.networks import ModuleNetwork, Params
 from distillery.networks.ridge import kernel_ridge_plain
@@ -36,21 +34,21 @@ from distillery.training.optimizers import Adam
 class FeatureRegression(TrainedPool):
     """FRePo. The pool's networks are of `frepo_network`, judged by their features in evaluation mode.
 
-    width      channels of the first block, twice as many in each next one
-    pool, age  networks, which start at staggered ages; steps after which one is drawn anew
-    lr         of their training on the synthetic set, Adam
-    flip       whether the regression also sees mirrored synthetic images
+    width       channels of the first block, twice as many in each next one
+    pool, age   networks, which start at staggered ages; steps after which one is drawn anew
+    network_lr  of their training on the synthetic set, Adam
+    flip        whether the regression also sees mirrored synthetic images
     Others as `KernelRegression`; batch is of all classes. Defaults are the published ones. Learned labels add `label_loss`.
     """
 
     name, learns, moments = "FRePo", ("images", "targets"), ("first", "second")
 
     def __init__(self, network, batch: int = 1024, real_network=None, *, rho: float = 1e-6, width: int = 128,
-                 pool: int = 10, age: int = 100, lr: float = 3e-4, flip: bool = True, labels: bool = True):  # fmt: skip
+                 pool: int = 10, age: int = 100, network_lr: float = 3e-4, flip: bool = True, labels: bool = True):  # fmt: skip
         super().__init__(network, batch, real_network, rho=rho, labels=labels)
         check_positive_int("pool", pool)
         check_positive_int("age", age)
-        self.pool, self.age, self.flip, self.optimizer = pool, age, flip, Adam(lr)
+        self.pool, self.age, self.flip, self.optimizer = pool, age, flip, Adam(network_lr)
         self.label_scale = 1 / math.sqrt(self.classes / 10)
         self.own = frepo_network(network.shape, self.classes, width)
 
@@ -108,13 +106,12 @@ def frepo_loss_plain(
 ) -> Tensor:
     """FRePo: weighted mean over targets of half the squared error, summed over classes, plus the label term, () float64.
 
-    Source: 2206.00719 and its released code. K(x, x') = h(x).h(x'); ridge 1e-6 tr(K_SS) / |S|.
+    Source: 2206.00719 and its released code. K(x, x') = h(x).h(x'); ridge 1e-6 tr(K_SS) / |S|. Images, labels and weights as
+    `kip.kip_loss_plain`.
 
-    features       (n, c, h, w) -> (n, F): flattened last activations of one network, in eval mode
-    images, real   (m, c, h, w) and (n, c, h, w) float64: synthetic images, targets; labels (m, C) and real_labels (n, C)
-    weights        (n,) float64
-    flip           append left-right mirrored copies of the images, labels repeated, before the regression: |S| = 2 m. The targets are
-                   not mirrored, and the label term is of the m labels
+    features  (n, c, h, w) -> (n, F): flattened last activations of one network, in eval mode
+    flip      append mirrored copies of the images, labels repeated, before the regression: |S| = 2 m. The targets are not mirrored, and
+              the label term is of the m labels
     """
     support, support_labels = images, labels
     if flip:

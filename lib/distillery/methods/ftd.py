@@ -2,16 +2,21 @@ r"""FTD, flat trajectory distillation (arXiv 2211.11004): MTT with experts that 
 
 $$\min_\theta\; L_T(\theta) + \alpha \max_{\|\epsilon\| \le \rho} \big( L_T(\theta + \epsilon) - L_T(\theta) \big)$$
 
-for the experts (eq. 13), by GSAM (`training.optimizers`, plain twin `gsam_plain`), whose ascent is adaptive as in the public code. What a student's error piles up to over the segments of
-an expert is measured by `matching/flatness.py`. Beside the last images, their moving average of decay $\gamma$ is kept: the published
-numbers are its.
+for the experts (eq. 13), by GSAM (`training.optimizers`, plain twin `gsam_plain`) on each batch, adaptive as in the public code:
+
+$$\epsilon = \rho\,\frac{\theta^2 \odot g}{\|\,|\theta| \odot g\,\|}, \qquad g_p = \nabla L(\theta + \epsilon), \qquad
+g_o = g - \frac{\langle g, g_p \rangle}{\|g_p\|^2}\, g_p, \qquad \theta \leftarrow \theta - \eta\,(g_p - \alpha\, g_o)$$
+
+How the errors of a student pile up over the segments of an expert is measured by `matching/flatness.py`. Beside the images $S$ their
+moving average is kept, whose numbers are published; labels and step size are the present ones:
+
+$$\bar S \leftarrow \gamma\, \bar S + (1 - \gamma)\, S \ \text{ after each update}, \qquad \bar S_0 = S_0$$
 """
 
 from dataclasses import dataclass
 
 from distillery.checks import InputError
-from distillery.methods.base import register
-from distillery.methods.mtt import SUBSET, TINY
+from distillery.methods.base import SUBSET, TINY, register
 from distillery.methods.trajectories import FlatSettings, Trajectories, row
 
 

@@ -26,7 +26,7 @@ from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.data import Standardize
 from distillery.data.synthetic import FORMATIONS, Synthetic
 from distillery.matching.gradient import GradientMatching
-from distillery.matching.step import StepContext, train_on_real, under
+from distillery.matching.step import StepContext, prefixed, train_on_real, under
 from distillery.methods.base import ANY, register
 from distillery.methods.matched import Formed, FormedSettings
 from distillery.networks import Params, trainable
@@ -101,7 +101,7 @@ class MultiFormation(GradientMatching):
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the network in training, its momentum once it has one, and how many updates it has seen."""
         check_choice(f"formation of the set with {self.name}", synthetic.formation, [self.formation])
-        state = self._fresh(synthetic, generator)
+        state = super().start(synthetic, generator)
         if not convolutions(under(state, "network.")):
             raise InputError(f"network: {self.network.name} has no convolution; accepted: a convolutional network")
         return state
@@ -111,7 +111,7 @@ class MultiFormation(GradientMatching):
         weights_stream, pick_stream, augment_stream, train_stream = split(generator, 4)
         device, seen = synthetic.device, int(state["updates"])
         if seen == self.updates:
-            state, seen = self._fresh(synthetic, weights_stream), 0
+            state, seen = super().start(synthetic, weights_stream), 0
         elif seen > 0:
             state = self._train(state, draw_real, train_stream)
         labels, members = synthetic.classes_present()
@@ -122,7 +122,7 @@ class MultiFormation(GradientMatching):
             picked, used = order[:, : self.most].to(device, non_blocking=True), self.most
         params, labels = under(state, "network."), labels.to(device, non_blocking=True)
         context = FormationContext(params, labels, drawn, picked=picked)
-        loss, gradient = self._pixels(context, synthetic, draw_real, used)
+        loss, gradient = self.pixels(context, synthetic, draw_real, used)
         if self.scale is not None:
             gradient = gradient / self.scale.to(device, non_blocking=True)
         return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
@@ -147,8 +147,8 @@ class MultiFormation(GradientMatching):
             after_epoch=lambda epoch, weights, momentum: passes.append(momentum),
             done=(0, [before[name].clone() for name in names] if before else []),
         )  # fmt: skip
-        state = {f"network.{name}": value for name, value in params.items()} | {"updates": state["updates"]}
-        return state | {f"momentum.{name}": value for name, value in zip(names, passes[-1])}  # none without momentum
+        momentum = dict(zip(names, passes[-1]))  # {} without momentum
+        return prefixed(params, "network.") | prefixed(momentum, "momentum.") | {"updates": state["updates"]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,13 +192,11 @@ class IDC(Formed):
     def updates(self, settings: IDCSettings, size: int) -> int:
         return settings.steps or settings.iterations * settings.inner
 
-    def matching(self, job) -> MultiFormation:
-        s, experiment = job.settings, job.experiment
-        return MultiFormation(
-            job.network, s.batch, experiment.augmentation if s.augmented else s.augmentation, experiment.fast,
-            formation=s.formation, metric=s.metric, inner=s.inner, n_data=s.n_data, train_batch=s.train_batch,
-            cutmix=s.cutmix, transform=experiment.real.transform,
-        )  # fmt: skip
+    def options(self, job) -> dict:
+        s = job.settings
+        families = job.experiment.augmentation if s.augmented else s.augmentation
+        own = {name: getattr(s, name) for name in ("formation", *IDCSettings.__annotations__)}
+        return own | {"augmentation": families, "transform": job.experiment.real.transform}
 
 
 @register

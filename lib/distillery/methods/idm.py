@@ -20,11 +20,10 @@ from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_positive_int
 from distillery.data.synthetic import Synthetic
-from distillery.matching.distribution import MAP_LIMIT, DistributionMatching, class_means
-from distillery.matching.step import StepContext, classes_at_once, gradient_by_classes, train_on_real, under
-from distillery.methods.base import register
-from distillery.methods.matched import Formed, FormedSettings, augmentation, once_differentiated
-from distillery.methods.mtt import TINY
+from distillery.matching.distribution import DistributionMatching, class_means
+from distillery.matching.step import StepContext, prefixed, train_on_real, under
+from distillery.methods.base import TINY, register
+from distillery.methods.matched import Formed, FormedSettings
 from distillery.networks import Params
 from distillery.seeds import split
 from distillery.training.dsa import Draw, augment, draw
@@ -110,9 +109,7 @@ class QueueMatching(DistributionMatching):
         labels, _ = synthetic.classes_present()
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
         context = QueueContext(_network(queue, i), labels.to(device, non_blocking=True), drawn, False, self.ce_weight * accuracy)
-        real, weights = draw_real.classes(labels, self.batch, self.effects(context, synthetic))
-        at_once = classes_at_once(self.network, real.shape[1], real.shape, MAP_LIMIT)
-        loss, gradient = gradient_by_classes(synthetic, at_once, lambda images, here: self.loss(context, real, weights, images, here))
+        loss, gradient = self.pixels(context, synthetic, draw_real)
         chosen = torch.randperm(size, generator=pick_stream)[: self.trained].tolist()
         queue = self._train(queue, chosen, draw_real, train_stream) | {"updates": torch.tensor(updates + 1)}
         return {"images": gradient}, queue, {"loss": loss, "accuracy": accuracy}
@@ -124,7 +121,7 @@ class QueueMatching(DistributionMatching):
 
     def _fresh(self, k: int, device: torch.device, generator: Generator) -> dict[str, Tensor]:
         """k networks that have seen nothing."""
-        weights = {f"queue.{name}": value for name, value in self.network.init(generator, k).items()}
+        weights = prefixed(self.network.init(generator, k), "queue.")
         counts = {name: torch.zeros(k, dtype=torch.int64) for name in ("correct", "seen")}
         return {name: value.to(device, non_blocking=True) for name, value in (weights | counts).items()}
 
@@ -166,7 +163,7 @@ class IDM(Formed):
 
     name, kind, paper = "IDM", "distribution matching", "2307.09742"
     source = "code: command.txt of uitrbn/IDM"
-    objective, Settings = QueueMatching, IDMSettings
+    objective, Settings, once = QueueMatching, IDMSettings, True
     common = {
         "formation": "partition2", "interpolation": "bilinear", "augmented": True, "lr": 0.2, "momentum": 0.5, "iterations": 20_000,
         "batch": 256, "interval": 30, "capacity": 100, "trained": 2, "train_steps": 10, "train_batch": 256, "normalization": "published",
@@ -188,9 +185,5 @@ class IDM(Formed):
         "imagenet-100": {1: (11.2, 0.5), 10: (17.1, 0.6), 50: (26.3, 0.4)},  # 224 x 224, six blocks
     }
 
-    def matching(self, job) -> QueueMatching:
-        s = job.settings
-        return QueueMatching(
-            once_differentiated(job), s.batch, augmentation(job), job.experiment.fast, ce_weight=s.ce_weight,
-            interval=s.interval, capacity=s.capacity, trained=s.trained, train_steps=s.train_steps, train_batch=s.train_batch,
-        )  # fmt: skip
+    def options(self, job) -> dict:
+        return {name: getattr(job.settings, name) for name in IDMSettings.__annotations__}

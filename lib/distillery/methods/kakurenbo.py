@@ -5,10 +5,9 @@ hidden where its last prediction was right and its largest probability at least 
 $\frac{1}{1 - F_e}$ of the learning rate, and a forward pass at its end records anew what was hidden. $F_e$ is the fraction times a factor
 that falls at milestones of the training. Slow reference: `plan_plain`.
 
-Probabilities are those over the classes of one sample; the public code normalizes over the samples of a batch. What was visited is recorded
-during the epoch, augmented and at the weights of that step; what was hidden is recorded at its end, in evaluation mode and never augmented
-(in the public code in training mode, which moves the statistics of BatchNorm). Its losses tend to be lower for that alone, so what is
-hidden tends to stay so.
+What was visited is recorded during the epoch, augmented and at the weights of that step; what was hidden at its end, in evaluation mode and
+never augmented. Its losses tend to be lower for that alone, so what is hidden tends to stay so. Our choices: probabilities over the classes
+of a sample (public code: over the samples of a batch), and that evaluation mode (there training mode, which moves BatchNorm's statistics).
 """
 
 import math
@@ -26,6 +25,7 @@ from distillery.networks import Params
 from distillery.training import COLLECTORS, Plan, Stats, cross_entropy
 
 CHUNK = 500  # images of one forward pass
+FACTORS = (1, 0.8, 0.6, 0.4)  # of the fraction, the next one from each milestone on
 
 
 class Hiding:
@@ -37,30 +37,24 @@ class Hiding:
     images      what is trained on: len(), `.targets` (N,) int64 and `.batch(indices)`, an ImageSet or TensorSource
     fraction    F in [0, 1), the most that is hidden
     threshold   tau in [0, 1], the least probability of a hidden sample's prediction
-    milestones  ascending epochs, counted from 0, from which on the next factor counts: where the learning rate falls
-    factors     of F, in [0, 1], at least one more than milestones
-    warmup      epochs, 1 or more, that visit everything at the learning rate as it is
+    milestones  three ascending epochs at most, counted from 0, from which on the next of FACTORS counts: where the learning rate falls
     hidden      how many samples each epoch so far hid
     refreshed   forward passes of one sample that refreshing took so far, a third of what a visit costs
     """
 
     collect = ("loss", "correct", "confidence")
 
-    def __init__(self, network, images, fraction: float, *, threshold: float = 0.7, milestones: Sequence[int] = (),
-                 factors: Sequence[float] = (1, 0.8, 0.6, 0.4), warmup: int = 1):  # fmt: skip
-        assert 0 <= fraction < 1 and 0 <= threshold <= 1 and warmup >= 1 and len(factors) > len(milestones)
+    def __init__(self, network, images, fraction: float, *, threshold: float = 0.7, milestones: Sequence[int] = ()):
+        assert 0 <= fraction < 1 and 0 <= threshold <= 1 and len(milestones) < len(FACTORS)
         self.network, self.images, self.fraction, self.threshold = network, images, fraction, threshold
-        self.milestones, self.factors, self.warmup = tuple(milestones), tuple(factors), warmup
-        self.hidden: list[int] = []
+        self.milestones, self.hidden = tuple(milestones), []
         self.refreshed, device = 0, images.targets.device
         self._last = {name: torch.full((len(images),), math.nan, device=device) for name in self.collect}
         self._waiting = torch.arange(0, device=device)  # indices hidden and not yet refreshed
 
     def scheduled(self, epoch: int) -> float:
-        """F_e, the part that may be hidden in an epoch, counted from 0."""
-        if epoch < self.warmup:
-            return 0.0
-        return self.fraction * self.factors[sum(epoch >= milestone for milestone in self.milestones)]
+        """F_e, the part that may be hidden in an epoch, counted from 0; the first one visits everything."""
+        return self.fraction * FACTORS[sum(epoch >= milestone for milestone in self.milestones)] if epoch else 0.0
 
     def plan(self, epoch: int, stats: Stats) -> Plan:
         """What `epoch` visits, by all that is recorded before it."""
@@ -121,6 +115,18 @@ def _most(fraction: float, n: int) -> int:
     return min(int(fraction * n + 1e-9), n - 1)
 
 
+@dataclass(frozen=True)
+class KakurenboSettings(Settings):
+    """Settings of KAKURENBO."""
+
+    fraction: float  # the most that an epoch hides, in (0, 1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.fraction < 1:
+            raise InputError(f"fraction: {self.fraction} is not accepted; accepted: a share above 0 and below 1")
+
+
 @register
 class Kakurenbo(Whole):
     """Fine-tuning on all images, a part of which is hidden anew in every epoch."""
@@ -128,15 +134,7 @@ class Kakurenbo(Whole):
     name, kind, paper, labels = "KAKURENBO", "hides what is learned", "2310.10102", True
     source = "ours: the paper's share for ImageNet is not known here"
 
-    @dataclass(frozen=True)
-    class Settings(Settings):
-        fraction: float  # the most that an epoch hides, in (0, 1)
-
-        def __post_init__(self):
-            super().__post_init__()
-            if not 0 < self.fraction < 1:
-                raise InputError(f"fraction: {self.fraction} is not accepted; accepted: a share above 0 and below 1")
-
+    Settings = KakurenboSettings
     common = {"fraction": 0.3}
 
     def refuse(self, job) -> None:

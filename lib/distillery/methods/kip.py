@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from distillery.checks import check_positive_int
-from distillery.data.synthetic import Synthetic
 from distillery.matching.ridge import KernelRegression
 from distillery.methods.base import ANY, register
 from distillery.methods.regression import Regression, RegressionSettings
 from distillery.networks import Params
 from distillery.networks.ridge import kernel_ridge_plain, ntk, ntk_plain
-from distillery.training.losses import centred
 
 
 class KernelInducingPoints(KernelRegression):
@@ -41,10 +39,6 @@ class KernelInducingPoints(KernelRegression):
 
     def kernel(self, a: Tensor, b: Tensor | None = None) -> Tensor:
         return ntk(a, b, self.layers)
-
-    def error(self, outputs: Tensor, targets: Tensor, weights: Tensor, made: Synthetic) -> Tensor:
-        """Half the mean over images and classes of the squared error. Slow reference: `kip_loss_plain`."""
-        return 0.5 * (weights * (outputs - centred(targets, self.classes)).square().mean(1)).sum()
 
 
 def ntk_matrix_plain(left: Tensor, right: Tensor, depth: int) -> Tensor:

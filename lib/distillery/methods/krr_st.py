@@ -11,9 +11,8 @@ $\mathrm{MSE}(f(X_s), Y_s)$ over the whole set: no augmentation, so that neither
 `krrst_loss_plain`.
 
 Published are sets of 1000 images (CIFAR-100, ImageNet-1K at 64 x 64) and 2000 (Tiny-ImageNet), real ones at first, not balanced over
-classes; for CIFAR-10 there are none, and MKDT's authors took those of CIFAR-100. The method's own evaluation trains a network on the
-set for 1000 epochs (squared error, SGD of rate .1, momentum .9, weight decay 1e-3, batches of 256) and then on all real labels.
-Imagenette at 224 pixels is not here: its rate was taken out of the README, and its teacher is a released ResNet-50.
+classes; for CIFAR-10 there are none, and MKDT's authors took those of CIFAR-100. Left out: Imagenette at 224 pixels, whose rate is not in
+the README any more.
 
 Our choices: real batches are not augmented and the teacher's targets made once (the public code crops and flips each batch and asks the
 teacher again). Synthetic images are standardized as the real ones are (there they are pixels in [0, 1] that meet networks as they are, at
@@ -26,14 +25,12 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from distillery.checks import InputError, check_positive_int
+from distillery.checks import check_positive_int
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
 from distillery.matching.step import under
-from distillery.methods.base import ANY, Made, Settings, register
-from distillery.methods.matched import made
-from distillery.methods.mtt import TINY
-from distillery.methods.regression import TrainedPool, widening
+from distillery.methods.base import ANY, TINY, Made, made, register
+from distillery.methods.regression import LoopSettings, TrainedPool, widening
 from distillery.methods.self_supervised import WithoutLabels
 from distillery.methods.trajectories import moved
 from distillery.networks import ModuleNetwork, Params
@@ -41,42 +38,35 @@ from distillery.networks.precision import float32_matmul
 from distillery.networks.ridge import kernel_ridge_plain
 from distillery.seeds import split
 from distillery.training import squared_error
-from distillery.training.losses import check_targets
 from distillery.training.optimizers import SGD
 
 
 class SelfSupervisedRegression(TrainedPool):
     """KRR-ST. The pool's networks are of `krrst_network`, with as many outputs as the network of the experiment: the width D of the targets.
 
-    width    channels of the first block, twice as many in each next one (published: 128 at 32 x 32, 64 at 64 x 64)
-    pool     networks. One of age a has taken a steps; the first ages are uniform from 1 to `age` - 1, and `start` trains that long
-    age      at which a network that was seen is drawn anew
-    lr       of their training on the synthetic set, SGD with momentum .9 and weight decay 1e-3
-    rho      lambda over the trace of K_SS, not over its mean diagonal
-    Others as `KernelRegression`; batch is of all classes. Defaults are the published ones. Outputs of the regression are (N, D); there
-    are no labels, and so neither `predict` nor `accuracy`.
-    raises   InputError on targets, synthetic or real, that are not real numbers (n, D)
+    width       channels of the first block, twice as many in each next one (published: 128 at 32 x 32, 64 at 64 x 64)
+    pool        networks. One of age a has taken a steps; the first ages are uniform from 1 to `age` - 1, and `start` trains that long
+    age         at which a network that was seen is drawn anew
+    network_lr  of their training on the synthetic set, SGD with momentum .9 and weight decay 1e-3
+    rho         lambda over the trace of K_SS, not over its mean diagonal
+    Others as `KernelRegression`; batch is of all classes. Defaults are the published ones. Targets are (n, D) where there are labels
+    elsewhere, so that `predict` and `accuracy` have no meaning.
     """
 
     name, learns, moments = "KRR-ST", ("images", "targets"), ("velocity",)
 
     def __init__(self, network, batch: int = 1024, real_network=None, *, rho: float = 1e-6, width: int = 128, pool: int = 10,
-                 age: int = 1000, lr: float = 0.1):  # fmt: skip
+                 age: int = 1000, network_lr: float = 0.1):  # fmt: skip
         super().__init__(network, batch, real_network, rho=rho, labels=True)
         for name, value in {"width": width, "pool": pool, "age": age}.items():
             check_positive_int(name, value)
-        self.pool, self.age, self.optimizer = pool, age, SGD(lr, 0.9, 1e-3)
+        self.pool, self.age, self.optimizer = pool, age, SGD(network_lr, 0.9, 1e-3)
         self.own = krrst_network(network.shape, self.classes, width)
-
-    def prepare(self, synthetic: Synthetic) -> Synthetic:
-        """The set as it is. Raises InputError unless its targets are (M, D)."""
-        check_targets(synthetic.tensors["targets"], synthetic, self.classes)
-        return synthetic
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the pool 'net.NAME' (P, ...), its momentum 'velocity.NAME', and 'age' (P,)."""
         ages, *nets = split(generator, 1 + self.pool)
-        ages, synthetic = torch.randint(1, max(2, self.age), (self.pool,), generator=ages), self.prepare(synthetic)
+        ages = torch.randint(1, max(2, self.age), (self.pool,), generator=ages)
         pool = [self._trained(synthetic, int(age), net) for age, net in zip(ages, nets, strict=True)]
         return {name: torch.cat([one[name] for one in pool]) for name in pool[0]}
 
@@ -108,19 +98,11 @@ class SelfSupervisedRegression(TrainedPool):
 
     def error(self, outputs: Tensor, targets: Tensor, weights: Tensor, made: Synthetic) -> Tensor:
         """Mean squared error over images and outputs. Slow reference: `krrst_loss_plain`."""
-        if targets.shape != outputs.shape or not targets.is_floating_point():
-            raise InputError(f"real targets: {tuple(targets.shape)} {targets.dtype}; accepted: real numbers {tuple(outputs.shape)}")
         return (weights * (outputs - targets).square().mean(1)).sum()
 
     def report(self, *_) -> dict[str, Tensor]:
         """Nothing: there are no labels."""
         return {}
-
-    def predict(self, *_):
-        """Refused: what is regressed is no label."""
-        raise InputError(f"predict, accuracy: labels with {self.name}; accepted: `outputs`, which has no labels")
-
-    accuracy = predict
 
 
 def krrst_network(shape: tuple[int, int, int], outputs: int, width: int) -> ModuleNetwork:
@@ -137,11 +119,8 @@ def krrst_loss_plain(
 ) -> Tensor:
     """KRR-ST: weighted mean over real images of the mean over outputs of the squared error, () float64.
 
-    Source: 2310.06511 and its released code. K(x, x') = f(x).f(x') + 1; ridge 1e-6 tr(K_SS), which is a constant.
-
-    features      (n, c, h, w) -> (n, F): flattened last activations of one network, in eval mode
-    images, real  (m, c, h, w) and (n, c, h, w) float64; targets (m, D) and real_targets (n, D) float64, of the teacher
-    weights       (n,) float64 that sum to one; published: 1 / n
+    Source: 2310.06511 and its released code. K(x, x') = f(x).f(x') + 1; ridge 1e-6 tr(K_SS), which is a constant. Features as
+    `frepo.frepo_loss_plain`; images (m, c, h, w), targets (m, D), real (n, c, h, w), real_targets (n, D), weights (n,), all float64.
     """
     f_s = torch.cat([features(images), torch.ones(len(images), 1, dtype=images.dtype)], 1)  # (m, F + 1)
     f_b = torch.cat([features(real), torch.ones(len(real), 1, dtype=real.dtype)], 1)  # (n, F + 1)
@@ -155,20 +134,13 @@ def krrst_loss_plain(
 
 
 @dataclass(frozen=True, kw_only=True)
-class KRRSTSettings(Settings):
-    """Settings of KRR-ST, as `SelfSupervisedRegression`; `optimizer`, `schedule` and `lr` are of images and targets."""
+class KRRSTSettings(LoopSettings):
+    """Settings of KRR-ST, as `SelfSupervisedRegression`. The public code has AdamW with a weight decay of 0, which is Adam."""
 
-    iterations: int
-    steps: int = 0
-    optimizer: str  # the public code has AdamW with a weight decay of 0, which is Adam
-    schedule: str
-    lr: float
-    batch: int
-    rho: float
     width: int
     pool: int
     age: int
-    network_lr: float  # rate of the pool's networks
+    network_lr: float
 
 
 @register
@@ -194,7 +166,7 @@ class KRRST(WithoutLabels):
     def regression(self, job) -> SelfSupervisedRegression:
         """The objective of a job."""
         s = job.settings
-        return SelfSupervisedRegression(job.network, s.batch, rho=s.rho, width=s.width, pool=s.pool, age=s.age, lr=s.network_lr)
+        return SelfSupervisedRegression(job.network, s.batch, rho=s.rho, width=s.width, pool=s.pool, age=s.age, network_lr=s.network_lr)
 
     def optimizers(self, job) -> dict[str, Optimizer]:
         s = job.settings
@@ -205,8 +177,7 @@ class KRRST(WithoutLabels):
         self.regression(job), self.optimizers(job)
 
     def make(self, job) -> Made:
-        objective, steps = self.regression(job), self.updates(job.settings, job.recipe.size)
-        start = objective.prepare(job.first())
+        objective, steps, start = self.regression(job), self.updates(job.settings, job.recipe.size), job.first()
         with float32_matmul("float32"):
             done = job.distill(start, objective, self.optimizers(job), steps)
         return made(start, done, moved=moved(start, done.last))

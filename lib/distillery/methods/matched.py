@@ -1,14 +1,14 @@
 """What methods share whose steps compare a set with real batches, class by class: DC, DSA, DM, IDM, IDC."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from distillery.checks import check_choice, check_positive_int
 from distillery.data import synthetic
-from distillery.distill import Distilled, Optimizer
+from distillery.distill import Optimizer
 from distillery.matching.step import effective_rate
-from distillery.methods.base import Made, Method, Settings
+from distillery.methods.base import Made, Method, Settings, made
 from distillery.networks.precision import MixedPrecision
-from distillery.runs import subsample
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,21 @@ class Matched(Method):
     start = "random"
     learns = ("images",)
     Settings = MatchedSettings
+    once: ClassVar[bool] = False  # whether no gradient is differentiated again, so that the network may be compiled
 
     def spec(self, job) -> dict:
         return super().spec(job) | {"augmentation": job.experiment.augmentation}
 
+    def options(self, job) -> dict:
+        """Arguments of the objective beside those of all."""
+        return {}
+
     def matching(self, job):
         """The objective of a job. Raises InputError on settings that it refuses."""
-        raise NotImplementedError(self.name)
+        network = MixedPrecision(job.network, compiled=job.experiment.compute.compiled) if self.once else job.network
+        augmentation = job.experiment.augmentation if job.settings.augmented else ""
+        both = {"augmentation": augmentation, "real_network": job.experiment.fast}
+        return self.objective(network, batch=job.settings.batch, **both | self.options(job))
 
     def optimizers(self, job) -> dict[str, Optimizer]:
         """The optimizer of each learned tensor."""
@@ -55,26 +63,6 @@ class Matched(Method):
         start = job.first()
         done = job.distill(start, self.matching(job), self.optimizers(job), self.updates(job.settings, job.recipe.size))
         return made(start, done)
-
-
-def made(start: synthetic.Synthetic, done: Distilled, **log) -> Made:
-    """What a loop yielded, with its iterates and log."""
-    cost = done.cost
-    log = {"steps": cost["steps"], "samples": cost["samples"], "loss": subsample(done.log["loss"])} | log | {"seconds": cost["seconds"]}
-    if "effective_batch" in done.log:
-        log["effective_batch"] = float(done.log["effective_batch"].mean())
-    iterates = {name: one for name, one in (("ema", done.ema), ("best", done.best)) if one is not None}
-    return Made(done.last, start.tensors["images"], iterates, log)
-
-
-def once_differentiated(job) -> MixedPrecision:
-    """The network where no gradient is differentiated again, so that it may be compiled."""
-    return MixedPrecision(job.network, compiled=job.experiment.compute.compiled)
-
-
-def augmentation(job) -> str:
-    """The DSA families that both sides meet."""
-    return job.experiment.augmentation if job.settings.augmented else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distillery.checks import InputError
 from distillery.distill import Optimizer
 from distillery.experts import Experts
-from distillery.methods.base import METHODS, register
-from distillery.methods.mtt import TINY
+from distillery.methods.base import METHODS, TINY, register
 from distillery.methods.self_supervised import StudentTrajectories
 from distillery.methods.trajectories import FlatSettings, load_bank, make_bank, row
 from distillery.networks.precision import float32_matmul, images_at_once
@@ -26,7 +24,6 @@ from distillery.scores import ORDERS, register_score
 from distillery.starts import start
 from distillery.training import squared_error
 from distillery.training.losses import check_targets
-from distillery.training.optimizers import GSAM, SGD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +36,6 @@ class MKDTSettings(FlatSettings):
     lr_targets: float
     momentum_targets: float
     flat: bool = False  # whether experts descend to flat minima by GSAM with `rho` and `alpha`, as those of FTD; ours
-
-    @property
-    def expert_optimizer(self) -> SGD:
-        if not self.flat:
-            return super().expert_optimizer
-        return GSAM(self.expert_lr, self.expert_momentum, self.expert_weight_decay, rho=self.rho, alpha=self.alpha)
 
 
 @register
@@ -77,6 +68,51 @@ class MKDT(StudentTrajectories):
     def optimizers(self, job) -> dict[str, Optimizer]:
         s = job.settings
         return super().optimizers(job) | ({"targets": Optimizer(s.lr_targets, s.momentum_targets)} if s.learned else {})
+
+
+def losses(network, students: Experts, source, epoch: int = 1) -> Tensor:
+    """Squared error of each image of a `RegressionSet`, mean over outputs and over the students after `epoch` epochs: (N,) float64 on the CPU.
+
+    Raises InputError on an epoch that is not stored, and targets that are not as wide as the network's output.
+    """
+    check_targets(source.targets, source, network.classes)
+    everything = torch.arange(len(source), device=source.device)
+    weights = [students.at(i, epoch) for i in range(len(students))]
+    parts = []
+    with torch.no_grad(), float32_matmul("float32"):
+        for indices in everything.split(images_at_once(network, source.shape, source.device)):
+            images, targets = source.batch(indices)[None], source.targets[indices][None]
+            total = torch.zeros(len(indices), dtype=torch.float64, device=source.device)
+            for params in weights:  # one by one: images, not students, fill the device here
+                total += squared_error(network.apply(params, images, train=False).logits, targets)[0]
+            parts.append(total)
+    return (torch.cat(parts) / len(students)).cpu()
+
+
+def highest(losses: Tensor, m: int) -> Tensor:
+    """Indices (m,) of the highest losses, highest first; of equal ones the lower index comes first."""
+    return losses.sort(descending=True, stable=True).indices[:m]
+
+
+def high_loss(network, students: Experts, source, m: int, epoch: int = 1) -> Tensor:
+    """Indices (m,) of the images of highest `losses`, highest first, on the CPU. Slow reference: `high_loss_plain`.
+
+    Classes are not balanced. Raises InputError as `losses` does. Source: MKDT; `epoch` as in the paper's final runs.
+    """
+    return highest(losses(network, students, source, epoch), m)
+
+
+def high_loss_plain(network, students: Experts, source, m: int, epoch: int = 1) -> list[int]:
+    """`high_loss` student by student and image by image."""
+    means = []
+    for i in range(len(source)):
+        image, target = source.batch(torch.tensor([i])), source.targets[i]
+        errors = []
+        for k in range(len(students)):
+            output = network.apply(students.at(k, epoch), image, train=False).logits[0, 0]  # (D,)
+            errors.append(float(((output - target) ** 2).sum() / len(target)))
+        means.append(sum(errors) / len(errors))
+    return sorted(range(len(source)), key=lambda i: (-means[i], i))[:m]
 
 
 def _students(experiment, own: dict) -> tuple:
@@ -120,59 +156,10 @@ def by_high_loss(job, n: int) -> Tensor:
     return high_loss(job.network, load_bank(job.experiment, job.source, *bank), job.source, n)
 
 
-def losses(network, students: Experts, source, epoch: int = 1) -> Tensor:
-    """Squared error of each image of a `RegressionSet`, mean over outputs and over the students after `epoch` epochs: (N,) float64 on the CPU.
-
-    Raises InputError on an epoch that is not stored, and targets that are not as wide as the network's output.
-    """
-    check_targets(source.targets, source, network.classes)
-    everything = torch.arange(len(source), device=source.device)
-    weights = [students.at(i, epoch) for i in range(len(students))]
-    parts = []
-    with torch.no_grad(), float32_matmul("float32"):
-        for indices in everything.split(images_at_once(network, source.shape, source.device)):
-            images, targets = source.batch(indices)[None], source.targets[indices][None]
-            total = torch.zeros(len(indices), dtype=torch.float64, device=source.device)
-            for params in weights:  # one by one: images, not students, fill the device here
-                total += squared_error(network.apply(params, images, train=False).logits, targets)[0]
-            parts.append(total)
-    return (torch.cat(parts) / len(students)).cpu()
-
-
-def highest(losses: Tensor, m: int) -> Tensor:
-    """Indices (m,) of the highest losses, highest first; of equal ones the lower index comes first. Raises InputError unless 1 <= m <= N."""
-    if not isinstance(m, int) or not 1 <= m <= len(losses):
-        raise InputError(f"m: {m!r} of {len(losses)} images; accepted: a whole number from 1 to {len(losses)}")
-    return losses.sort(descending=True, stable=True).indices[:m]
-
-
-def high_loss(network, students: Experts, source, m: int, epoch: int = 1) -> Tensor:
-    """Indices (m,) of the images of highest `losses`, highest first, on the CPU. Slow reference: `high_loss_plain`.
-
-    Classes are not balanced. Raises InputError as `highest` and `losses` do. Source: MKDT; `epoch` as in the paper's final runs.
-    """
-    return highest(losses(network, students, source, epoch), m)
-
-
-def high_loss_plain(network, students: Experts, source, m: int, epoch: int = 1) -> list[int]:
-    """`high_loss` student by student and image by image."""
-    means = []
-    for i in range(len(source)):
-        image, target = source.batch(torch.tensor([i])), source.targets[i]
-        errors = []
-        for k in range(len(students)):
-            output = network.apply(students.at(k, epoch), image, train=False).logits[0, 0]  # (D,)
-            errors.append(float(((output - target) ** 2).sum() / len(target)))
-        means.append(sum(errors) / len(errors))
-    return sorted(range(len(source)), key=lambda i: (-means[i], i))[:m]
-
-
 COLUMNS = ("none", "random", "high loss", "KRR-ST", "MKDT, random init", "MKDT", "whole")
-# Unlabelled set, part of it, part of the labels, task; then mean±standard deviation in percent of each of COLUMNS, '-' = not published. From
-# Tables 1, 2 and 4 of MKDT (arXiv 2410.02116) [paper]; means over three evaluations of one set. Table 3 has
-# Tiny-ImageNet as the unlabelled set at 2%, without deviations, and so it is not here; nor are the fine-grained tasks, which at 1% of the
-# labels lie near chance. Where the 5% sets of KRR-ST come from is not published, so its numbers there cannot be verified. The teacher of the CIFAR-10 sets is
-# not public. 'MKDT, random init' starts from random images.
+# Unlabelled set, part of it, part of the labels, task; then mean±standard deviation in percent of each of COLUMNS, '-' = not published: Tables
+# 1, 2 and 4 of MKDT (arXiv 2410.02116) [paper], means over three evaluations of one set. Where the 5% sets of KRR-ST come from is not
+# published, and the teacher of the CIFAR-10 sets is not public. 'MKDT, random init' starts from random images.
 PROBES = """
     cifar10  2%   1%     cifar10       35.84±1.39 36.35±0.67 -          37.19±0.49 -                 44.36±1.61 58.21±0.28
     cifar10  2%   1%     tiny-imagenet 2.52±0.09  2.41±0.08  -          2.84±0.17  -                 3.58±0.09  4.94±0.38

@@ -6,10 +6,8 @@ $$\min_{S,\,\eta} \frac{\|\theta_N - \tau_{t+M}\|^2}{\|\tau_t - \tau_{t+M}\|^2},
 with the weights $\tau_t$ of an expert after $t$ epochs on real images, and N steps of a student on augmented batches $x_n$ of the set.
 """
 
-from distillery.methods.base import register
+from distillery.methods.base import SUBSET, TINY, register
 from distillery.methods.trajectories import Trajectories, row
-
-TINY, SUBSET = {"depth": 4, "side": 64}, {"depth": 5, "side": 128}
 
 
 @register

@@ -1,4 +1,4 @@
-r"""MTT-SSL: trajectory matching of SimCLR (arXiv 2002.05709 under 2203.11932), which MKDT's paper (2410.02116) shows to fail.
+r"""MTT-SSL: trajectory matching of SimCLR, which MKDT's paper (arXiv 2410.02116) shows to fail.
 
 Experts are encoders that learn by SimCLR on real images, students take steps of the same loss on two random views of each image of the
 set. Both are random beyond their batches, and their gradients depend on which images meet in a batch.
@@ -6,8 +6,7 @@ set. Both are random beyond their batches, and their gradients depend on which i
 
 from dataclasses import dataclass
 
-from distillery.methods.base import register
-from distillery.methods.mtt import TINY
+from distillery.methods.base import TINY, register
 from distillery.methods.self_supervised import StudentTrajectories, contrast
 from distillery.methods.trajectories import TrajectorySettings, row
 from distillery.training.contrastive import two_views_apart

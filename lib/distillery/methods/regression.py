@@ -2,7 +2,8 @@
 
 Left out: the evaluations of KIP and RFAD by networks of width 1024 with scaled and centred labels, and by convolutional kernels of infinite
 width. Our choices: nothing is chosen on test images, validation images are no training images; one scale is fitted to outputs where they
-stand for logits; images of sizes that are not published get as many blocks as the field gives them (`networks.depth_for`).
+stand for logits; images of sizes that are not published get as many blocks as the field gives them (`networks.depth_for`). ZCA adds .1 to
+eigenvalues of pixels in [0, 1]; the public codes of FRePo and RFAD add .1 of the mean eigenvalue of standardized ones, which whitens more.
 """
 
 import math
@@ -17,27 +18,33 @@ from torch import Generator, Tensor, nn
 from distillery.checks import InputError
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
-from distillery.matching.ridge import KernelRegression, PooledRegression
-from distillery.matching.step import under
-from distillery.methods.base import Made, Method, Settings
-from distillery.methods.matched import made
-from distillery.networks import ModuleNetwork, depth_for, trainable
+from distillery.matching.ridge import KernelRegression
+from distillery.matching.step import prefixed, under
+from distillery.methods.base import Made, Method, Settings, made
+from distillery.networks import ModuleNetwork, Params, depth_for, trainable
+from distillery.networks.precision import MixedPrecision
 from distillery.seeds import split
 from distillery.training.optimizers import SGD
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegressionSettings(Settings):
+class LoopSettings(Settings):
     """Settings of a loop that descends the error of a ridge regression."""
 
     iterations: int
-    lr: float  # of images and labels
+    lr: float  # of images, and of labels or targets
     optimizer: str  # of everything learned, see `distill.Optimizer`; so `schedule`
     schedule: str
     batch: int  # real images a step
-    rho: float  # the ridge over the mean diagonal of the kernel
-    labels: bool  # whether labels are learned
+    rho: float  # of the ridge, see `KernelRegression`
     steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionSettings(LoopSettings):
+    """With labels."""
+
+    labels: bool  # whether they are learned
 
 
 LOOP = ("iterations", "steps", "lr", "lr_scale", "optimizer", "schedule", "batch")
@@ -95,18 +102,42 @@ class Regression(Method):
         return made(start, done, **log)
 
 
-class TrainedPool(PooledRegression):
-    """A pool of networks that train on the set."""
+class TrainedPool(KernelRegression):
+    """A regression on features of a network from a pool, which trains on the set along the way.
 
+    A subclass's `aged(synthetic, one, generator)` is the state of one network, leading axis 1, after a step that saw it in the state `one`.
+    """
+
+    own: ModuleNetwork  # what the pool's networks are
+    pool: int  # how many there are
     optimizer: SGD
     moments: tuple[str, ...]  # of its state, a tensor of each for each weight
+
+    def _picked(self, generator: Generator) -> int:
+        """Which network of the pool a step sees, from a copy of its generator."""
+        return int(torch.randint(self.pool, (), generator=generator.clone_state()))
+
+    def networks_of_step(self, synthetic: Synthetic, state: dict[str, Tensor], generator: Generator) -> Params:
+        i = self._picked(generator)
+        return {name: value[i : i + 1] for name, value in under(state, "net.").items()}
+
+    def after(self, synthetic: Synthetic, state: dict[str, Tensor], seen: Generator, generator: Generator) -> dict[str, Tensor]:
+        """The network that was seen takes a step on the synthetic images, or is drawn anew where it is old."""
+        i, state = self._picked(seen), {name: value.clone() for name, value in state.items()}
+        one = {name: value[i : i + 1] for name, value in state.items()}
+        for name, value in self.aged(synthetic, one, generator).items():
+            state[name][i] = value[0]
+        return state
+
+    def features(self, params: Params, images: Tensor, real: bool) -> Tensor:
+        network = MixedPrecision(self.own, self.precision) if real and self.precision != "float32" else self.own
+        return network.embed(params, images, train=False)[0].double()
 
     def new(self, device: torch.device, generator: Generator, k: int = 1) -> dict[str, Tensor]:
         """State of k networks of age 0: 'net.NAME' (k, ...), 'MOMENT.NAME' (k, ...) and 'age' (k,)."""
         nets = {name: value.to(device, non_blocking=True) for name, value in self.own.init(generator, k).items()}
-        state = {f"net.{name}": value for name, value in nets.items()}
-        state |= {f"{moment}.{name}": torch.zeros_like(value) for moment in self.moments for name, value in trainable(nets).items()}
-        return state | {"age": torch.zeros(k, dtype=torch.int64)}
+        zeros = {f"{moment}.{name}": torch.zeros_like(value) for moment in self.moments for name, value in trainable(nets).items()}
+        return prefixed(nets, "net.") | zeros | {"age": torch.zeros(k, dtype=torch.int64)}
 
     def stepped(self, one: dict[str, Tensor], images: Tensor, targets: Tensor, loss: Callable, step: int = 0) -> dict[str, Tensor]:
         """The state of one network after a training step on images (n, C, H, W); `step` is what its optimizer counts."""
@@ -118,8 +149,7 @@ class TrainedPool(PooledRegression):
         names = [f"{moment}.{name}" for moment in self.moments for name in learned]
         moments = self.optimizer.update(weights, list(grads), [one[name].clone() for name in names], step, 1.0)
         nets = dict(zip(learned, weights, strict=True)) | {name: value.detach() for name, value in output.buffers.items()}
-        new = {f"net.{name}": value for name, value in nets.items()} | dict(zip(names, moments, strict=True))
-        return one | new | {"age": one["age"] + 1}
+        return one | prefixed(nets, "net.") | dict(zip(names, moments, strict=True)) | {"age": one["age"] + 1}
 
 
 def widening(name: str, shape: tuple[int, int, int], outputs: int, width: int, block: Callable, padded: int = 0) -> ModuleNetwork:

@@ -7,8 +7,7 @@ with the last features $\psi$ of random networks side by side, drawn anew in eve
 squared error. Slow references: `rfad_kernel_plain`, `rfad_loss_plain`.
 
 Left out: the learned linear map of all pixels, the stop by validation loss (published: after 100,000 steps at most), and evaluations
-with scaled and centred labels. `zca` here adds .1 to eigenvalues of pixels in [0, 1]; the public code adds .1 of the mean eigenvalue of
-standardized ones, which whitens more, and normalizes images of SVHN one by one before.
+with scaled and centred labels. The public code normalizes images of SVHN one by one before it whitens them.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from distillery.methods.regression import Regression, RegressionSettings
 from distillery.networks import ConvNet, Params
 from distillery.networks.precision import MixedPrecision
 from distillery.networks.ridge import embeddings, gaussian, kernel_ridge_plain
-from distillery.training.losses import centred, cross_entropy
+from distillery.training.losses import cross_entropy
 
 
 class RandomFeatures(KernelRegression):
@@ -73,14 +72,13 @@ class RandomFeatures(KernelRegression):
         if self.platt:
             wrong = cross_entropy(made.tensors["log_scale"].double().exp() * outputs[None], targets[None])[0]
             return (weights * wrong).sum()
-        return 0.5 * (weights * (outputs - centred(targets, self.classes)).square().mean(1)).sum()
+        return super().error(outputs, targets, weights, made)
 
 
 def rfad_kernel_plain(networks: Sequence[Callable[[Tensor], Tensor]], a: Tensor, b: Tensor) -> Tensor:
     """RFAD's kernel (n, m) of a (n, c, h, w) and b (m, c, h, w): 2 psi(a) psi(b)^T + .01, psi = concatenated features / sqrt(networks x F).
 
     The 2 and the .01 are the squared weight and bias deviations of the dropped dense layer.
-
     networks  functions (n, c, h, w) -> (n, F): flattened last activations of random networks
     """
     total = 0
@@ -96,13 +94,10 @@ def rfad_loss_plain(
 ) -> Tensor:
     """RFAD: kernel ridge regression with ridge 5e-3 tr(K_SS) / |S|, under the squared or the Platt loss, () float64.
 
-    Source: 2210.12067 and its released code.
+    Source: 2210.12067 and its released code. Images, labels and weights as `kip.kip_loss_plain`, networks as `rfad_kernel_plain`.
 
-    networks      functions (n, c, h, w) -> (n, F), the same for images and targets
-    images, real  (m, c, h, w) and (n, c, h, w) float64: synthetic images, targets; labels (m, C) and real_labels (n, C)
-    weights       (n,) float64
-    log_scale     None: half the weighted mean over targets of the mean over classes of the squared error. A tensor (), k: weighted mean
-                  of the cross-entropy (nats) of softmax(exp(k) prediction) with the class argmax(real_labels)
+    log_scale  None: half the weighted mean over targets of the mean over classes of the squared error. A tensor (), k: weighted mean
+               of the cross-entropy (nats) of softmax(exp(k) prediction) with the class argmax(real_labels)
     """
     kernel_ss, kernel_ts = rfad_kernel_plain(networks, images, images), rfad_kernel_plain(networks, real, images)  # (m, m), (n, m)
     penalty = 5e-3 * torch.trace(kernel_ss) / len(images)

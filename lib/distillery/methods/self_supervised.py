@@ -75,6 +75,13 @@ class Untrained(Method):
         return {name: value.to(job.experiment.device) for name, value in params.items()}, Stats(), {}
 
 
+@dataclass(frozen=True)
+class ViewSettings(Settings):
+    """The random views that are compared."""
+
+    views: Views = Views()
+
+
 @register
 class SelfSupervised(Method):
     """Random images on which encoders learn by SimCLR as teachers do, without a teacher.
@@ -84,9 +91,7 @@ class SelfSupervised(Method):
 
     name, kind, labels = "random, self-supervised", "selection", False
 
-    @dataclass(frozen=True)
-    class Settings(Settings):
-        views: Views = Views()
+    Settings = ViewSettings
 
     def make(self, job) -> Made:
         return Made(job.packed(job.chosen("random")))
@@ -109,7 +114,8 @@ def contrast(network, source, protocol, stream, steps_of: int, views: Views, tra
     k, n, steps = protocol.networks, len(source), protocol.optimizer(steps_of or len(source))[1]
     first, order = split(stream, 2)
     params = {name: value.to(source.images.device) for name, value in network.init(first, k).items()}
-    seen = TwoViews(Pixels.of(source.images, transform), views, seed)
+    pixels = transform.inverse(source.images) if transform else source.images
+    seen = TwoViews(Pixels(pixels, torch.zeros(n, dtype=torch.int64, device=pixels.device), transform), views, seed)
     options = {"generator": order, "steps": steps, "batch": min(protocol.batch, n), "whole_batches": True, "chunk": k}
     return train(network, params, seen, two_views_apart, protocol.optimizer(n)[0], **options)
 
@@ -119,9 +125,3 @@ class Pixels(TensorSource):
     """Made images as `TwoViews` takes them, in [0, 1] but for what distillation moved out of it; `transform` standardizes them."""
 
     transform: object = None
-
-    @staticmethod
-    def of(images: Tensor, transform) -> "Pixels":
-        """From standardized images."""
-        pixels = transform.inverse(images) if transform else images
-        return Pixels(pixels, torch.zeros(len(images), dtype=torch.int64, device=images.device), transform)

@@ -11,8 +11,7 @@ $\lambda$ on its way back, and is exact at the same memory.
 from dataclasses import dataclass
 
 from distillery.distill import Optimizer
-from distillery.methods.base import register
-from distillery.methods.mtt import TINY
+from distillery.methods.base import TINY, register
 from distillery.methods.trajectories import Trajectories, TrajectorySettings, row
 
 

@@ -1,9 +1,7 @@
 r"""What methods share whose set makes a student end where an expert does: MTT, FTD, TESLA, DATM, MKDT, MTT-SSL.
 
-An expert is a network trained on real images, its weights kept after every epoch (`experts.py`). A student starts at the weights of a
-random expert and epoch, takes N steps on the set, and shall end near the weights that the expert had M epochs later. The mathematics, with
-its plain twin `sweep_plain`, is in `matching/trajectory.py`. Experts serve many sets: they are trained before a set's time is counted,
-stored once, and billed apart. One bank of them is held in memory at a time.
+The mathematics, with its plain twin `sweep_plain`, is in `matching/trajectory.py`. Experts (`experts.py`) serve many sets: they are trained
+before a set's time is counted, stored once, and billed apart. One bank of them is held in memory at a time.
 
 The published accuracies of MTT, TESLA, FTD and DATM are the best over the run on test images; here nothing is chosen on them.
 """
@@ -20,10 +18,10 @@ from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
 from distillery.experts import Experts, Training
 from distillery.matching.trajectory import GRADIENTS, StartEpochs, TrajectoryMatching
-from distillery.methods.base import Made, Method, Settings
-from distillery.methods.matched import made
+from distillery.methods.base import Made, Method, Settings, made
 from distillery.networks.precision import float32_matmul
 from distillery.training.optimizers import GSAM, SGD, Adam
+from distillery.training.views import Views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +46,27 @@ class TrajectorySettings(Settings):
     expert_lr: float
     expert_batch: int
     expert_seed: int = 0  # of the experts, which all sets share
+    # settings of some methods, and what they are for the others
+    initial_max_start_epoch: ClassVar[int] = 0
+    expansion_steps: ClassVar[int] = 0
+    expert_momentum: ClassVar[float] = 0.0
+    expert_weight_decay: ClassVar[float] = 0.0
+    views: ClassVar[Views | None] = None
+    ema: ClassVar[float] = 0.0
+    optimizers: ClassVar[tuple[str, ...]] = ("SGD", "Adam")  # accepted
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("student_steps", "expert_epochs", "iterations"):
             check_positive_int(name, getattr(self, name))
         check_choice("gradient", self.gradient, GRADIENTS)
-        check_choice("optimizer", self.optimizer, ("SGD", "Adam", "GSAM") if hasattr(self, "rho") else ("SGD", "Adam"))
+        check_choice("optimizer", self.optimizer, self.optimizers)
         _ = self.start_epochs
 
     @property
     def start_epochs(self) -> StartEpochs:
         """Where students start. Raises InputError on a range that is none."""
-        return StartEpochs(**{one.name: getattr(self, one.name, 0) for one in fields(StartEpochs)})
+        return StartEpochs(**{one.name: getattr(self, one.name) for one in fields(StartEpochs)})
 
     @property
     def last_epoch(self) -> int:
@@ -69,13 +75,10 @@ class TrajectorySettings(Settings):
 
     @property
     def expert_optimizer(self) -> SGD:
-        """How an expert descends. Momentum and weight decay are 0 where they are no settings."""
-        momentum, decay = (getattr(self, name, 0.0) for name in ("expert_momentum", "expert_weight_decay"))
-        if self.optimizer == "GSAM":
-            return GSAM(self.expert_lr, momentum, decay, rho=self.rho, alpha=self.alpha)
+        """How an expert descends."""
         if self.optimizer == "Adam":
-            return Adam(self.expert_lr, weight_decay=decay)
-        return SGD(self.expert_lr, momentum, decay)
+            return Adam(self.expert_lr, weight_decay=self.expert_weight_decay)
+        return SGD(self.expert_lr, self.expert_momentum, self.expert_weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,14 @@ class FlatSettings(TrajectorySettings):
 
     rho: float  # radius of the ascent
     alpha: float  # weight of the ascent
+    flat: ClassVar[bool] = False  # whether experts descend by GSAM whatever `optimizer` says
+    optimizers = ("SGD", "Adam", "GSAM")
+
+    @property
+    def expert_optimizer(self) -> SGD:
+        if self.optimizer != "GSAM" and not self.flat:
+            return super().expert_optimizer
+        return GSAM(self.expert_lr, self.expert_momentum, self.expert_weight_decay, rho=self.rho, alpha=self.alpha)
 
 
 COLUMNS = ("student_steps", "expert_epochs", "max_start_epoch", "lr_images", "lr_step_size", "step_size")
@@ -131,8 +142,8 @@ class Trajectories(Method):
 
     def training(self, settings: TrajectorySettings, experiment) -> Training:
         """How experts are trained. Raises InputError on settings that are none."""
-        s, options = settings, {"loss": self.loss, "views": getattr(settings, "views", None)}
-        return Training(s.experts, s.expert_optimizer, s.expert_batch, self.augmentation(experiment), s.expert_seed, **options)
+        s, augmentation = settings, self.augmentation(experiment)
+        return Training(s.experts, s.expert_optimizer, s.expert_batch, augmentation, s.expert_seed, loss=self.loss, views=s.views)
 
     def bank(self, job) -> tuple[Training, int]:
         """How the experts of a job are trained, and the last epoch that is kept."""
@@ -156,7 +167,7 @@ class Trajectories(Method):
     def matching(self, job) -> TrajectoryMatching:
         """The objective of a job."""
         s = job.settings
-        options = {"batch": s.student_batch, "oversize": "all", "gradient": s.gradient, "name": self.name}
+        options = {"batch": s.student_batch, "gradient": s.gradient, "name": self.name}
         options |= {"augmentation": self.augmentation(job.experiment)} | self.options(job)
         return TrajectoryMatching(job.network, self.experts(job), s.student_steps, s.expert_epochs, s.start_epochs, **options)
 
@@ -175,7 +186,7 @@ class Trajectories(Method):
         objective, optimizers, steps = self.matching(job), self.optimizers(job), self.updates(job.settings, job.recipe.size)
         judge = (lambda current, step: job.validated(current)) if self.labels else None
         with float32_matmul("float32"):  # matched weights
-            done = job.distill(start, objective, optimizers, steps, ema=getattr(job.settings, "ema", 0) or None, judge=judge)
+            done = job.distill(start, objective, optimizers, steps, ema=job.settings.ema or None, judge=judge)
         log = {"experts": cost, "skipped": done.cost["skipped"], "step_size": float(done.last.tensors["step_size"])}
         log["moved"] = moved(start, done.last)
         if done.best is not None:

@@ -5,20 +5,23 @@ from dataclasses import dataclass, replace
 from distillery.methods.base import Method, Settings, register
 
 
+@dataclass(frozen=True)
+class WholeSettings(Settings):
+    """Training of its own, 0 = as the protocol says: so many passes over all images, `batch` images a step."""
+
+    epochs: int = 0
+    batch: int = 0
+
+
 @register
 class Whole(Method):
     """All real images, or those that pruning leaves.
 
-    The size is that of the set whose training steps are taken, 0 = its own. With `epochs`, trained out: so many passes over all
-    images, whatever the protocol says; `batch` images a step, 0 = as the protocol says.
+    The size is that of the set whose training steps are taken, 0 = its own. With `epochs` they are trained out.
     """
 
     name, kind, labels, makes_set = "whole", "all real images", None, False
-
-    @dataclass(frozen=True)
-    class Settings(Settings):
-        epochs: int = 0
-        batch: int = 0
+    Settings = WholeSettings
 
     def protocol(self, job, protocol, made):
         settings, classes = job.settings, job.experiment.classes

@@ -84,7 +84,7 @@ class CachedScores:
         self.path, self.tunings, self.importance = {"steps": 5} | settings.path, settings.tunings, IMPORTANCE | settings.importance
         tuning = protocol if isinstance(protocol, FineTuning) else FineTuning() if encoder else None
         self.tuning = replace(tuning, networks=1, equal="epochs") if tuning else None
-        self.transform = store.tensor_digest(vars(images.transform))[:16] if images.transform else None
+        self.transform = store.transform_digest(images.transform)
         self.experiment = None
         self.costs: dict[tuple[str, int], dict] = {}
         self._read: dict[tuple[str, int], dict[str, Tensor]] = {}

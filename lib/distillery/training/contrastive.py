@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distillery.checks import InputError
+from distillery.checks import InputError, check_positive
 
 CONSTANT = 1e-12  # variance of a projector's output below which it counts as constant
 
@@ -22,7 +22,7 @@ def barlow_twins(z_a: Tensor, z_b: Tensor, lam: float = 1 / 128) -> Tensor:
     raises    InputError on shapes that differ, fewer than 2 images, or a weight that is not positive
     """
     _check_views(z_a, z_b)
-    _check_positive("lam", lam)
+    check_positive("lam", lam)
     a, b = (z - z.mean(-2, keepdim=True) for z in (z_a, z_b))
     a, b = (z * z.square().mean(-2, keepdim=True).clamp_min(CONSTANT).rsqrt() for z in (a, b))
     correlation = a.mT @ b / z_a.shape[-2]  # (..., D, D)
@@ -51,7 +51,7 @@ def simclr(z_a: Tensor, z_b: Tensor, temperature: float = 0.5) -> Tensor:
     Slow reference: `simclr_plain`.
     """
     _check_views(z_a, z_b)
-    _check_positive("temperature", temperature)
+    check_positive("temperature", temperature)
     z = F.normalize(torch.cat([z_a, z_b], -2), dim=-1)  # (..., 2B, D)
     cosine = z @ z.mT / temperature  # (..., 2B, 2B)
     itself = torch.eye(z.shape[-2], dtype=torch.bool, device=z.device)
@@ -78,8 +78,3 @@ def simclr_plain(z_a: Tensor, z_b: Tensor, temperature: float = 0.5) -> Tensor:
 def _check_views(z_a: Tensor, z_b: Tensor) -> None:
     if z_a.shape != z_b.shape or z_a.ndim < 2 or z_a.shape[-2] < 2:
         raise InputError(f"views: outputs {tuple(z_a.shape)} and {tuple(z_b.shape)}; accepted: equal shapes (.., B, D) of 2 images or more")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-        raise InputError(f"{name}: {value!r} is not accepted; accepted: a positive number")
