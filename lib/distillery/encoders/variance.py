@@ -133,7 +133,7 @@ class Spread:
         return self.variance / self.distance if self.distance else math.nan
 
     def without(self, names: Collection[str]) -> "Spread":
-        """Of all other weights, for networks that differ in the output layer alone (`encoders.head_names`)."""
+        """Of all other weights, for networks that differ in the output layer alone (`head_names`)."""
         kept = [name for name in self.variances if name not in names]
         return Spread(*({n: value[n] for n in kept} for value in (self.variances, self.distances)))
 

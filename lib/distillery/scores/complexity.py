@@ -8,7 +8,7 @@ s_{tc}(x) = \frac{1}{\|z_t(x) - \mu_c\|}, \quad
 \mathrm{DLC}(x) = \frac{1}{T}\sum_t -\log \operatorname{softmax}_c\big(s_t(x)\big)_y$$
 
 The path of weights (`masked`, for any `nn.Module`) is apart from the loss that rides on it: that of class prototypes
-(`prototype_losses`) for images, that of the response for language models (`distillery.instructions`).
+(`prototype_losses`) for images, that of the response for language models (`scores/text.py`).
 
 Features are the input of a network's classifier. Images are seen in evaluation mode and never augmented: the public code
 crops them anew in every pass. Slow references: `masked_plain`, `prototype_losses_plain`.
