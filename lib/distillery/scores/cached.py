@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from distillery import store
-from distillery.checks import InputError, check_choice
+from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.evaluation import FineTuning, Protocol
 from distillery.lock import lock
 from distillery.networks import ConvNet
@@ -34,7 +34,7 @@ from distillery.training.losses import centred
 
 VERSION = 1  # of the passes; raise it when a change makes stored ones stale
 SPACES = ("ntk", "random features", "pixels")
-IMPORTANCE = {"ridge": "random features", "k-means": "pixels", "rho": 5e-3, "width": 32, "networks": 8, "factor": "bounded"}
+IMPORTANCE = {"ridge": "random features", "k-means": "pixels", "rho": 5e-3, "width": 32, "networks": 8}
 COLLECTED = ("loss", "margin", "correct")
 OF_TRAINING = {"cumulative loss": dynamics.cumulative_loss, "forgetting": dynamics.forgetting, "AUM": dynamics.aum}
 OF_OUTPUTS = {"least confidence": dynamics.least_confidence, "entropy": dynamics.entropy, "margin": dynamics.margin}
@@ -48,8 +48,8 @@ class ScoreSettings:
     path        options of `complexity.prototype_path`, the masks of an encoder
     tunings     networks that are fine-tuned
     importance  of sensitivities: 'ridge' and 'k-means', the space each is of, one of SPACES; 'rho', the ridge over the mean
-                diagonal of the kernel; 'width' and 'networks' of random features; 'factor' of the k-means bound
-    raises      InputError on options and spaces that there are not
+                diagonal of the kernel; 'width' and 'networks' of random features
+    raises      InputError on options and spaces that there are not, and numbers that are not positive
     """
 
     early: tuple[int, int] = (5, 5)
@@ -59,10 +59,19 @@ class ScoreSettings:
     importance: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        given = IMPORTANCE | self.importance
         for name in self.importance:
             check_choice("importance", name, IMPORTANCE)
+        for name in self.path:
+            check_choice("path", name, ("steps", "schedule", "interval", "how"))
         for name, spaces in (("ridge", SPACES), ("k-means", SPACES[1:])):
-            check_choice(f"space of {name}", (IMPORTANCE | self.importance)[name], spaces)
+            check_choice(f"space of {name}", given[name], spaces)
+        sensitivity.penalty_of(1.0, 1, given["rho"])
+        numbers = {"early": self.early, "converged": self.converged, "tunings": [self.tunings]}
+        numbers |= {name: [given[name]] for name in ("width", "networks")}
+        for name, values in numbers.items():
+            for value in values:
+                check_positive_int(name, value)
 
 
 class CachedScores:
@@ -162,9 +171,8 @@ class CachedScores:
         def make() -> tuple[dict, int]:
             params = self._encoder().to(self.images.device).params
             drawn = {"generator": generator(seed, "masks")} if path.get("how") == "random" else {}
-            found = complexity.prototype_path(self.network, params, self.images, **path, **drawn)
-            tensors = {"losses": found.losses} | ({"features": found.features} if path == self.path else {})
-            return tensors, len(found.losses) * len(self.images)
+            losses, features = complexity.prototype_path(self.network, params, self.images, **path, **drawn)
+            return {"losses": losses} | ({"features": features} if path == self.path else {}), losses.numel()
 
         return self._stored("encoder-scores", inputs, make, key)
 
@@ -224,10 +232,9 @@ class CachedScores:
 
     def space(self, which: str) -> dict:
         """What identifies sensitivities of one kind, 'ridge' or 'k-means'."""
-        names = ["rho" if which == "ridge" else "factor"]
-        if self.importance[which] == "random features":
-            names += ["width", "networks"]
-        return {"space": self.importance[which], "version": VERSION} | {name: self.importance[name] for name in names}
+        one = self.importance
+        found = {"space": one[which], "version": VERSION} | ({"rho": one["rho"]} if which == "ridge" else {"factor": "bounded"})
+        return found | ({name: one[name] for name in ("width", "networks")} if one[which] == "random features" else {})
 
     def rows(self, which: str) -> Tensor:
         """The images as 'ridge' or 'k-means' see them, (N, D) on their device: pixels, or features of random networks."""
@@ -271,7 +278,7 @@ class CachedScores:
             n = len(self.images)
             found = torch.empty(n)
             for members, rows, stream in self._by_class(seed, name, torch.arange(n)):
-                found[members] = kmeans(rows, k, stream, self.importance["factor"]).scores.cpu().float()
+                found[members] = kmeans(rows, k, stream)[0].cpu().float()
             return {"scores": found}, n
 
         return self._stored("cluster-scores", inputs, make, (f"{name} {k}", seed))["scores"]

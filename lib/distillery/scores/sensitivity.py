@@ -64,10 +64,6 @@ class Ridge:
         """Upper bounds of the sensitivities, (N,): those of the points and the shared penalty."""
         return self.tau + 1 / len(self.leverage)
 
-    @property
-    def total(self) -> float:
-        return float(self.scores.sum())
-
 
 def penalty_of(trace: float, n: int, rho: float = 5e-3) -> float:
     """Lambda as a part of the mean diagonal of a kernel. Raises InputError on a rho or a trace that is not above 0."""
