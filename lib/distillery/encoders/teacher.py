@@ -14,7 +14,6 @@ both views of all images. The losses, with their slow references, are in `traini
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -160,14 +159,11 @@ SIMCLR = TeacherTraining("simclr", epochs=400, batch=512, lr=1e-3, width=128)  #
 class Teacher(Encoder):
     """An encoder trained by `train_teacher`."""
 
-    recipe: TeacherTraining = TeacherTraining()
     losses: Tensor | None = None  # (epochs,) mean loss of the batches of each epoch
     seconds: float = 0.0  # of training, over all restarts
 
 
-def train_teacher(
-    folder: str | Path, network, images: ImageSet, recipe: TeacherTraining, log: Callable[[str], None] | None = None
-) -> Teacher:
+def train_teacher(folder: str | Path, network, images: ImageSet, recipe: TeacherTraining) -> Teacher:
     """Train an encoder without labels, or go on where an earlier call was cut off, or read what it finished.
 
     A checkpoint `teacher-<id>` in `folder` is replaced after every epoch; the id says which network, recipe and images. On a CPU a
@@ -175,7 +171,6 @@ def train_teacher(
 
     network  the encoder, of `resnet18` or any network with `embed`; `MixedPrecision(network, "bfloat16")` trains in low precision
     images   on the device to train on
-    log      told the mean loss after each epoch
     raises   InputError on an encoder without `embed`, or fewer images than a batch; RunFailed where the loss or a weight becomes NaN or
              infinite, with the last checkpoint kept
     """
@@ -205,13 +200,11 @@ def train_teacher(
                 raise RunFailed(f"teacher: {found}; accepted: finite ones, by a lower rate or a longer warm-up")
             losses.append(mean)
             _write(path, card | {"seconds": time.monotonic() - began}, weights, momentum, losses)
-            if log:
-                log(f"teacher, epoch {epoch} of {recipe.epochs}: mean loss {mean:.4g}")
 
         if epoch < recipe.epochs:
             params = _trained(projected, params, images, recipe, epoch, loss, done=(epoch, momentum), after_epoch=keep)
             seconds = time.monotonic() - began
-    return Teacher(_plain(network), under(params, "encoder."), f"teacher by {recipe.loss}", recipe, torch.tensor(losses), seconds)
+    return Teacher(_plain(network), under(params, "encoder."), f"teacher by {recipe.loss}", torch.tensor(losses), seconds)
 
 
 def _trained(projected: Projected, params: Params, images: ImageSet, recipe: TeacherTraining, epoch: int, loss, **options) -> Params:

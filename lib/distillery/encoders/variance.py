@@ -1,8 +1,7 @@
 r"""How much gradients and trajectories vary from run to run: why MKDT (arXiv 2410.02116) matches students, not teachers.
 
-Three forms of its claim that training without labels varies more than supervised training or regression:
+Two forms of its claim that training without labels varies more than supervised training or regression:
 
-- Theorem 4.1, a toy of linear features: `toy_gradients`, with both variances in closed form.
 - Proposition D.1: the sum of all gradients of an epoch is the same for every partition into batches where the loss is a sum over
   samples, and is not where it compares the samples of a batch: `partition_variance`.
 - Figure 1a, the variance of weights after so many epochs from one initialization: `trajectory_variance`.
@@ -19,7 +18,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from distillery.checks import InputError, RunFailed, check_finite, check_positive_int
@@ -155,7 +153,6 @@ def trajectory_variance(
     """
     _check_one(params)
     check_positive_int("epochs", epochs)
-    check_positive_int("repeats", repeats)
     if repeats < 2:
         raise InputError(f"repeats: {repeats} is not accepted; accepted: 2 or more copies")
     copies = {name: value.expand(repeats, *value.shape[1:]) for name, value in params.items()}
@@ -174,36 +171,3 @@ def _spread(weights: Params, start: Params, epoch: int) -> Spread:
         if not math.isfinite(distances[name]):
             raise RunFailed(f"trajectories: {name} is not finite after epoch {epoch}; accepted: finite weights, by a lower rate")
     return Spread(variances, distances)
-
-
-def toy_gradients(n: int, d: int, sigma: float, stream: Generator) -> tuple[Tensor, Tensor]:
-    r"""Gradients at W = I of n random batches of two in Theorem 4.1: supervised and contrastive, (n, d, d) float64 each.
-
-    $x = e_y + \epsilon$, $y$ one of two classes, $\epsilon \sim N(0, \sigma^2 I)$;
-    $G_{SL} = \sum_i (x_i - e_{y_i})\,x_i^T$ and $G_{SSL} = -4M + 4M^2$ with $M = \frac12 \sum_i x_i x_i^T$.
-    """
-    if d < 2:
-        raise InputError(f"d: {d} is not accepted; accepted: 2 or more, one for each class")
-    labels = torch.randint(2, (n, 2), generator=stream)
-    noise = sigma * torch.randn(n, 2, d, generator=stream, dtype=torch.float64)
-    x = F.one_hot(labels, d) + noise  # (n, 2, d)
-    square = x.mT @ (x @ x.mT) @ x / 4  # (n, d, d), M^2 through the two samples
-    return noise.mT @ x, 4 * square - 2 * x.mT @ x
-
-
-def toy_supervised_variance(d: int, sigma: float) -> float:
-    r"""Var(G_SL) of Theorem 4.1 in closed form, $2d\sigma^2 + 2d(d+1)\sigma^4$."""
-    return 2 * d * sigma**2 + 2 * d * (d + 1) * sigma**4
-
-
-def toy_contrastive_variance(d: int, sigma: float) -> float:
-    r"""Var(G_SSL) of Theorem 4.1 in closed form, from the moments of normal vectors up to the eighth.
-
-    $$\tfrac12 + (2d+12)\sigma^2 + (34d+324)\sigma^4 + (72d^2+472d+608)\sigma^6 + (2d^4+32d^3+134d^2+152d)\sigma^8$$
-
-    Less the supervised one it is $\tfrac12(1 - 2d^2\sigma^4)^2 + 12\sigma^2 + (32d+324)\sigma^4 + \dots$ with positive
-    terms alone, which proves the theorem. Estimated by `variance` of `toy_gradients`.
-    """
-    s = sigma**2
-    eighth = 2 * d**4 + 32 * d**3 + 134 * d**2 + 152 * d
-    return 0.5 + (2 * d + 12) * s + (34 * d + 324) * s**2 + (72 * d**2 + 472 * d + 608) * s**3 + eighth * s**4
