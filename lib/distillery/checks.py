@@ -19,7 +19,7 @@ def is_number(value) -> bool:
 
 def first_line(error: Exception) -> str:
     """What an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_choice(name: str, value, accepted: Iterable) -> None:

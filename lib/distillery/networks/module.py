@@ -56,8 +56,7 @@ class ModuleNetwork:
         states = []
         for _ in range(k):
             with torch.random.fork_rng(devices=[]):
-                seed = int(torch.randint(2**62, (), generator=generator))
-                torch.random.default_generator.set_state(Generator().manual_seed(seed).get_state())
+                torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
                 states.append({name: value.detach() for name, value in self.build().state_dict().items()})
         return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 

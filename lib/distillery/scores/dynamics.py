@@ -41,14 +41,12 @@ if TYPE_CHECKING:
 class Dynamics:
     """What T networks trained for E epochs yielded: weights with leading axis T, and per-sample statistics of the visits.
 
-    averaged         whether statistics, (E, T, N), are their mean over epochs (1, T, N)
     checkpoint_loss  (E, T, N) cross-entropy in nats in evaluation mode at the end of every epoch, or None
     """
 
     network: object
     params: Params
     stats: Stats
-    averaged: bool = False
     checkpoint_loss: Tensor | None = None
 
 
@@ -59,7 +57,6 @@ def dynamics(
     epochs: int,
     generator: Generator,
     *,
-    collect_mean: bool = False,
     start: Params | None = None,
     optimizer: SGD = SGD(0.05, momentum=0.9, weight_decay=5e-4),
     checkpoints: bool = False,
@@ -67,11 +64,11 @@ def dynamics(
 ) -> Dynamics:
     """Train `trials` networks on real images and collect per-sample statistics of every epoch.
 
-    collect_mean  keep their mean over epochs alone: converged scores (50 epochs of 50 trials) then fit in memory
-    start         weights with leading axis `trials` to train from, None = fresh ones; not modified
-    checkpoints   keep every sample's loss at the end of every epoch, a pass over all images in evaluation mode each;
-                  all trials are then trained as one stack
-    options       of `training.train`: batch, collect, snapshots, and augmentation, which what is collected has seen
+    start        weights with leading axis `trials` to train from, None = fresh ones; not modified
+    checkpoints  keep every sample's loss at the end of every epoch, a pass over all images in evaluation mode each;
+                 all trials are then trained as one stack
+    options      of `training.train`: batch, collect, snapshots, augmentation, which what is collected has seen, and collect_mean: mean
+                 statistics over epochs (1, T, N) alone, so that converged scores (50 epochs of 50 trials) fit in memory
     """
     start = network.init(generator, trials) if start is None else start
     assert {value.shape[:1] for value in start.values()} == {(trials,)}, "start: weights (trials, ...)"
@@ -82,9 +79,8 @@ def dynamics(
         losses.append(cross_entropy(_logits(network, weights, images), images.targets.expand(trials, -1)))
 
     options = {"batch": 64, "collect": ("loss",), "after_epoch": record if checkpoints else None} | options
-    options["collect_mean"] = collect_mean
     params, stats = train(network, params, images, optimizer=optimizer, generator=generator, epochs=epochs, **options)
-    return Dynamics(network, params, stats, collect_mean, torch.stack(losses) if checkpoints else None)
+    return Dynamics(network, params, stats, torch.stack(losses) if checkpoints else None)
 
 
 def _logits(network, params: Params, images: ImageSet) -> Tensor:
@@ -108,7 +104,6 @@ def forgetting(pass_: Dynamics) -> Tensor:
     A sample that a trial never gets right has "infinitely" many there; here it counts E in that trial, more than the E / 2 events that
     can occur at most, so that the mean over trials is finite. Source: Toneva et al. 2019. Slow reference: `forgetting_plain`.
     """
-    assert not pass_.averaged, "forgetting: a mean over epochs; accepted: a pass with collect_mean=False"
     right = pass_.stats.collected["correct"] == 1  # (E, T, N)
     events = (right[:-1] & ~right[1:]).sum(0)  # (T, N)
     return events.where(right.any(0), len(right)).float().mean(0).cpu()

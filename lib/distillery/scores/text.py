@@ -12,16 +12,17 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from distillery import store
-from distillery.checks import InputError, check_positive_int
+from distillery.checks import InputError, check_positive_int, first_line
 from distillery.scores.complexity import maskable, masked
 
 FIELDS = ("instruction", "output")  # that must say something; 'input' may be empty or missing
@@ -54,7 +55,7 @@ def load(path: str | Path) -> list[Instruction]:
     path = Path(path)
     if path.suffix == ".jsonl":
         try:
-            lines = path.read_text().split("\n")  # splitlines also splits at U+2028, which a text may hold
+            lines = path.read_text(encoding="utf-8").split("\n")  # splitlines also splits at U+2028, which a text may hold
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {path}: {error}; accepted: lines of JSON") from error
         found = [_line(path, i, line) for i, line in enumerate(lines, 1) if line.strip()]
@@ -89,11 +90,6 @@ def _entry(where: str, one) -> Instruction:
     return Instruction(one["instruction"], more, one["output"])
 
 
-def save(path: str | Path, entries: Iterable[Instruction]) -> Path:
-    """Write a JSON list that `load` reads, atomically."""
-    return store.write_json(path, [one._asdict() for one in entries])
-
-
 def prompt(entry: Instruction) -> str:
     """The prompt of Alpaca, up to where the response begins."""
     middle = f"### Input:\n{entry.input}\n\n" if entry.input else ""
@@ -122,9 +118,8 @@ def encode(tokenizer, entries: Sequence[Instruction], max_length: int = 1024) ->
 
 def _padded(encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
     """ids (B, L), attention (B, L), and which tokens are response (B, L), padded at the right."""
-    longest = max(len(one.ids) for one in encoded)
-    ids = torch.stack([F.pad(one.ids, (0, longest - len(one.ids))) for one in encoded])
-    at = torch.arange(longest)
+    ids = pad_sequence([one.ids for one in encoded], batch_first=True)
+    at = torch.arange(ids.shape[1])
     ends = torch.tensor([len(one.ids) for one in encoded])[:, None]
     starts = torch.tensor([one.start for one in encoded])[:, None]
     return ids, (at < ends).long(), (at >= starts) & (at < ends)
@@ -175,7 +170,7 @@ def response_loss_plain(model: nn.Module, encoded: Encoded) -> float:
     return total / (len(encoded.ids) - encoded.start)
 
 
-def complexity(model: nn.Module, encoded: Sequence[Encoded], steps: int = 3, interval: float = 0.2, batch: int = 16) -> Tensor:
+def complexity(model: nn.Module, encoded: Sequence[Encoded], steps: int = 3, interval: float = 0.2) -> Tensor:
     """Learning complexity (N,): the response loss, averaged over the model and its masked copies; high = hard.
 
     Shares 0, `interval`, 2 `interval`, .. of the *original* weights of each linear layer but the head, smallest first. The
@@ -186,10 +181,9 @@ def complexity(model: nn.Module, encoded: Sequence[Encoded], steps: int = 3, int
     Source: DLC.
     """
     check_positive_int("steps", steps)
-    weights = dict(model.named_parameters())
-    weights = {name: weights[name] for name in maskable(model)}
+    weights = {name: model.get_parameter(name) for name in maskable(model)}
     path = masked(weights, [interval * t for t in range(steps)], scope="layer")
-    return torch.stack([response_losses(model, encoded, batch, one) for one in path]).mean(0)
+    return torch.stack([response_losses(model, encoded, weights=one) for one in path]).mean(0)
 
 
 def finetune(
@@ -241,15 +235,16 @@ def load_model(name: str):
             name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # files that are broken raise whatever their reader does
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"language model: {name!r}: {reason}; accepted: a causal model with safetensors, folder or hub name") from error
+        raise InputError(
+            f"language model: {name!r}: {first_line(error)}; accepted: a causal model with safetensors, folder or hub name"
+        ) from error
     lacking = sorted(found["missing_keys"])
     if lacking:  # transformers draws them at random and goes on
         raise InputError(f"language model: {name!r}: {len(lacking)} tensors are missing, the first {lacking[0]!r}; accepted: all weights")
     return model.eval(), tokenizer
 
 
-def tiny_model(entries: Sequence[Instruction], generator: Generator, *, width: int = 64, layers: int = 2, heads: int = 2):
+def tiny_model(entries: Sequence[Instruction], generator: Generator):
     """(model, tokenizer): a small Llama over the characters of some entries, not trained; nothing is fetched.
 
     Torch's global random state is left as it was.
@@ -264,11 +259,11 @@ def tiny_model(entries: Sequence[Instruction], generator: Generator, *, width: i
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", unk_token="<unknown>")
     config = transformers.LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
         max_position_embeddings=1024,
         bos_token_id=None,
         eos_token_id=0,
@@ -276,8 +271,7 @@ def tiny_model(entries: Sequence[Instruction], generator: Generator, *, width: i
         use_cache=False,
     )
     with torch.random.fork_rng(devices=[]):
-        seed = int(torch.randint(2**62, (), generator=generator))
-        torch.random.default_generator.set_state(Generator().manual_seed(seed).get_state())
+        torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         model = transformers.LlamaForCausalLM(config)
     return model.eval(), tokenizer
 
