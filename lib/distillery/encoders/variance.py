@@ -110,35 +110,21 @@ def partition_variance(network, params: Params, images, loss: Loss, batch: int, 
     return variance(torch.stack([epoch_gradient(network, params, images, loss, part) for part in parts]))
 
 
-@dataclass(frozen=True)
-class Spread:
-    """How far copies of one network lie apart, and how far from where they started: by name of the weights, both squared."""
+class Spread(NamedTuple):
+    """How far copies of one network lie apart, and how far from where they started, both squared and summed over their weights."""
 
-    variances: dict[str, float]  # unbiased, over the copies, summed over the weights of that name
-    distances: dict[str, float]  # from the initialization, mean over the copies
-
-    @property
-    def variance(self) -> float:
-        return sum(self.variances.values())
-
-    @property
-    def distance(self) -> float:
-        return sum(self.distances.values())
+    variance: float  # unbiased, over the copies
+    distance: float  # from the initialization, mean over the copies
 
     @property
     def ratio(self) -> float:
         """Variance over distance: 0 where R copies move as one, R / (R - 1) where their mean stays; NaN where none moves."""
         return self.variance / self.distance if self.distance else math.nan
 
-    def without(self, names: Collection[str]) -> "Spread":
-        """Of all other weights, for networks that differ in the output layer alone (`head_names`)."""
-        kept = [name for name in self.variances if name not in names]
-        return Spread(*({n: value[n] for n in kept} for value in (self.variances, self.distances)))
-
 
 def trajectory_variance(
     network, params: Params, source, loss: Loss, optimizer: SGD, *, epochs: int, repeats: int, batch: int, generator: Generator,
-    whole_batches: bool = False,
+    whole_batches: bool = False, without: Collection[str] = (),
 ) -> list[Spread]:  # fmt: skip
     """`Spread` of copies of one initialization after epochs 1, 2, .., trained alike but each in its own data order.
 
@@ -149,6 +135,7 @@ def trajectory_variance(
     source   of `training.train`. `TwoViews` gives every copy views of its own; `Pairs` gives all the same
     loss     of outputs (K, B, D) or, for two views, (K, 2B, D), as `TeacherTraining.objective`
     repeats  R copies, 2 or more
+    without  names of weights that do not count, such as `head_names` for networks that differ in the output layer alone
     raises   InputError on more than one network, or fewer copies; RunFailed on weights that are not finite
     """
     _check_one(params)
@@ -159,15 +146,16 @@ def trajectory_variance(
     numbers = range(1, epochs + 1)
     options = {"epochs": epochs, "batch": batch, "snapshots": numbers, "whole_batches": whole_batches}
     _, stats = train(network, copies, source, loss, optimizer, generator=generator, **options)
-    return [_spread(trainable(stats.snapshots[epoch]), trainable(params), epoch) for epoch in numbers]
+    start = {name: value for name, value in trainable(params).items() if name not in without}
+    return [_spread(stats.snapshots[epoch], start, epoch) for epoch in numbers]
 
 
 def _spread(weights: Params, start: Params, epoch: int) -> Spread:
-    variances, distances = {}, {}
-    for name, value in weights.items():
-        moved = value.double() - start[name].double()  # (R, ...)
-        variances[name] = float(moved.var(0).sum())
-        distances[name] = float(moved.square().sum()) / len(moved)
-        if not math.isfinite(distances[name]):
+    variances, distances = [], []
+    for name, value in start.items():
+        moved = weights[name].double() - value.double()  # (R, ...)
+        variances.append(float(moved.var(0).sum()))
+        distances.append(float(moved.square().sum()) / len(moved))
+        if not math.isfinite(distances[-1]):
             raise RunFailed(f"trajectories: {name} is not finite after epoch {epoch}; accepted: finite weights, by a lower rate")
-    return Spread(variances, distances)
+    return Spread(sum(variances), sum(distances))

@@ -54,7 +54,7 @@ def of_trajectories(
     found = {}
     for name, (network, loss, _, source) in problems.items():
         try:
-            curve = variance.trajectory_variance(
+            found[name] = variance.trajectory_variance(
                 network,
                 _first(network, seed, device),
                 source,
@@ -65,8 +65,8 @@ def of_trajectories(
                 batch=batch,
                 generator=generator(seed, "copies"),
                 whole_batches=True,
+                without=head_names(network),
             )
-            found[name] = [one.without(head_names(network)) for one in curve]
         except RunFailed:
             found[name] = None
     return found

@@ -159,13 +159,13 @@ class CachedScores:
 
     def free(self) -> dict[str, Tensor]:
         """'losses' (T, N) along the masks and 'features' (N, F) of the encoder, which no seed changes."""
-        return self._along(self.path, 0, ("encoder", 0))
+        return self._along(self.path, 0, "encoder")
 
     def along(self, path: dict, seed: int = 0) -> Tensor:
         """Losses (T, N) along other masks, by the options of `complexity.prototype_path`; the seed is that of random masks."""
-        return self._along(path, seed, (f"masks {store.canonical(path)}", seed))["losses"]
+        return self._along(path, seed, f"masks {store.canonical(path)}")["losses"]
 
-    def _along(self, path: dict, seed: int, key: tuple[str, int]) -> dict[str, Tensor]:
+    def _along(self, path: dict, seed: int, name: str) -> dict[str, Tensor]:
         inputs = self._inputs(encoder=self._encoder().digest, path=path, version=VERSION) | ({"seed": seed} if seed else {})
 
         def make() -> tuple[dict, int]:
@@ -174,7 +174,7 @@ class CachedScores:
             losses, features = complexity.prototype_path(self.network, params, self.images, **path, **drawn)
             return {"losses": losses} | ({"features": features} if path == self.path else {}), losses.numel()
 
-        return self._stored("encoder-scores", inputs, make, key)
+        return self._stored("encoder-scores", inputs, make, (name, seed))
 
     def _encoder(self) -> Encoder:
         if self.encoder is None:

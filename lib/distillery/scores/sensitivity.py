@@ -80,20 +80,19 @@ def check_points(n: int) -> None:
         raise InputError(f"kernel: {n} points; accepted: at most {LARGEST}, or `ridge_features` of any number of points")
 
 
-def ridge_features(features: Tensor, targets: Tensor, penalty: float, block: int = BLOCK) -> Ridge:
-    """Sensitivities of a linear ridge regression on features, in blocks of rows: any number of points.
+def ridge_features(features: Tensor, targets: Tensor, penalty: float) -> Ridge:
+    """Sensitivities of a linear ridge regression on features of any number of points: by BLOCK rows, beside three matrices (p, p).
 
     features  (N, p) floats
     targets   (N, C) floats, or (N,) for one output
     penalty   lambda
-    block     rows at once in float64, beside which three matrices (p, p) are held
     raises    InputError on a penalty not above 0, values that are not finite, other lengths, and a matrix without a factor
     Source: see the module. Slow reference: `ridge_plain`.
     """
     targets = _checked(features, targets, penalty)
     p, c = features.shape[1], targets.shape[1]
     gram, cross = (torch.zeros(p, width, dtype=torch.float64, device=features.device) for width in (p, c))
-    for rows, labels in zip(features.split(block), targets.split(block)):
+    for rows, labels in zip(features.split(BLOCK), targets.split(BLOCK)):
         rows = rows.double()
         gram.addmm_(rows.T, rows)
         cross.addmm_(rows.T, labels)
@@ -102,7 +101,7 @@ def ridge_features(features: Tensor, targets: Tensor, penalty: float, block: int
     del gram
     weights = torch.cholesky_solve(cross, lower)  # (p, C)
     leverage, residuals = [], []
-    for rows, labels in zip(features.split(block), targets.split(block)):
+    for rows, labels in zip(features.split(BLOCK), targets.split(BLOCK)):
         rows = rows.double()
         residuals.append(labels - rows @ weights)
         leverage.append(torch.linalg.solve_triangular(lower, rows.T, upper=False).square().sum(0))

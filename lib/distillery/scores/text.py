@@ -10,6 +10,7 @@ Needs the extra `text` (transformers) for everything but reading files. Slow ref
 
 import copy
 import json
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -209,11 +210,9 @@ def finetune(
     tuned = copy.deepcopy(model).float().train()  # in bfloat16 most small steps would be rounded away
     optimizer = torch.optim.AdamW(tuned.parameters(), lr, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / steps, steps)
-    order: list[int] = []
-    for _ in range(steps):
-        while len(order) < batch:
-            order += chosen[torch.randperm(len(chosen), generator=generator)].tolist()
-        here, order = order[:batch], order[batch:]
+    rounds = math.ceil(steps * batch / len(chosen))
+    order = torch.cat([chosen[torch.randperm(len(chosen), generator=generator)] for _ in range(rounds)])
+    for here in order[: steps * batch].split(batch):
         loss = _losses(tuned, None, [encoded[i] for i in here]).mean()
         optimizer.zero_grad()
         loss.backward()
