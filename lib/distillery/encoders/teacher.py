@@ -73,9 +73,6 @@ class Projected:
         weights = encoder.init(Generator(), 1)
         self.classifier = {name: weights[name].shape[1:] for name in head_names(encoder)}
 
-    def spec(self) -> dict:
-        return {"encoder": self.encoder.spec(), "projector": self.head.spec()}
-
     def init(self, generator: Generator, k: int = 1) -> Params:
         encoder = {n: v for n, v in self.encoder.init(generator, k).items() if n not in self.classifier}
         return prefixed(encoder, "encoder.") | prefixed(self.head.init(generator, k), "projector.")

@@ -1,13 +1,7 @@
 """Passes over the real images of a task that many scores share: each made once, stored, with its cost.
 
-| pass | yields | what it takes |
-|---|---|---|
-| scratch | loss, converged loss; features of a trained network | an ensemble of networks trained from nothing |
-| encoder | complexity and the geometry of features | a pre-trained encoder: one forward pass a mask, no training |
-| tuning | what fine-tuning tells of a sample | an encoder and one fine-tuning on all images |
-| ridge, clusters | sensitivities of `sensitivity.py`, of a kernel ridge regression or of k-means | one kernel, or distances |
-
-`CachedScores.get` looks up a score by its name in SCORES.
+`scratch` trains an ensemble from nothing, `free` looks through an encoder once a mask, `tuned` fine-tunes it on all images; `ridge` and
+`clusters` are sensitivities, of one kernel or of distances. `CachedScores.get` looks up a score by its name in SCORES.
 """
 
 import time

@@ -190,16 +190,9 @@ def prototype_losses_plain(features: list[list[float]], targets: list[int]) -> l
 
 
 def prototype_path(
-    network,
-    params: Params,
-    images: ImageSet,
-    steps: int = 5,
-    *,
-    schedule: str = "linear",
-    interval: float = 0.02,
-    how: str = "magnitude",
-    generator: Generator | None = None,
-) -> tuple[Tensor, Tensor]:
+    network, params: Params, images: ImageSet, steps: int = 5, *,
+    schedule: str = "linear", interval: float = 0.02, how: str = "magnitude", generator: Generator | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Losses (T, N) in nats of all images along T = `steps` masks of one pre-trained encoder, and its unmasked features (N, F).
 
     One forward pass a mask; both are on the CPU. The mean of the losses over the masks is the learning complexity.

@@ -4,16 +4,11 @@ $$s_i = \sup_q \frac{f_i(q)}{\sum_j f_j(q)}$$
 
 Samples drawn with chances in proportion to upper bounds of $s_i$, and weighted by one over them, stand for all samples: for
 every query at once where enough are drawn (`sample_size`). Construction after the abstract of arXiv 2307.08086, whose formulas
-could not be read: kernel ridge regression for distillers that fit one, k-means for all others.
+could not be read: kernel ridge regression for distillers that fit one, k-means (`kmeans_sensitivity.py`) for all others.
 
-| loss | bound | source |
-|---|---|---|
-| ridge regression, $f_i = \lVert W^\top\varphi_i - y_i\rVert^2 + \tfrac{\lambda}{n}\lVert W\rVert^2$ | $\tau_i + 1/n$, tight to $1/n$ for one output | block inverse of the joint Gram matrix |
-| k-means with k centres | seeding by squared distance, then two triangle inequalities | Bachem, arXiv 1703.06476 |
-| one mean | exact | the same |
-
-All in float64 but for distances to centres, which are in the precision of the rows. Slow references: `ridge_plain`, `ridge_exact`,
-`kmeans_plain`, `deviation_plain`.
+For a ridge regression, $f_i = \lVert W^\top\varphi_i - y_i\rVert^2 + \tfrac{\lambda}{n}\lVert W\rVert^2$, the bound $\tau_i + 1/n$ of
+`Ridge` comes from the block inverse of the joint Gram matrix, and is tight to $1/n$ for one output. All in float64.
+Slow references: `ridge_plain`, `ridge_exact`.
 """
 
 import math
