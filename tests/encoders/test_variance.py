@@ -37,7 +37,7 @@ def regression(n=12):
 
 
 def pairs():
-    return Pairs(normal(12, 1, 8, 8), normal(12, 1, 8, 8, seed=1), torch.zeros(12))
+    return Pairs(torch.stack([normal(12, 1, 8, 8), normal(12, 1, 8, 8, seed=1)], 1), torch.zeros(12))
 
 
 CONTRASTIVE = {

@@ -228,11 +228,12 @@ def test_predictions_in_several_chunks():
 
 @pytest.mark.parametrize("normalization", ["instance", "batch", "layer", "group", "none"])
 @pytest.mark.parametrize("k, chunk", [(1, 64), (3, 7)])
-def test_grand_equals_its_definition(tiny, normalization, k, chunk):
+def test_grand_equals_its_definition(tiny, normalization, k, chunk, monkeypatch):
+    monkeypatch.setattr(scores, "GRADIENTS", chunk)
     network = net(normalization=normalization)
     params = dynamics(network, tiny, k, 1, generator(0, "x"), batch=8).params
     plain = scores.grand_plain(network, params, tiny)
-    assert scores.grand(network, params, tiny, chunk=chunk).tolist() == pytest.approx(plain, rel=1e-4)
+    assert scores.grand(network, params, tiny).tolist() == pytest.approx(plain, rel=1e-4)
 
 
 @pytest.mark.parametrize("name, normalization", [("ResNet18", "batch"), ("ResNet18_AP", "instance"), ("ViT", ""), ("LeNet", "")])
@@ -242,7 +243,7 @@ def test_grand_of_modules_equals_its_definition(name, normalization):
     params = dynamics(network, images, 2, 1, generator(0, "x"), batch=4, optimizer=SGD(0.01, 0.9, 5e-4)).params
     before = {key: value.clone() for key, value in params.items()}
     plain = scores.grand_plain(network, params, images)
-    assert scores.grand(network, params, images, chunk=4).tolist() == pytest.approx(plain, rel=1e-3)
+    assert scores.grand(network, params, images).tolist() == pytest.approx(plain, rel=1e-3)
     assert same(params, before)
 
 

@@ -14,44 +14,35 @@ mean, or to the squared distance moved.
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from distillery.checks import InputError, RunFailed, check_finite, check_positive_int
-from distillery.data import ImageSet
+from distillery.data import ImageSet, TensorSource
 from distillery.networks import Params, trainable
 from distillery.training import Loss, train
 from distillery.training.optimizers import SGD
 from distillery.training.views import TwoViews, Views
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Images with two views of each that stay the same: a source where only the order of the images varies."""
-
-    first: Tensor  # (N, C, H, W)
-    second: Tensor  # (N, C, H, W)
-    targets: Tensor  # (N, ...), passed on
+class Pairs(TensorSource):
+    """Images (N, 2, C, H, W), two views of each that stay the same: a source where only the order of the images varies."""
 
     @staticmethod
     def of(images: ImageSet, views: Views, seed: int) -> "Pairs":
         """One draw of `TwoViews` for all images."""
         everything = torch.arange(len(images), device=images.device)
-        return Pairs(*TwoViews(images, views, seed).batch(everything[None])[0].chunk(2), images.targets)
-
-    def __len__(self) -> int:
-        return len(self.first)
+        return Pairs(torch.stack(TwoViews(images, views, seed).batch(everything[None])[0].chunk(2), 1), images.targets)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.first.shape[1:])
+        return super().shape[1:]
 
     def batch(self, indices: Tensor) -> Tensor:
-        """Both views of the images at `indices` (K, B): (K, 2B, C, H, W)."""
-        return torch.cat([self.first[indices], self.second[indices]], 1)
+        """All first views of the images at `indices` (K, B) before all second ones: (K, 2B, C, H, W)."""
+        return self.images[indices].transpose(1, 2).flatten(1, 2)
 
 
 def epoch_gradient(network, params: Params, images, loss: Loss, partition: Sequence[Tensor]) -> Tensor:

@@ -23,7 +23,7 @@ def problems(images: ImageSet, targets: Tensor, supervised, student, views: View
     few, device = images.subset(drawn), images.device
     everything, wanted = few.batch(torch.arange(n, device=device)), targets[drawn.to(device)]
     pairs = variance.Pairs.of(few, views, seed)
-    pairs = variance.Pairs(pairs.first.double(), pairs.second.double(), pairs.targets)
+    pairs = variance.Pairs(pairs.images.double(), pairs.targets)
     found = {
         "SL": (supervised, cross_entropy, TensorSource(everything.double(), few.targets), few),
         "KD": (student, squared_error, TensorSource(everything.double(), wanted.double()), TensorSource(everything, wanted)),

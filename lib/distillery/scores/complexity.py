@@ -11,7 +11,7 @@ The path of weights (`masked`, for any `nn.Module`) is apart from the loss that 
 (`prototype_losses`) for images, that of the response for language models (`scores/text.py`).
 
 Features are the input of a network's classifier. Images are seen in evaluation mode and never augmented: the public code
-crops them anew in every pass. Slow references: `masked_plain`, `prototype_losses_plain`.
+crops them anew in every pass.
 """
 
 import math

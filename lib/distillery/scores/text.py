@@ -5,7 +5,7 @@ growing shares of weights at zero; there are no classes and no prototypes:
 
 $$\mathrm{DLC}(p, r) = \frac{1}{T}\sum_t \frac{1}{|r|}\sum_j -\log P_{\theta \odot M_t}(r_j \mid p, r_{<j})$$
 
-Needs the extra `text` (transformers) for everything but reading files. Slow reference of the loss: `response_loss_plain`.
+Needs the extra `text` (transformers) for everything but reading files.
 """
 
 import copy
@@ -188,15 +188,9 @@ def complexity(model: nn.Module, encoded: Sequence[Encoded], steps: int = 3, int
 
 
 def finetune(
-    model: nn.Module,
-    encoded: Sequence[Encoded],
-    chosen: Sequence[int],
-    steps: int,
-    generator: Generator,
-    *,
-    lr: float = 1e-3,
-    batch: int = 16,
-) -> nn.Module:
+    model: nn.Module, encoded: Sequence[Encoded], chosen: Sequence[int], steps: int, generator: Generator, *,
+    lr: float = 1e-3, batch: int = 16,
+) -> nn.Module:  # fmt: skip
     """A copy of the model in float32, all weights trained on the response tokens of chosen entries by AdamW; the rate falls linearly.
 
     chosen     indices into `encoded`, shuffled by the generator, again whenever all have been seen
