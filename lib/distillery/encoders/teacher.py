@@ -171,16 +171,15 @@ def train_teacher(folder: str | Path, network, images: ImageSet, recipe: Teacher
     raises   InputError on an encoder without `embed`, or fewer images than a batch; RunFailed where the loss or a weight becomes NaN or
              infinite, with the last checkpoint kept
     """
-    projected = _projected(network, images, recipe)
+    projected, params = _start(network, images, recipe)
     if len(images) < recipe.batch:
         raise InputError(f"batch: {recipe.batch} of {len(images)} images; accepted: at most as many as there are")
     card = _card(network, images, recipe)
     path = Path(folder) / f"teacher-{store.identity('teacher', VERSION, card['inputs'], card['data set'])}.safetensors"
+    momentum, losses, seconds = [], [], 0.0
     with lock(path.with_suffix(".lock"), wait=True):
         if path.exists():
             params, momentum, losses, seconds = _read(path, card, images.device)
-        else:
-            params, momentum, losses, seconds = _start(projected, recipe, images.device), [], [], 0.0
         began, epoch, batch_losses = time.monotonic() - seconds, len(losses), []
 
         def loss(output: Tensor, target: Tensor) -> Tensor:
@@ -212,41 +211,38 @@ def _trained(projected: Projected, params: Params, images: ImageSet, recipe: Tea
     return train(projected, params, source, loss, optimizer, epochs=recipe.epochs, batch=recipe.batch, **options)[0]
 
 
-def _start(projected: Projected, recipe: TeacherTraining, device, k: int = 1) -> Params:
-    return {n: v.to(device) for n, v in projected.init(generator(recipe.seed, "teacher"), k).items()}
+def _start(network, images: ImageSet, recipe: TeacherTraining, k: int = 1) -> tuple[Projected, Params]:
+    """An encoder under the projector of a recipe, as wide as its embeddings, and k draws of their weights."""
+    check_encoder(network)
+    with torch.no_grad():
+        embedding = network.embed(network.init(Generator(), 1), torch.zeros(1, 1, *images.shape), train=False)
+    projected = Projected(network, projector(recipe.loss, embedding.shape[-1], recipe.width))
+    drawn = projected.init(generator(recipe.seed, "teacher"), k)
+    return projected, {name: value.to(images.device) for name, value in drawn.items()}
 
 
 def pretrain(network, images: ImageSet, recipe: TeacherTraining, k: int = 1) -> Params:
     """`train_teacher` for k encoders at once, without a file: weights (k, ...) with classifiers of zero. Raises InputError as it does."""
-    projected = _projected(network, images, recipe)
-    params = _trained(projected, _start(projected, recipe, images.device, k), images, recipe, 0, recipe.objective, chunk=k)
+    projected, start = _start(network, images, recipe, k)
+    params = _trained(projected, start, images, recipe, 0, recipe.objective, chunk=k)
     return projected.classified(under(params, "encoder."))
 
 
 def untrained(network, images: ImageSet, recipe: TeacherTraining) -> Encoder:
     """The encoder that `train_teacher` starts from: random weights, BatchNorm's statistics 0 and 1."""
     plain = _plain(network)
-    start = _start(_projected(plain, images, recipe), recipe, images.device)
-    return Encoder(plain, under(start, "encoder."), "random encoder")
+    return Encoder(plain, under(_start(plain, images, recipe)[1], "encoder."), "random encoder")
 
 
 def _plain(network):
     return network.network if isinstance(network, MixedPrecision) else network
 
 
-def _projected(network, images: ImageSet, recipe: TeacherTraining) -> Projected:
-    """An encoder under the projector of a recipe, as wide as its embeddings."""
-    check_encoder(network)
-    with torch.no_grad():
-        embedding = network.embed(network.init(Generator(), 1), torch.zeros(1, 1, *images.shape), train=False)
-    return Projected(network, projector(recipe.loss, embedding.shape[-1], recipe.width))
-
-
 def check_encoder(network) -> None:
     """Raise InputError unless a network gives embeddings."""
     if not callable(getattr(network, "embed", None)):
         name = getattr(network, "name", type(network).__name__)
-        raise InputError(f"encoder: {name} has no embed; accepted: a network of distillery.networks or architectures")
+        raise InputError(f"encoder: {name} has no embed; accepted: a network of distillery.networks")
 
 
 def _card(network, images: ImageSet, recipe: TeacherTraining) -> dict:
