@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,6 +74,13 @@ def test_a_score_is_part_of_the_id_of_what_went_by_it(toy, experiment):
     SCORES.pop("darkness")
     register_score("darkness", version=2)(lambda scores, seed, k: torch.zeros(len(scores.images)))
     assert experiment.set_id(Recipe("random", 2, 0, Prune(0.5, score="darkness"))) != before
+
+
+@pytest.mark.parametrize("name", ["loss", "ridge sensitivity", "k-means sensitivity"])
+def test_a_score_that_says_what_identifies_it_has_a_version_too(name, experiment, monkeypatch):
+    before = experiment.scores.spec(name)
+    monkeypatch.setitem(SCORES, name, replace(SCORES[name], version=2))
+    assert experiment.scores.spec(name) != before
 
 
 def test_what_no_seed_changes_is_computed_once(experiment):

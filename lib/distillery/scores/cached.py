@@ -119,10 +119,11 @@ class CachedScores:
         if name in ORDERS:
             return ORDERS[name](self)
         score = self._registered(name)
-        if score.spec:
-            return score.spec(self)
-        found = {"": dict, "encoder": self._encoder_spec, "tuning": self._tuning_spec}[score.needs]()
-        return found | ({"revised": score.version} if score.version > 1 else {})
+        needed = {"": dict, "encoder": self._encoder_spec, "tuning": self._tuning_spec}[score.needs]
+        found = score.spec(self) if score.spec else needed()
+        if score.version == 1:
+            return found
+        return {"revised": score.version} | (found if isinstance(found, dict) else {"spec": found})
 
     def _registered(self, name: str) -> Score:
         """The score of a name, whose needs are there."""
