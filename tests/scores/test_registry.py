@@ -110,6 +110,13 @@ def test_refusals(toy, experiment, refused):
     with pytest.raises(InputError, match="taken"):
         register_score("loss")(lambda scores, seed, k: None)
 
+    def early_loss(scores, seed, k):
+        return None
+
+    early_loss.__qualname__ = "early_loss"  # as in another file
+    with refused("loss", "dynamics.early_loss"):
+        register_score("loss")(early_loss)
+
 
 def test_a_score_of_targets_is_refused_where_there_are_classes(experiment, refused):
     register_score("of targets", labels=False)(lambda scores, seed, k: torch.zeros(len(scores.images)))

@@ -273,7 +273,7 @@ def test_seeds_are_drawn_by_squared_distance():
     stream, draws = generator(0, "seeds"), 2000
     counts = dict.fromkeys(chances, 0)
     for _ in range(draws):
-        counts[tuple(seeding(rows, 3, stream).tolist())] += 1
+        counts[tuple(seeding(rows, 3, stream)[0].tolist())] += 1
     assert all(counts[one] == 0 for one, chance in chances.items() if chance == 0)
     statistic = sum((counts[s] - draws * c) ** 2 / (draws * c) for s, c in chances.items() if c > 0)
     free = sum(c > 0 for c in chances.values()) - 1
@@ -283,7 +283,7 @@ def test_seeds_are_drawn_by_squared_distance():
 def test_seeds_are_those_of_scikit_learn_with_one_trial():
     rows, k, draws = normal(12, 2) * normal(12, 1, seed=1).exp(), 4, 500
     stream = generator(1, "seeds")
-    ours = torch.stack([seeding(rows, k, stream) for _ in range(draws)])
+    ours = torch.stack([seeding(rows, k, stream)[0] for _ in range(draws)])
     theirs = torch.stack(
         [torch.from_numpy(kmeans_plusplus(rows.numpy(), k, n_local_trials=1, random_state=seed)[1]).long() for seed in range(draws)]
     )
@@ -300,7 +300,7 @@ def test_seeds_are_those_of_scikit_learn_with_one_trial():
 def test_seeds_far_from_zero_are_still_distinct(dtype, offset, refused):
     """Products of matrices lose small distances there, and take copies for different rows."""
     rows = ((normal(9, 5) * 64).round() / 64 + offset).to(dtype)[torch.arange(90) % 9]  # exact in float32
-    chosen = seeding(rows, 9, generator(0, "seeds"))
+    chosen = seeding(rows, 9, generator(0, "seeds"))[0]
     assert sorted((chosen % 9).tolist()) == list(range(9))
     with refused("k: 10", "90 rows", "9"):
         seeding(rows, 10, generator(0, "seeds"))

@@ -282,7 +282,7 @@ class CachedScores:
         """Rank (len(kept),) in which D^2 seeding takes k of the kept images of each class, the rest last."""
         rank = torch.full((len(kept),), float(len(kept)))
         for members, rows, stream in self._by_class(seed, "k-means++", kept):
-            rank[members[seeding(rows, k, stream).cpu()]] = torch.arange(float(k))
+            rank[members[seeding(rows, k, stream)[0].cpu()]] = torch.arange(float(k))
         return rank
 
     def _by_class(self, seed: int, name: str, kept: Tensor) -> Iterator[tuple[Tensor, Tensor, Generator]]:

@@ -24,17 +24,13 @@ def one_means(rows: Tensor) -> Tensor:
     return 1 / len(rows) + distance / distance.sum()
 
 
-def seeding(rows: Tensor, k: int, generator: Generator) -> Tensor:
+def seeding(rows: Tensor, k: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
     """k distinct indices: the first uniform, each next with chances in proportion to its squared distance to those before.
 
-    raises  InputError as `check_features`, and where fewer than k rows differ
+    returns  these centres (k,), each row's squared distance to the nearest (N,), and which that is (N,)
+    raises   InputError as `check_features`, and where fewer than k rows differ
     Source: k-means++, Arthur & Vassilvitskii 2007. Slow reference: scikit-learn's `kmeans_plusplus` with one trial.
     """
-    return _seeded(rows, k, generator)[0]
-
-
-def _seeded(rows: Tensor, k: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """The centres (k,), and each row's squared distance to the nearest (N,) and which that is (N,)."""
     check_positive_int("k", k)
     check_features(rows, name="rows")
     if k > len(rows):
@@ -73,7 +69,7 @@ def kmeans(rows: Tensor, k: int, generator: Generator) -> tuple[Tensor, Tensor]:
     raises  InputError as `seeding`, and where the centres leave no distance
     Source: Bachem, arXiv 1703.06476. Slow reference: `kmeans_plain`.
     """
-    centres, distance, which = _seeded(rows, k, generator)
+    centres, distance, which = seeding(rows, k, generator)
     cost = float(distance.sum())
     if not cost > 0:
         raise InputError(f"rows: {k} centres leave no distance; accepted: fewer centres than different rows")
