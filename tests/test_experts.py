@@ -1,8 +1,5 @@
 """Experts: what is stored, refused, resumed and billed."""
 
-import json
-import os
-import socket
 import threading
 from dataclasses import replace
 
@@ -12,6 +9,7 @@ import torch
 from distillery import experts as ex
 from distillery import store
 from distillery.data import fit_standardize
+from distillery.lock import lock
 from distillery.networks import ConvNet
 from distillery.training.optimizers import GSAM, SGD
 
@@ -203,8 +201,15 @@ def test_a_bill_has_a_digest_and_those_from_before_are_read(tiny, tmp_path, refu
 def test_a_bank_that_another_process_makes_is_waited_for(tiny, tmp_path):
     made(tmp_path, tiny, 1)
     (path,) = tmp_path.glob("experts-*")
-    held = path.with_suffix(".lock")
-    held.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getppid()}))
-    release = threading.Timer(0.3, held.unlink)
-    release.start()
-    assert made(tmp_path, tiny, 2).epochs == 2 and release.finished.is_set()
+    release = threading.Event()
+
+    def hold() -> None:
+        with lock(path.with_suffix(".lock")):
+            held.set()
+            release.wait(10)
+
+    held = threading.Event()
+    threading.Thread(target=hold, daemon=True).start()
+    held.wait(10)
+    threading.Timer(0.3, release.set).start()
+    assert made(tmp_path, tiny, 2).epochs == 2 and release.is_set()

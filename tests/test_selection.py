@@ -247,6 +247,9 @@ def test_kmeans_follows_its_generator(tiny):
         (lambda: prune(None, 0.5, TARGETS, "middle"), "middle"),
         (lambda: prune(None, 0.5, TARGETS, "random"), "random"),
         (lambda: check_enough_left(0.2, TARGETS, 3), 0.2),
+        (lambda: select(None, 2), "None both"),
+        (lambda: select(None, 2, None, "random", generator(0, "x")), "None both"),
+        (lambda: prune(None, 0.5, None, "random", generator(0, "x")), "None both"),
     ],
 )
 def test_refused(call, word, refused):

@@ -98,8 +98,8 @@ def test_k_means_scores_are_within_each_class(splits, tmp_path):
     for label in range(10):
         members = splits.train.of_class(label)
         assert sorted(rank[members].tolist())[:3] == [0, 1, len(splits.train)]
-        bound = kmeans(splits.train.batch(members).flatten(1), 2, generator(0, "k-means sensitivity", label))
-        torch.testing.assert_close(values[members], bound.scores.float())
+        bound, _ = kmeans(splits.train.batch(members).flatten(1), 2, generator(0, "k-means sensitivity", label))
+        torch.testing.assert_close(values[members], bound.float())
     assert not torch.equal(values, found.get("k-means sensitivity", 1, 2))
     assert not torch.equal(values, found.get("k-means sensitivity", 0, 3))
 
@@ -118,6 +118,14 @@ def test_unknown_spaces_and_options_are_refused(splits, tmp_path, refused):
         scores(splits, tmp_path, **{"k-means": "ntk"})
     with refused("typo"):
         scores(splits, tmp_path, typo=1)
+    for name, value in (("rho", -1.0), ("rho", 0.0), ("width", 0), ("networks", 1.5)):
+        with refused(name, value):
+            scores(splits, tmp_path, **{name: value})
+    with refused("path", "stepz"):
+        ScoreSettings(path={"stepz": 3})
+    for name, value in (("early", (0, 5)), ("converged", (5, 0)), ("tunings", 0)):
+        with refused(name, 0):
+            ScoreSettings(**{name: value})
 
 
 def experiment(splits, folder, loss="half squared error"):

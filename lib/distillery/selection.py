@@ -41,11 +41,11 @@ def select(
     rule    one of RULES; those in DRAWN need a generator. Of 'middle' the odd one is dropped at the hard end; ties go to the smaller index
     gamma   of 'flexrand': the share of a class that is its easy part
     total   N, for 'random' without scores and targets
-    raises  InputError on unknown rules, scores that are not finite or not one a sample, a class with fewer than n samples, a gamma that
+    raises  InputError without scores, targets and `total`, on unknown rules, scores that are not finite or not one a sample, a class with fewer than n samples, a gamma that
             `check_gamma` refuses, scores for 'proportional' that are negative or of which fewer than n in a class are above 0
     """
     check_positive_int("n", n)
-    total = total or len(targets if targets is not None else scores)
+    total = total or _total(scores, targets)
     if rule == "flexrand":
         for size in [total] if targets is None else targets.unique(return_counts=True)[1].tolist():
             check_gamma(gamma, min(n / size, 1), 1 / size)
@@ -62,7 +62,7 @@ def prune(
     gamma   of 'flexrand', in [keep / 2, 1 - keep / 2]
     raises  InputError as `select`, and when a class would keep none or has fewer than `keep`
     """
-    total = len(targets if targets is not None else scores)
+    total = _total(scores, targets)
     check_enough_left(keep, targets)
     if rule == "flexrand":
         if keep > 1:
@@ -101,6 +101,13 @@ def count(keep: float, size: int) -> int:
     """How many samples of a class of `size` the part `keep` is, see `prune`; a number of samples is itself."""
     # 1 - keep is rounded: what lies a billionth below a whole number is that number
     return int(keep) if keep > 1 else size - int((1 - keep) * size + 1e-9)
+
+
+def _total(scores: Tensor | None, targets: Tensor | None) -> int:
+    given = scores if targets is None else targets
+    if given is None:
+        raise InputError("scores and targets: None both; accepted: one of them, with a value for every sample")
+    return len(given)
 
 
 def _per_class(targets, total: int, count, scores: Tensor | None, rule: str, generator: Generator | None, gamma: float) -> Tensor:

@@ -17,7 +17,8 @@ from distillery import store
 from distillery.checks import RunFailed
 from distillery.encoders import pretrained
 from distillery.encoders import targets as targets_module
-from distillery.encoders.quality import Quality, closed, nearest, nearest_plain, quality
+from distillery.encoders import teacher as teacher_module
+from distillery.encoders.quality import Quality, closed, nearest, quality
 from distillery.encoders.targets import deviation, teacher_targets
 from distillery.encoders.teacher import SIMCLR, Cosine, Projected, TeacherTraining, _card, projector, resnet18, train_teacher, untrained
 from distillery.networks import ConvNet
@@ -265,17 +266,20 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def test_a_teacher_that_stops_goes_on_bit_for_bit(small, narrow, finished, tmp_path):
-    """RunFailed after every epoch, and begun again each time."""
+def test_a_teacher_that_stops_goes_on_bit_for_bit(small, narrow, finished, tmp_path, monkeypatch):
+    """Interrupted after every epoch, and begun again each time."""
     _, whole = finished
+    write = teacher_module._write
 
-    def stop(message):
+    def write_and_stop(*arguments):
+        write(*arguments)
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(teacher_module, "_write", write_and_stop)
     for _ in range(QUICK.epochs):
         with pytest.raises(KeyboardInterrupt):
-            train_teacher(tmp_path, narrow, small, QUICK, log=stop)
-    found = train_teacher(tmp_path, narrow, small, QUICK, log=stop)
+            train_teacher(tmp_path, narrow, small, QUICK)
+    found = train_teacher(tmp_path, narrow, small, QUICK)
     assert equal(found.weights, whole.weights) and torch.equal(found.losses, whole.losses)
     assert found.digest == whole.digest and len(whole.losses) == 4
     files = [store.load_tensors(next(folder.glob("*.safetensors")))[0] for folder in (finished[0], tmp_path)]
@@ -428,14 +432,26 @@ def test_deviation_by_hand():
     assert deviation(torch.ones(4, 3)) == 0 == deviation(torch.zeros(4, 3))
 
 
-def test_nearest_neighbours_equal_their_definition(refused):
+def nearest_plain(known, labels, asked, neighbours, temperature):
+    """One feature after another."""
+    found = []
+    for x in asked:
+        cosine = F.cosine_similarity(x[None], known).tolist()
+        votes = dict.fromkeys(labels.tolist(), 0.0)
+        for i in sorted(range(len(known)), key=lambda i: -cosine[i])[:neighbours]:
+            votes[int(labels[i])] += math.exp(cosine[i] / temperature)
+        found.append(max(votes, key=votes.get))
+    return torch.tensor(found)
+
+
+def test_nearest_neighbours_equal_their_definition(small, finished, refused):
     known, asked = normal(30, 4), normal(17, 4, seed=1)
     labels = torch.randint(3, (30,), generator=generator(0, "labels"))
     for k, t in ((1, 0.5), (5, 0.1), (30, 1.0)):
         wanted = nearest_plain(known, labels, asked, k, t)
-        assert torch.equal(nearest(known, labels, asked, k, t, chunk=5), wanted)
-    with refused("neighbours", 31, 30):
-        nearest(known, labels, asked, 31)
+        assert torch.equal(nearest(known, labels, asked, k, t), wanted)
+    with refused("neighbours", 0):
+        quality(finished[1], small, small, 0)
 
 
 def test_neighbours_by_hand():

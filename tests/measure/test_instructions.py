@@ -2,6 +2,7 @@
 
 import pytest
 
+from distillery import store
 from distillery.measure import instructions
 from distillery.scores import text
 
@@ -35,8 +36,9 @@ def test_rows_are_by_seed_and_repeat(pool):
 
 
 def test_a_trained_model_sees_nothing_before(pool, tmp_path):
-    path, model = text.save(tmp_path / "own.json", text.make_instructions(30, instructions.generator(1, "x"))), tmp_path / "model"
-    entries = text.load(path)
+    path, model = tmp_path / "own.json", tmp_path / "model"
+    entries = text.make_instructions(30, instructions.generator(1, "x"))
+    store.write_json(path, [one._asdict() for one in entries])
     network, tokenizer = text.tiny_model(entries, instructions.generator(1, "x"))
     network.save_pretrained(model)
     tokenizer.save_pretrained(model)

@@ -23,9 +23,9 @@ def net(width=4, **options):
     return ConvNet((1, 8, 8), 3, width=width, **options)
 
 
-def made(averaged=False, **collected):
+def made(**collected):
     """A pass of these statistics (E, T, N), without networks."""
-    return Dynamics(None, {}, Stats(collected={name: torch.tensor(v) for name, v in collected.items()}), averaged)
+    return Dynamics(None, {}, Stats(collected={name: torch.tensor(v) for name, v in collected.items()}))
 
 
 def same(a, b):
@@ -62,7 +62,7 @@ def test_the_default_call_is_the_plain_training(tiny):
         )
         got = dynamics(net(), tiny, 2, 3, generator(0, "x"), collect_mean=mean)
         assert same(got.params, params) and same(got.stats.collected, stats.collected)
-        assert got.averaged is mean and got.checkpoint_loss is None and got.stats.snapshots == {}
+        assert got.checkpoint_loss is None and got.stats.snapshots == {}
 
 
 def test_checkpoints_and_collectors_leave_the_training_as_it_is(tiny):
@@ -180,7 +180,7 @@ def test_aum_by_hand():
     """Low margins are hard: the score is the negative mean."""
     got = made(margin=[[[1.0, -2]], [[3.0, -4]]])
     assert scores.aum(got).tolist() == [-2, 3]
-    assert scores.aum(made(True, margin=[[[2.0, -3]]])).tolist() == [-2, 3]
+    assert scores.aum(made(margin=[[[2.0, -3]]])).tolist() == [-2, 3]
 
 
 def test_cumulative_loss_by_hand():
@@ -228,11 +228,12 @@ def test_predictions_in_several_chunks():
 
 @pytest.mark.parametrize("normalization", ["instance", "batch", "layer", "group", "none"])
 @pytest.mark.parametrize("k, chunk", [(1, 64), (3, 7)])
-def test_grand_equals_its_definition(tiny, normalization, k, chunk):
+def test_grand_equals_its_definition(tiny, normalization, k, chunk, monkeypatch):
+    monkeypatch.setattr(scores, "GRADIENTS", chunk)
     network = net(normalization=normalization)
     params = dynamics(network, tiny, k, 1, generator(0, "x"), batch=8).params
     plain = scores.grand_plain(network, params, tiny)
-    assert scores.grand(network, params, tiny, chunk=chunk).tolist() == pytest.approx(plain, rel=1e-4)
+    assert scores.grand(network, params, tiny).tolist() == pytest.approx(plain, rel=1e-4)
 
 
 @pytest.mark.parametrize("name, normalization", [("ResNet18", "batch"), ("ResNet18_AP", "instance"), ("ViT", ""), ("LeNet", "")])
@@ -242,7 +243,7 @@ def test_grand_of_modules_equals_its_definition(name, normalization):
     params = dynamics(network, images, 2, 1, generator(0, "x"), batch=4, optimizer=SGD(0.01, 0.9, 5e-4)).params
     before = {key: value.clone() for key, value in params.items()}
     plain = scores.grand_plain(network, params, images)
-    assert scores.grand(network, params, images, chunk=4).tolist() == pytest.approx(plain, rel=1e-3)
+    assert scores.grand(network, params, images).tolist() == pytest.approx(plain, rel=1e-3)
     assert same(params, before)
 
 

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,6 +70,13 @@ def test_a_score_is_part_of_the_id_of_what_went_by_it(toy, experiment):
     assert experiment.set_id(Recipe("random", 2, 0, Prune(0.5, score="darkness"))) != before
 
 
+@pytest.mark.parametrize("name", ["loss", "ridge sensitivity", "k-means sensitivity"])
+def test_a_score_that_says_what_identifies_it_has_a_version_too(name, experiment, monkeypatch):
+    before = experiment.scores.spec(name)
+    monkeypatch.setitem(SCORES, name, replace(SCORES[name], version=2))
+    assert experiment.scores.spec(name) != before
+
+
 def test_what_no_seed_changes_is_computed_once(experiment):
     seen = []
 
@@ -95,6 +103,13 @@ def test_refusals(toy, experiment, refused):
             experiment.scores.spec(name)
     with pytest.raises(InputError, match="taken"):
         register_score("loss")(lambda scores, seed, k: None)
+
+    def early_loss(scores, seed, k):
+        return None
+
+    early_loss.__qualname__ = "early_loss"  # as in another file
+    with refused("loss", "dynamics.early_loss"):
+        register_score("loss")(early_loss)
 
 
 def test_a_score_of_targets_is_refused_where_there_are_classes(experiment, refused):

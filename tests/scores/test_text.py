@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
 from distillery import selection
+from distillery.checks import first_line
 from distillery.scores import text
 from distillery.scores.complexity import maskable, masked_plain
 from distillery.scores.text import (
@@ -21,7 +22,6 @@ from distillery.scores.text import (
     prompt,
     response_loss_plain,
     response_losses,
-    save,
     tiny_model,
 )
 from distillery.seeds import generator
@@ -31,7 +31,8 @@ GOOD = {"instruction": "Add.", "input": "1 2", "output": "3"}
 
 def test_files_are_read_back(tmp_path):
     entries = [Instruction("Add.", "1 2", "3"), Instruction("Greet.", "", "Hello\nyou")]
-    assert load(save(tmp_path / "a.json", entries)) == entries
+    (tmp_path / "a.json").write_text(json.dumps([one._asdict() for one in entries]))
+    assert load(tmp_path / "a.json") == entries
     lines = [json.dumps(GOOD), "", json.dumps({"instruction": "Greet.", "output": "Hello\nyou"})]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     assert load(tmp_path / "a.jsonl") == entries
@@ -257,6 +258,11 @@ def test_broken_models_are_refused(folder, refused):
     (folder / "tokenizer.json").write_text("{}")
     with refused(folder):
         load_model(str(folder))
+
+
+def test_the_first_line_of_an_error_says_something():
+    """Messages of transformers may begin with an empty line."""
+    assert first_line(ValueError("\n\nno such model\nlook elsewhere")) == "no such model" and first_line(OSError()) == "OSError"
 
 
 def test_weights_that_are_pickled_are_refused(folder, refused):

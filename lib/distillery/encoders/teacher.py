@@ -14,7 +14,6 @@ both views of all images. The losses, with their slow references, are in `traini
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -73,9 +72,6 @@ class Projected:
         self.classes, self.channels = head.classes, encoder.channels
         weights = encoder.init(Generator(), 1)
         self.classifier = {name: weights[name].shape[1:] for name in head_names(encoder)}
-
-    def spec(self) -> dict:
-        return {"encoder": self.encoder.spec(), "projector": self.head.spec()}
 
     def init(self, generator: Generator, k: int = 1) -> Params:
         encoder = {n: v for n, v in self.encoder.init(generator, k).items() if n not in self.classifier}
@@ -160,14 +156,11 @@ SIMCLR = TeacherTraining("simclr", epochs=400, batch=512, lr=1e-3, width=128)  #
 class Teacher(Encoder):
     """An encoder trained by `train_teacher`."""
 
-    recipe: TeacherTraining = TeacherTraining()
     losses: Tensor | None = None  # (epochs,) mean loss of the batches of each epoch
     seconds: float = 0.0  # of training, over all restarts
 
 
-def train_teacher(
-    folder: str | Path, network, images: ImageSet, recipe: TeacherTraining, log: Callable[[str], None] | None = None
-) -> Teacher:
+def train_teacher(folder: str | Path, network, images: ImageSet, recipe: TeacherTraining) -> Teacher:
     """Train an encoder without labels, or go on where an earlier call was cut off, or read what it finished.
 
     A checkpoint `teacher-<id>` in `folder` is replaced after every epoch; the id says which network, recipe and images. On a CPU a
@@ -175,20 +168,18 @@ def train_teacher(
 
     network  the encoder, of `resnet18` or any network with `embed`; `MixedPrecision(network, "bfloat16")` trains in low precision
     images   on the device to train on
-    log      told the mean loss after each epoch
     raises   InputError on an encoder without `embed`, or fewer images than a batch; RunFailed where the loss or a weight becomes NaN or
              infinite, with the last checkpoint kept
     """
-    projected = _projected(network, images, recipe)
+    projected, params = _start(network, images, recipe)
     if len(images) < recipe.batch:
         raise InputError(f"batch: {recipe.batch} of {len(images)} images; accepted: at most as many as there are")
     card = _card(network, images, recipe)
     path = Path(folder) / f"teacher-{store.identity('teacher', VERSION, card['inputs'], card['data set'])}.safetensors"
+    momentum, losses, seconds = [], [], 0.0
     with lock(path.with_suffix(".lock"), wait=True):
         if path.exists():
             params, momentum, losses, seconds = _read(path, card, images.device)
-        else:
-            params, momentum, losses, seconds = _start(projected, recipe, images.device), [], [], 0.0
         began, epoch, batch_losses = time.monotonic() - seconds, len(losses), []
 
         def loss(output: Tensor, target: Tensor) -> Tensor:
@@ -205,13 +196,11 @@ def train_teacher(
                 raise RunFailed(f"teacher: {found}; accepted: finite ones, by a lower rate or a longer warm-up")
             losses.append(mean)
             _write(path, card | {"seconds": time.monotonic() - began}, weights, momentum, losses)
-            if log:
-                log(f"teacher, epoch {epoch} of {recipe.epochs}: mean loss {mean:.4g}")
 
         if epoch < recipe.epochs:
             params = _trained(projected, params, images, recipe, epoch, loss, done=(epoch, momentum), after_epoch=keep)
             seconds = time.monotonic() - began
-    return Teacher(_plain(network), under(params, "encoder."), f"teacher by {recipe.loss}", recipe, torch.tensor(losses), seconds)
+    return Teacher(_plain(network), under(params, "encoder."), f"teacher by {recipe.loss}", torch.tensor(losses), seconds)
 
 
 def _trained(projected: Projected, params: Params, images: ImageSet, recipe: TeacherTraining, epoch: int, loss, **options) -> Params:
@@ -222,41 +211,38 @@ def _trained(projected: Projected, params: Params, images: ImageSet, recipe: Tea
     return train(projected, params, source, loss, optimizer, epochs=recipe.epochs, batch=recipe.batch, **options)[0]
 
 
-def _start(projected: Projected, recipe: TeacherTraining, device, k: int = 1) -> Params:
-    return {n: v.to(device) for n, v in projected.init(generator(recipe.seed, "teacher"), k).items()}
+def _start(network, images: ImageSet, recipe: TeacherTraining, k: int = 1) -> tuple[Projected, Params]:
+    """An encoder under the projector of a recipe, as wide as its embeddings, and k draws of their weights."""
+    check_encoder(network)
+    with torch.no_grad():
+        embedding = network.embed(network.init(Generator(), 1), torch.zeros(1, 1, *images.shape), train=False)
+    projected = Projected(network, projector(recipe.loss, embedding.shape[-1], recipe.width))
+    drawn = projected.init(generator(recipe.seed, "teacher"), k)
+    return projected, {name: value.to(images.device) for name, value in drawn.items()}
 
 
 def pretrain(network, images: ImageSet, recipe: TeacherTraining, k: int = 1) -> Params:
     """`train_teacher` for k encoders at once, without a file: weights (k, ...) with classifiers of zero. Raises InputError as it does."""
-    projected = _projected(network, images, recipe)
-    params = _trained(projected, _start(projected, recipe, images.device, k), images, recipe, 0, recipe.objective, chunk=k)
+    projected, start = _start(network, images, recipe, k)
+    params = _trained(projected, start, images, recipe, 0, recipe.objective, chunk=k)
     return projected.classified(under(params, "encoder."))
 
 
 def untrained(network, images: ImageSet, recipe: TeacherTraining) -> Encoder:
     """The encoder that `train_teacher` starts from: random weights, BatchNorm's statistics 0 and 1."""
     plain = _plain(network)
-    start = _start(_projected(plain, images, recipe), recipe, images.device)
-    return Encoder(plain, under(start, "encoder."), "random encoder")
+    return Encoder(plain, under(_start(plain, images, recipe)[1], "encoder."), "random encoder")
 
 
 def _plain(network):
     return network.network if isinstance(network, MixedPrecision) else network
 
 
-def _projected(network, images: ImageSet, recipe: TeacherTraining) -> Projected:
-    """An encoder under the projector of a recipe, as wide as its embeddings."""
-    check_encoder(network)
-    with torch.no_grad():
-        embedding = network.embed(network.init(Generator(), 1), torch.zeros(1, 1, *images.shape), train=False)
-    return Projected(network, projector(recipe.loss, embedding.shape[-1], recipe.width))
-
-
 def check_encoder(network) -> None:
     """Raise InputError unless a network gives embeddings."""
     if not callable(getattr(network, "embed", None)):
         name = getattr(network, "name", type(network).__name__)
-        raise InputError(f"encoder: {name} has no embed; accepted: a network of distillery.networks or architectures")
+        raise InputError(f"encoder: {name} has no embed; accepted: a network of distillery.networks")
 
 
 def _card(network, images: ImageSet, recipe: TeacherTraining) -> dict:

@@ -1,8 +1,7 @@
 r"""How much gradients and trajectories vary from run to run: why MKDT (arXiv 2410.02116) matches students, not teachers.
 
-Three forms of its claim that training without labels varies more than supervised training or regression:
+Two forms of its claim that training without labels varies more than supervised training or regression:
 
-- Theorem 4.1, a toy of linear features: `toy_gradients`, with both variances in closed form.
 - Proposition D.1: the sum of all gradients of an epoch is the same for every partition into batches where the loss is a sum over
   samples, and is not where it compares the samples of a batch: `partition_variance`.
 - Figure 1a, the variance of weights after so many epochs from one initialization: `trajectory_variance`.
@@ -15,45 +14,35 @@ mean, or to the squared distance moved.
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from distillery.checks import InputError, RunFailed, check_finite, check_positive_int
-from distillery.data import ImageSet
+from distillery.data import ImageSet, TensorSource
 from distillery.networks import Params, trainable
 from distillery.training import Loss, train
 from distillery.training.optimizers import SGD
 from distillery.training.views import TwoViews, Views
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Images with two views of each that stay the same: a source where only the order of the images varies."""
-
-    first: Tensor  # (N, C, H, W)
-    second: Tensor  # (N, C, H, W)
-    targets: Tensor  # (N, ...), passed on
+class Pairs(TensorSource):
+    """Images (N, 2, C, H, W), two views of each that stay the same: a source where only the order of the images varies."""
 
     @staticmethod
     def of(images: ImageSet, views: Views, seed: int) -> "Pairs":
         """One draw of `TwoViews` for all images."""
         everything = torch.arange(len(images), device=images.device)
-        return Pairs(*TwoViews(images, views, seed).batch(everything[None])[0].chunk(2), images.targets)
-
-    def __len__(self) -> int:
-        return len(self.first)
+        return Pairs(torch.stack(TwoViews(images, views, seed).batch(everything[None])[0].chunk(2), 1), images.targets)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.first.shape[1:])
+        return super().shape[1:]
 
     def batch(self, indices: Tensor) -> Tensor:
-        """Both views of the images at `indices` (K, B): (K, 2B, C, H, W)."""
-        return torch.cat([self.first[indices], self.second[indices]], 1)
+        """All first views of the images at `indices` (K, B) before all second ones: (K, 2B, C, H, W)."""
+        return self.images[indices].transpose(1, 2).flatten(1, 2)
 
 
 def epoch_gradient(network, params: Params, images, loss: Loss, partition: Sequence[Tensor]) -> Tensor:
@@ -112,35 +101,21 @@ def partition_variance(network, params: Params, images, loss: Loss, batch: int, 
     return variance(torch.stack([epoch_gradient(network, params, images, loss, part) for part in parts]))
 
 
-@dataclass(frozen=True)
-class Spread:
-    """How far copies of one network lie apart, and how far from where they started: by name of the weights, both squared."""
+class Spread(NamedTuple):
+    """How far copies of one network lie apart, and how far from where they started, both squared and summed over their weights."""
 
-    variances: dict[str, float]  # unbiased, over the copies, summed over the weights of that name
-    distances: dict[str, float]  # from the initialization, mean over the copies
-
-    @property
-    def variance(self) -> float:
-        return sum(self.variances.values())
-
-    @property
-    def distance(self) -> float:
-        return sum(self.distances.values())
+    variance: float  # unbiased, over the copies
+    distance: float  # from the initialization, mean over the copies
 
     @property
     def ratio(self) -> float:
         """Variance over distance: 0 where R copies move as one, R / (R - 1) where their mean stays; NaN where none moves."""
         return self.variance / self.distance if self.distance else math.nan
 
-    def without(self, names: Collection[str]) -> "Spread":
-        """Of all other weights, for networks that differ in the output layer alone (`encoders.head_names`)."""
-        kept = [name for name in self.variances if name not in names]
-        return Spread(*({n: value[n] for n in kept} for value in (self.variances, self.distances)))
-
 
 def trajectory_variance(
     network, params: Params, source, loss: Loss, optimizer: SGD, *, epochs: int, repeats: int, batch: int, generator: Generator,
-    whole_batches: bool = False,
+    whole_batches: bool = False, without: Collection[str] = (),
 ) -> list[Spread]:  # fmt: skip
     """`Spread` of copies of one initialization after epochs 1, 2, .., trained alike but each in its own data order.
 
@@ -151,59 +126,27 @@ def trajectory_variance(
     source   of `training.train`. `TwoViews` gives every copy views of its own; `Pairs` gives all the same
     loss     of outputs (K, B, D) or, for two views, (K, 2B, D), as `TeacherTraining.objective`
     repeats  R copies, 2 or more
+    without  names of weights that do not count, such as `head_names` for networks that differ in the output layer alone
     raises   InputError on more than one network, or fewer copies; RunFailed on weights that are not finite
     """
     _check_one(params)
     check_positive_int("epochs", epochs)
-    check_positive_int("repeats", repeats)
     if repeats < 2:
         raise InputError(f"repeats: {repeats} is not accepted; accepted: 2 or more copies")
     copies = {name: value.expand(repeats, *value.shape[1:]) for name, value in params.items()}
     numbers = range(1, epochs + 1)
     options = {"epochs": epochs, "batch": batch, "snapshots": numbers, "whole_batches": whole_batches}
     _, stats = train(network, copies, source, loss, optimizer, generator=generator, **options)
-    return [_spread(trainable(stats.snapshots[epoch]), trainable(params), epoch) for epoch in numbers]
+    start = {name: value for name, value in trainable(params).items() if name not in without}
+    return [_spread(stats.snapshots[epoch], start, epoch) for epoch in numbers]
 
 
 def _spread(weights: Params, start: Params, epoch: int) -> Spread:
-    variances, distances = {}, {}
-    for name, value in weights.items():
-        moved = value.double() - start[name].double()  # (R, ...)
-        variances[name] = float(moved.var(0).sum())
-        distances[name] = float(moved.square().sum()) / len(moved)
-        if not math.isfinite(distances[name]):
+    variances, distances = [], []
+    for name, value in start.items():
+        moved = weights[name].double() - value.double()  # (R, ...)
+        variances.append(float(moved.var(0).sum()))
+        distances.append(float(moved.square().sum()) / len(moved))
+        if not math.isfinite(distances[-1]):
             raise RunFailed(f"trajectories: {name} is not finite after epoch {epoch}; accepted: finite weights, by a lower rate")
-    return Spread(variances, distances)
-
-
-def toy_gradients(n: int, d: int, sigma: float, stream: Generator) -> tuple[Tensor, Tensor]:
-    r"""Gradients at W = I of n random batches of two in Theorem 4.1: supervised and contrastive, (n, d, d) float64 each.
-
-    $x = e_y + \epsilon$, $y$ one of two classes, $\epsilon \sim N(0, \sigma^2 I)$;
-    $G_{SL} = \sum_i (x_i - e_{y_i})\,x_i^T$ and $G_{SSL} = -4M + 4M^2$ with $M = \frac12 \sum_i x_i x_i^T$.
-    """
-    if d < 2:
-        raise InputError(f"d: {d} is not accepted; accepted: 2 or more, one for each class")
-    labels = torch.randint(2, (n, 2), generator=stream)
-    noise = sigma * torch.randn(n, 2, d, generator=stream, dtype=torch.float64)
-    x = F.one_hot(labels, d) + noise  # (n, 2, d)
-    square = x.mT @ (x @ x.mT) @ x / 4  # (n, d, d), M^2 through the two samples
-    return noise.mT @ x, 4 * square - 2 * x.mT @ x
-
-
-def toy_supervised_variance(d: int, sigma: float) -> float:
-    r"""Var(G_SL) of Theorem 4.1 in closed form, $2d\sigma^2 + 2d(d+1)\sigma^4$."""
-    return 2 * d * sigma**2 + 2 * d * (d + 1) * sigma**4
-
-
-def toy_contrastive_variance(d: int, sigma: float) -> float:
-    r"""Var(G_SSL) of Theorem 4.1 in closed form, from the moments of normal vectors up to the eighth.
-
-    $$\tfrac12 + (2d+12)\sigma^2 + (34d+324)\sigma^4 + (72d^2+472d+608)\sigma^6 + (2d^4+32d^3+134d^2+152d)\sigma^8$$
-
-    Less the supervised one it is $\tfrac12(1 - 2d^2\sigma^4)^2 + 12\sigma^2 + (32d+324)\sigma^4 + \dots$ with positive
-    terms alone, which proves the theorem. Estimated by `variance` of `toy_gradients`.
-    """
-    s = sigma**2
-    eighth = 2 * d**4 + 32 * d**3 + 134 * d**2 + 152 * d
-    return 0.5 + (2 * d + 12) * s + (34 * d + 324) * s**2 + (72 * d**2 + 472 * d + 608) * s**3 + eighth * s**4
+    return Spread(sum(variances), sum(distances))

@@ -23,7 +23,7 @@ def problems(images: ImageSet, targets: Tensor, supervised, student, views: View
     few, device = images.subset(drawn), images.device
     everything, wanted = few.batch(torch.arange(n, device=device)), targets[drawn.to(device)]
     pairs = variance.Pairs.of(few, views, seed)
-    pairs = variance.Pairs(pairs.first.double(), pairs.second.double(), pairs.targets)
+    pairs = variance.Pairs(pairs.images.double(), pairs.targets)
     found = {
         "SL": (supervised, cross_entropy, TensorSource(everything.double(), few.targets), few),
         "KD": (student, squared_error, TensorSource(everything.double(), wanted.double()), TensorSource(everything, wanted)),
@@ -54,7 +54,7 @@ def of_trajectories(
     found = {}
     for name, (network, loss, _, source) in problems.items():
         try:
-            curve = variance.trajectory_variance(
+            found[name] = variance.trajectory_variance(
                 network,
                 _first(network, seed, device),
                 source,
@@ -65,8 +65,8 @@ def of_trajectories(
                 batch=batch,
                 generator=generator(seed, "copies"),
                 whole_batches=True,
+                without=head_names(network),
             )
-            found[name] = [one.without(head_names(network)) for one in curve]
         except RunFailed:
             found[name] = None
     return found

@@ -23,6 +23,7 @@ Shape = tuple[int, int, int]  # of an image, (C, H, W)
 
 ACTIVATIONS = {"relu": F.relu, "swish": F.silu}
 NORMALIZATIONS = ("instance", "batch", "group", "layer", "none")
+GROUPS = 4  # of 'group'
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -51,8 +52,8 @@ class ConvNet:
     shape          (C, H, W) of the images; gray 28 x 28 images are padded to 32 x 32 in the first convolution
     depth          blocks; 0 = `depth_for(shape)`
     activation     'relu', or 'swish', which is smooth
-    normalization  'instance' (GroupNorm with one channel a group), 'batch', 'group' (4 groups), 'layer', 'none'
-    raises         InputError if an option is unknown or the image too small for the depth
+    normalization  'instance' (GroupNorm with one channel a group), 'batch', 'group' (GROUPS of them), 'layer', 'none'
+    raises         InputError if an option is unknown, the image too small for the depth, or the width no multiple of GROUPS for 'group'
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class ConvNet:
         check_choice("normalization", normalization, NORMALIZATIONS)
         self.shape, self.classes, self.width, self.depth = tuple(shape), classes, width, depth or depth_for(shape)
         check_positive_int("depth", self.depth)
+        if normalization == "group" and width % GROUPS:
+            raise InputError(f"width: {width} with group normalization; accepted: a multiple of {GROUPS}, the groups")
         self.activation, self.normalization = activation, normalization
         self.channels = width  # of the widest feature map
         self.padding = 3 if self.shape == (1, 28, 28) else 1
@@ -138,7 +141,7 @@ class ConvNet:
             return x
         if self.normalization == "layer":
             return F.group_norm(x, k) * weight.flatten(0, 1) + bias.flatten(0, 1)
-        groups = k * (self.width if self.normalization == "instance" else 4)
+        groups = k * (self.width if self.normalization == "instance" else GROUPS)
         return F.group_norm(x, groups, weight.flatten(), bias.flatten())
 
     def module(self) -> nn.Module:
@@ -146,7 +149,7 @@ class ConvNet:
         norms = {
             "instance": lambda size: nn.GroupNorm(self.width, self.width),
             "batch": lambda size: nn.BatchNorm2d(self.width),
-            "group": lambda size: nn.GroupNorm(4, self.width),
+            "group": lambda size: nn.GroupNorm(GROUPS, self.width),
             "layer": lambda size: nn.LayerNorm((self.width, *size)),
         }
         act = {"relu": nn.ReLU, "swish": nn.SiLU}[self.activation]

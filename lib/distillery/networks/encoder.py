@@ -1,6 +1,7 @@
 """An encoder: trained layers of a network under a fresh classifier."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Generator
@@ -16,10 +17,11 @@ class Encoder:
     network: object
     weights: Params
     name: str = "encoder"
-    digest: str = field(init=False)
 
-    def __post_init__(self):
-        object.__setattr__(self, "digest", store.tensor_digest(self.weights))
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the weights."""
+        return store.tensor_digest(self.weights)
 
     def start(self, generator: Generator, k: int = 1) -> Params:
         """k networks with these weights and classifiers of their own, drawn as those of `k` fresh networks are."""

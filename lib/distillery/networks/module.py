@@ -13,10 +13,8 @@ def vmap_pays(k: int, images: tuple[int, ...], convolutional: bool, device: torc
     """Whether K modules run stacked by `torch.func.vmap` or one by one: by shapes (..., B, C, H, W) and device type alone.
 
     A module with convolutions is stacked on a CPU while B * H * W < 16384: beyond, the copies around a grouped convolution cost more
-    than the calls they save. One by one over stacked, forward and backward of 5 networks on 2 CPU cores, one run (above 1: stacking
-    is faster): ResNet18 of a quarter width at batch 10, 32, 64, 256: 2.1, 1.6, 1.3, .96 on 8 x 8, 1.1, .86, .60, .42 on 32 x 32;
-    MLP: 2.5, 1.8, 1.8, 1.6 and 3.9, 2.2, 1.9, 1.6. LeNet, AlexNet, VGG11 and ViT turn within a factor of two of the same place. On a
-    GPU, where small calls should be bound by their launch, always (not measured).
+    than the calls they save (measured for the pool, forward and backward of 5 networks: all turn within a factor of two of this
+    place, an MLP never). On a GPU, where small calls should be bound by their launch, always (not measured).
     """
     b, _, h, w = images[-4:]
     return k > 1 and (device.type != "cpu" or not convolutional or b * h * w < 16384)
@@ -56,8 +54,7 @@ class ModuleNetwork:
         states = []
         for _ in range(k):
             with torch.random.fork_rng(devices=[]):
-                seed = int(torch.randint(2**62, (), generator=generator))
-                torch.random.default_generator.set_state(Generator().manual_seed(seed).get_state())
+                torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
                 states.append({name: value.detach() for name, value in self.build().state_dict().items()})
         return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 

@@ -32,26 +32,6 @@ from distillery.networks.module import ModuleNetwork
 SMALLEST = 4  # pixels on the shorter side
 
 
-def mlp(shape: Shape, classes: int, width: float = 1.0, normalization: str = "none") -> nn.Module:
-    """Two hidden layers of 128."""
-    return _in_a_row(shape, classes, width, [], hidden=[128, 128])
-
-
-def lenet(shape: Shape, classes: int, width: float = 1.0, normalization: str = "none") -> nn.Module:
-    """Conv5x5(6) - pool - Conv5x5(16) - pool - 120 - 84 - classes."""
-    return _in_a_row(shape, classes, width, [[6], [16]], [5, 5], hidden=[120, 84], same=min(shape[1:]) < 28)
-
-
-def alexnet(shape: Shape, classes: int, width: float = 1.0, normalization: str = "none") -> nn.Module:
-    """Conv 5-5-3-3-3 of 128-192-256-192-192, pools after the first, second and last, one linear layer."""
-    return _in_a_row(shape, classes, width, [[128], [192], [256, 192, 192]], [5, 5, 3])
-
-
-def vgg11(shape: Shape, classes: int, width: float = 1.0, normalization: str = "instance") -> nn.Module:
-    """Configuration A: Conv3x3 of 64 | 128 | 256 256 | 512 512 | 512 512, a pool after each group, one linear layer."""
-    return _in_a_row(shape, classes, width, [[64], [128], [256, 256], [512, 512], [512, 512]], [3] * 5, normalization)
-
-
 def resnet18(shape: Shape, classes: int, width: float = 1.0, normalization: str = "instance", average: bool = False) -> nn.Module:
     """3x3 stem, two basic blocks each of 64-128-256-512, strides 1-2-2-2, average over the map, one linear layer.
 
@@ -88,14 +68,15 @@ def _norm(normalization: str, channels: int) -> nn.Module:
 
 
 def _in_a_row(
-    shape: Shape, classes: int, width: float, groups, kernels=(), normalization: str = "none", hidden=(), same: bool = True
+    shape: Shape, classes: int, width: float, normalization: str, groups=(), kernels=(), hidden=(), unpadded: float = math.inf
 ) -> nn.Sequential:
     """Groups of convolutions with ReLU, a max pool behind each, then linear layers with ReLU on the flattened map, and the classifier.
 
     groups, kernels  channels of the convolutions of each group, and the side of its kernels
     hidden           sizes of the linear layers
-    same             whether convolutions keep the size of the map
+    unpadded         pixels on the shorter side of an image from which on convolutions do not keep the size of the map
     """
+    same = min(shape[1:]) < unpadded
     layers, (channels, *sides), i = OrderedDict(), shape, 0
     for group, kernel in zip(groups, kernels, strict=True):
         for outputs in (_scaled(n, width) for n in group):
@@ -177,10 +158,11 @@ class _Transformer(nn.Module):
 
 
 POOL = {  # name -> factory of (shape, classes, width, normalization), and the normalizations it takes, the field's default first
-    "MLP": (mlp, ("none",)),
-    "LeNet": (lenet, ("none",)),
-    "AlexNet": (alexnet, ("none",)),
-    "VGG11": (vgg11, ("instance", "batch")),
+    "MLP": (partial(_in_a_row, hidden=[128, 128]), ("none",)),
+    "LeNet": (partial(_in_a_row, groups=[[6], [16]], kernels=[5, 5], hidden=[120, 84], unpadded=28), ("none",)),
+    "AlexNet": (partial(_in_a_row, groups=[[128], [192], [256, 192, 192]], kernels=[5, 5, 3]), ("none",)),
+    # configuration A
+    "VGG11": (partial(_in_a_row, groups=[[64], [128], [256, 256], [512, 512], [512, 512]], kernels=[3] * 5), ("instance", "batch")),
     "ResNet18": (resnet18, ("instance", "batch")),
     "ResNet18_AP": (partial(resnet18, average=True), ("instance", "batch")),
     "ViT": (_VisionTransformer, ("layer",)),
@@ -208,7 +190,7 @@ def build(name: str, shape: Shape, classes: int, width: float = 1.0, normalizati
     name           one of NAMES
     shape          (C, H, W) of the images, at least 4 pixels a side
     width          factor on all hidden widths, 1 = published (ConvNet: 128 channels); results are rounded, at least 1
-    normalization  '' = the field's default; see `POOL` (ConvNet: `networks.NORMALIZATIONS`)
+    normalization  '' = the field's default; see `POOL` (ConvNet: NORMALIZATIONS)
     raises         InputError on an unknown name or normalization, a width that is not positive, too small images
     """
     check_choice("network", name, NAMES)

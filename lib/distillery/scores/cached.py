@@ -1,13 +1,7 @@
 """Passes over the real images of a task that many scores share: each made once, stored, with its cost.
 
-| pass | yields | what it takes |
-|---|---|---|
-| scratch | loss, converged loss; features of a trained network | an ensemble of networks trained from nothing |
-| encoder | complexity and the geometry of features | a pre-trained encoder: one forward pass a mask, no training |
-| tuning | what fine-tuning tells of a sample | an encoder and one fine-tuning on all images |
-| ridge, clusters | sensitivities of `sensitivity.py`, of a kernel ridge regression or of k-means | one kernel, or distances |
-
-`CachedScores.get` looks up a score by its name in SCORES.
+`scratch` trains an ensemble from nothing, `free` looks through an encoder once a mask, `tuned` fine-tunes it on all images; `ridge` and
+`clusters` are sensitivities, of one kernel or of distances. `CachedScores.get` looks up a score by its name in SCORES.
 """
 
 import time
@@ -19,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from distillery import store
-from distillery.checks import InputError, check_choice
+from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.evaluation import FineTuning, Protocol
 from distillery.lock import lock
 from distillery.networks import ConvNet
@@ -34,7 +28,7 @@ from distillery.training.losses import centred
 
 VERSION = 1  # of the passes; raise it when a change makes stored ones stale
 SPACES = ("ntk", "random features", "pixels")
-IMPORTANCE = {"ridge": "random features", "k-means": "pixels", "rho": 5e-3, "width": 32, "networks": 8, "factor": "bounded"}
+IMPORTANCE = {"ridge": "random features", "k-means": "pixels", "rho": 5e-3, "width": 32, "networks": 8}
 COLLECTED = ("loss", "margin", "correct")
 OF_TRAINING = {"cumulative loss": dynamics.cumulative_loss, "forgetting": dynamics.forgetting, "AUM": dynamics.aum}
 OF_OUTPUTS = {"least confidence": dynamics.least_confidence, "entropy": dynamics.entropy, "margin": dynamics.margin}
@@ -48,8 +42,8 @@ class ScoreSettings:
     path        options of `complexity.prototype_path`, the masks of an encoder
     tunings     networks that are fine-tuned
     importance  of sensitivities: 'ridge' and 'k-means', the space each is of, one of SPACES; 'rho', the ridge over the mean
-                diagonal of the kernel; 'width' and 'networks' of random features; 'factor' of the k-means bound
-    raises      InputError on options and spaces that there are not
+                diagonal of the kernel; 'width' and 'networks' of random features
+    raises      InputError on options and spaces that there are not, and numbers that are not positive
     """
 
     early: tuple[int, int] = (5, 5)
@@ -59,10 +53,19 @@ class ScoreSettings:
     importance: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        given = IMPORTANCE | self.importance
         for name in self.importance:
             check_choice("importance", name, IMPORTANCE)
+        for name in self.path:
+            check_choice("path", name, ("steps", "schedule", "interval", "how"))
         for name, spaces in (("ridge", SPACES), ("k-means", SPACES[1:])):
-            check_choice(f"space of {name}", (IMPORTANCE | self.importance)[name], spaces)
+            check_choice(f"space of {name}", given[name], spaces)
+        sensitivity.penalty_of(1.0, 1, given["rho"])
+        numbers = {"early": self.early, "converged": self.converged, "tunings": [self.tunings]}
+        numbers |= {name: [given[name]] for name in ("width", "networks")}
+        for name, values in numbers.items():
+            for value in values:
+                check_positive_int(name, value)
 
 
 class CachedScores:
@@ -116,10 +119,11 @@ class CachedScores:
         if name in ORDERS:
             return ORDERS[name](self)
         score = self._registered(name)
-        if score.spec:
-            return score.spec(self)
-        found = {"": dict, "encoder": self._encoder_spec, "tuning": self._tuning_spec}[score.needs]()
-        return found | ({"revised": score.version} if score.version > 1 else {})
+        needed = {"": dict, "encoder": self._encoder_spec, "tuning": self._tuning_spec}[score.needs]
+        found = score.spec(self) if score.spec else needed()
+        if score.version == 1:
+            return found
+        return {"revised": score.version} | (found if isinstance(found, dict) else {"spec": found})
 
     def _registered(self, name: str) -> Score:
         """The score of a name, whose needs are there."""
@@ -150,23 +154,22 @@ class CachedScores:
 
     def free(self) -> dict[str, Tensor]:
         """'losses' (T, N) along the masks and 'features' (N, F) of the encoder, which no seed changes."""
-        return self._along(self.path, 0, ("encoder", 0))
+        return self._along(self.path, 0, "encoder")
 
     def along(self, path: dict, seed: int = 0) -> Tensor:
         """Losses (T, N) along other masks, by the options of `complexity.prototype_path`; the seed is that of random masks."""
-        return self._along(path, seed, (f"masks {store.canonical(path)}", seed))["losses"]
+        return self._along(path, seed, f"masks {store.canonical(path)}")["losses"]
 
-    def _along(self, path: dict, seed: int, key: tuple[str, int]) -> dict[str, Tensor]:
+    def _along(self, path: dict, seed: int, name: str) -> dict[str, Tensor]:
         inputs = self._inputs(encoder=self._encoder().digest, path=path, version=VERSION) | ({"seed": seed} if seed else {})
 
         def make() -> tuple[dict, int]:
             params = self._encoder().to(self.images.device).params
             drawn = {"generator": generator(seed, "masks")} if path.get("how") == "random" else {}
-            found = complexity.prototype_path(self.network, params, self.images, **path, **drawn)
-            tensors = {"losses": found.losses} | ({"features": found.features} if path == self.path else {})
-            return tensors, len(found.losses) * len(self.images)
+            losses, features = complexity.prototype_path(self.network, params, self.images, **path, **drawn)
+            return {"losses": losses} | ({"features": features} if path == self.path else {}), losses.numel()
 
-        return self._stored("encoder-scores", inputs, make, key)
+        return self._stored("encoder-scores", inputs, make, (name, seed))
 
     def _encoder(self) -> Encoder:
         if self.encoder is None:
@@ -224,10 +227,9 @@ class CachedScores:
 
     def space(self, which: str) -> dict:
         """What identifies sensitivities of one kind, 'ridge' or 'k-means'."""
-        names = ["rho" if which == "ridge" else "factor"]
-        if self.importance[which] == "random features":
-            names += ["width", "networks"]
-        return {"space": self.importance[which], "version": VERSION} | {name: self.importance[name] for name in names}
+        one = self.importance
+        found = {"space": one[which], "version": VERSION} | ({"rho": one["rho"]} if which == "ridge" else {"factor": "bounded"})
+        return found | ({name: one[name] for name in ("width", "networks")} if one[which] == "random features" else {})
 
     def rows(self, which: str) -> Tensor:
         """The images as 'ridge' or 'k-means' see them, (N, D) on their device: pixels, or features of random networks."""
@@ -271,7 +273,7 @@ class CachedScores:
             n = len(self.images)
             found = torch.empty(n)
             for members, rows, stream in self._by_class(seed, name, torch.arange(n)):
-                found[members] = kmeans(rows, k, stream, self.importance["factor"]).scores.cpu().float()
+                found[members] = kmeans(rows, k, stream)[0].cpu().float()
             return {"scores": found}, n
 
         return self._stored("cluster-scores", inputs, make, (f"{name} {k}", seed))["scores"]
@@ -280,7 +282,7 @@ class CachedScores:
         """Rank (len(kept),) in which D^2 seeding takes k of the kept images of each class, the rest last."""
         rank = torch.full((len(kept),), float(len(kept)))
         for members, rows, stream in self._by_class(seed, "k-means++", kept):
-            rank[members[seeding(rows, k, stream).cpu()]] = torch.arange(float(k))
+            rank[members[seeding(rows, k, stream)[0].cpu()]] = torch.arange(float(k))
         return rank
 
     def _by_class(self, seed: int, name: str, kept: Tensor) -> Iterator[tuple[Tensor, Tensor, Generator]]:

@@ -8,15 +8,14 @@ s_{tc}(x) = \frac{1}{\|z_t(x) - \mu_c\|}, \quad
 \mathrm{DLC}(x) = \frac{1}{T}\sum_t -\log \operatorname{softmax}_c\big(s_t(x)\big)_y$$
 
 The path of weights (`masked`, for any `nn.Module`) is apart from the loss that rides on it: that of class prototypes
-(`prototype_losses`) for images, that of the response for language models (`distillery.instructions`).
+(`prototype_losses`) for images, that of the response for language models (`scores/text.py`).
 
 Features are the input of a network's classifier. Images are seen in evaluation mode and never augmented: the public code
-crops them anew in every pass. Slow references: `masked_plain`, `prototype_losses_plain`.
+crops them anew in every pass.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 SCHEDULES = ("linear", "geometric")
 MASKS = ("magnitude", "random")
-SCOPES = ("global", "layer")
 NEAREST = 1e-12  # least squared distance to a prototype
 
 
@@ -77,9 +75,7 @@ def maskable(module: nn.Module) -> list[str]:
 def masked(
     weights: dict[str, Tensor], shares: Sequence[float], how: str = "magnitude", scope: str = "global", generator: Generator | None = None
 ) -> Iterator[dict[str, Tensor]]:
-    """For each share the weights with that share set to zero, one masked copy in all, overwritten by the next share.
-
-    Beside it stands the place of every weight in the order, four bytes each.
+    """For each share the weights with that share set to zero: one copy, which the next share overwrites.
 
     The weights themselves are never touched: pass what is yielded to `torch.func.functional_call`, or to `network.apply`
     beside the other tensors. Masks are nested where shares grow. round(share * n) of n weights are zero; equal magnitudes
@@ -87,11 +83,10 @@ def masked(
 
     how        'magnitude': the smallest first; 'random': in an order drawn from `generator`
     scope      'global': over all weights at once; 'layer': the share of each layer
-    generator  for random masks
     raises     InputError on no weights, a share outside [0, 1), unknown words, random masks without a generator
     """
     check_choice("how", how, MASKS)
-    check_choice("scope", scope, SCOPES)
+    check_choice("scope", scope, ("global", "layer"))
     if not weights:
         raise InputError("weights: none to mask; accepted: at least one tensor")
     if how == "random" and generator is None:
@@ -103,24 +98,22 @@ def masked(
 
 
 def _masked(weights, shares, how, scope, generator) -> Iterator[dict[str, Tensor]]:
-    groups = [list(weights)] if scope == "global" else [[name] for name in weights]
-    ranks = {}  # the place of each weight in the order in which weights go
-    for names in groups:
-        n = sum(weights[name].numel() for name in names)
+    ranks, sizes = {}, {}  # of each weight its place in the order in which they go, and how many go by this order
+    for names in [list(weights)] if scope == "global" else [[name] for name in weights]:
+        lengths = [weights[name].numel() for name in names]
+        n = sum(lengths)
         if how == "random":
             order = torch.randperm(n, generator=generator)
         else:
             order = torch.cat([weights[name].detach().abs().flatten() for name in names]).argsort(stable=True)
-        kind = torch.int32 if n < 2**31 else torch.int64
-        rank = torch.empty(n, dtype=kind, device=order.device)
-        rank[order] = torch.arange(n, dtype=kind, device=order.device)
-        parts = rank.split([weights[name].numel() for name in names])
-        ranks |= {name: part.view_as(weights[name]) for name, part in zip(names, parts, strict=True)}
-    sizes = {name: sum(weights[one].numel() for one in names) for names in groups for name in names}
+        rank = torch.empty(n, dtype=torch.int32 if n < 2**31 else torch.int64, device=order.device)
+        rank[order] = torch.arange(n, dtype=rank.dtype, device=order.device)
+        ranks |= zip(names, rank.split(lengths), strict=True)
+        sizes |= dict.fromkeys(names, n)
     copy = {name: torch.empty_like(value, requires_grad=False) for name, value in weights.items()}
     for share in shares:
         for name, value in weights.items():
-            kept = ranks[name].to(value.device) >= round(share * sizes[name])
+            kept = ranks[name].view_as(value).to(value.device) >= round(share * sizes[name])
             torch.mul(value.detach(), kept, out=copy[name])
         yield copy
 
@@ -160,17 +153,12 @@ def prototypes(features: Tensor, targets: Tensor) -> Tensor:
     return (sums / counts[:, None]).to(features.dtype)  # (C, F)
 
 
-def prototype_losses(
-    features: Tensor, targets: Tensor, centres: Tensor, *, temperature: float = 1.0, normalized: bool = False, own: Tensor | None = None
-) -> Tensor:
+def prototype_losses(features: Tensor, targets: Tensor, centres: Tensor) -> Tensor:
     """Cross-entropy in nats of the nearest-prototype classifier with logits 1 / distance: (N,).
 
-    features     (N, F), under some mask
-    centres      (C, F), of `prototypes`
-    temperature  divides the logits; 1 = as published
-    normalized   features and prototypes of unit length
-    own          (N, F) unmasked features: the prototype of a sample's class is then the mean of the others of its class
-    raises       InputError on features that are not finite or not of the width of the prototypes
+    features  (N, F), under some mask
+    centres   (C, F), of `prototypes`
+    raises    InputError on features that are not finite or not of the width of the prototypes, and targets of no prototype
     Source: DLC. Slow reference: `prototype_losses_plain`.
     """
     check_features(features, len(targets))
@@ -178,25 +166,11 @@ def prototype_losses(
         raise InputError(f"features: width {features.shape[1]}; accepted: {centres.shape[1]}, that of the prototypes")
     if int(targets.min()) < 0 or int(targets.max()) >= len(centres):
         raise InputError(f"targets: {int(targets.min())} to {int(targets.max())}; accepted: 0 to {len(centres) - 1}, the prototypes")
-    if not temperature > 0:
-        raise InputError(f"temperature: {temperature} is not accepted; accepted: a number above 0")
-    counts = torch.bincount(targets, minlength=len(centres))
     losses = []
-    for rows in torch.arange(len(targets)).split(4096):
-        z, y, mu = features[rows].double(), targets[rows], centres.double()
-        others = None
-        if own is not None:
-            n = counts[y][:, None]
-            others = (n * mu[y] - own[rows].double()) / (n - 1)  # (B, F)
-        if normalized:
-            z, mu = F.normalize(z), F.normalize(mu)
-            others = None if others is None else F.normalize(others)
+    for z, y in zip(features.split(4096), targets.split(4096)):
         # by a product: in float64 what cancels is far below the distances
-        squared = torch.cdist(z, mu, compute_mode="use_mm_for_euclid_dist").square()  # (B, C)
-        if others is not None:
-            squared = squared.scatter(1, y[:, None], (z - others).square().sum(1, keepdim=True))
-        logits = 1 / squared.clamp_min(NEAREST).sqrt() / temperature
-        losses.append(F.cross_entropy(logits, y, reduction="none"))
+        squared = torch.cdist(z.double(), centres.double(), compute_mode="use_mm_for_euclid_dist").square()  # (B, C)
+        losses.append(F.cross_entropy(1 / squared.clamp_min(NEAREST).sqrt(), y, reduction="none"))
     return torch.cat(losses).float()
 
 
@@ -215,60 +189,29 @@ def prototype_losses_plain(features: list[list[float]], targets: list[int]) -> l
     return losses
 
 
-@dataclass(frozen=True)
-class Path:
-    """What a pass along the masks yielded.
-
-    losses    (T, N) in nats, one row a mask
-    features  (N, F) of the unmasked encoder
-    shares    T shares of zero weights
-    """
-
-    losses: Tensor
-    features: Tensor
-    shares: list[float]
-
-    def complexity(self) -> Tensor:
-        """Learning complexity (N,): the mean loss over the path."""
-        return self.losses.mean(0)
-
-
 def prototype_path(
-    network,
-    params: Params,
-    images: ImageSet,
-    steps: int = 5,
-    *,
-    schedule: str = "linear",
-    interval: float = 0.02,
-    how: str = "magnitude",
-    generator: Generator | None = None,
-    temperature: float = 1.0,
-    normalized: bool = False,
-    leave_one_out: bool = False,
-    batch: int = 128,
-) -> Path:
-    """Losses of all images along the masks of one pre-trained encoder: `steps` forward passes of the pool, on the CPU.
+    network, params: Params, images: ImageSet, steps: int = 5, *,
+    schedule: str = "linear", interval: float = 0.02, how: str = "magnitude", generator: Generator | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Losses (T, N) in nats of all images along T = `steps` masks of one pre-trained encoder, and its unmasked features (N, F).
+
+    One forward pass a mask; both are on the CPU. The mean of the losses over the masks is the learning complexity.
 
     network, params  the encoder, leading axis 1; its classifier is not used
-    leave_one_out    compare a sample with the mean of the others of its class, which matters where classes are small
-    raises           InputError as `shares`, `masked` and `prototypes`
+    raises           InputError as `shares`, `masked` and `prototypes`, and on more than one encoder
     """
-    if len(next(iter(params.values()))) != 1:
-        raise InputError(f"params: {len(next(iter(params.values())))} networks; accepted: one encoder")
-    wanted, targets = shares(steps, schedule, interval), images.targets.cpu()
+    if (k := len(next(iter(params.values())))) != 1:
+        raise InputError(f"params: {k} networks; accepted: one encoder")
+    targets, path = images.targets.cpu(), shares(steps, schedule, interval)
     check_classes(targets)
     weights = {name: params[name] for name in maskable(_skeleton(network))}
-    models = masked(weights, wanted, how, "global", generator)
-    losses, own = [], None
-    for one in models:
-        rows = embed(network, params | one, images, batch)[0].float().cpu()  # (N, F)
-        if own is None:
-            own, centres = rows, prototypes(rows, targets)
-        losses.append(
-            prototype_losses(rows, targets, centres, temperature=temperature, normalized=normalized, own=own if leave_one_out else None)
-        )
-    return Path(torch.stack(losses), own, wanted)
+    losses, whole = [], None
+    for one in masked(weights, path, how, generator=generator):
+        rows = embed(network, params | one, images)[0].float().cpu()  # (N, F)
+        if whole is None:
+            whole, centres = rows, prototypes(rows, targets)
+        losses.append(prototype_losses(rows, targets, centres))
+    return torch.stack(losses), whole
 
 
 def _skeleton(network) -> nn.Module:

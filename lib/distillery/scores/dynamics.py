@@ -12,8 +12,6 @@ with the loss taken from the training pass itself, before the step that uses the
 - the weights at the end of every epoch: `cumulative_loss`, the reference learning complexity of DLC (arXiv 2402.05356)
 - the final weights: `least_confidence`, `entropy`, `margin` (Coleman et al. 2020, arXiv 1906.11829)
 - any weights, usually the first or early ones: `grand` (Paul et al. 2021)
-
-Plain twins: `mean_loss_plain`, `forgetting_plain`, `grand_plain`.
 """
 
 from collections.abc import Callable
@@ -37,41 +35,33 @@ if TYPE_CHECKING:
     from distillery.scores.cached import CachedScores
 
 
+GRADIENTS = 32  # held at once, each as large as one network; best on CPUs, where 64 is slower at 32 x 32
+
+
 @dataclass(frozen=True)
 class Dynamics:
     """What T networks trained for E epochs yielded: weights with leading axis T, and per-sample statistics of the visits.
 
-    averaged         whether statistics, (E, T, N), are their mean over epochs (1, T, N)
     checkpoint_loss  (E, T, N) cross-entropy in nats in evaluation mode at the end of every epoch, or None
     """
 
     network: object
     params: Params
     stats: Stats
-    averaged: bool = False
     checkpoint_loss: Tensor | None = None
 
 
 def dynamics(
-    network,
-    images: ImageSet,
-    trials: int,
-    epochs: int,
-    generator: Generator,
-    *,
-    collect_mean: bool = False,
-    start: Params | None = None,
-    optimizer: SGD = SGD(0.05, momentum=0.9, weight_decay=5e-4),
-    checkpoints: bool = False,
-    **options,
-) -> Dynamics:
+    network, images: ImageSet, trials: int, epochs: int, generator: Generator, *, start: Params | None = None,
+    optimizer: SGD = SGD(0.05, momentum=0.9, weight_decay=5e-4), checkpoints: bool = False, **options,
+) -> Dynamics:  # fmt: skip
     """Train `trials` networks on real images and collect per-sample statistics of every epoch.
 
-    collect_mean  keep their mean over epochs alone: converged scores (50 epochs of 50 trials) then fit in memory
-    start         weights with leading axis `trials` to train from, None = fresh ones; not modified
-    checkpoints   keep every sample's loss at the end of every epoch, a pass over all images in evaluation mode each;
-                  all trials are then trained as one stack
-    options       of `training.train`: batch, collect, snapshots, and augmentation, which what is collected has seen
+    start        weights with leading axis `trials` to train from, None = fresh ones; not modified
+    checkpoints  keep every sample's loss at the end of every epoch, a pass over all images in evaluation mode each;
+                 all trials are then trained as one stack
+    options      of `training.train`: batch, collect, snapshots, augmentation, which what is collected has seen, and collect_mean: mean
+                 statistics over epochs (1, T, N) alone, so that converged scores (50 epochs of 50 trials) fit in memory
     """
     start = network.init(generator, trials) if start is None else start
     assert {value.shape[:1] for value in start.values()} == {(trials,)}, "start: weights (trials, ...)"
@@ -82,9 +72,8 @@ def dynamics(
         losses.append(cross_entropy(_logits(network, weights, images), images.targets.expand(trials, -1)))
 
     options = {"batch": 64, "collect": ("loss",), "after_epoch": record if checkpoints else None} | options
-    options["collect_mean"] = collect_mean
     params, stats = train(network, params, images, optimizer=optimizer, generator=generator, epochs=epochs, **options)
-    return Dynamics(network, params, stats, collect_mean, torch.stack(losses) if checkpoints else None)
+    return Dynamics(network, params, stats, torch.stack(losses) if checkpoints else None)
 
 
 def _logits(network, params: Params, images: ImageSet) -> Tensor:
@@ -95,7 +84,7 @@ def _logits(network, params: Params, images: ImageSet) -> Tensor:
 
 
 def mean_loss(pass_: Dynamics) -> Tensor:
-    """Mean training loss in nats over epochs and trials, (N,). Source: BiLP, the equation above.
+    """Mean training loss in nats over epochs and trials, (N,). Source: BiLP, the equation above. Slow reference: `mean_loss_plain`.
 
     The same from losses of every epoch and from their mean over epochs, since each trial visits a sample every epoch.
     """
@@ -108,7 +97,6 @@ def forgetting(pass_: Dynamics) -> Tensor:
     A sample that a trial never gets right has "infinitely" many there; here it counts E in that trial, more than the E / 2 events that
     can occur at most, so that the mean over trials is finite. Source: Toneva et al. 2019. Slow reference: `forgetting_plain`.
     """
-    assert not pass_.averaged, "forgetting: a mean over epochs; accepted: a pass with collect_mean=False"
     right = pass_.stats.collected["correct"] == 1  # (E, T, N)
     events = (right[:-1] & ~right[1:]).sum(0)  # (T, N)
     return events.where(right.any(0), len(right)).float().mean(0).cpu()
@@ -169,21 +157,20 @@ def _checked(p: Tensor) -> Tensor:
     return p
 
 
-def grand(network, params: Params, images: ImageSet, *, chunk: int = 32) -> Tensor:
+def grand(network, params: Params, images: ImageSet) -> Tensor:
     """Norm of the gradient of each sample's loss in all trainable weights, mean over K networks, (N,).
 
     Source: GraNd, Paul et al. 2021, at the weights given, the first ones (epoch 0) or early snapshots. Exact; in evaluation mode, so
     that no sample has a part in the gradient of another. Slow reference: `grand_plain`.
 
     params  leading axis K
-    chunk   gradients held at once, each as large as one network; 32 was best on CPUs, where 64 is slower at 32 x 32
     """
     k = len(next(iter(params.values())))
     networks = [{name: value[i : i + 1].detach() for name, value in params.items()} for i in range(k)]
-    return torch.stack([_gradient_norms(network, one, images, chunk) for one in networks]).mean(0).cpu()
+    return torch.stack([_gradient_norms(network, one, images) for one in networks]).mean(0).cpu()
 
 
-def _gradient_norms(network, one: Params, images: ImageSet, chunk: int) -> Tensor:
+def _gradient_norms(network, one: Params, images: ImageSet) -> Tensor:
     """GraNd of one network, leading axis 1: (N,)."""
 
     def loss(learned: Params, image: Tensor, target: Tensor) -> Tensor:
@@ -192,7 +179,7 @@ def _gradient_norms(network, one: Params, images: ImageSet, chunk: int) -> Tenso
 
     gradients = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))
     norms = []
-    for indices in torch.arange(len(images), device=images.device).split(chunk):
+    for indices in torch.arange(len(images), device=images.device).split(GRADIENTS):
         by_name = gradients(trainable(one), images.batch(indices), images.targets[indices])  # (B, 1, ...)
         squares = sum(gradient.flatten(1).square().sum(1) for gradient in by_name.values())  # (B,)
         norms.append(squares.sqrt())

@@ -8,17 +8,13 @@ from distillery import store
 from distillery.checks import InputError, check_finite
 from distillery.data import ImageSet
 
-CARD = ("score", "network", "epochs", "trials", "seed")  # what a card must say
-
 
 def save(path: str | Path, scores: Tensor, images: ImageSet, card: dict) -> str:
     """Save the scores (N,) of images (N) with their card; returns the digest of the file's content.
 
-    card    what the score is (`score`), the network's spec (`network`), `epochs`, `trials`, `seed`, and what else tells;
-            `data`, the digest of images and labels, and `n` are added
+    card    what the score is; `data`, the digest of images and labels, and `n` are added
     raises  InputError on scores of another length, and scores that are not finite
     """
-    assert set(CARD) <= set(card), f"card: one with {', '.join(CARD)}"
     _check("scores", scores, images)
     return store.save_tensors(path, {"scores": scores}, card | {"kind": "scores", "data": images.digest, "n": len(images)})
 

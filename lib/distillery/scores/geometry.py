@@ -138,12 +138,7 @@ def _euclidean(rows: Tensor) -> Callable[[Tensor], Tensor]:
 def _symmetric_kl(rows: Tensor) -> Callable[[Tensor], Tensor]:
     """The two directions sum up to (p_a - p_b) . (log p_a - log p_b)."""
     logs = rows.log()
-
-    def distance(one: Tensor) -> Tensor:
-        pairs = zip(rows.split(BLOCK), logs.split(BLOCK))
-        return torch.cat([((p - one) * (log - one.log())).sum(1) for p, log in pairs])  # (N,)
-
-    return distance
+    return lambda one: ((rows - one) * (logs - one.log())).sum(1)  # (N,)
 
 
 def k_center_plain(rows: Tensor, n: int, distance: Callable | None = None) -> list[int]:
@@ -220,13 +215,9 @@ def _nearest(features: Tensor, targets: Tensor | None, k: int) -> tuple[Tensor, 
         for own in torch.arange(len(members)).split(BLOCK) if size else ():
             gaps = torch.cdist(rows[own], rows)  # (block, members)
             gaps[torch.arange(len(own)), own] = torch.inf
-            values, indices = gaps.topk(size, largest=False)
-            tied = (gaps <= values[:, -1:]).sum(1) > size  # topk may take any of those
-            if tied.any():
-                indices[tied] = gaps[tied].sort(dim=1, stable=True).indices[:, :size]
-                values[tied] = gaps[tied].gather(1, indices[tied])
-            near[members[own], :size] = members[indices]
-            distance[members[own], :size] = values
+            values, indices = gaps.sort(dim=1, stable=True)  # topk may take any of equal ones
+            near[members[own], :size] = members[indices[:, :size]]
+            distance[members[own], :size] = values[:, :size]
     return near, distance
 
 

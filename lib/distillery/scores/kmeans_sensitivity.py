@@ -1,20 +1,17 @@
 """Sensitivities of points for k-means, D^2 seeding, and the exact form for one cluster. Slow reference: `kmeans_plain`."""
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.checks import InputError, check_positive_int
 from distillery.scores.geometry import check_features
 from distillery.scores.registry import ORDERS, register_score
 
 if TYPE_CHECKING:
     from distillery.scores.cached import CachedScores
-
-FACTORS = ("bounded", "measured")
 
 
 def one_means(rows: Tensor) -> Tensor:
@@ -27,17 +24,13 @@ def one_means(rows: Tensor) -> Tensor:
     return 1 / len(rows) + distance / distance.sum()
 
 
-def seeding(rows: Tensor, k: int, generator: Generator) -> Tensor:
+def seeding(rows: Tensor, k: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
     """k distinct indices: the first uniform, each next with chances in proportion to its squared distance to those before.
 
-    raises  InputError as `check_features`, and where fewer than k rows differ
+    returns  these centres (k,), each row's squared distance to the nearest (N,), and which that is (N,)
+    raises   InputError as `check_features`, and where fewer than k rows differ
     Source: k-means++, Arthur & Vassilvitskii 2007. Slow reference: scikit-learn's `kmeans_plusplus` with one trial.
     """
-    return _seeded(rows, k, generator)[0]
-
-
-def _seeded(rows: Tensor, k: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """The centres (k,), and each row's squared distance to the nearest (N,) and which that is (N,)."""
     check_positive_int("k", k)
     check_features(rows, name="rows")
     if k > len(rows):
@@ -64,50 +57,26 @@ def _seeded(rows: Tensor, k: int, generator: Generator) -> tuple[Tensor, Tensor,
         chosen.append(min(int(torch.searchsorted(total, point, right=True)), len(rows) - 1))
 
 
-@dataclass(frozen=True, eq=False)
-class KMeans:
-    """scores (N,) bounds of the sensitivities, of total 6 alpha + 4 k; centres (k,) indices; factor alpha; cost of the centres."""
-
-    scores: Tensor
-    centres: Tensor
-    factor: float
-    cost: float
-
-    @property
-    def total(self) -> float:
-        return float(self.scores.sum())
-
-
-def kmeans(rows: Tensor, k: int, generator: Generator, factor: str = "bounded") -> KMeans:
-    r"""Bounds of the sensitivities of k-means with k centres, from centres $B$ by `seeding`.
+def kmeans(rows: Tensor, k: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    r"""Bounds (N,) of the sensitivities of k-means with k centres, and the centres $B$ (k,) by `seeding` that they are of.
 
     $$\sigma(x) = \frac{2\alpha\, d(x)}{\mathrm{cost}(B)} + \frac{4\alpha\,\mathrm{cost}(B_x)}{|B_x|\,\mathrm{cost}(B)} + \frac{4}{|B_x|}$$
 
-    with $d$ the squared distance to the nearest centre, $B_x$ its cluster and $\alpha \ge \mathrm{cost}(B) / \mathrm{OPT}$.
+    with $d$ the squared distance to the nearest centre and $B_x$ its cluster; their total is $6\alpha + 4k$. With probability 1/2
+    $\alpha = 16(\ln k + 2)$ is at least $\mathrm{cost}(B) / \mathrm{OPT}$ (Arthur & Vassilvitskii 2007, and Markov).
 
     rows    (N, F)
-    factor  'bounded': 16 (ln k + 2), which holds with probability 1/2 (Markov); 'measured': over the best of five runs of Lloyd's
-            iteration, whose cost is at least the optimum, so that it may be too small
     raises  InputError as `seeding`, and where the centres leave no distance
-    Slow reference: `kmeans_plain`.
+    Source: Bachem, arXiv 1703.06476. Slow reference: `kmeans_plain`.
     """
-    check_choice("factor", factor, FACTORS)
-    centres, distance, which = _seeded(rows, k, generator)
+    centres, distance, which = seeding(rows, k, generator)
     cost = float(distance.sum())
     if not cost > 0:
         raise InputError(f"rows: {k} centres leave no distance; accepted: fewer centres than different rows")
     alpha = 16 * (math.log(k) + 2)
-    if factor == "measured":
-        from sklearn.cluster import KMeans as Lloyd
-
-        seed = int(torch.randint(2**31 - 1, (), generator=generator))
-        given = rows.cpu().double().numpy()
-        starts = [Lloyd(k, init=given[centres.cpu().numpy()], n_init=1), Lloyd(k, n_init=4, random_state=seed)]
-        alpha = max(1.0, cost / min(one.fit(given).inertia_ for one in starts))
     sizes = torch.bincount(which, minlength=k).double()
     costs = torch.zeros_like(sizes).index_add_(0, which, distance)
-    scores = 2 * alpha * distance / cost + (4 * alpha * costs / (sizes * cost) + 4 / sizes)[which]
-    return KMeans(scores, centres, alpha, cost)
+    return 2 * alpha * distance / cost + (4 * alpha * costs / (sizes * cost) + 4 / sizes)[which], centres
 
 
 def kmeans_plain(rows: Tensor, centres: list[int], factor: float) -> list[float]:

@@ -45,9 +45,9 @@ def register_score(name: str, **options) -> Callable:
     """Function decorator: `compute` of a `Score` with this name and options. Raises InputError on a name taken by another function."""
 
     def add(compute: Callable[["CachedScores", int, int], Tensor]) -> Callable:
-        taken = SCORES.get(name)
-        if taken is not None and taken.compute.__qualname__ != compute.__qualname__:
-            raise InputError(f"score: {name!r} is taken by {taken.compute.__qualname__}; accepted: a name of its own")
+        taken = SCORES[name].compute if name in SCORES else compute
+        if (taken.__module__, taken.__qualname__) != (compute.__module__, compute.__qualname__):  # a notebook's cell may run again
+            raise InputError(f"score: {name!r} is taken by {taken.__module__}.{taken.__qualname__}; accepted: a name of its own")
         SCORES[name] = Score(name, compute, **options)
         return compute
 

@@ -4,16 +4,11 @@ $$s_i = \sup_q \frac{f_i(q)}{\sum_j f_j(q)}$$
 
 Samples drawn with chances in proportion to upper bounds of $s_i$, and weighted by one over them, stand for all samples: for
 every query at once where enough are drawn (`sample_size`). Construction after the abstract of arXiv 2307.08086, whose formulas
-could not be read: kernel ridge regression for distillers that fit one, k-means for all others.
+could not be read: kernel ridge regression for distillers that fit one, k-means (`kmeans_sensitivity.py`) for all others.
 
-| loss | bound | source |
-|---|---|---|
-| ridge regression, $f_i = \lVert W^\top\varphi_i - y_i\rVert^2 + \tfrac{\lambda}{n}\lVert W\rVert^2$ | $\tau_i + 1/n$, tight to $1/n$ for one output | block inverse of the joint Gram matrix |
-| k-means with k centres | seeding by squared distance, then two triangle inequalities | Bachem, arXiv 1703.06476 |
-| one mean | exact | the same |
-
-All in float64 but for distances to centres, which are in the precision of the rows. Slow references: `ridge_plain`, `ridge_exact`,
-`kmeans_plain`, `deviation_plain`.
+For a ridge regression, $f_i = \lVert W^\top\varphi_i - y_i\rVert^2 + \tfrac{\lambda}{n}\lVert W\rVert^2$, the bound $\tau_i + 1/n$ of
+`Ridge` comes from the block inverse of the joint Gram matrix, and is tight to $1/n$ for one output. All in float64.
+Slow references: `ridge_plain`, `ridge_exact`.
 """
 
 import math
@@ -64,10 +59,6 @@ class Ridge:
         """Upper bounds of the sensitivities, (N,): those of the points and the shared penalty."""
         return self.tau + 1 / len(self.leverage)
 
-    @property
-    def total(self) -> float:
-        return float(self.scores.sum())
-
 
 def penalty_of(trace: float, n: int, rho: float = 5e-3) -> float:
     """Lambda as a part of the mean diagonal of a kernel. Raises InputError on a rho or a trace that is not above 0."""
@@ -84,20 +75,19 @@ def check_points(n: int) -> None:
         raise InputError(f"kernel: {n} points; accepted: at most {LARGEST}, or `ridge_features` of any number of points")
 
 
-def ridge_features(features: Tensor, targets: Tensor, penalty: float, block: int = BLOCK) -> Ridge:
-    """Sensitivities of a linear ridge regression on features, in blocks of rows: any number of points.
+def ridge_features(features: Tensor, targets: Tensor, penalty: float) -> Ridge:
+    """Sensitivities of a linear ridge regression on features of any number of points: by BLOCK rows, beside three matrices (p, p).
 
     features  (N, p) floats
     targets   (N, C) floats, or (N,) for one output
     penalty   lambda
-    block     rows at once in float64, beside which three matrices (p, p) are held
     raises    InputError on a penalty not above 0, values that are not finite, other lengths, and a matrix without a factor
     Source: see the module. Slow reference: `ridge_plain`.
     """
     targets = _checked(features, targets, penalty)
     p, c = features.shape[1], targets.shape[1]
     gram, cross = (torch.zeros(p, width, dtype=torch.float64, device=features.device) for width in (p, c))
-    for rows, labels in zip(features.split(block), targets.split(block)):
+    for rows, labels in zip(features.split(BLOCK), targets.split(BLOCK)):
         rows = rows.double()
         gram.addmm_(rows.T, rows)
         cross.addmm_(rows.T, labels)
@@ -106,7 +96,7 @@ def ridge_features(features: Tensor, targets: Tensor, penalty: float, block: int
     del gram
     weights = torch.cholesky_solve(cross, lower)  # (p, C)
     leverage, residuals = [], []
-    for rows, labels in zip(features.split(block), targets.split(block)):
+    for rows, labels in zip(features.split(BLOCK), targets.split(BLOCK)):
         rows = rows.double()
         residuals.append(labels - rows @ weights)
         leverage.append(torch.linalg.solve_triangular(lower, rows.T, upper=False).square().sum(0))

@@ -5,20 +5,22 @@ growing shares of weights at zero; there are no classes and no prototypes:
 
 $$\mathrm{DLC}(p, r) = \frac{1}{T}\sum_t \frac{1}{|r|}\sum_j -\log P_{\theta \odot M_t}(r_j \mid p, r_{<j})$$
 
-Needs the extra `text` (transformers) for everything but reading files. Slow reference of the loss: `response_loss_plain`.
+Needs the extra `text` (transformers) for everything but reading files.
 """
 
 import copy
 import json
+import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from distillery import store
 from distillery.checks import InputError, check_positive_int, first_line
@@ -54,7 +56,7 @@ def load(path: str | Path) -> list[Instruction]:
     path = Path(path)
     if path.suffix == ".jsonl":
         try:
-            lines = path.read_text().split("\n")  # splitlines also splits at U+2028, which a text may hold
+            lines = path.read_text(encoding="utf-8").split("\n")  # splitlines also splits at U+2028, which a text may hold
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {path}: {error}; accepted: lines of JSON") from error
         found = [_line(path, i, line) for i, line in enumerate(lines, 1) if line.strip()]
@@ -89,11 +91,6 @@ def _entry(where: str, one) -> Instruction:
     return Instruction(one["instruction"], more, one["output"])
 
 
-def save(path: str | Path, entries: Iterable[Instruction]) -> Path:
-    """Write a JSON list that `load` reads, atomically."""
-    return store.write_json(path, [one._asdict() for one in entries])
-
-
 def prompt(entry: Instruction) -> str:
     """The prompt of Alpaca, up to where the response begins."""
     middle = f"### Input:\n{entry.input}\n\n" if entry.input else ""
@@ -122,9 +119,8 @@ def encode(tokenizer, entries: Sequence[Instruction], max_length: int = 1024) ->
 
 def _padded(encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
     """ids (B, L), attention (B, L), and which tokens are response (B, L), padded at the right."""
-    longest = max(len(one.ids) for one in encoded)
-    ids = torch.stack([F.pad(one.ids, (0, longest - len(one.ids))) for one in encoded])
-    at = torch.arange(longest)
+    ids = pad_sequence([one.ids for one in encoded], batch_first=True)
+    at = torch.arange(ids.shape[1])
     ends = torch.tensor([len(one.ids) for one in encoded])[:, None]
     starts = torch.tensor([one.start for one in encoded])[:, None]
     return ids, (at < ends).long(), (at >= starts) & (at < ends)
@@ -175,7 +171,7 @@ def response_loss_plain(model: nn.Module, encoded: Encoded) -> float:
     return total / (len(encoded.ids) - encoded.start)
 
 
-def complexity(model: nn.Module, encoded: Sequence[Encoded], steps: int = 3, interval: float = 0.2, batch: int = 16) -> Tensor:
+def complexity(model: nn.Module, encoded: Sequence[Encoded], steps: int = 3, interval: float = 0.2) -> Tensor:
     """Learning complexity (N,): the response loss, averaged over the model and its masked copies; high = hard.
 
     Shares 0, `interval`, 2 `interval`, .. of the *original* weights of each linear layer but the head, smallest first. The
@@ -186,22 +182,15 @@ def complexity(model: nn.Module, encoded: Sequence[Encoded], steps: int = 3, int
     Source: DLC.
     """
     check_positive_int("steps", steps)
-    weights = dict(model.named_parameters())
-    weights = {name: weights[name] for name in maskable(model)}
+    weights = {name: model.get_parameter(name) for name in maskable(model)}
     path = masked(weights, [interval * t for t in range(steps)], scope="layer")
-    return torch.stack([response_losses(model, encoded, batch, one) for one in path]).mean(0)
+    return torch.stack([response_losses(model, encoded, weights=one) for one in path]).mean(0)
 
 
 def finetune(
-    model: nn.Module,
-    encoded: Sequence[Encoded],
-    chosen: Sequence[int],
-    steps: int,
-    generator: Generator,
-    *,
-    lr: float = 1e-3,
-    batch: int = 16,
-) -> nn.Module:
+    model: nn.Module, encoded: Sequence[Encoded], chosen: Sequence[int], steps: int, generator: Generator, *,
+    lr: float = 1e-3, batch: int = 16,
+) -> nn.Module:  # fmt: skip
     """A copy of the model in float32, all weights trained on the response tokens of chosen entries by AdamW; the rate falls linearly.
 
     chosen     indices into `encoded`, shuffled by the generator, again whenever all have been seen
@@ -215,11 +204,9 @@ def finetune(
     tuned = copy.deepcopy(model).float().train()  # in bfloat16 most small steps would be rounded away
     optimizer = torch.optim.AdamW(tuned.parameters(), lr, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / steps, steps)
-    order: list[int] = []
-    for _ in range(steps):
-        while len(order) < batch:
-            order += chosen[torch.randperm(len(chosen), generator=generator)].tolist()
-        here, order = order[:batch], order[batch:]
+    rounds = math.ceil(steps * batch / len(chosen))
+    order = torch.cat([chosen[torch.randperm(len(chosen), generator=generator)] for _ in range(rounds)])
+    for here in order[: steps * batch].split(batch):
         loss = _losses(tuned, None, [encoded[i] for i in here]).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -249,7 +236,7 @@ def load_model(name: str):
     return model.eval(), tokenizer
 
 
-def tiny_model(entries: Sequence[Instruction], generator: Generator, *, width: int = 64, layers: int = 2, heads: int = 2):
+def tiny_model(entries: Sequence[Instruction], generator: Generator):
     """(model, tokenizer): a small Llama over the characters of some entries, not trained; nothing is fetched.
 
     Torch's global random state is left as it was.
@@ -264,11 +251,11 @@ def tiny_model(entries: Sequence[Instruction], generator: Generator, *, width: i
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", unk_token="<unknown>")
     config = transformers.LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
         max_position_embeddings=1024,
         bos_token_id=None,
         eos_token_id=0,
@@ -276,8 +263,7 @@ def tiny_model(entries: Sequence[Instruction], generator: Generator, *, width: i
         use_cache=False,
     )
     with torch.random.fork_rng(devices=[]):
-        seed = int(torch.randint(2**62, (), generator=generator))
-        torch.random.default_generator.set_state(Generator().manual_seed(seed).get_state())
+        torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         model = transformers.LlamaForCausalLM(config)
     return model.eval(), tokenizer
 
