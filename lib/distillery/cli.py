@@ -14,8 +14,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 from distillery import __version__
 from distillery.checks import InputError, first_line
 
@@ -96,7 +94,7 @@ def _run(arguments) -> int:
     from distillery.notebook import parameters
 
     notebook = _find(arguments.notebook)
-    given, values = parameters.planned(notebook, _given(arguments))
+    given, values = parameters.planned(notebook, _given(arguments, parameters.declared(notebook)[0]))
     name = notebook.stem
     folder = parameters.results_root(values.get("results_dir", "")) / values.get("scale", "smoke") / name
     key = report.record_key(name, values)
@@ -104,6 +102,7 @@ def _run(arguments) -> int:
     if done and not arguments.again:
         print(f"{name} is done with these parameters, record {done[0]['path']} (--again executes it once more)")
     else:
+        parameters.writable(folder)
         if code := _execute(notebook, given, folder):
             return code
         done = _records(folder, key)
@@ -147,10 +146,6 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
 
     library = str(Path(__file__).resolve().parents[1])  # so that the kernel finds an uninstalled package too
     os.environ["PYTHONPATH"] = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"results_dir: cannot make {folder}: {error.strerror}; accepted: a writable folder") from error
     executed, temporary = folder / f"{notebook.stem}.executed.ipynb", folder / f".{notebook.stem}.{os.getpid()}.ipynb"
     kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
     try:
@@ -164,11 +159,12 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
     finally:
         if temporary.exists():
             os.replace(temporary, executed)
-    message = re.sub(r"\x1b\[[0-9;]*m", "", str(failure.evalue)).splitlines() or [""]
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(failure.evalue)).splitlines()
+    message = next(filter(str.strip, lines), "no message")
     if failure.ename == "InputError":
-        print(f"error: {message[0]}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 2
-    print(f"error: cell {failure.exec_count}: {failure.ename}: {message[0]}; the whole story is in {executed}", file=sys.stderr)
+    print(f"error: cell {failure.exec_count}: {failure.ename}: {message}; the whole story is in {executed}", file=sys.stderr)
     return 1
 
 
@@ -253,30 +249,14 @@ def _find(name: str) -> Path:
     raise InputError(f"notebook {name!r} is not found; accepted: a path, or {', '.join(known)}")
 
 
-def _given(arguments) -> dict:
+def _given(arguments, kinds: dict) -> dict:
+    from distillery.notebook import parameters
+
     values: dict = {}
     for file in arguments.f:
-        try:
-            content = yaml.safe_load(Path(file).read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"-f {file}: {str(error).splitlines()[0]}; accepted: a YAML file of parameters") from error
-        if not isinstance(content, dict):
-            raise InputError(f"-f {file} holds a {type(content).__name__}; accepted: NAME: VALUE lines")
-        values |= content
-    values |= {name: parse(text) for name, text in arguments.p}
+        values |= parameters.read_values(file)
+    values |= {name: parameters.from_text(text, kinds.get(name)) for name, text in arguments.p}
     return values | ({"budget_minutes": budget(arguments.budget)} if arguments.budget else {})
-
-
-def parse(text: str):
-    """A parameter from the command line: YAML, plus 1e-3 as a number and 1,10 as a list."""
-    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
-        return float(text)
-    if "," in text and not text.startswith("["):
-        return [parse(part) for part in text.split(",")]
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 def budget(text: str) -> float:

@@ -86,6 +86,10 @@ def test_linear_probe_separates_what_is_separable(tiny):
         ({"epochs": 1.5}, 1.5),
         ({"epochs": -1}, -1),
         ({"loss": "squared error"}, "half squared error"),
+        ({"augmentation": "color_blur"}, "'blur'"),
+        ({"lr": float("nan")}, "lr: nan"),
+        ({"momentum": -0.9}, "momentum: -0.9"),
+        ({"weight_decay": float("inf")}, "weight_decay: inf"),
     ],
 )
 def test_refused_protocols(options, word, refused):

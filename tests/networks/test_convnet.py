@@ -180,7 +180,14 @@ def test_trainable_leaves_out_running_statistics():
 
 
 @pytest.mark.parametrize(
-    "options, word", [({"width": 0}, 0), ({"depth": 4}, 4), ({"activation": "tanh"}, "tanh"), ({"normalization": "weight"}, "weight")]
+    "options, word",
+    [
+        ({"width": 0}, 0),
+        ({"width": 6, "normalization": "group"}, "width: 6"),
+        ({"depth": 4}, 4),
+        ({"activation": "tanh"}, "tanh"),
+        ({"normalization": "weight"}, "weight"),
+    ],
 )
 def test_impossible_networks_are_refused(options, word, refused):
     with refused(word):

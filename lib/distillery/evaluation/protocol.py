@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.checks import InputError, check_choice, check_positive_int, is_number
 from distillery.data import ImageSet
 from distillery.evaluation.outputs import accuracy, distributions
 from distillery.networks import Params
 from distillery.networks.encoder import Encoder
 from distillery.training import LOSSES as TRAINING_LOSSES
-from distillery.training import Loss, Stats, half_squared_error
+from distillery.training import Loss, Stats, dsa, half_squared_error
 from distillery.training.optimizers import SGD
 
 if TYPE_CHECKING:
@@ -59,6 +59,10 @@ class Protocol:
         check_positive_int("networks", self.networks)
         check_positive_int("batch", self.batch)
         check_choice("loss", self.loss, self.losses)
+        dsa.parse(self.augmentation)
+        for name in ("lr", "momentum", "weight_decay"):
+            if not is_number(getattr(self, name)) or getattr(self, name) < 0:
+                raise InputError(f"{name}: {getattr(self, name)!r} is not accepted; accepted: a number, 0 or more")
         if not isinstance(self.epochs, int) or self.epochs < 0:
             raise InputError(f"epochs: {self.epochs!r} is not accepted; accepted: a whole number, 0 or more")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown, display
+from matplotlib.text import Text
 from PIL import Image as Pictures
 
 from distillery import store
@@ -97,6 +98,8 @@ class Shown:
 
     def save(self, figure, name: str, committed: bool = False) -> None:
         """Write a figure to `here` and show it; `committed` also shows the committed figure of the largest scale."""
+        for text in getattr(figure, "figure", figure).findobj(Text):  # a '$' of a name is no mathematics, which has commands
+            text.set_parse_math("\\" in text.get_text() or "$" not in text.get_text())
         data = figures.save(figure, self.here / f"{name}.png").read_bytes()
         plt.close(getattr(figure, "figure", figure))
         display(embedded(data))

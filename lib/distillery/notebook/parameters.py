@@ -6,18 +6,22 @@ papermill refuses the same values and the same misspelt names with the same word
 
 import ast
 import os
+import re
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args, get_origin
 
 import nbformat
+import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from distillery.checks import InputError, check_choice
+from distillery.checks import InputError, check_choice, first_line
 from distillery.notebook import types
 
 BUILT_IN = {"str": str, "int": int, "float": float, "bool": bool}
+LARGEST = 100_000  # bytes of a file of parameters
 PLAIN = {"str": "a text", "bool": "True or False"}
 
 
@@ -27,15 +31,65 @@ def declared(notebook: str | Path) -> tuple[dict, dict]:
     raises  InputError on a file that is no notebook, has no such cell, or declares a type that is not accepted
     """
     try:
-        cells = nbformat.read(notebook, as_version=4).cells
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"cannot read {notebook}: {error}; accepted: a notebook") from error
-    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        tagged = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if "parameters" in cell.metadata.get("tags", [])]
+    except Exception as error:  # nbformat raises whatever a broken file leads to
+        raise InputError(f"cannot read {notebook}: {first_line(error)}; accepted: a notebook") from error
     if not tagged:
         raise InputError(f"{notebook} has no cell tagged 'parameters'; accepted: a notebook with one")
-    nodes = [node for node in ast.parse(tagged[0].source).body if isinstance(node, ast.AnnAssign)]
-    kinds = {node.target.id: _resolved(node.target.id, ast.unparse(node.annotation)) for node in nodes}
-    return kinds, {node.target.id: ast.literal_eval(node.value) for node in nodes}
+    try:
+        nodes = [node for node in ast.parse(tagged[0]).body if isinstance(node, ast.AnnAssign)]
+        spelled = {node.target.id: ast.unparse(node.annotation) for node in nodes}
+        defaults = {node.target.id: ast.literal_eval(node.value) for node in nodes}
+    except (SyntaxError, ValueError, AttributeError) as error:
+        raise InputError(f"{notebook}: its parameters: {first_line(error)}; accepted: lines of NAME: TYPE = VALUE") from error
+    return {name: _resolved(name, one) for name, one in spelled.items()}, defaults
+
+
+class _EachOnce(yaml.SafeLoader):
+    """YAML in which no name is given twice, and nothing stands for what is written elsewhere."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, f"*{self.peek_event().anchor} stands for another value")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value]
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_values(path: str | Path) -> dict:
+    """The values by name of a YAML file. Raises InputError on any other file, a name given twice, and more than LARGEST bytes."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"more than {LARGEST} bytes")
+        found = yaml.load(content.decode(), _EachOnce)
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        cause = getattr(error, "problem", None) or first_line(error)
+        raise InputError(f"{path}: {cause}; accepted: a YAML file of NAME: VALUE lines") from error
+    return found
+
+
+def from_text(text: str, kind=None):
+    """A value of the command line: a text stays as it is where the type is one; else YAML, also 1e-3 as a number and 1,10 as a list."""
+    listed = get_origin(kind) is list
+    one = get_args(kind)[0] if listed else kind
+    if (get_args(one) or [one])[0] is str and not (listed and text.startswith("[")):
+        return [part.strip() for part in text.split(",")] if listed else text
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
+        return float(text)
+    if "," in text and not text.startswith("["):
+        return [from_text(part) for part in text.split(",")]
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
 
 
 def _resolved(name: str, spelled: str):
@@ -53,7 +107,7 @@ def check(kinds: dict, values: dict) -> dict:
     """
     for name in values:
         if name not in kinds:
-            raise InputError(f"parameter {name!r} is unknown; accepted: {', '.join(kinds)}")
+            raise InputError(f"parameter {_shown(name)} is unknown; accepted: {', '.join(kinds)}")
     return {name: _checked(name, kinds[name], value) for name, value in values.items()}
 
 
@@ -78,10 +132,15 @@ def _checked(name: str, kind, value):
         if isinstance(cause, InputError):  # a check of the library's own, which says all of it
             raise InputError(str(cause)) from None
         given = error["input"]
-        if cause is not None or "literal" in error["type"]:
-            raise InputError(f"{name}: {given!r} is unknown; accepted: {cause}") from None
+        if cause is not None:
+            raise InputError(f"{name}: {_shown(given)} is unknown; accepted: {cause}") from None
         wrong = f"is a {type(given).__name__}" if error["type"].endswith("_type") else "is not accepted"
-        raise InputError(f"{name}: {given!r} {wrong}; accepted: {described(kind)}") from None
+        raise InputError(f"{name}: {_shown(given)} {wrong}; accepted: {described(kind)}") from None
+
+
+def _shown(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}.."
 
 
 def described(kind) -> str:
@@ -119,8 +178,11 @@ def planned(notebook: str | Path, given: dict) -> tuple[dict, dict]:
 def _absolute(value, mark: types.OfThisMachine):
     if not isinstance(value, str) or not value:
         return value
-    path = Path(value).expanduser().resolve()
-    return str(path) if mark.sure or path.exists() else value
+    try:
+        path = Path(value).expanduser().resolve()
+        return str(path) if path.exists() or mark.sure else value
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero in it, nobody's home
+        raise InputError(f"path {_shown(value)}: {first_line(error)}; accepted: a path of this machine") from error
 
 
 def public(kinds: dict, values: dict) -> dict:
@@ -165,4 +227,14 @@ def device(name: str):
 def results_root(results_dir: str) -> Path:
     """The folder of all results: as given, else $DISTILLERY_RESULTS, else results/ of the repository."""
     chosen = results_dir or os.environ.get("DISTILLERY_RESULTS", "")
-    return Path(chosen).expanduser().resolve() if chosen else Path(__file__).resolve().parents[3] / "results"
+    return Path(_absolute(chosen, types.OfThisMachine())) if chosen else Path(__file__).resolve().parents[3] / "results"
+
+
+def writable(folder: Path) -> None:
+    """Make a folder of results and try to write in it. Raises InputError where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"results_dir: cannot write in {_shown(str(folder))}: {error.strerror}; accepted: a writable folder") from error

@@ -39,6 +39,7 @@ from distillery.scores import files
 class Row:
     """A row of a table: what it is called, its size, what stands beside it, and its recipes by seed, where it has some.
 
+    against the row that its difference is to, '' = that of the table or of the session
     view    whether its sets are those of another row, judged in another way, and so paid for there
     listed  whether tables and records hold it; it is paid for in any case
     """
@@ -56,7 +57,7 @@ class Row:
 class Session(Standard, Shown):
     """One run of a notebook. `p` holds the checked parameters, `results` the results of each row by seed, None = not run.
 
-    against  the row that differences are to, unless a row names another one
+    against  the row that differences are to, where neither the row nor its table names another one
     source   who says what is claimed, '' = the paper of the method at hand
     """
 
@@ -96,7 +97,7 @@ class Session(Standard, Shown):
         n          sets, one a seed
         published  the name of its published number, '' = that of the method where the recipe changes nothing, None = there is none;
                    more seeds of a row keep that of the row
-        against    the row that its difference is to, '' = that of the session
+        against    the row that its difference is to, '' = that of the table or of the session
         listed     False for one of several tries of which another row takes the best
         parts      of a Recipe: prune, start, batches, settings, evaluate
         """
@@ -108,7 +109,7 @@ class Session(Standard, Shown):
         else:
             number = self._number(recipes[0], published) if isinstance(published, str) else published
         shown = size if METHODS[method].makes_set else None
-        self.rows[name] = Row(label or name, shown, number, against or self.against, recipes, experiment, listed=listed)
+        self.rows[name] = Row(label or name, shown, number, against, recipes, experiment, listed=listed)
         self.results[name] = experiment.run_all(recipes)
         return self.results[name]
 
@@ -123,11 +124,11 @@ class Session(Standard, Shown):
         against: str = "",
     ) -> None:
         """Keep a row whose results, by seed, are known already: the best of several, or numbers of another kind."""
-        self.rows[name], self.results[name] = Row(label or name, size, published, against or self.against), results
+        self.rows[name], self.results[name] = Row(label or name, size, published, against), results
 
     def view(self, name: str, of: str, by: str, *, label: str = "", published: dict | None = None, against: str = "") -> None:
         """Keep the sets of row `of` as another row, judged by accuracies that their results hold under `by`, such as 'regression'."""
-        row = replace(self.rows[of], label=label or name, published=published, against=against or self.against, view=True)
+        row = replace(self.rows[of], label=label or name, published=published, against=against, view=True)
         self.rows[name] = row
         self.results[name] = [one and one | {"accuracies": one[by]} for one in self.results[of]]
 
@@ -157,20 +158,22 @@ class Session(Standard, Shown):
     def summary(self, name: str, against: str = "") -> dict:
         """A row as records and tables hold it."""
         row = self.rows[name]
-        baseline = self.results.get(against or row.against)
+        baseline = self.results.get(against or row.against or self.against)
         return records.row(row.label, row.size, self.results[name], baseline, row.published)
 
-    def table(self, names: Iterable[str] = (), against: str = "") -> Markdown:
-        """Rows as a table, '' = all; differences are paired by seed.
+    def table(self, names: Iterable[str] = (), against: str = "", every: bool = False) -> Markdown:
+        """Rows as a table, () = all; differences are paired by seed.
 
-        against  the row that differences are to, '' = that of each row
+        against  the row that differences are to where a row names none of its own, '' = that of the session
+        every    compare every row with `against`, whatever its own is
         """
         names = [name for name in names or self.rows if name in self.rows and self.rows[name].listed]
         if not names:
             return Markdown("Not asked for.")
-        other = against or self.rows[names[0]].against
+        other = against or self.rows[names[0]].against or self.against
         called = self.rows[other].label if other in self.rows else other
-        return Markdown(tables.rows_table([self.summary(name, against) for name in names], called))
+        base = {name: against if every else self.rows[name].against or against for name in names}
+        return Markdown(tables.rows_table([self.summary(name, base[name]) for name in names], called))
 
     def grid(self, head: list[str], lines: dict[str, list[str]]) -> Markdown:
         """Accuracies in percent, with the deviation over sets, of several rows side by side: what a line is called -> names of rows."""
@@ -251,8 +254,8 @@ class Session(Standard, Shown):
         """Claim that numbers which are no accuracies are above others: one list for each seed, class or image, paired."""
         self.claims.append(records.claim(id, statement, source, ours, theirs, None, False, against, note, margin, untestable))
 
-    def verdicts(self, fresh: bool = False) -> Markdown:
-        """All claims with what was measured and their verdicts; `fresh` = those since it was last asked."""
+    def verdicts(self, fresh: bool = True) -> Markdown:
+        """Claims since it was last asked with what was measured and their verdicts, once a section; all of them where not `fresh`."""
         claims, self.told = self.claims[self.told if fresh else 0 :], len(self.claims)
         return Markdown(tables.verdicts(claims))
 

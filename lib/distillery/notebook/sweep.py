@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from distillery import engine, report, store
-from distillery.checks import InputError
+from distillery.checks import InputError, is_number
 from distillery.lock import lock
 from distillery.notebook import parameters
 
@@ -79,15 +79,9 @@ def read(path: str | Path, find) -> tuple[Path, list[Cell]]:
     find    name of a notebook -> its path
     raises  InputError on a grid, a notebook or a parameter that is not accepted
     """
-    path = Path(path)
-    try:
-        grid = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}; accepted: a YAML file of a grid") from error
-    names = ("notebook", "parameters", "grid")
-    if not isinstance(grid, dict) or not {"notebook", "grid"} <= set(grid) <= set(names):
-        found = ", ".join(map(str, grid)) if isinstance(grid, dict) else type(grid).__name__
-        raise InputError(f"{path} holds {found}; accepted: notebook, grid and, if need be, parameters")
+    path, grid = Path(path), parameters.read_values(path)
+    if not {"notebook", "grid"} <= set(grid) <= {"notebook", "parameters", "grid"}:
+        raise InputError(f"{path} holds {', '.join(map(str, grid))}; accepted: notebook, grid and, if need be, parameters")
     fixed, axes = grid.get("parameters") or {}, grid["grid"]
     notebooks = grid["notebook"] if isinstance(grid["notebook"], list) else [grid["notebook"]]
     if not isinstance(fixed, dict) or not all(isinstance(one, str) for one in notebooks):
@@ -99,8 +93,8 @@ def read(path: str | Path, find) -> tuple[Path, list[Cell]]:
             raise InputError(f"grid: {name}: {values!r} is not a list of values; accepted: [VALUE, ...]")
         if name in fixed or name in ("results_dir", "budget_minutes"):
             raise InputError(f"grid: {name!r} is the same in all cells; accepted: other parameters")
-    root = str(fixed.pop("results_dir", None) or "")
-    folder = parameters.results_root(root) / "sweeps" / path.stem
+    root = parameters.check({"results_dir": str}, {"results_dir": fixed.pop("results_dir", None) or ""})
+    folder = parameters.results_root(root["results_dir"]) / "sweeps" / path.stem
     cells = []
     for notebook in map(find, notebooks):
         for values in itertools.product(*axes.values()):
@@ -135,11 +129,15 @@ def run(folder: Path, cells: list[Cell], where: str = "local", minutes: float = 
 
     minutes  start no new run in any cell after so many minutes, 0 = no limit
     gpus     what a cell is given on Ray, a fraction packs several on one GPU
-    raises   InputError on an unknown engine, and on cells that would start Ray within Ray
+    raises   InputError on an unknown engine, no number of GPUs, cells that would start Ray within Ray, and folders that are not writable
     """
     engine.check(where)
+    if not is_number(gpus) or gpus < 0:
+        raise InputError(f"gpus: {gpus!r}; accepted: a number, 0 or more")
     if where == "ray" and any(cell.given.get("engine") == "ray" for cell in cells):
         raise InputError("engine: 'ray' in the cells of a sweep on Ray; accepted: one of the two, the other local")
+    for cell in cells:
+        parameters.writable(cell.folder)
     until = time.time() + 60 * minutes if minutes else float("inf")
     todo = [cell for cell in cells if cell.state()["status"] != "done"]
     for cell in todo:
