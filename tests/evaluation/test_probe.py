@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from distillery.data import TensorSource
 from distillery.data.synthetic import Synthetic
 from distillery.encoders.regression_set import RegressionSet
-from distillery.evaluation import Probing, embed, evaluate, fit, fit_linear, linear_probe, probe
+from distillery.evaluation import Probing, embed, fit, fit_linear, linear_probe, probe
 from distillery.evaluation.probe import fit_linear_plain, label_count, label_order
 from distillery.networks import ConvNet
 from distillery.seeds import generator, split
@@ -336,16 +336,15 @@ def test_methods_under_one_seed_see_the_same_labels(tiny, monkeypatch):
     small, large = regression(tiny.subset(torch.arange(0, 24, 3))), regression(tiny, seed=1)
     protocol = Probing(networks=2, epochs=2, batch=4, labels=(0.5,))
     for source in (small, large):
-        evaluate(network(), source, protocol, tiny, generator(0, "e"), labelled=tiny)
+        params, _ = fit(network(), source, protocol, generator(0, "e"))
+        probe(network(), params, tiny, tiny, protocol, generator(0, "p"))
     assert drawn[:2] == drawn[2:] and drawn[0] != drawn[1]
 
 
-def test_evaluate_is_fitting_and_probing(tiny):
+def test_networks_trained_on_targets_are_probed(tiny):
     protocol = Probing(networks=2, epochs=2, batch=8, labels=(0.25, 1.0))
-    found = evaluate(network(), regression(tiny), protocol, tiny, generator(0, "e"), labelled=tiny)
-    stream = generator(0, "e")
-    params, _ = fit(network(), regression(tiny), protocol, stream)
-    assert torch.equal(found, probe(network(), params, tiny, tiny, protocol, stream)[0])
+    params, _ = fit(network(), regression(tiny), protocol, generator(0, "e"))
+    found, _ = probe(network(), params, tiny, tiny, protocol, generator(0, "p"))
     assert found.shape == (2, 2) and (found[:, 1] == 1).all()
 
 
@@ -369,10 +368,10 @@ def test_the_standardized_probe_is_that_of_scikit_learn(tiny):
     hard = type(tiny)(tiny.pixels, tiny.targets.roll(5), tiny.classes, tiny.transform)
     test = blobs(20, seed=1)
     params = network().init(generator(3, "x"), 2)
-    found = linear_probe(network(), params, hard, test, 0.1)
+    found = linear_probe(network(), params, hard, test)
     for k in range(2):
         x, asked = embed(network(), params, hard)[k].double(), embed(network(), params, test)[k].double()
         mean, spread = x.mean(0), x.std(0, correction=0)
         known = ((x - mean) / spread).numpy()
-        pipeline = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000).fit(known, hard.targets.numpy())
+        pipeline = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000).fit(known, hard.targets.numpy())
         assert float(found[k]) == pytest.approx(pipeline.score(((asked - mean) / spread).numpy(), test.targets.numpy()))

@@ -23,7 +23,6 @@ from distillery.seeds import generator as stream_of
 from distillery.seeds import split
 from distillery.training import Stats
 from distillery.training.losses import check_targets
-from distillery.training.optimizers import SGD
 
 if TYPE_CHECKING:
     from distillery.experiment import Experiment
@@ -56,7 +55,6 @@ class Probing(Protocol):
     stream: ClassVar[str] = "pre-training"
     losses: ClassVar[tuple[str, ...]] = ("squared error",)
     extra: ClassVar[int] = 0
-    needs_labelled: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -90,20 +88,11 @@ class Probing(Protocol):
             found[name] = [task.digest, store.tensor_digest(transform.tensors())[:16] if transform else None]
         return {"tasks": found}
 
-    def steps(self, n: int) -> tuple[int, int]:
-        """(training steps, the same: no drop of the rate comes before) for a set of n images."""
-        steps = self.epochs * math.ceil(n / self.batch)
-        return steps, steps
-
-    def optimizer(self, n: int) -> tuple[SGD, int]:
-        return SGD(self.lr, self.momentum, self.weight_decay), self.steps(n)[0]
+    def drops(self, per_epoch: int) -> tuple[int, ...]:
+        return ()
 
     def steps_of(self, size: int, classes: int, n: int) -> int:
         return 0
-
-    def accuracies(self, network, params: Params, test: ImageSet, labelled: ImageSet | None, stream: Generator) -> Tensor:
-        """Those of `probe`: (networks, fractions of labels)."""
-        return probe(network, params, labelled, test, self, stream)[0]
 
     def judge(self, experiment: "Experiment", network, params: Params, stats: Stats, seed: int) -> dict:
         """'accuracies'[task][fraction of labels][network], how the 'probes' went, and the 'pretraining_steps' of each network."""
@@ -238,17 +227,14 @@ def probe(network, params: Params, labelled: ImageSet, test: ImageSet, protocol:
     return accuracies, info
 
 
-def linear_probe(network, params: Params, labelled: ImageSet, test: ImageSet, strength: float = 1.0) -> Tensor:
-    """Accuracy of `fit_linear` on all labels and standardized embeddings, one per network: (K,) float64 on the CPU.
-
-    strength  inverse of the L2 penalty (scikit-learn's C, from three classes on): the penalty of `fit_linear` is 1 / (2 strength N)
-    """
+def linear_probe(network, params: Params, labelled: ImageSet, test: ImageSet) -> Tensor:
+    """Accuracy of `fit_linear` with penalty 1 / (2 N) on all N labels and standardized embeddings, one per network: (K,) float64, CPU."""
     from sklearn.preprocessing import StandardScaler
 
     scores = []
     for known, asked in zip(embed(network, params, labelled), embed(network, params, test)):
         scaler = StandardScaler().fit(known.cpu().double().numpy())
         known, asked = (torch.from_numpy(scaler.transform(x.cpu().double().numpy())) for x in (known, asked))
-        classifier = fit_linear(known, labelled.targets, 1 / (2 * strength * len(labelled)))
+        classifier = fit_linear(known, labelled.targets, 1 / (2 * len(labelled)))
         scores.append((classifier.predict(asked) == test.targets.cpu()).double().mean())
     return torch.stack(scores)

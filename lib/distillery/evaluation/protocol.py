@@ -12,10 +12,9 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import Generator, Tensor
+from torch import Generator
 
 from distillery.checks import InputError, check_choice, check_positive_int, is_number
-from distillery.data import ImageSet
 from distillery.evaluation.outputs import accuracy, distributions
 from distillery.networks import Params
 from distillery.networks.encoder import Encoder
@@ -53,7 +52,7 @@ class Protocol:
     stream: ClassVar[str] = "evaluation"  # name of the random stream of first weights and data order
     losses: ClassVar[tuple[str, ...]] = ("cross-entropy", "half squared error")
     extra: ClassVar[int] = 1  # passes over the set beyond `epochs`
-    needs_labelled: ClassVar[bool] = False  # whether a test needs labelled real images beside the test images
+    descent: ClassVar[type[SGD]] = SGD
 
     def __post_init__(self):
         check_positive_int("networks", self.networks)
@@ -105,15 +104,15 @@ class Protocol:
         """The first weights of k networks, leading axis k."""
         return network.init(stream, k)
 
-    def steps(self, n: int) -> tuple[int, int]:
-        """(training steps, step at which the rate drops) for a set of n images."""
-        per_epoch = math.ceil(n / self.batch)
-        return (self.epochs + 1) * per_epoch, (self.epochs // 2 + 2) * per_epoch
+    def drops(self, per_epoch: int) -> tuple[int, ...]:
+        """The steps at which the rate falls to a tenth, where an epoch has so many."""
+        return ((self.epochs // 2 + 2) * per_epoch,)
 
     def optimizer(self, n: int) -> tuple[SGD, int]:
         """(optimizer with its drops, training steps) for a set of n images."""
-        steps, drop = self.steps(n)
-        return SGD(self.lr, self.momentum, self.weight_decay, drops=(drop,)), steps
+        per_epoch = math.ceil(n / self.batch)
+        made = self.descent(self.lr, self.momentum, self.weight_decay, drops=self.drops(per_epoch))
+        return made, (self.epochs + self.extra) * per_epoch
 
     def steps_of(self, size: int, classes: int, n: int) -> int:
         """The number of images whose training steps the evaluation of a set takes, 0 = those of its own.
@@ -133,10 +132,6 @@ class Protocol:
         return replace(self, lr=float(made.tensors.get("step_size", self.lr)))
 
     # What a result says
-
-    def accuracies(self, network, params: Params, test: ImageSet, labelled: ImageSet | None, stream: Generator) -> Tensor:
-        """Test accuracy of each trained network, (networks,) float64, by a draw of labelled real images where the protocol needs it."""
-        return accuracy(network, params, test)
 
     def judge(self, experiment: "Experiment", network, params: Params, stats: Stats, seed: int) -> dict:
         """What the result of an evaluation says of trained networks: 'accuracies' on the test images, one a network."""

@@ -10,7 +10,7 @@ import re
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args, get_origin
+from typing import Annotated, get_args, get_origin
 
 import nbformat
 import yaml
@@ -20,7 +20,6 @@ from pydantic.fields import FieldInfo
 from distillery.checks import InputError, check_choice, first_line
 from distillery.notebook import types
 
-BUILT_IN = {"str": str, "int": int, "float": float, "bool": bool}
 LARGEST = 100_000  # bytes of a file of parameters
 PLAIN = {"str": "a text", "bool": "True or False"}
 
@@ -93,9 +92,9 @@ def from_text(text: str, kind=None):
 
 
 def _resolved(name: str, spelled: str):
-    """The type behind an annotation: a name of `notebook/types.py`, str, int, float or bool, or a list of one."""
+    """The type behind an annotation: a name of `notebook/types.py`, str or bool, or a list of one."""
     inner = spelled[5:-1] if spelled.startswith("list[") and spelled.endswith("]") else spelled
-    known = BUILT_IN | {one: getattr(types, one) for one in types.__all__ if get_origin(getattr(types, one))}
+    known = {"str": str, "bool": bool} | {one: kind for one, kind in vars(types).items() if get_origin(kind) is Annotated}
     check_choice(f"annotation of {name}", inner, known)
     return known[inner] if inner == spelled else list[known[inner]]
 
@@ -111,15 +110,7 @@ def check(kinds: dict, values: dict) -> dict:
     return {name: _checked(name, kinds[name], value) for name, value in values.items()}
 
 
-def _bounded(kind):
-    """A type whose plain numbers are not below 0."""
-    if get_origin(kind) is list:
-        return list[_bounded(get_args(kind)[0])]
-    return {int: types.Whole, float: types.Number}.get(kind, kind)
-
-
 def _checked(name: str, kind, value):
-    kind = _bounded(kind)
     if get_origin(kind) is list:
         value = list(value) if isinstance(value, list | tuple) else [value]
         if not value:

@@ -9,7 +9,6 @@ description is what a refusal says is accepted. Names of registries are looked u
 imports nothing heavy. `str` and `bool` are accepted as they are.
 """
 
-import math
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated
@@ -21,22 +20,15 @@ from distillery.checks import check_keep
 
 @dataclass(frozen=True)
 class OneOf:
-    """A validator: one of these names.
+    """A validator: one of the names of a registry, 'module:NAME'."""
 
-    where  the names, or 'module:NAME ...' of registries that hold them
-    more   further names
-    """
-
-    where: str | tuple[str, ...]
-    more: tuple[str, ...] = ()
+    where: str
 
     @property
     def names(self) -> list[str]:
         """What is accepted."""
-        if not isinstance(self.where, str):
-            return [*self.more, *self.where]
-        found = [one.split(":") for one in self.where.split()]
-        return [*self.more, *(name for module, registry in found for name in getattr(import_module(module), registry))]
+        module, registry = self.where.split(":")
+        return list(getattr(import_module(module), registry))
 
     def __call__(self, value: str) -> str:
         if value not in self.names:
@@ -52,12 +44,6 @@ class OfThisMachine:
     """
 
     sure: bool = True
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("a finite number")
-    return value
 
 
 def _keep(value: float) -> float:
@@ -79,13 +65,13 @@ def _engine(value: str) -> str:
     return value
 
 
-def _names(where: str | tuple[str, ...], *more: str):
-    return Annotated[str, AfterValidator(OneOf(where, more))]
+def _names(where: str):
+    return Annotated[str, AfterValidator(OneOf(where))]
 
 
 Count = Annotated[int, Field(ge=1, description="a whole number, 1 or more")]
 Whole = Annotated[int, Field(ge=0, description="a whole number, 0 or more")]
-Number = Annotated[float, Field(ge=0, description="a number, 0 or more"), AfterValidator(_finite)]
+Number = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number, 0 or more")]
 Share = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1")]
 Keep = Annotated[
     float, Field(description="a fraction above 0 and at most 1, or a whole number of images of every class"), AfterValidator(_keep)
@@ -106,29 +92,3 @@ Space = _names("distillery.scores.cached:SPACES")
 Baseline = _names("distillery.selection:BASELINES")  # published ways to keep a part
 Schedule = _names("distillery.scores.complexity:SCHEDULES")
 NetworkName = _names("distillery.networks.pool:NAMES")
-
-__all__ = [
-    "Baseline",
-    "Count",
-    "Dataset",
-    "Device",
-    "Engine",
-    "Keep",
-    "LocalPath",
-    "MethodName",
-    "NameOrPath",
-    "NetworkName",
-    "Normalization",
-    "Number",
-    "OfThisMachine",
-    "OneOf",
-    "Precision",
-    "Rule",
-    "Scale",
-    "Schedule",
-    "ScoreName",
-    "Share",
-    "Space",
-    "StartName",
-    "Whole",
-]
