@@ -95,11 +95,6 @@ class Protocol:
 
     # How it trains
 
-    @property
-    def loss_function(self) -> Loss:
-        """The loss, outputs (K, B, D) and targets -> (K, B)."""
-        return LOSSES[self.loss]
-
     def start(self, network, encoder: Encoder | None, stream: Generator, k: int) -> Params:
         """The first weights of k networks, leading axis k."""
         return network.init(stream, k)

@@ -9,7 +9,7 @@ from distillery.checks import InputError
 from distillery.data import ImageSet
 from distillery.evaluation.outputs import accuracy
 from distillery.evaluation.probe import Probing
-from distillery.evaluation.protocol import Protocol
+from distillery.evaluation.protocol import LOSSES, Protocol
 from distillery.networks import Params
 from distillery.seeds import split
 from distillery.training import Plan, Stats, train
@@ -70,4 +70,4 @@ def fit(
 
         length = {"epochs": protocol.epochs, "plan": plan, "collect": hiding.collect, "after_epoch": hiding.after_epoch}
     options = {"batch": protocol.batch, "augmentation": protocol.augmentation, "chunk": chunk} | length
-    return train(network, params, source, protocol.loss_function, optimizer, generator=train_stream, **options)
+    return train(network, params, source, LOSSES[protocol.loss], optimizer, generator=train_stream, **options)

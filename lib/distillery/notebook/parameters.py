@@ -146,42 +146,20 @@ def described(kind) -> str:
     return PLAIN.get(getattr(kind, "__name__", ""), "another value")
 
 
-def _of_this_machine(kind) -> types.OfThisMachine | None:
-    """The mark of a path, also of a list of paths."""
-    inner = get_args(kind)[0] if get_origin(kind) is list else kind
-    return next((part for part in get_args(inner) if isinstance(part, types.OfThisMachine)), None)
-
-
 def planned(notebook: str | Path, given: dict) -> tuple[dict, dict]:
-    """(given values, all values) with which a notebook starts, checked; paths are those of the caller's folder.
-
-    The kernel runs in the notebook's folder. What may be a name as well is a path where there is one.
-    """
+    """(given values, all values) with which a notebook starts, checked; paths are those of the caller's folder."""
     kinds, defaults = declared(notebook)
-    given = dict(given)
-    for name, value in given.items():
-        if mark := _of_this_machine(kinds.get(name)):
-            given[name] = [_absolute(one, mark) for one in value] if isinstance(value, list) else _absolute(value, mark)
     given = check(kinds, given)
     return given, check(kinds, defaults | given)
-
-
-def _absolute(value, mark: types.OfThisMachine):
-    if not isinstance(value, str) or not value:
-        return value
-    try:
-        path = Path(value).expanduser().resolve()
-        return str(path) if path.exists() or mark.sure else value
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero in it, nobody's home
-        raise InputError(f"path {_shown(value)}: {first_line(error)}; accepted: a path of this machine") from error
 
 
 def public(kinds: dict, values: dict) -> dict:
     """Parameters for a record: of a path of one machine only its last part, and nothing of where results lie."""
     shown = {name: value for name, value in values.items() if name != "results_dir"}
     for name, value in shown.items():
-        if _of_this_machine(kinds[name]):
-            shown[name] = [Path(one).name for one in value] if isinstance(value, list) else _last(value)
+        one = get_args(kinds[name])[0] if get_origin(kinds[name]) is list else kinds[name]
+        if any(isinstance(getattr(part, "func", None), types.OfThisMachine) for part in get_args(one)):
+            shown[name] = [_last(path) for path in value] if isinstance(value, list) else _last(value)
     return shown
 
 
@@ -218,7 +196,7 @@ def device(name: str):
 def results_root(results_dir: str) -> Path:
     """The folder of all results: as given, else $DISTILLERY_RESULTS, else results/ of the repository."""
     chosen = results_dir or os.environ.get("DISTILLERY_RESULTS", "")
-    return Path(_absolute(chosen, types.OfThisMachine())) if chosen else Path(__file__).resolve().parents[3] / "results"
+    return Path(types.OfThisMachine()(chosen)) if chosen else Path(__file__).resolve().parents[3] / "results"
 
 
 def writable(folder: Path) -> None:

@@ -1,12 +1,5 @@
 """What every notebook needs and no paper is about, in one object.
 
-    S = Session("01_bilp", globals())                    # after the parameters cell: checks them, sets the style, prints versions
-    S.describe()                                         # the data, loaded from the standard parameters
-    S.row("DC", "DC", 1, n=2)                            # runs all seeds and keeps S.results["DC"]
-    S.row("DC, level 1", "DC", 1, n=2, prune=Prune(0.1))
-    S.claim("selected-beats-full", "DC from the selected 10% beats DC", "DC, level 1", "DC", source="BiLP, arXiv 2305.18381")
-    S.table(); S.save(S.bars(), "headline"); S.record()
-
 Standard parameters, each used where the notebook declares it: dataset, data_root, label, published_for, normalization, resize,
 max_side, per_class, test_per_class, flip, seed, ipc, width, networks, evaluation_epochs, evaluation_batch, evaluation_augmentation,
 settings_for, score_trials, score_epochs, converged_trials, converged_epochs, validations, validation_networks, validation_epochs,
@@ -113,18 +106,9 @@ class Session(Standard, Shown):
         self.results[name] = experiment.run_all(recipes)
         return self.results[name]
 
-    def add(
-        self,
-        name: str,
-        results: list[dict | None],
-        *,
-        label: str = "",
-        size: int | None = None,
-        published: dict | None = None,
-        against: str = "",
-    ) -> None:
+    def add(self, name: str, results: list[dict | None], against: str = "") -> None:
         """Keep a row whose results, by seed, are known already: the best of several, or numbers of another kind."""
-        self.rows[name], self.results[name] = Row(label or name, size, published, against), results
+        self.rows[name], self.results[name] = Row(name, None, None, against), results
 
     def view(self, name: str, of: str, by: str, *, label: str = "", published: dict | None = None, against: str = "") -> None:
         """Keep the sets of row `of` as another row, judged by accuracies that their results hold under `by`, such as 'regression'."""
@@ -214,16 +198,16 @@ class Session(Standard, Shown):
         against: str = "",
         *,
         source: str = "",
-        margin: float = 0.0,
         note: str = "",
-        untestable: str = "",
         comparable: bool | None = None,
+        **how,
     ) -> None:
         """Claim that a row is more accurate than another one, or no worse by a margin; nothing where one of them was not asked for.
 
         against     a row, '' = the claim is about the value of `ours`
         source      who says so, '' = as the session says
         comparable  whether the published number is of this setting, None = by `comparable`
+        how         margin, untestable: of `records.claim`
         """
         if ours not in self.rows or (against and against not in self.rows):
             return
@@ -234,25 +218,12 @@ class Session(Standard, Shown):
         same = self.comparable(ours) if comparable is None else comparable
         theirs = self.accuracies(against) if against else None
         called = self.rows[against].label if against else ""
-        self.claims.append(
-            records.claim(id, statement, source, self.accuracies(ours), theirs, row.published, same, called, note, margin, untestable)
-        )
+        found = records.claim(id, statement, source, self.accuracies(ours), theirs, row.published, same, called, note, **how)
+        self.claims.append(found)
 
-    def claim_values(
-        self,
-        id: str,
-        statement: str,
-        ours: list,
-        theirs: list | None,
-        against: str,
-        *,
-        source: str = "ours",
-        margin: float = 0.0,
-        note: str = "",
-        untestable: str = "",
-    ) -> None:
-        """Claim that numbers which are no accuracies are above others: one list for each seed, class or image, paired."""
-        self.claims.append(records.claim(id, statement, source, ours, theirs, None, False, against, note, margin, untestable))
+    def claim_values(self, id: str, statement: str, ours: list, theirs: list | None, against: str, *, source: str = "ours", **how) -> None:
+        """Claim that numbers are above others: a list for each seed, class or image, paired; `how` as `records.claim` has it."""
+        self.claims.append(records.claim(id, statement, source, ours, theirs, against=against, **how))
 
     def verdicts(self, fresh: bool = True) -> Markdown:
         """Claims since it was last asked with what was measured and their verdicts, once a section; all of them where not `fresh`."""
@@ -277,9 +248,8 @@ class Session(Standard, Shown):
         if made is None:
             return None
         known = {"method": recipe.method, "size": recipe.size, "seed": recipe.seed, "data": self.label, "data_digest": self.data.digest}
-        known |= {"steps": result["steps"], "network": row.experiment.network.spec()} | (
-            {"prune": recipe.prune.spec()} if recipe.prune else {}
-        )
+        known |= {"steps": result["steps"], "network": row.experiment.network.spec()}
+        known |= {"prune": recipe.prune.spec()} if recipe.prune else {}
         export(made, self.here / f"{file}.safetensors", known | card, self.train.transform)
         return made
 
@@ -303,7 +273,8 @@ class Session(Standard, Shown):
         billed = self.bench.billed(distinct)
         passes = [*self.bills, *(bill for one in self.experiments for bill in one.billed_passes)]
         passes = [bill for i, bill in enumerate(passes) if bill not in passes[:i]]  # experiments share stored scores
-        splits = self.data
+        splits, listed = self.data, [name for name, row in self.rows.items() if row.listed]
+        sizes = {"train": len(splits.train), "test": len(splits.test)}
         records.write(
             self.here / "record.json",
             notebook=self.notebook,
@@ -311,23 +282,14 @@ class Session(Standard, Shown):
             scale=self.p.scale,
             parameters=parameters.public(self.kinds, vars(self.p)),
             claims=self.claims,
-            rows=[self.summary(name) for name, row in self.rows.items() if row.listed],
+            rows=[self.summary(name) for name in listed],
             costs=records.cost(time.monotonic() - self.began, self.runs, billed, passes),
             missing=self.runs.missing,
             against=self.against,
-            data={
-                "label": self.label,
-                "digest": splits.digest,
-                "notes": list(splits.notes),
-                "train": len(splits.train),
-                "test": len(splits.test),
-            }
-            | data,
+            data={"label": self.label, "digest": splits.digest, "notes": list(splits.notes)} | sizes | data,
         )
-        listed = sum(row.listed for row in self.rows.values())
-        print(
-            f"record written: {listed} rows, {len(finished)} sets, {len(self.claims)} claims; {len(self.runs.missing)} not run within the budget"
-        )
+        left = f"{len(self.runs.missing)} not run within the budget"
+        print(f"record written: {len(listed)} rows, {len(finished)} sets, {len(self.claims)} claims; {left}")
 
 
 def _source(row: Row) -> str:

@@ -1,10 +1,6 @@
 """A sweep: a grid over notebooks, seeds and any other parameter, every combination a cell in a folder of its own.
 
-    notebook: 00_quickstart              # or a list
-    parameters: {scale: small, keep: 0.5}  # the same in all cells
-    grid: {seed: [0, 1], ipc: [1, 10]}   # every combination is one cell
-
-Each cell is one `distillery run` in a process of its own, mapped over an engine, into
+The file of a grid is as `notebooks/params/sweep.example.yaml`. Each cell is one `distillery run` in a process of its own, mapped over an engine, into
 `<results>/sweeps/<grid>/<cell>/`. What a cell came to is read from its record and its log, so a sweep goes on where it
 was stopped, and cells that are done are passed over.
 """

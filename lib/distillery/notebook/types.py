@@ -9,13 +9,14 @@ description is what a refusal says is accepted. Names of registries are looked u
 imports nothing heavy. `str` and `bool` are accepted as they are.
 """
 
+import pkgutil
 from dataclasses import dataclass
-from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from distillery.checks import check_keep
+from distillery.checks import InputError, check_keep, first_line
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,7 @@ class OneOf:
     @property
     def names(self) -> list[str]:
         """What is accepted."""
-        module, registry = self.where.split(":")
-        return list(getattr(import_module(module), registry))
+        return list(pkgutil.resolve_name(self.where))
 
     def __call__(self, value: str) -> str:
         if value not in self.names:
@@ -38,12 +38,19 @@ class OneOf:
 
 @dataclass(frozen=True)
 class OfThisMachine:
-    """Marks a path of the caller's machine: made absolute before a kernel starts in another folder, and in no record.
+    """A validator of paths of the caller's machine: made absolute, since kernels start in another folder, and in no record.
 
     sure  False where the value may be a name as well: it is a path where one is there
     """
 
     sure: bool = True
+
+    def __call__(self, value: str) -> str:
+        try:
+            path = Path(value).expanduser().resolve()
+            return str(path) if value and (path.exists() or self.sure) else value
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a zero in it, nobody's home
+            raise InputError(f"path {value[:200]!r}: {first_line(error)}; accepted: a path of this machine") from error
 
 
 def _keep(value: float) -> float:
@@ -51,18 +58,14 @@ def _keep(value: float) -> float:
     return value
 
 
-def _device(value: str) -> str:
-    from distillery.notebook.parameters import device
+def _passing(where: str) -> AfterValidator:
+    """A validator: what a check of the library, 'module:NAME', does not refuse."""
 
-    device(value)
-    return value
+    def check(value):
+        pkgutil.resolve_name(where)(value)
+        return value
 
-
-def _engine(value: str) -> str:
-    from distillery import engine
-
-    engine.check(value)
-    return value
+    return AfterValidator(check)
 
 
 def _names(where: str):
@@ -76,12 +79,12 @@ Share = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at 
 Keep = Annotated[
     float, Field(description="a fraction above 0 and at most 1, or a whole number of images of every class"), AfterValidator(_keep)
 ]
-LocalPath = Annotated[str, Field(description="a path"), OfThisMachine()]
-NameOrPath = Annotated[str, Field(description="a name or a path"), OfThisMachine(sure=False)]
+LocalPath = Annotated[str, Field(description="a path"), AfterValidator(OfThisMachine())]
+NameOrPath = Annotated[str, Field(description="a name or a path"), AfterValidator(OfThisMachine(sure=False))]
 Scale = _names("distillery.report.records:SCALES")
-Device = Annotated[str, Field(description="'auto', 'cpu' or 'cuda'"), AfterValidator(_device)]
+Device = Annotated[str, Field(description="'auto', 'cpu' or 'cuda'"), _passing("distillery.notebook.parameters:device")]
 Precision = _names("distillery.networks.precision:PRECISIONS")
-Engine = Annotated[str, Field(description="'local' or 'ray'"), AfterValidator(_engine)]
+Engine = Annotated[str, Field(description="'local' or 'ray'"), _passing("distillery.engine:check")]
 Dataset = _names("distillery.data:NAMES")
 Normalization = _names("distillery.data:NORMALIZATIONS")
 Rule = _names("distillery.selection:RULES")
