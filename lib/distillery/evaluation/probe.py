@@ -39,7 +39,6 @@ class Probing(Protocol):
     lr          .1 for real images; a distilled set brings its own, see `fitting`
     labels      fractions of the labelled images whose labels the classifier sees
     penalty     of the squared weights of the classifier, see `fit_linear`
-    stratified  draw the labels by class; published: not
     """
 
     networks: int = 3
@@ -49,7 +48,6 @@ class Probing(Protocol):
     loss: str = "squared error"
     labels: tuple[float, ...] = (0.01, 0.05)
     penalty: float = 1e-3
-    stratified: bool = False
 
     kind: ClassVar[str] = "probe"
     stream: ClassVar[str] = "pre-training"
@@ -65,6 +63,9 @@ class Probing(Protocol):
             check_fraction("labels", fraction)
         if not 0 < self.penalty < math.inf:
             raise InputError(f"penalty: {self.penalty!r} is not accepted; accepted: a number above 0")
+
+    def spec(self) -> dict:
+        return super().spec() | {"stratified": False}  # labels are drawn whatever their class
 
     def check(self, experiment: "Experiment") -> None:
         if experiment.classes is not None:
@@ -183,19 +184,6 @@ def label_count(targets: Tensor, fraction: float) -> int:
     return count
 
 
-def label_order(targets: Tensor, generator: Generator, stratified: bool = False) -> Tensor:
-    """All images (N,) in the order in which their labels are drawn: uniform (MKDT), or each beginning in proportion to the classes."""
-    order = torch.randperm(len(targets), generator=generator)
-    if not stratified:
-        return order
-    labels = targets.cpu()[order]
-    place = torch.empty(len(order), dtype=torch.float64)
-    for label in labels.unique():
-        (own,) = torch.where(labels == label)
-        place[own] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
-    return order[place.argsort(stable=True)]  # each class is spread evenly, so every beginning is stratified
-
-
 def probe(network, params: Params, labelled: ImageSet, test: ImageSet, protocol: Probing, generator: Generator) -> tuple[Tensor, dict]:
     """Test accuracy of a linear classifier on the frozen features of K networks, for each fraction of labels.
 
@@ -214,7 +202,7 @@ def probe(network, params: Params, labelled: ImageSet, test: ImageSet, protocol:
     info = {"labels": counts, "classes_seen": [], "iterations": [], "converged": []}
     for i, stream in enumerate(split(generator, k)):
         one = {name: value[i : i + 1] for name, value in params.items()}
-        drawn = labelled.subset(label_order(labelled.targets, stream, protocol.stratified)[: max(counts)])
+        drawn = labelled.subset(torch.randperm(len(labelled), generator=stream)[: max(counts)])  # uniform, as MKDT draws
         known, asked = embed(network, one, drawn)[0], embed(network, one, test)[0]  # (n, F), (M, F)
         for features in (known, asked):
             check_finite(f"features of network {i}", features)

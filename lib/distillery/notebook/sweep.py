@@ -63,7 +63,8 @@ class Cell:
             if errors or record is None:
                 status = "failed"
                 error = errors[-1] if errors else "it ended without its record: killed, or out of memory"
-        headline = _headline(record["claims"][0]) if record and record["claims"] else None
+        first = record["claims"][0] if record and record["claims"] else None
+        headline = first and f"{first['statement']}: {first['verdict']}, {report.percent(first['measured'])}"
         path = str(Path(record["path"]).relative_to(self.folder.parent)) if record else None
         line = {"cell": self.name, "notebook": self.notebook.stem, "parameters": self.varied}
         return line | {"status": status, "record": path, "headline": headline, "error": error}
@@ -169,7 +170,3 @@ def _summary(folder: Path, cells: list[Cell]) -> list[dict]:
     lines = [cell.state() for cell in cells]
     store.write_json(folder / "summary.json", {"grid": folder.name, "cells": lines})
     return lines
-
-
-def _headline(claim: dict) -> str:
-    return f"{claim['statement']}: {claim['verdict']}, {report.percent(claim['measured'])}"
