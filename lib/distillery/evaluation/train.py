@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import torch
 from torch import Generator, Tensor
 
 from distillery.checks import InputError
@@ -18,7 +17,7 @@ from distillery.training import Plan, Stats, train
 def evaluate(network, source, protocol: Protocol, test: ImageSet, generator: Generator, **options) -> Tensor:
     """Test accuracy of each of `protocol.networks` fresh networks trained on `source`: (networks,) fractions.
 
-    options  `steps_of`, `encoder` and `chunk` of `fit`
+    options  `steps_of` and `encoder` of `fit`
     raises   InputError under `Probing`, whose networks have features and no classes: `fit` them, and `probe` them
     """
     if isinstance(protocol, Probing):
@@ -28,16 +27,7 @@ def evaluate(network, source, protocol: Protocol, test: ImageSet, generator: Gen
 
 
 def fit(
-    network,
-    source,
-    protocol: Protocol,
-    generator: Generator,
-    *,
-    steps_of: int = 0,
-    encoder=None,
-    hiding=None,
-    chunk: int = 0,
-    device: torch.device | str = "cpu",
+    network, source, protocol: Protocol, generator: Generator, *, steps_of: int = 0, encoder=None, hiding=None, device="cpu"
 ) -> tuple[Params, Stats]:
     """The weights that `evaluate` tests, leading axis `protocol.networks`, and what training counted.
 
@@ -69,5 +59,5 @@ def fit(
             return replace(visits, scale=visits.scale * optimizer.factor**drops)
 
         length = {"epochs": protocol.epochs, "plan": plan, "collect": hiding.collect, "after_epoch": hiding.after_epoch}
-    options = {"batch": protocol.batch, "augmentation": protocol.augmentation, "chunk": chunk} | length
-    return train(network, params, source, LOSSES[protocol.loss], optimizer, generator=train_stream, **options)
+    options = {"generator": train_stream, "batch": protocol.batch, "augmentation": protocol.augmentation}
+    return train(network, params, source, LOSSES[protocol.loss], optimizer, **options, **length)

@@ -21,7 +21,6 @@ from distillery.checks import InputError, check_choice, first_line
 from distillery.notebook import types
 
 LARGEST = 100_000  # bytes of a file of parameters
-PLAIN = {"str": "a text", "bool": "True or False"}
 
 
 def declared(notebook: str | Path) -> tuple[dict, dict]:
@@ -143,7 +142,7 @@ def described(kind) -> str:
             return part.description
         if isinstance(getattr(part, "func", None), types.OneOf):
             return ", ".join(part.func.names)
-    return PLAIN.get(getattr(kind, "__name__", ""), "another value")
+    return {str: "a text", bool: "True or False"}.get(kind, "another value")
 
 
 def planned(notebook: str | Path, given: dict) -> tuple[dict, dict]:

@@ -110,6 +110,3 @@ class Parts:
             axis.plot(gammas[best], mean[best], "o", ms=11, mfc="none", mec="C0")
         axis.axhline(0, color=figures.INK, lw=0.8)
         axis.set(xlabel=r"$\gamma$", title=f"{part:.0%} kept", xlim=(0, 1), xticks=(0, 0.5, 1))
-
-
-__all__ = ["Parts", "Way"]

@@ -190,18 +190,7 @@ class Session(Standard, Shown):
 
     # Claims
 
-    def claim(
-        self,
-        id: str,
-        statement: str,
-        ours: str,
-        against: str = "",
-        *,
-        source: str = "",
-        note: str = "",
-        comparable: bool | None = None,
-        **how,
-    ) -> None:
+    def claim(self, id: str, statement: str, ours: str, against: str = "", source="", note="", comparable=None, **how) -> None:
         """Claim that a row is more accurate than another one, or no worse by a margin; nothing where one of them was not asked for.
 
         against     a row, '' = the claim is about the value of `ours`
@@ -237,11 +226,11 @@ class Session(Standard, Shown):
 
         card  what else the file says of itself
         """
-        if not self.results.get(name) or self.results[name][0] is None:
+        result = (self.results.get(name) or [None])[0]
+        if result is None:
             return None
-        row, result = self.rows[name], self.results[name][0]
+        row, made = self.rows[name], self.set_of(name)
         recipe = row.recipes[0]
-        made = self.set_of(name)
         if not METHODS[recipe.method].makes_set:
             kept = row.experiment.kept(recipe).to(self.train.device)
             made = Synthetic({"images": self.train.batch(kept), "targets": self.train.targets[kept]}, self.classes)
@@ -296,6 +285,3 @@ def _source(row: Row) -> str:
     """Paper and code of a row's method."""
     method = METHODS[row.recipes[0].method]
     return f"arXiv {method.paper}; {method.source}"
-
-
-__all__ = ["Row", "Session"]

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,15 +91,14 @@ def read(path: str | Path, find) -> tuple[Path, list[Cell]]:
             raise InputError(f"grid: {name}: {values!r} is not a list of values; accepted: [VALUE, ...]")
         if name in fixed or name in ("results_dir", "budget_minutes"):
             raise InputError(f"grid: {name!r} is the same in all cells; accepted: other parameters")
-    root = parameters.check({"results_dir": str}, {"results_dir": fixed.pop("results_dir", None) or ""})
+    root = parameters.check({"results_dir": str}, {"results_dir": fixed.pop("results_dir", "")})
     folder = parameters.results_root(root["results_dir"]) / "sweeps" / path.stem
     cells = []
     for notebook in map(find, notebooks):
         for values in itertools.product(*axes.values()):
             cells.append(_cell(notebook, fixed, dict(zip(axes, values)), folder))
-    for i, cell in enumerate(cells):
-        if cell.folder in [other.folder for other in cells[:i]]:
-            raise InputError(f"grid: {cell.name!r} is there twice; accepted: each combination once")
+    if twice := [name for name, n in Counter(cell.name for cell in cells).items() if n > 1]:
+        raise InputError(f"grid: {twice[0]!r} is there twice; accepted: each combination once")
     return folder, cells
 
 
