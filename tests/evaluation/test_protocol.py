@@ -97,6 +97,11 @@ def test_refused_protocols(options, word, refused):
         Protocol(**options)
 
 
+def test_fine_tuning_has_momentum(refused):
+    with refused("momentum: 0.0"):
+        FineTuning(momentum=0.0)
+
+
 def test_a_probe_is_no_test_of_classifiers(tiny, refused):
     with refused("'probe'"):
         evaluate(network(), tiny, Probing(), tiny, generator(0, "e"))

@@ -47,6 +47,7 @@ class FineTuning(Protocol):
         super().__post_init__()
         check_positive_int("epochs", self.epochs)
         check_choice("equal", self.equal, EQUAL)
+        self.optimizer(1)  # which has momentum
 
     def check(self, experiment: "Experiment") -> None:
         super().check(experiment)
