@@ -15,6 +15,7 @@ from PIL import Image
 from distillery import data
 from distillery.checks import InputError
 from distillery.data.synthetic import Synthetic
+from distillery.methods import METHODS
 from distillery.notebook.types import Count, Dataset, LocalPath, Number, Scale, Whole
 from distillery.sampling import Batch, Uniform
 from distillery.seeds import generator
@@ -89,6 +90,11 @@ def most_graphs(sweep, loss, name, start, target, tensors, draws):
 
     sweep(watched, start, target, tensors, draws)
     return max(counts)
+
+
+def distilling() -> set[str]:
+    """Names of the methods that distil, train or hide; 'none' and 'whole' are also English words."""
+    return {one.name for one in METHODS.values() if one.objective is not None or not one.makes_set} - {"none", "whole"}
 
 
 def class_folders(root, mode, size, seed=0):

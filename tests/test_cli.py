@@ -20,7 +20,9 @@ if fail == "input":
     from distillery.checks import InputError
     raise InputError("rate: 7 is not accepted; accepted: less")
 if fail == "crash":
-    raise RuntimeError("first line\\nsecond line")
+    raise RuntimeError("\\nfirst line\\nsecond line")
+if fail == "mute":
+    assert not fail
 if fail == "die":
     os._exit(9)
 if fail != "no record":
@@ -75,6 +77,7 @@ def apart(*words):
         (["-f", "nowhere.yaml"], "nowhere.yaml"),
         (["-p", "results_dir", "/dev/null/x"], "/dev/null/x"),
         (["-p", "data_root", "~nosuchuser/x"], "~nosuchuser/x"),
+        (["-p", "fail", "#2,a", "-p", "results_dir", f"{__file__}/x"], f"{__file__}/x"),
     ],
 )
 def test_refused_before_anything_runs(tiny, capsys, words, named):
@@ -88,7 +91,7 @@ def test_a_results_folder_that_cannot_be_written(tiny, monkeypatch, capsys):
     def refuse(**where):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cli, "TemporaryFile", refuse)  # the super-user may write everywhere
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # the super-user may write everywhere
     monkeypatch.setattr("papermill.execute_notebook", lambda *_, **__: pytest.fail("executed"))
     assert cli.main(["run", str(tiny)]) == 2
     assert "cannot write" in (line := capsys.readouterr().err) and "Permission denied" in line and "accepted" in line
@@ -112,12 +115,14 @@ def test_done_by_its_record_and_only_once(tiny, run):
     assert cli.main(["report"]) == 0
 
 
-@pytest.mark.parametrize("fail, code", [("input", 2), ("crash", 1), ("die", 1), ("no record", 1)])
+@pytest.mark.parametrize("fail, code", [("input", 2), ("crash", 1), ("mute", 1), ("die", 1), ("no record", 1)])
 def test_failures_are_one_line(tiny, run, fail, code):
     got, _, errors = (apart if fail == "die" else run)("run", tiny, "-p", "fail", fail)
     assert got == code and len(errors) == 1
     if fail == "input":
         assert errors[0] == "error: rate: 7 is not accepted; accepted: less"
+    told = {"crash": "error: cell 3: RuntimeError: first line;", "mute": "error: cell 3: AssertionError: no message;"}
+    assert errors[0].startswith(told.get(fail, "error: "))
 
 
 def test_report_without_records(tmp_path, capsys):
@@ -141,14 +146,6 @@ def test_report_renews_what_is_generated(tmp_path, monkeypatch, capsys):
     assert "it holds" in (tmp_path / "results" / "tiny.md").read_text()
     assert "wrote README.md" in capsys.readouterr().out
     assert cli.main(["report", "--write"]) == 0 and "nothing changed" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "text, value",
-    [("1", 1), ("1,10", [1, 10]), ("[1, 2]", [1, 2]), ("1e-3", 0.001), ("True", True), ("true", True), ("a b", "a b"), ("007x", "007x")],
-)
-def test_parse(text, value):
-    assert cli.parse(text) == value and type(cli.parse(text)) is type(value)
 
 
 def test_settings_of_a_notebook():

@@ -11,7 +11,7 @@ import torch
 
 from distillery.data.synthetic import Synthetic
 from distillery.distill import SCHEDULES, Distilled, Optimizer, distill
-from distillery.evaluation import Probing, Protocol, evaluate
+from distillery.evaluation import Probing, Protocol, evaluate, fit, probe
 from distillery.experts import Experts
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
@@ -213,8 +213,9 @@ def test_real_valued_targets_without_classes(tiny):
     mean = teacher.apply(weights, tiny.batch(torch.arange(24))).logits[0].mean(0)
     assert torch.allclose(done.last.tensors["targets"], mean.expand(6, 5), atol=0.2)
     assert done.log == {} and done.last.classes is None
-    probe = Probing(networks=2, epochs=20, labels=(1.0,))
-    accuracies = evaluate(network(5), done.last.source(), probe, tiny, generator(0, "e"), labelled=tiny)
+    probing = Probing(networks=2, epochs=20, labels=(1.0,))
+    params, _ = fit(network(5), done.last.source(), probing, generator(0, "e"))
+    accuracies, _ = probe(network(5), params, tiny, tiny, probing, generator(0, "p"))
     assert accuracies.shape == (2, 1) and (accuracies > 0.8).all()
 
 

@@ -13,9 +13,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryFile
-
-import yaml
 
 from distillery import __version__
 from distillery.checks import InputError, first_line
@@ -108,7 +105,7 @@ def _run(arguments) -> int:
     from distillery.notebook import parameters
 
     notebook = _find(arguments.notebook)
-    given, values = parameters.planned(notebook, _given(arguments))
+    given, values = parameters.planned(notebook, _given(arguments, parameters.declared(notebook)[0]))
     name = notebook.stem
     folder = parameters.results_root(values.get("results_dir", "")) / values.get("scale", "smoke") / name
     key = report.record_key(name, values)
@@ -116,6 +113,7 @@ def _run(arguments) -> int:
     if done and not arguments.again:
         print(f"{name} is done with these parameters, record {done[0]['path']} (--again executes it once more)")
     else:
+        parameters.writable(folder)
         if code := _execute(notebook, given, folder):
             return code
         done = _records(folder, key)
@@ -127,13 +125,15 @@ def _run(arguments) -> int:
 
 
 def _row(arguments) -> int:
-    from distillery.notebook import rows
+    from distillery.notebook import parameters, rows
     from distillery.report import records, tables
 
+    notebook = _find(arguments.notebook)
+    given = _given(arguments, parameters.declared(notebook)[0])
     seeds = list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
-    changes = {name: parse(text) for name, text in arguments.set}
+    changes = {name: parameters.from_text(text) for name, text in arguments.set}
     asked = arguments.method, arguments.size, seeds
-    for recipe, result in rows.run(_find(arguments.notebook), _given(arguments), *asked, keep=arguments.keep, changes=changes):
+    for recipe, result in rows.run(notebook, given, *asked, keep=arguments.keep, changes=changes):
         called = f"{recipe.method} at {recipe.size}, seed {recipe.seed}"
         if isinstance(result, str):
             print(f"{called}: {result}", flush=True)
@@ -167,10 +167,6 @@ def _records(folder: Path, key: str) -> list[dict]:
 
 
 def _execute(notebook: Path, given: dict, folder: Path) -> int:
-    from distillery import store
-
-    with store.writing(folder / "record"), TemporaryFile(dir=folder):  # before a kernel starts
-        pass
     # every name was checked before; papermill's own reader trips over a '=' in a comment and calls names unknown
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -193,11 +189,12 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
     finally:
         if temporary.exists():
             os.replace(temporary, executed)
-    message = re.sub(r"\x1b\[[0-9;]*m", "", str(failure.evalue)).splitlines() or [""]
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(failure.evalue)).splitlines()
+    message = next(filter(str.strip, lines), "no message")
     if failure.ename == "InputError":
-        print(f"error: {message[0]}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 2
-    print(f"error: cell {failure.exec_count}: {failure.ename}: {message[0]}; the whole story is in {executed}", file=sys.stderr)
+    print(f"error: cell {failure.exec_count}: {failure.ename}: {message}; the whole story is in {executed}", file=sys.stderr)
     return 1
 
 
@@ -282,30 +279,14 @@ def _find(name: str) -> Path:
     raise InputError(f"notebook {name!r} is not found; accepted: a path, or {', '.join(known)}")
 
 
-def _given(arguments) -> dict:
+def _given(arguments, kinds: dict) -> dict:
+    from distillery.notebook import parameters
+
     values: dict = {}
     for file in arguments.f:
-        try:
-            content = yaml.safe_load(Path(file).read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"-f {file}: {first_line(error)}; accepted: a YAML file of parameters") from error
-        if not isinstance(content, dict):
-            raise InputError(f"-f {file} holds a {type(content).__name__}; accepted: NAME: VALUE lines")
-        values |= content
-    values |= {name: parse(text) for name, text in arguments.p}
+        values |= parameters.read_values(file)
+    values |= {name: parameters.from_text(text, kinds.get(name)) for name, text in arguments.p}
     return values | ({"budget_minutes": budget(arguments.budget)} if arguments.budget else {})
-
-
-def parse(text: str):
-    """A parameter from the command line: YAML, plus 1e-3 as a number and 1,10 as a list."""
-    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
-        return float(text)
-    if "," in text and not text.startswith("["):
-        return [parse(part) for part in text.split(",")]
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 def budget(text: str) -> float:

@@ -185,11 +185,11 @@ class Experiment:
             return None
         return _merged(self.runs.read(inputs["set"]) if METHODS[recipe.method].makes_set else {}, found)
 
-    def run_all(self, recipes: list[Recipe], where: str = "", gpus: float = 1.0) -> list[dict | None]:
+    def run_all(self, recipes: list[Recipe], where: str = "") -> list[dict | None]:
         """The results of recipes, in order, mapped over an engine ('' = the experiment's). All are checked before the first one runs.
 
-        On Ray each recipe takes as many CPUs as torch has threads here, and `gpus` (a fraction packs several on one GPU) for images on a
-        GPU; the machines must share the results folder. Raises InputError on Ray with images that stay on disk, and what `engine.map` raises.
+        On Ray each recipe takes as many CPUs as torch has threads here, and a GPU for images on a GPU; the machines must share the results
+        folder. Raises InputError on Ray with images that stay on disk, and what `engine.map` raises.
         """
         where = where or self.compute.engine
         for recipe in recipes:
@@ -202,7 +202,7 @@ class Experiment:
             method, key = METHODS[recipe.method], self.set_id(recipe)
             if method.makes_set and not self.runs.path(key).exists() and not self.runs.spent():
                 method.prepare(self.job(recipe, key), where)
-        options = {"cpus": torch.get_num_threads(), "gpus": gpus if self.device.type == "cuda" else 0}
+        options = {"cpus": torch.get_num_threads(), "gpus": int(self.device.type == "cuda")}
         results = []
         for result, counts, scoring, costs in engine.map(self._run_apart, recipes, where, **options):
             results.append(result)

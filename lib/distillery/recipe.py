@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
-from distillery.checks import InputError, check_choice, check_fraction, check_keep, check_positive_int
+from distillery.checks import InputError, check_choice, check_fraction, check_keep, check_positive_int, is_number
 from distillery.methods import METHODS
 from distillery.networks import pool
 from distillery.sampling import Importance, TreatmentEffect
@@ -110,8 +110,8 @@ class Evaluate(Part):
     def __post_init__(self):
         if self.network:
             check_choice("network", self.network, pool.NAMES)
-        if self.lr < 0:
-            raise InputError(f"lr: {self.lr} is not accepted; accepted: 0 or more")
+        if not is_number(self.lr) or self.lr < 0:
+            raise InputError(f"lr: {self.lr!r} is not accepted; accepted: a number, 0 or more")
 
 
 @dataclass(frozen=True)

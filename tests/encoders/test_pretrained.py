@@ -170,7 +170,8 @@ def test_equal_epochs_and_equal_steps(tiny, weights):
     for steps_of, steps in ((0, 8), (24, 12)):
         _, stats = fit(network(), half, TUNING, generator(0, "e"), encoder=encoder, steps_of=steps_of)
         assert stats.steps == steps
-    assert TUNING.steps(24) == (12, 6) and replace(TUNING, epochs=50, batch=128).steps(9000) == (3550, 1775)
+    published, steps = replace(TUNING, epochs=50, batch=128).optimizer(9000)
+    assert TUNING.optimizer(24)[1] == 12 and (published.drops, steps) == ((1775, 2662), 3550)
 
 
 def test_an_encoder_helps_where_data_are_few(tiny, weights):

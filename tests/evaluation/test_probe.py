@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from distillery.data import TensorSource
 from distillery.data.synthetic import Synthetic
 from distillery.encoders.regression_set import RegressionSet
-from distillery.evaluation import Probing, embed, evaluate, fit, fit_linear, linear_probe, probe
-from distillery.evaluation.probe import fit_linear_plain, label_count, label_order
+from distillery.evaluation import Probing, embed, fit, fit_linear, linear_probe, probe
+from distillery.evaluation.probe import fit_linear_plain, label_count
 from distillery.networks import ConvNet
 from distillery.seeds import generator, split
 from distillery.training.optimizers import SGD
@@ -142,59 +142,21 @@ def test_classes_and_other_widths_are_no_targets(tiny, refused):
 # Labels
 
 
-def draw_labels(targets, fraction, stream, stratified=False):
-    return label_order(targets, stream, stratified)[: label_count(targets, fraction)]
-
-
-def test_draws_nest_and_count():
-    targets = torch.arange(1000) % 10
-    for stratified in (False, True):
-        small, large, whole = (draw_labels(targets, fraction, generator(0, "d"), stratified) for fraction in (0.01, 0.05, 1))
-        assert [len(small), len(large), len(whole)] == [10, 50, 1000]
-        assert torch.equal(small, large[:10]) and torch.equal(large, whole[:50])
-        assert torch.equal(whole.sort().values, torch.arange(1000))
-        other = draw_labels(targets, 0.01, generator(1, "d"), stratified)
-        assert not torch.equal(small, other)
-
-
-def test_uniform_draws_do_not_look_at_classes():
-    """They depend on the number of images alone, and their counts of a class vary as without replacement."""
-    targets = torch.arange(400) % 4
-    draws = [draw_labels(targets, 0.1, generator(seed, "d")) for seed in range(200)]
-    assert torch.equal(draws[0], draw_labels(targets.sort().values, 0.1, generator(0, "d")))
-    counts = torch.stack([targets[draw].bincount(minlength=4) for draw in draws]).double()
-    # hypergeometric: 40 of 400, a quarter of them of a class
-    variance = 40 * 0.25 * 0.75 * (400 - 40) / (400 - 1)
-    assert abs(counts.mean() - 10) < 1e-9 and abs(counts.var() / variance - 1) < 0.2
-
-
-def test_stratified_draws():
-    targets = torch.arange(400) % 4
-    for seed in range(5):
-        drawn = draw_labels(targets, 0.1, generator(seed, "d"), True)
-        assert targets[drawn].bincount().tolist() == [10] * 4
-        few = targets[drawn[:4]]
-        assert sorted(few.tolist()) == [0, 1, 2, 3]  # classes take turns
-    uneven = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
-    drawn = draw_labels(uneven, 0.2, generator(0, "d"), True)
-    assert uneven[drawn].bincount().tolist() == [12, 6, 2]
-
-
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.5, math.nan, True, "1%"])
 def test_refused_fractions(fraction, refused):
     with refused(fraction):
-        draw_labels(torch.arange(10), fraction, generator(0, "d"))
+        label_count(torch.arange(10), fraction)
 
 
 def test_fewer_labels_than_classes_is_a_warning():
     targets = torch.arange(200) % 8
     with pytest.warns(UserWarning, match="^labels: 6 for 8 classes[^\n]*$"):
-        assert len(draw_labels(targets, 0.03, generator(0, "d"))) == 6
+        assert label_count(targets, 0.03) == 6
     with pytest.warns(UserWarning, match="^labels: 1 for 8 classes"):
-        assert len(draw_labels(targets, 1e-4, generator(0, "d"))) == 1
+        assert label_count(targets, 1e-4) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(draw_labels(targets, 0.04, generator(0, "d"))) == 8
+        assert label_count(targets, 0.04) == 8
 
 
 # The linear classifier
@@ -293,12 +255,12 @@ def test_a_classifier_that_stops_early_says_so(monkeypatch, tiny):
 def test_the_probe_image_by_image(tiny, normalization):
     """Features are those of evaluation mode: an image's do not depend on the images beside it, with BatchNorm neither."""
     net, test = network(normalization=normalization), blobs(6, seed=1)
-    protocol = Probing(networks=2, epochs=3, batch=8, labels=(0.25, 0.5), stratified=True)
+    protocol = Probing(networks=2, epochs=3, batch=8, labels=(0.25, 0.5))
     params, _ = fit(net, regression(tiny), protocol, generator(0, "e"))
     accuracies, info = probe(net, params, tiny, test, protocol, generator(0, "p"))
     for k, stream in enumerate(split(generator(0, "p"), 2)):
         one = {name: value[[k]] for name, value in params.items()}
-        drawn = draw_labels(tiny.targets, 0.5, stream, True)
+        drawn = torch.randperm(24, generator=stream)[:12]
         known = torch.cat([net.embed(one, tiny.batch(i[None]), train=False)[0] for i in drawn])
         for j, n in enumerate((6, 12)):
             classifier = fit_linear(known[:n], tiny.targets[drawn[:n]], protocol.penalty)
@@ -336,16 +298,15 @@ def test_methods_under_one_seed_see_the_same_labels(tiny, monkeypatch):
     small, large = regression(tiny.subset(torch.arange(0, 24, 3))), regression(tiny, seed=1)
     protocol = Probing(networks=2, epochs=2, batch=4, labels=(0.5,))
     for source in (small, large):
-        evaluate(network(), source, protocol, tiny, generator(0, "e"), labelled=tiny)
+        params, _ = fit(network(), source, protocol, generator(0, "e"))
+        probe(network(), params, tiny, tiny, protocol, generator(0, "p"))
     assert drawn[:2] == drawn[2:] and drawn[0] != drawn[1]
 
 
-def test_evaluate_is_fitting_and_probing(tiny):
+def test_networks_trained_on_targets_are_probed(tiny):
     protocol = Probing(networks=2, epochs=2, batch=8, labels=(0.25, 1.0))
-    found = evaluate(network(), regression(tiny), protocol, tiny, generator(0, "e"), labelled=tiny)
-    stream = generator(0, "e")
-    params, _ = fit(network(), regression(tiny), protocol, stream)
-    assert torch.equal(found, probe(network(), params, tiny, tiny, protocol, stream)[0])
+    params, _ = fit(network(), regression(tiny), protocol, generator(0, "e"))
+    found, _ = probe(network(), params, tiny, tiny, protocol, generator(0, "p"))
     assert found.shape == (2, 2) and (found[:, 1] == 1).all()
 
 
@@ -369,10 +330,10 @@ def test_the_standardized_probe_is_that_of_scikit_learn(tiny):
     hard = type(tiny)(tiny.pixels, tiny.targets.roll(5), tiny.classes, tiny.transform)
     test = blobs(20, seed=1)
     params = network().init(generator(3, "x"), 2)
-    found = linear_probe(network(), params, hard, test, 0.1)
+    found = linear_probe(network(), params, hard, test)
     for k in range(2):
         x, asked = embed(network(), params, hard)[k].double(), embed(network(), params, test)[k].double()
         mean, spread = x.mean(0), x.std(0, correction=0)
         known = ((x - mean) / spread).numpy()
-        pipeline = LogisticRegression(C=0.1, tol=1e-8, max_iter=5000).fit(known, hard.targets.numpy())
+        pipeline = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000).fit(known, hard.targets.numpy())
         assert float(found[k]) == pytest.approx(pipeline.score(((asked - mean) / spread).numpy(), test.targets.numpy()))

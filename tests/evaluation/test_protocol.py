@@ -21,7 +21,7 @@ def network():
 )
 def test_steps_and_drop(epochs, n, batch, steps, drop):
     """E + 1 passes; the rate falls after epoch E // 2 + 1: 502 high and 499 low at E = 1000, as in the public code of DC."""
-    assert Protocol(epochs=epochs, batch=batch).steps(n) == (steps, drop)
+    assert Protocol(epochs=epochs, batch=batch).optimizer(n) == (SGD(drops=(drop,)), steps)
 
 
 def test_evaluate_is_training_fresh_networks_and_testing_the_last_weights(tiny):
@@ -86,6 +86,10 @@ def test_linear_probe_separates_what_is_separable(tiny):
         ({"epochs": 1.5}, 1.5),
         ({"epochs": -1}, -1),
         ({"loss": "squared error"}, "half squared error"),
+        ({"augmentation": "color_blur"}, "'blur'"),
+        ({"lr": float("nan")}, "lr: nan"),
+        ({"momentum": -0.9}, "momentum: -0.9"),
+        ({"weight_decay": float("inf")}, "weight_decay: inf"),
     ],
 )
 def test_refused_protocols(options, word, refused):
@@ -93,8 +97,13 @@ def test_refused_protocols(options, word, refused):
         Protocol(**options)
 
 
-def test_a_probe_needs_labelled_images(tiny, refused):
-    with refused("labelled"):
+def test_fine_tuning_has_momentum(refused):
+    with refused("momentum: 0.0"):
+        FineTuning(momentum=0.0)
+
+
+def test_a_probe_is_no_test_of_classifiers(tiny, refused):
+    with refused("'probe'"):
         evaluate(network(), tiny, Probing(), tiny, generator(0, "e"))
 
 
@@ -143,7 +152,7 @@ def test_what_identifies_probing_stays():
 
 @pytest.mark.parametrize("protocol", [Protocol(epochs=7, batch=8), FineTuning(epochs=7, batch=8), Probing(epochs=7, batch=8)])
 def test_so_many_passes_over_a_set(protocol):
-    assert protocol.passes(3).steps(20)[0] == 3 * 3
+    assert protocol.passes(3).optimizer(20)[1] == 3 * 3
 
 
 def test_whose_steps_an_evaluation_takes():

@@ -183,10 +183,10 @@ def test_trainable_leaves_out_running_statistics():
     "options, word",
     [
         ({"width": 0}, 0),
+        ({"width": 6, "normalization": "group"}, "width: 6"),
         ({"depth": 4}, 4),
         ({"activation": "tanh"}, "tanh"),
         ({"normalization": "weight"}, "weight"),
-        ({"width": 6, "normalization": "group"}, 6),
     ],
 )
 def test_impossible_networks_are_refused(options, word, refused):

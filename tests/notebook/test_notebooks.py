@@ -1,5 +1,7 @@
 """Policy: what a committed notebook must look like, so that it reads well on the web and is compared by nbval."""
 
+import ast
+import pkgutil
 import re
 from pathlib import Path
 
@@ -7,8 +9,9 @@ import nbformat
 import pytest
 import yaml
 
-from distillery.notebook import parameters
+from distillery.notebook import display, parameters
 from distillery.report import headline
+from made_up import distilling
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -74,6 +77,28 @@ def test_outputs_are_kept(path):
     assert all(output.output_type != "error" for output in outputs)
     shown = [output.get("data", {}) for output in outputs]
     assert sum("image/png" in data or "|---" in "".join(data.get("text/markdown", "")) for data in shown) >= 4
+
+
+def test_shown_sources_are_those_of_the_library(path):
+    """What a reader sees of the code is the code; `make reference` executes the notebooks again."""
+    stale = []
+    for output in (output for cell in code(path) for output in cell.outputs):
+        shown = output.get("data", {}).get("text/markdown", "")
+        if found := re.match(r"`(distillery[\w.]+)`\n```python\n", shown):
+            if display.source(pkgutil.resolve_name(found[1])).data != shown:
+                stale.append(found[1])
+    assert not stale, "run `make reference`"
+
+
+def test_no_cell_branches_on_the_name_of_a_method(path):
+    """What differs between methods, a method says itself (`METHODS[name]`), or a parameter of the notebook."""
+    told = []
+    for number, cell in enumerate(code(path)):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Compare) and not isinstance(node.left, ast.Tuple):  # a key among keys is no branch
+                names = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)}
+                told += [f"cell {number}: {ast.unparse(node)}"] if names & distilling() else []
+    assert not told, "\n".join(told)
 
 
 def test_cells_are_short_and_the_notebook_is(path):

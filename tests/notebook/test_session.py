@@ -70,6 +70,37 @@ def test_a_view_judges_the_same_sets_in_another_way_and_is_not_paid_again(sessio
     assert record["costs"]["samples_all_runs"] == sum(one["samples"] for one in S.results["KIP"])
 
 
+def test_a_row_keeps_what_it_is_compared_with(session):
+    """`against` of a table stands in where a row names none of its own."""
+    S = session
+    for name, value, against in (("random", 0.1, ""), ("low", 0.2, ""), ("mine", 0.5, "low"), ("other", 0.5, "")):
+        S.add(name, [{"accuracies": [value], "seconds": 1.0, "steps": 1, "samples": 1, "stored_numbers": 1}], against=against)
+    gaps = [line.split(" | ")[7] for line in S.table(["mine", "other"], "random").data.splitlines()[2:]]
+    assert gaps == ["+30.0", "+40.0"] and S.summary("mine")["difference"]["mean"] == pytest.approx(0.3)
+    assert [line.split(" | ")[7] for line in S.table(["mine", "other"], "random", every=True).data.splitlines()[2:]] == ["+40.0"] * 2
+    assert "difference to low" in S.table(["mine"]).data and "difference to random" in S.table(["other"]).data
+
+
+def test_verdicts_are_told_once(session):
+    for i in (1, 2):
+        session.claim_values(f"{i}", f"claim {i}", [[1.0]], [[0.0]], "zeros")
+        assert f"claim {i}" in (shown := session.verdicts().data) and f"claim {3 - i}" not in shown
+
+
+@pytest.mark.parametrize("name", ["US$ and A$", "$x", "$$", "a$b_{c$"])
+def test_a_dollar_in_a_name_is_a_dollar(session, name):
+    figure, axes = matplotlib.pyplot.subplots(1, 2)
+    axes[0].barh([0, 1], [1, 2], label=name)
+    axes[0].set_yticks([0, 1], [name, "b"])
+    axes[0].set(title=name, xscale="log", xlabel=r"$\rho$")
+    axes[0].legend()
+    figure.subfigures(1, 1).suptitle(name)
+    session.save(figure, "dollars")
+    texts = {text.get_text(): text.get_parse_math() for text in figure.findobj(matplotlib.text.Text)}
+    assert not texts[name] and texts[r"$\rho$"]
+    assert all(math for text, math in texts.items() if "mathdefault" in text)
+
+
 def test_data_are_loaded_with_changes(session):
     assert max(session.data.train.counts()) <= 12 < min(session.load(per_class=0).train.counts())
 

@@ -101,7 +101,7 @@ def test_every_combination_is_a_cell(grid):
 
 
 def test_names_of_cells_are_names_of_folders(grid):
-    found = cells(grid({"data_root": ["/a/b", "/a:b", "x" * 300]}))
+    found = cells(grid({"data_root": ["/a/b", "/a:b", "x/" * 150]}))
     assert len({cell.name for cell in found}) == 3
     assert all("/" not in cell.name and len(cell.name) < 100 for cell in found)
 
@@ -124,15 +124,23 @@ def test_names_of_cells_are_names_of_folders(grid):
         ({"axes": {"results_dir": ["a", "b"]}}, "'results_dir'"),
         ({"axes": {"seed": [0]}, "seeds": 3}, "seeds"),
         ({"axes": {"seed": [0]}, "fixed": [1]}, "[1]"),
+        ({"axes": {"seed": [{"a": 1}]}}, "dict"),
+        ({"axes": {1: [1]}}, "1"),
+        ({"axes": {"fail": ["\u6f22" * 40], "data_root": ["\u5b57" * 40]}}, "too long"),
+        ({"axes": {"seed": [0]}, "fixed": {"results_dir": 7}}, "7"),
+        ({"axes": {"seed": [0]}, "fixed": {"results_dir": f"{__file__}/below"}}, "test_sweep.py/below"),
+        ({"axes": {"seed": [0]}, "words": ["--gpus", "nan"]}, "nan"),
+        ({"axes": {"seed": [0]}, "words": ["--gpus", "-1"]}, "-1"),
     ],
     ids=str,
 )
 def test_bad_grids_are_refused_before_anything_starts(grid, capsys, wrong, named):
-    path = grid(**wrong)
-    assert cli.main(["sweep", str(path)]) == 2
+    words = wrong.get("words", [])
+    path = grid(**{name: value for name, value in wrong.items() if name != "words"})
+    assert cli.main(["sweep", str(path), *words]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and named in lines[0] and "accepted" in lines[0], lines
-    assert not (path.parent / "results").exists()
+    assert not any(one.is_file() for one in (path.parent / "results").rglob("*"))
 
 
 @pytest.mark.parametrize("text", ["[1", "- 1", "just words", "", None])

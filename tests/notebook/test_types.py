@@ -1,10 +1,12 @@
 """Parameter types: what a value may be stands beside the parameter, refusals are one line."""
 
+import nbformat
 import pytest
 
+from distillery.checks import InputError
 from distillery.notebook import parameters, types
 
-KINDS = {name: getattr(types, name) for name in types.__all__ if name[0].isupper() and name not in ("SCALES", "OfThisMachine", "OneOf")}
+KINDS = vars(types)
 TAKEN = [
     ("Count", 3, 3), ("Whole", 0, 0), ("Number", 2, 2.0), ("Share", 1, 1.0), ("Keep", 0.1, 0.1), ("Keep", 50, 50.0), ("Scale", "night", "night"),
     ("Device", "cpu", "cpu"), ("Engine", "local", "local"), ("Precision", "tf32", "tf32"), ("Dataset", "folder", "folder"),
@@ -34,15 +36,11 @@ def test_refused(kind, value, refused):
         parameters.check({"x": list[KINDS[kind]]}, {"x": [value]})
 
 
-def test_plain_types_are_not_negative_and_lists_not_empty(refused):
-    with refused("x: -1"):
-        parameters.check({"x": int}, {"x": -1})
-    with refused("x: -0.5"):
-        parameters.check({"x": list[float]}, {"x": -0.5})
+def test_lists_are_not_empty_and_names_known(refused):
     with refused("empty"):
         parameters.check({"x": list[str]}, {"x": []})
     with refused("'y'", "x"):
-        parameters.check({"x": int}, {"y": 1})
+        parameters.check({"x": str}, {"y": 1})
 
 
 def test_paths_of_this_machine_are_absolute_and_in_no_record(tmp_path, tiny_notebook, monkeypatch):
@@ -55,12 +53,80 @@ def test_paths_of_this_machine_are_absolute_and_in_no_record(tmp_path, tiny_note
     assert shown["data_root"] == "here" and "results_dir" not in shown
 
 
-def test_annotations_that_are_no_parameter_types_are_refused(tiny_notebook, refused):
-    import nbformat
-
+@pytest.mark.parametrize(
+    "source, named",
+    [
+        ("x: dict = {}", "dict"),
+        ("x: bool", "tiny.ipynb"),
+        ("x: bool = f()", "tiny.ipynb"),
+        ("%magic", "tiny.ipynb"),
+        ("a.b: bool = 1", "tiny.ipynb"),
+    ],
+)
+def test_cells_that_declare_no_parameters_are_refused(tiny_notebook, refused, source, named):
     path = tiny_notebook("")
     content = nbformat.read(path, 4)
-    content.cells[0].source = "x: dict = {}"
+    content.cells[0].source = source
     nbformat.write(content, path)
-    with refused("annotation of x", "dict"):
+    with refused(named):
         parameters.declared(path)
+
+
+NO_CELLS = [
+    "3", "[]", "[3]", '[{"cell_type": "code", "source": "x"}]', '[{"cell_type": "code", "source": "", "metadata": {"tags": null}}]',
+    '[{"cell_type": "code", "metadata": {"tags": ["parameters"]}}]', '[{"cell_type": "code", "source": "x: int = 1", "metadata": {}}]',
+]  # fmt: skip
+NO_NOTEBOOKS = [f'{{"nbformat": 4, "nbformat_minor": 4, "metadata": {{}}, "cells": {cells}}}' for cells in NO_CELLS]
+
+
+@pytest.mark.parametrize("text", ["", "hello", "[]", "{}", "[" * 5000, '{"nbformat": 99}', *NO_NOTEBOOKS], ids=range(6 + len(NO_CELLS)))
+def test_files_that_are_no_notebooks_are_refused(tmp_path, refused, text):
+    path = tmp_path / "bad.ipynb"
+    path.write_text(text)
+    with refused("bad.ipynb"):
+        parameters.declared(path)
+
+
+@pytest.mark.parametrize(
+    "text, kind, value",
+    [
+        ("1", int, 1), ("1,10", list[int], [1, 10]), ("[1, 2]", list[int], [1, 2]), ("1e-3", float, 0.001), ("True", bool, True),
+        ("true", bool, True), ("a b", None, "a b"), ("007x", None, "007x"), ("2020-13-45", None, "2020-13-45"), ("[" * 5000, None, "[" * 5000),
+        ("#2", str, "#2"), ("a,b", str, "a,b"), ("007", str, "007"), ("no", str, "no"), ("[x]: y", str, "[x]: y"), ("", str, ""),
+        ("/a: #1,b", types.LocalPath, "/a: #1,b"), ("1e3", types.Dataset, "1e3"), ("DM, DC", list[types.MethodName], ["DM", "DC"]),
+        ("[DM, DC]", list[types.MethodName], ["DM", "DC"]), ("12,#3", list[str], ["12", "#3"]),
+    ],
+)  # fmt: skip
+def test_texts_of_the_command_line(text, kind, value):
+    found = parameters.from_text(text, kind)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text, named",
+    [
+        ("seed: 1\nseed: 2", "'seed'"), ("- 1", "list"), ("a word", "str"), ("", "NoneType"), ("[1", "expected"), ("x: &a [1]\ny: *a", "*a"),
+        ("x: " + "[" * 5000, "recursion"), ("x: 2020-13-45", "month"), ("x: " + "9" * 200_000, "100000 bytes"), ("x: \x00", "x"),
+        ("? [1]\n: 2", "unhashable"), (None, "No such file"),
+    ],
+)  # fmt: skip
+def test_files_that_hold_no_values_are_refused(tmp_path, refused, text, named):
+    path = tmp_path / "values.yaml"
+    if text is not None:
+        path.write_text(text)
+    with refused("values.yaml", named):
+        parameters.read_values(path)
+
+
+@pytest.mark.parametrize("value", [".nan", "{a: 1}", "[[[1]]]", "[{a: .inf}]", "9" * 5000, "z" * 9000], ids=lambda value: value[:9])
+def test_values_of_files_are_refused_in_short(tmp_path, value):
+    (tmp_path / "values.yaml").write_text(f"x: {value}")
+    with pytest.raises(InputError, match="accepted") as caught:
+        parameters.check({"x": list[types.Share]}, parameters.read_values(tmp_path / "values.yaml"))
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "a\0b", "x" * 5000])
+def test_paths_that_cannot_be_are_refused(tiny_notebook, refused, path):
+    with refused("path"):
+        parameters.planned(tiny_notebook(""), {"data_root": path, "results_dir": path})

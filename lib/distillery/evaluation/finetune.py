@@ -3,7 +3,6 @@
 Source: DLC (arXiv 2402.05356), its public code; there images are cropped at random scales, here augmented by DSA families.
 """
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -42,19 +41,17 @@ class FineTuning(Protocol):
     kind: ClassVar[str] = "fine-tune"
     losses: ClassVar[tuple[str, ...]] = ("cross-entropy",)
     extra: ClassVar[int] = 0
+    descent: ClassVar[type[SGD]] = Nesterov
 
     def __post_init__(self):
         super().__post_init__()
         check_positive_int("epochs", self.epochs)
         check_choice("equal", self.equal, EQUAL)
+        self.optimizer(1)  # which has momentum
 
     def check(self, experiment: "Experiment") -> None:
         super().check(experiment)
-        self._check_encoder(experiment.encoder)
-
-    def _check_encoder(self, encoder: Encoder | None) -> None:
-        if encoder is None:
-            raise InputError("encoder: None; accepted: an encoder, where the protocol fine-tunes one")
+        _check_encoder(experiment.encoder)
 
     def check_recipe(self, recipe: "Recipe") -> None:
         asked = recipe.evaluate.network
@@ -65,23 +62,17 @@ class FineTuning(Protocol):
         return {"encoder": experiment.encoder.digest}
 
     def start(self, network, encoder: Encoder | None, stream: Generator, k: int) -> Params:
-        self._check_encoder(encoder)
+        _check_encoder(encoder)
         return encoder.start(stream, k)
-
-    def steps(self, n: int) -> tuple[int, int]:
-        """(training steps, step of the first drop) for a set of n images."""
-        steps = self.epochs * math.ceil(n / self.batch)
-        return steps, steps // 2
 
     @property
     def milestones(self) -> tuple[int, ...]:
         """Epochs, from 0, at which the rate falls, where they are whole."""
         return self.epochs // 2, 3 * self.epochs // 4
 
-    def optimizer(self, n: int) -> tuple[SGD, int]:
-        steps, half = self.steps(n)
-        drops = tuple(sorted({half, 3 * steps // 4} - {0}))
-        return Nesterov(self.lr, self.momentum, self.weight_decay, drops=drops), steps
+    def drops(self, per_epoch: int) -> tuple[int, ...]:
+        steps = self.epochs * per_epoch
+        return tuple(sorted({steps // 2, 3 * steps // 4} - {0}))
 
     def steps_of(self, size: int, classes: int, n: int) -> int:
         return n if self.equal == "steps" else 0
@@ -91,3 +82,8 @@ class FineTuning(Protocol):
         validation = accuracy(network, params, experiment.data.validation).tolist()
         done = {"validation": validation, "steps": stats.steps, "samples": stats.samples * self.networks}
         return super().judge(experiment, network, params, stats, seed) | done
+
+
+def _check_encoder(encoder: Encoder | None) -> None:
+    if encoder is None:
+        raise InputError("encoder: None; accepted: an encoder, where the protocol fine-tunes one")

@@ -23,7 +23,6 @@ from distillery.seeds import generator as stream_of
 from distillery.seeds import split
 from distillery.training import Stats
 from distillery.training.losses import check_targets
-from distillery.training.optimizers import SGD
 
 if TYPE_CHECKING:
     from distillery.experiment import Experiment
@@ -40,7 +39,6 @@ class Probing(Protocol):
     lr          .1 for real images; a distilled set brings its own, see `fitting`
     labels      fractions of the labelled images whose labels the classifier sees
     penalty     of the squared weights of the classifier, see `fit_linear`
-    stratified  draw the labels by class; published: not
     """
 
     networks: int = 3
@@ -50,13 +48,11 @@ class Probing(Protocol):
     loss: str = "squared error"
     labels: tuple[float, ...] = (0.01, 0.05)
     penalty: float = 1e-3
-    stratified: bool = False
 
     kind: ClassVar[str] = "probe"
     stream: ClassVar[str] = "pre-training"
     losses: ClassVar[tuple[str, ...]] = ("squared error",)
     extra: ClassVar[int] = 0
-    needs_labelled: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,6 +63,9 @@ class Probing(Protocol):
             check_fraction("labels", fraction)
         if not 0 < self.penalty < math.inf:
             raise InputError(f"penalty: {self.penalty!r} is not accepted; accepted: a number above 0")
+
+    def spec(self) -> dict:
+        return super().spec() | {"stratified": False}  # labels are drawn whatever their class
 
     def check(self, experiment: "Experiment") -> None:
         if experiment.classes is not None:
@@ -90,20 +89,11 @@ class Probing(Protocol):
             found[name] = [task.digest, store.transform_digest(transform)]
         return {"tasks": found}
 
-    def steps(self, n: int) -> tuple[int, int]:
-        """(training steps, the same: no drop of the rate comes before) for a set of n images."""
-        steps = self.epochs * math.ceil(n / self.batch)
-        return steps, steps
-
-    def optimizer(self, n: int) -> tuple[SGD, int]:
-        return SGD(self.lr, self.momentum, self.weight_decay), self.steps(n)[0]
+    def drops(self, per_epoch: int) -> tuple[int, ...]:
+        return ()
 
     def steps_of(self, size: int, classes: int, n: int) -> int:
         return 0
-
-    def accuracies(self, network, params: Params, test: ImageSet, labelled: ImageSet | None, stream: Generator) -> Tensor:
-        """Those of `probe`: (networks, fractions of labels)."""
-        return probe(network, params, labelled, test, self, stream)[0]
 
     def judge(self, experiment: "Experiment", network, params: Params, stats: Stats, seed: int) -> dict:
         """'accuracies'[task][fraction of labels][network], how the 'probes' went, and the 'pretraining_steps' of each network."""
@@ -194,19 +184,6 @@ def label_count(targets: Tensor, fraction: float) -> int:
     return count
 
 
-def label_order(targets: Tensor, generator: Generator, stratified: bool = False) -> Tensor:
-    """All images (N,) in the order in which their labels are drawn: uniform (MKDT), or each beginning in proportion to the classes."""
-    order = torch.randperm(len(targets), generator=generator)
-    if not stratified:
-        return order
-    labels = targets.cpu()[order]
-    place = torch.empty(len(order), dtype=torch.float64)
-    for label in labels.unique():
-        (own,) = torch.where(labels == label)
-        place[own] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
-    return order[place.argsort(stable=True)]  # each class is spread evenly, so every beginning is stratified
-
-
 def probe(network, params: Params, labelled: ImageSet, test: ImageSet, protocol: Probing, generator: Generator) -> tuple[Tensor, dict]:
     """Test accuracy of a linear classifier on the frozen features of K networks, for each fraction of labels.
 
@@ -225,7 +202,7 @@ def probe(network, params: Params, labelled: ImageSet, test: ImageSet, protocol:
     info = {"labels": counts, "classes_seen": [], "iterations": [], "converged": []}
     for i, stream in enumerate(split(generator, k)):
         one = {name: value[i : i + 1] for name, value in params.items()}
-        drawn = labelled.subset(label_order(labelled.targets, stream, protocol.stratified)[: max(counts)])
+        drawn = labelled.subset(torch.randperm(len(labelled), generator=stream)[: max(counts)])  # uniform, as MKDT draws
         known, asked = embed(network, one, drawn)[0], embed(network, one, test)[0]  # (n, F), (M, F)
         for features in (known, asked):
             check_finite(f"features of network {i}", features)
@@ -238,17 +215,14 @@ def probe(network, params: Params, labelled: ImageSet, test: ImageSet, protocol:
     return accuracies, info
 
 
-def linear_probe(network, params: Params, labelled: ImageSet, test: ImageSet, strength: float = 1.0) -> Tensor:
-    """Accuracy of `fit_linear` on all labels and standardized embeddings, one per network: (K,) float64 on the CPU.
-
-    strength  inverse of the L2 penalty (scikit-learn's C, from three classes on): the penalty of `fit_linear` is 1 / (2 strength N)
-    """
+def linear_probe(network, params: Params, labelled: ImageSet, test: ImageSet) -> Tensor:
+    """Accuracy of `fit_linear` with penalty 1 / (2 N) on all N labels and standardized embeddings, one per network: (K,) float64, CPU."""
     from sklearn.preprocessing import StandardScaler
 
     scores = []
     for known, asked in zip(embed(network, params, labelled), embed(network, params, test)):
         scaler = StandardScaler().fit(known.cpu().double().numpy())
         known, asked = (torch.from_numpy(scaler.transform(x.cpu().double().numpy())) for x in (known, asked))
-        classifier = fit_linear(known, labelled.targets, 1 / (2 * strength * len(labelled)))
+        classifier = fit_linear(known, labelled.targets, 1 / (2 * len(labelled)))
         scores.append((classifier.predict(asked) == test.targets.cpu()).double().mean())
     return torch.stack(scores)

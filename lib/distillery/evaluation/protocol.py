@@ -12,15 +12,14 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import Generator, Tensor
+from torch import Generator
 
-from distillery.checks import InputError, check_choice, check_positive_int
-from distillery.data import ImageSet
+from distillery.checks import InputError, check_choice, check_positive_int, is_number
 from distillery.evaluation.outputs import accuracy, distributions
 from distillery.networks import Params
 from distillery.networks.encoder import Encoder
 from distillery.training import LOSSES as TRAINING_LOSSES
-from distillery.training import Loss, Stats, half_squared_error
+from distillery.training import Loss, Stats, dsa, half_squared_error
 from distillery.training.optimizers import SGD
 
 if TYPE_CHECKING:
@@ -53,12 +52,16 @@ class Protocol:
     stream: ClassVar[str] = "evaluation"  # name of the random stream of first weights and data order
     losses: ClassVar[tuple[str, ...]] = ("cross-entropy", "half squared error")
     extra: ClassVar[int] = 1  # passes over the set beyond `epochs`
-    needs_labelled: ClassVar[bool] = False  # whether a test needs labelled real images beside the test images
+    descent: ClassVar[type[SGD]] = SGD
 
     def __post_init__(self):
         check_positive_int("networks", self.networks)
         check_positive_int("batch", self.batch)
         check_choice("loss", self.loss, self.losses)
+        dsa.parse(self.augmentation)
+        for name in ("lr", "momentum", "weight_decay"):
+            if not is_number(getattr(self, name)) or getattr(self, name) < 0:
+                raise InputError(f"{name}: {getattr(self, name)!r} is not accepted; accepted: a number, 0 or more")
         if not isinstance(self.epochs, int) or self.epochs < 0:
             raise InputError(f"epochs: {self.epochs!r} is not accepted; accepted: a whole number, 0 or more")
 
@@ -92,24 +95,19 @@ class Protocol:
 
     # How it trains
 
-    @property
-    def loss_function(self) -> Loss:
-        """The loss, outputs (K, B, D) and targets -> (K, B)."""
-        return LOSSES[self.loss]
-
     def start(self, network, encoder: Encoder | None, stream: Generator, k: int) -> Params:
         """The first weights of k networks, leading axis k."""
         return network.init(stream, k)
 
-    def steps(self, n: int) -> tuple[int, int]:
-        """(training steps, step at which the rate drops) for a set of n images."""
-        per_epoch = math.ceil(n / self.batch)
-        return (self.epochs + 1) * per_epoch, (self.epochs // 2 + 2) * per_epoch
+    def drops(self, per_epoch: int) -> tuple[int, ...]:
+        """The steps at which the rate falls to a tenth, where an epoch has so many."""
+        return ((self.epochs // 2 + 2) * per_epoch,)
 
     def optimizer(self, n: int) -> tuple[SGD, int]:
         """(optimizer with its drops, training steps) for a set of n images."""
-        steps, drop = self.steps(n)
-        return SGD(self.lr, self.momentum, self.weight_decay, drops=(drop,)), steps
+        per_epoch = math.ceil(n / self.batch)
+        made = self.descent(self.lr, self.momentum, self.weight_decay, drops=self.drops(per_epoch))
+        return made, (self.epochs + self.extra) * per_epoch
 
     def steps_of(self, size: int, classes: int, n: int) -> int:
         """The number of images whose training steps the evaluation of a set takes, 0 = those of its own.
@@ -129,10 +127,6 @@ class Protocol:
         return replace(self, lr=float(made.tensors.get("step_size", self.lr)))
 
     # What a result says
-
-    def accuracies(self, network, params: Params, test: ImageSet, labelled: ImageSet | None, stream: Generator) -> Tensor:
-        """Test accuracy of each trained network, (networks,) float64, by a draw of labelled real images where the protocol needs it."""
-        return accuracy(network, params, test)
 
     def judge(self, experiment: "Experiment", network, params: Params, stats: Stats, seed: int) -> dict:
         """What the result of an evaluation says of trained networks: 'accuracies' on the test images, one a network."""

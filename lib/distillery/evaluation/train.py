@@ -1,48 +1,33 @@
 """Train fresh networks on a set under a protocol, and test them."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Generator, Tensor
 
 from distillery.checks import InputError
 from distillery.data import ImageSet
+from distillery.evaluation.outputs import accuracy
+from distillery.evaluation.probe import Probing
+from distillery.evaluation.protocol import LOSSES, Protocol
 from distillery.networks import Params
 from distillery.seeds import split
 from distillery.training import Plan, Stats, train
 
-if TYPE_CHECKING:
-    from distillery.evaluation.protocol import Protocol
 
-
-def evaluate(
-    network, source, protocol: "Protocol", test: ImageSet, generator: Generator, *, labelled: ImageSet | None = None, **options
-) -> Tensor:
+def evaluate(network, source, protocol: Protocol, test: ImageSet, generator: Generator, **options) -> Tensor:
     """Test accuracy of each of `protocol.networks` fresh networks trained on `source`: (networks,) fractions.
 
-    Under `Probing` those of `probe`: (networks, fractions of labels).
-
-    labelled  real images of which `Probing` draws the labels that it sees
-    options   `steps_of`, `encoder` and `chunk` of `fit`
+    options  `steps_of` and `encoder` of `fit`
+    raises   InputError under `Probing`, whose networks have features and no classes: `fit` them, and `probe` them
     """
-    if protocol.needs_labelled and labelled is None:
-        raise InputError("labelled: None; accepted: labelled real images for the linear probe")
+    if isinstance(protocol, Probing):
+        raise InputError(f"protocol: {protocol.kind!r}; accepted: one that trains classifiers (networks are probed by `probe`)")
     params, _ = fit(network, source, protocol, generator, device=test.device, **options)
-    return protocol.accuracies(network, params, test, labelled, generator)
+    return accuracy(network, params, test)
 
 
 def fit(
-    network,
-    source,
-    protocol: "Protocol",
-    generator: Generator,
-    *,
-    steps_of: int = 0,
-    encoder=None,
-    hiding=None,
-    chunk: int = 0,
-    device: torch.device | str = "cpu",
+    network, source, protocol: Protocol, generator: Generator, *, steps_of: int = 0, encoder=None, hiding=None, device="cpu"
 ) -> tuple[Params, Stats]:
     """The weights that `evaluate` tests, leading axis `protocol.networks`, and what training counted.
 
@@ -74,5 +59,5 @@ def fit(
             return replace(visits, scale=visits.scale * optimizer.factor**drops)
 
         length = {"epochs": protocol.epochs, "plan": plan, "collect": hiding.collect, "after_epoch": hiding.after_epoch}
-    options = {"batch": protocol.batch, "augmentation": protocol.augmentation, "chunk": chunk} | length
-    return train(network, params, source, protocol.loss_function, optimizer, generator=train_stream, **options)
+    options = {"generator": train_stream, "batch": protocol.batch, "augmentation": protocol.augmentation}
+    return train(network, params, source, LOSSES[protocol.loss], optimizer, **options, **length)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown, display
+from matplotlib.text import Text
 from PIL import Image as Pictures
 
 from distillery import store
@@ -70,14 +71,14 @@ class Shown:
         axis.set_title(title)
         return axis.figure
 
-    def strips(self, names: Iterable[str], subfigure, start_of: str = "", columns: int = 10) -> None:
+    def strips(self, names: Iterable[str], subfigure, start_of: str = "") -> None:
         """Draw a strip of images for each row: of its first set one image of each class; first the start of one of them."""
         per_class = {name: self.rows[name].recipes[0].size for name in names if self.set_of(name)}
         parts = [(self.rows[name].label, self.set_of(name).tensors["images"][::n]) for name, n in per_class.items()]
         if start_of in per_class and (start := self.set_of(start_of).card["start"]) is not None:
             parts.insert(0, ("start", start[:: per_class[start_of]]))
         for axis, (label, images) in zip(subfigure.subplots(max(1, len(parts)), squeeze=False)[:, 0], parts):
-            figures.show_tiles(axis, self.pixels(images[:columns]), min(columns, len(images)), "", [label])
+            figures.show_tiles(axis, self.pixels(images[:10]), min(10, len(images)), "", [label])
 
     def tiles(self, axis, indices, columns: int, title: str = "", rows: list[str] | None = None) -> None:
         """Draw training images by their indices; `rows` names the rows at the left."""
@@ -97,6 +98,8 @@ class Shown:
 
     def save(self, figure, name: str, committed: bool = False) -> None:
         """Write a figure to `here` and show it; `committed` also shows the committed figure of the largest scale."""
+        for text in getattr(figure, "figure", figure).findobj(Text):  # a '$' of a name is no mathematics, which has commands
+            text.set_parse_math("\\" in text.get_text() or "$" not in text.get_text())
         data = figures.save(figure, self.here / f"{name}.png").read_bytes()
         plt.close(getattr(figure, "figure", figure))
         display(embedded(data))

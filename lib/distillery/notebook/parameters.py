@@ -6,19 +6,22 @@ papermill refuses the same values and the same misspelt names with the same word
 
 import ast
 import os
+import re
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args, get_origin
+from typing import Annotated, get_args, get_origin
 
 import nbformat
+import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from distillery.checks import InputError, check_choice, local_path
+from distillery import store
+from distillery.checks import InputError, check_choice, first_line
 from distillery.notebook import types
 
-BUILT_IN = {"str": str, "int": int, "float": float, "bool": bool}
-PLAIN = {"str": "a text", "bool": "True or False"}
+LARGEST = 100_000  # bytes of a file of parameters
 
 
 def declared(notebook: str | Path) -> tuple[dict, dict]:
@@ -27,21 +30,71 @@ def declared(notebook: str | Path) -> tuple[dict, dict]:
     raises  InputError on a file that is no notebook, has no such cell, or declares a type that is not accepted
     """
     try:
-        cells = nbformat.read(notebook, as_version=4).cells
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"cannot read {notebook}: {error}; accepted: a notebook") from error
-    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        tagged = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if "parameters" in cell.metadata.get("tags", [])]
+    except Exception as error:  # nbformat raises whatever a broken file leads to
+        raise InputError(f"cannot read {notebook}: {first_line(error)}; accepted: a notebook") from error
     if not tagged:
         raise InputError(f"{notebook} has no cell tagged 'parameters'; accepted: a notebook with one")
-    nodes = [node for node in ast.parse(tagged[0].source).body if isinstance(node, ast.AnnAssign)]
-    kinds = {node.target.id: _resolved(node.target.id, ast.unparse(node.annotation)) for node in nodes}
-    return kinds, {node.target.id: ast.literal_eval(node.value) for node in nodes}
+    try:
+        nodes = [node for node in ast.parse(tagged[0]).body if isinstance(node, ast.AnnAssign)]
+        spelled = {node.target.id: ast.unparse(node.annotation) for node in nodes}
+        defaults = {node.target.id: ast.literal_eval(node.value) for node in nodes}
+    except (SyntaxError, ValueError, AttributeError) as error:
+        raise InputError(f"{notebook}: its parameters: {first_line(error)}; accepted: lines of NAME: TYPE = VALUE") from error
+    return {name: _resolved(name, one) for name, one in spelled.items()}, defaults
+
+
+class _EachOnce(yaml.SafeLoader):
+    """YAML in which no name is given twice, and nothing stands for what is written elsewhere."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, f"*{self.peek_event().anchor} stands for another value")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value]
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_values(path: str | Path) -> dict:
+    """The values by name of a YAML file. Raises InputError on any other file, a name given twice, and more than LARGEST bytes."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"more than {LARGEST} bytes")
+        found = yaml.load(content.decode(), _EachOnce)
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        cause = getattr(error, "problem", None) or first_line(error)
+        raise InputError(f"{path}: {cause}; accepted: a YAML file of NAME: VALUE lines") from error
+    return found
+
+
+def from_text(text: str, kind=None):
+    """A value of the command line: a text stays as it is where the type is one; else YAML, also 1e-3 as a number and 1,10 as a list."""
+    listed = get_origin(kind) is list
+    one = get_args(kind)[0] if listed else kind
+    if (get_args(one) or [one])[0] is str and not (listed and text.startswith("[")):
+        return [part.strip() for part in text.split(",")] if listed else text
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
+        return float(text)
+    if "," in text and not text.startswith("["):
+        return [from_text(part) for part in text.split(",")]
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
 
 
 def _resolved(name: str, spelled: str):
-    """The type behind an annotation: a name of `notebook/types.py`, str, int, float or bool, or a list of one."""
+    """The type behind an annotation: a name of `notebook/types.py`, str or bool, or a list of one."""
     inner = spelled[5:-1] if spelled.startswith("list[") and spelled.endswith("]") else spelled
-    known = BUILT_IN | {one: getattr(types, one) for one in types.__all__ if get_origin(getattr(types, one))}
+    known = {"str": str, "bool": bool} | {one: kind for one, kind in vars(types).items() if get_origin(kind) is Annotated}
     check_choice(f"annotation of {name}", inner, known)
     return known[inner] if inner == spelled else list[known[inner]]
 
@@ -53,19 +106,11 @@ def check(kinds: dict, values: dict) -> dict:
     """
     for name in values:
         if name not in kinds:
-            raise InputError(f"parameter {name!r} is unknown; accepted: {', '.join(kinds)}")
+            raise InputError(f"parameter {_shown(name)} is unknown; accepted: {', '.join(kinds)}")
     return {name: _checked(name, kinds[name], value) for name, value in values.items()}
 
 
-def _bounded(kind):
-    """A type whose plain numbers are not below 0."""
-    if get_origin(kind) is list:
-        return list[_bounded(get_args(kind)[0])]
-    return {int: types.Whole, float: types.Number}.get(kind, kind)
-
-
 def _checked(name: str, kind, value):
-    kind = _bounded(kind)
     if get_origin(kind) is list:
         value = list(value) if isinstance(value, list | tuple) else [value]
         if not value:
@@ -78,10 +123,15 @@ def _checked(name: str, kind, value):
         if isinstance(cause, InputError):  # a check of the library's own, which says all of it
             raise InputError(str(cause)) from None
         given = error["input"]
-        if cause is not None or "literal" in error["type"]:
-            raise InputError(f"{name}: {given!r} is unknown; accepted: {cause}") from None
+        if cause is not None:
+            raise InputError(f"{name}: {_shown(given)} is unknown; accepted: {cause}") from None
         wrong = f"is a {type(given).__name__}" if error["type"].endswith("_type") else "is not accepted"
-        raise InputError(f"{name}: {given!r} {wrong}; accepted: {described(kind)}") from None
+        raise InputError(f"{name}: {_shown(given)} {wrong}; accepted: {described(kind)}") from None
+
+
+def _shown(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}.."
 
 
 def described(kind) -> str:
@@ -93,42 +143,23 @@ def described(kind) -> str:
             return part.description
         if isinstance(getattr(part, "func", None), types.OneOf):
             return ", ".join(part.func.names)
-    return PLAIN.get(getattr(kind, "__name__", ""), "another value")
-
-
-def _of_this_machine(kind) -> types.OfThisMachine | None:
-    """The mark of a path, also of a list of paths."""
-    inner = get_args(kind)[0] if get_origin(kind) is list else kind
-    return next((part for part in get_args(inner) if isinstance(part, types.OfThisMachine)), None)
+    return {str: "a text", bool: "True or False"}.get(kind, "another value")
 
 
 def planned(notebook: str | Path, given: dict) -> tuple[dict, dict]:
-    """(given values, all values) with which a notebook starts, checked; paths are those of the caller's folder.
-
-    The kernel runs in the notebook's folder. What may be a name as well is a path where there is one.
-    """
+    """(given values, all values) with which a notebook starts, checked; paths are those of the caller's folder."""
     kinds, defaults = declared(notebook)
-    given = dict(given)
-    for name, value in given.items():
-        if mark := _of_this_machine(kinds.get(name)):
-            given[name] = [_absolute(one, mark) for one in value] if isinstance(value, list) else _absolute(value, mark)
     given = check(kinds, given)
     return given, check(kinds, defaults | given)
-
-
-def _absolute(value, mark: types.OfThisMachine):
-    if not isinstance(value, str) or not value:
-        return value
-    path = local_path("path", value).resolve()
-    return str(path) if mark.sure or path.exists() else value
 
 
 def public(kinds: dict, values: dict) -> dict:
     """Parameters for a record: of a path of one machine only its last part, and nothing of where results lie."""
     shown = {name: value for name, value in values.items() if name != "results_dir"}
     for name, value in shown.items():
-        if _of_this_machine(kinds[name]):
-            shown[name] = [Path(one).name for one in value] if isinstance(value, list) else _last(value)
+        one = get_args(kinds[name])[0] if get_origin(kinds[name]) is list else kinds[name]
+        if any(isinstance(getattr(part, "func", None), types.OfThisMachine) for part in get_args(one)):
+            shown[name] = [_last(path) for path in value] if isinstance(value, list) else _last(value)
     return shown
 
 
@@ -165,4 +196,10 @@ def device(name: str):
 def results_root(results_dir: str) -> Path:
     """The folder of all results: as given, else $DISTILLERY_RESULTS, else results/ of the repository."""
     chosen = results_dir or os.environ.get("DISTILLERY_RESULTS", "")
-    return local_path("results_dir", chosen).resolve() if chosen else Path(__file__).resolve().parents[3] / "results"
+    return Path(types.OfThisMachine()(chosen)) if chosen else Path(__file__).resolve().parents[3] / "results"
+
+
+def writable(folder: Path) -> None:
+    """Make a folder of results and try to write in it. Raises InputError where that fails."""
+    with store.writing(folder / "record"), tempfile.TemporaryFile(dir=folder):
+        pass

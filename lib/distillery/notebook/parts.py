@@ -36,16 +36,8 @@ class Parts:
     def run(self, name: str, way: Way, n: int, listed: bool = True) -> None:
         """Train on each part that a way keeps, n seeds; `listed` as in `Session.row`."""
         for part in self.keep:
-            self.session.row(
-                self.at(name, part),
-                "whole",
-                0,
-                n,
-                prune=way(part),
-                against=self.at(self.against, part),
-                experiment=self.experiment,
-                listed=listed,
-            )
+            how = {"prune": way(part), "against": self.at(self.against, part), "experiment": self.experiment, "listed": listed}
+            self.session.row(self.at(name, part), "whole", 0, n, **how)
 
     def search(self, name: str, first: str, more: Sequence[Way], n: int) -> list[str]:
         """Keep the best of several tries for each seed as two rows: chosen on validation images, and by an oracle on test images.
@@ -118,6 +110,3 @@ class Parts:
             axis.plot(gammas[best], mean[best], "o", ms=11, mfc="none", mec="C0")
         axis.axhline(0, color=figures.INK, lw=0.8)
         axis.set(xlabel=r"$\gamma$", title=f"{part:.0%} kept", xlim=(0, 1), xticks=(0, 0.5, 1))
-
-
-__all__ = ["Parts", "Way"]

@@ -43,16 +43,13 @@ class Probed:
         found = [None] * len(recipes) if self.untestable else experiment.run_all(recipes)
         for i, (task, part) in enumerate(product(self.tasks, experiment.protocol.labels)):
             key, base = self.key(name, task, part), self.key(against, task, part)
-            self.session.rows[key] = Row(key, None, self.published(name, task, part), base, recipes, experiment, view=i > 0)
+            method, _, size = name.rpartition(", ")  # 'method, part of the images', where the method has parts
+            number = self.known(self.unlabelled, size, f"{part:.0%}", self.tasks[task], method or name)
+            self.session.rows[key] = Row(key, None, number, base, recipes, experiment, view=i > 0)
             of_part = [one and one | {"accuracies": one["accuracies"][task][f"{part:g}"]} for one in found]
             self.session.results[key] = of_part
         self.raw[name] = found
         return found
-
-    def published(self, name: str, task: str, part: float) -> dict | None:
-        """The published number of a row 'method, part of the images' under the published protocol, None where there is none."""
-        method, _, size = name.rpartition(", ")
-        return self.known(self.unlabelled, size, f"{part:.0%}", self.tasks[task], method or name)
 
     def summaries(self, names: list[str], task: str, part: float, against: str = "none") -> list[dict]:
         """Rows on a task by their short names."""
@@ -74,22 +71,18 @@ class Probed:
         called = {row: name.replace(", ", " ") for name, row in names.items()}
         figures.accuracy_bars(axis, [row | {"method": called[row["method"]]} for row in rows if row["accuracies"]])
 
-    def gaps(self, axis, names: dict[str, str], part: float, against: str = "none") -> None:
-        """Draw differences to a row on all tasks, with 95% intervals; `names` are rows by what the figure calls them."""
+    def gaps(self, axis, names: dict[str, str], part: float) -> None:
+        """Draw differences to 'none' on all tasks, with 95% intervals; `names` are rows by what the figure calls them."""
         colors = figures.palette(self.tasks)
         for (i, task), (j, name) in product(enumerate(self.tasks), enumerate(names.values())):
-            if gap := self.gap(name, task, part, against):
+            ours, theirs = (self.session.accuracies(self.key(one, task, part)) for one in (name, "none"))
+            if gap := records.difference(ours, theirs):
                 at, low_high = j + 0.3 * i - 0.15, gap["ci95"] or [gap["mean"]] * 2
                 axis.plot(100 * gap["mean"], at, "os"[i % 2], ms=5, color=colors[task], label=None if j else task)
                 axis.plot([100 * bound for bound in low_high], [at, at], color=colors[task], lw=1.5)
         axis.axvline(0, color=figures.INK, lw=0.8)
         axis.set_yticks(range(len(names)), names)
-        axis.set(xlabel=f"points above {against}, 95% interval", ylim=(len(names) - 0.5, -0.5))
-
-    def gap(self, name: str, task: str, part: float, against: str = "none") -> dict | None:
-        """The paired difference of a row to another on a task."""
-        ours, theirs = (self.session.accuracies(self.key(one, task, part)) for one in (name, against))
-        return records.difference(ours, theirs)
+        axis.set(xlabel="points above none, 95% interval", ylim=(len(names) - 0.5, -0.5))
 
     def better(
         self, id: str, ours: str, theirs: str, task: str, part: float, source: str = "", note: str = "", margin: float = 0.0
@@ -98,21 +91,11 @@ class Probed:
         mine, base = self.key(ours, task, part), self.key(theirs, task, part)
         if mine in self.session.rows and base in self.session.rows:
             beats = f"is no worse by {100 * margin:g} point than" if margin else "beats"
-            number = self.session.rows[mine].published if not source else None
-            self.session.claims.append(
-                records.claim(
-                    f"{id}-{task}-{part:g}",
-                    f"{ours} {beats} {theirs}: {task}, {part:.0%} of the labels",
-                    source or self.session.source,
-                    self.session.accuracies(mine),
-                    self.session.accuracies(base),
-                    number,
-                    against=theirs,
-                    note=note,
-                    margin=margin,
-                    untestable=self.untestable,
-                )
-            )
+            how = {"source": source or self.session.source, "note": note, "margin": margin, "untestable": self.untestable}
+            how["published"] = None if source else self.session.rows[mine].published
+            statement = f"{ours} {beats} {theirs}: {task}, {part:.0%} of the labels"
+            numbers = self.session.accuracies(mine), self.session.accuracies(base)
+            self.session.claim_values(f"{id}-{task}-{part:g}", statement, *numbers, theirs, **how)
 
     def values(self, id: str, statement: str, ours: list[float], theirs: list[float], against: str, note: str = "") -> None:
         """Claim that numbers, one a seed, are above others."""

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distillery.checks import InputError
-from distillery.experiment import Presets
 from distillery.notebook import parameters
 from distillery.notebook.session import Session
 from distillery.recipe import Prune, Recipe
@@ -36,8 +35,7 @@ def run(
             prune = Prune(float(share) if "." in share else int(share), rule or "lowest")
         except ValueError as error:
             raise InputError(f"keep: {keep!r}; accepted: a rule and a share or number, such as 'lowest 0.1'") from error
-    presets = Presets(getattr(here.p, "settings_for", "cifar10"), {"expert_seed": here.p.seed} | (changes or {}))
-    experiment, recipes = here.experiment(presets=presets), [Recipe(method, size, seed, prune=prune) for seed in seeds]
+    experiment, recipes = here.experiment(presets=changes or {}), [Recipe(method, size, seed, prune=prune) for seed in seeds]
     for recipe in recipes:
         experiment.check(recipe)
     for recipe in recipes:

@@ -1,12 +1,5 @@
 """What every notebook needs and no paper is about, in one object.
 
-    S = Session("01_bilp", globals())                    # after the parameters cell: checks them, sets the style, prints versions
-    S.describe()                                         # the data, loaded from the standard parameters
-    S.row("DC", "DC", 1, n=2)                            # runs all seeds and keeps S.results["DC"]
-    S.row("DC, level 1", "DC", 1, n=2, prune=Prune(0.1))
-    S.claim("selected-beats-full", "DC from the selected 10% beats DC", "DC, level 1", "DC", source="BiLP, arXiv 2305.18381")
-    S.table(); S.save(S.bars(), "headline"); S.record()
-
 Standard parameters, each used where the notebook declares it: dataset, data_root, label, published_for, normalization, resize,
 max_side, per_class, test_per_class, flip, seed, ipc, width, networks, evaluation_epochs, evaluation_batch, evaluation_augmentation,
 settings_for, score_trials, score_epochs, converged_trials, converged_epochs, validations, validation_networks, validation_epochs,
@@ -39,6 +32,7 @@ from distillery.scores import files
 class Row:
     """A row of a table: what it is called, its size, what stands beside it, and its recipes by seed, where it has some.
 
+    against the row that its difference is to, '' = that of the table or of the session
     view    whether its sets are those of another row, judged in another way, and so paid for there
     listed  whether tables and records hold it; it is paid for in any case
     """
@@ -56,7 +50,7 @@ class Row:
 class Session(Standard, Shown):
     """One run of a notebook. `p` holds the checked parameters, `results` the results of each row by seed, None = not run.
 
-    against  the row that differences are to, unless a row names another one
+    against  the row that differences are to, where neither the row nor its table names another one
     source   who says what is claimed, '' = the paper of the method at hand
     """
 
@@ -96,7 +90,7 @@ class Session(Standard, Shown):
         n          sets, one a seed
         published  the name of its published number, '' = that of the method where the recipe changes nothing, None = there is none;
                    more seeds of a row keep that of the row
-        against    the row that its difference is to, '' = that of the session
+        against    the row that its difference is to, '' = that of the table or of the session
         listed     False for one of several tries of which another row takes the best
         parts      of a Recipe: prune, start, batches, settings, evaluate
         """
@@ -108,26 +102,17 @@ class Session(Standard, Shown):
         else:
             number = self._number(recipes[0], published) if isinstance(published, str) else published
         shown = size if METHODS[method].makes_set else None
-        self.rows[name] = Row(label or name, shown, number, against or self.against, recipes, experiment, listed=listed)
+        self.rows[name] = Row(label or name, shown, number, against, recipes, experiment, listed=listed)
         self.results[name] = experiment.run_all(recipes)
         return self.results[name]
 
-    def add(
-        self,
-        name: str,
-        results: list[dict | None],
-        *,
-        label: str = "",
-        size: int | None = None,
-        published: dict | None = None,
-        against: str = "",
-    ) -> None:
+    def add(self, name: str, results: list[dict | None], against: str = "") -> None:
         """Keep a row whose results, by seed, are known already: the best of several, or numbers of another kind."""
-        self.rows[name], self.results[name] = Row(label or name, size, published, against or self.against), results
+        self.rows[name], self.results[name] = Row(name, None, None, against), results
 
     def view(self, name: str, of: str, by: str, *, label: str = "", published: dict | None = None, against: str = "") -> None:
         """Keep the sets of row `of` as another row, judged by accuracies that their results hold under `by`, such as 'regression'."""
-        row = replace(self.rows[of], label=label or name, published=published, against=against or self.against, view=True)
+        row = replace(self.rows[of], label=label or name, published=published, against=against, view=True)
         self.rows[name] = row
         self.results[name] = [one and one | {"accuracies": one[by]} for one in self.results[of]]
 
@@ -157,20 +142,22 @@ class Session(Standard, Shown):
     def summary(self, name: str, against: str = "") -> dict:
         """A row as records and tables hold it."""
         row = self.rows[name]
-        baseline = self.results.get(against or row.against)
+        baseline = self.results.get(against or row.against or self.against)
         return records.row(row.label, row.size, self.results[name], baseline, row.published)
 
-    def table(self, names: Iterable[str] = (), against: str = "") -> Markdown:
-        """Rows as a table, '' = all; differences are paired by seed.
+    def table(self, names: Iterable[str] = (), against: str = "", every: bool = False) -> Markdown:
+        """Rows as a table, () = all; differences are paired by seed.
 
-        against  the row that differences are to, '' = that of each row
+        against  the row that differences are to where a row names none of its own, '' = that of the session
+        every    compare every row with `against`, whatever its own is
         """
         names = [name for name in names or self.rows if name in self.rows and self.rows[name].listed]
         if not names:
             return Markdown("Not asked for.")
-        other = against or self.rows[names[0]].against
+        other = against or self.rows[names[0]].against or self.against
         called = self.rows[other].label if other in self.rows else other
-        return Markdown(tables.rows_table([self.summary(name, against) for name in names], called))
+        base = {name: against if every else self.rows[name].against or against for name in names}
+        return Markdown(tables.rows_table([self.summary(name, base[name]) for name in names], called))
 
     def grid(self, head: list[str], lines: dict[str, list[str]]) -> Markdown:
         """Accuracies in percent, with the deviation over sets, of several rows side by side: what a line is called -> names of rows."""
@@ -203,24 +190,13 @@ class Session(Standard, Shown):
 
     # Claims
 
-    def claim(
-        self,
-        id: str,
-        statement: str,
-        ours: str,
-        against: str = "",
-        *,
-        source: str = "",
-        margin: float = 0.0,
-        note: str = "",
-        untestable: str = "",
-        comparable: bool | None = None,
-    ) -> None:
+    def claim(self, id: str, statement: str, ours: str, against: str = "", source="", note="", comparable=None, **how) -> None:
         """Claim that a row is more accurate than another one, or no worse by a margin; nothing where one of them was not asked for.
 
         against     a row, '' = the claim is about the value of `ours`
         source      who says so, '' = as the session says
         comparable  whether the published number is of this setting, None = by `comparable`
+        how         margin, untestable: of `records.claim`
         """
         if ours not in self.rows or (against and against not in self.rows):
             return
@@ -231,28 +207,15 @@ class Session(Standard, Shown):
         same = self.comparable(ours) if comparable is None else comparable
         theirs = self.accuracies(against) if against else None
         called = self.rows[against].label if against else ""
-        self.claims.append(
-            records.claim(id, statement, source, self.accuracies(ours), theirs, row.published, same, called, note, margin, untestable)
-        )
+        found = records.claim(id, statement, source, self.accuracies(ours), theirs, row.published, same, called, note, **how)
+        self.claims.append(found)
 
-    def claim_values(
-        self,
-        id: str,
-        statement: str,
-        ours: list,
-        theirs: list | None,
-        against: str,
-        *,
-        source: str = "ours",
-        margin: float = 0.0,
-        note: str = "",
-        untestable: str = "",
-    ) -> None:
-        """Claim that numbers which are no accuracies are above others: one list for each seed, class or image, paired."""
-        self.claims.append(records.claim(id, statement, source, ours, theirs, None, False, against, note, margin, untestable))
+    def claim_values(self, id: str, statement: str, ours: list, theirs: list | None, against: str, *, source: str = "ours", **how) -> None:
+        """Claim that numbers are above others: a list for each seed, class or image, paired; `how` as `records.claim` has it."""
+        self.claims.append(records.claim(id, statement, source, ours, theirs, against=against, **how))
 
-    def verdicts(self, fresh: bool = False) -> Markdown:
-        """All claims with what was measured and their verdicts; `fresh` = those since it was last asked."""
+    def verdicts(self, fresh: bool = True) -> Markdown:
+        """Claims since it was last asked with what was measured and their verdicts, once a section; all of them where not `fresh`."""
         claims, self.told = self.claims[self.told if fresh else 0 :], len(self.claims)
         return Markdown(tables.verdicts(claims))
 
@@ -263,20 +226,19 @@ class Session(Standard, Shown):
 
         card  what else the file says of itself
         """
-        if not self.results.get(name) or self.results[name][0] is None:
+        result = (self.results.get(name) or [None])[0]
+        if result is None:
             return None
-        row, result = self.rows[name], self.results[name][0]
+        row, made = self.rows[name], self.set_of(name)
         recipe = row.recipes[0]
-        made = self.set_of(name)
         if not METHODS[recipe.method].makes_set:
             kept = row.experiment.kept(recipe).to(self.train.device)
             made = Synthetic({"images": self.train.batch(kept), "targets": self.train.targets[kept]}, self.classes)
         if made is None:
             return None
         known = {"method": recipe.method, "size": recipe.size, "seed": recipe.seed, "data": self.label, "data_digest": self.data.digest}
-        known |= {"steps": result["steps"], "network": row.experiment.network.spec()} | (
-            {"prune": recipe.prune.spec()} if recipe.prune else {}
-        )
+        known |= {"steps": result["steps"], "network": row.experiment.network.spec()}
+        known |= {"prune": recipe.prune.spec()} if recipe.prune else {}
         export(made, self.here / f"{file}.safetensors", known | card, self.train.transform)
         return made
 
@@ -300,7 +262,8 @@ class Session(Standard, Shown):
         billed = self.bench.billed(distinct)
         passes = [*self.bills, *(bill for one in self.experiments for bill in one.billed_passes)]
         passes = [bill for i, bill in enumerate(passes) if bill not in passes[:i]]  # experiments share stored scores
-        splits = self.data
+        splits, listed = self.data, [name for name, row in self.rows.items() if row.listed]
+        sizes = {"train": len(splits.train), "test": len(splits.test)}
         records.write(
             self.here / "record.json",
             notebook=self.notebook,
@@ -308,29 +271,17 @@ class Session(Standard, Shown):
             scale=self.p.scale,
             parameters=parameters.public(self.kinds, vars(self.p)),
             claims=self.claims,
-            rows=[self.summary(name) for name, row in self.rows.items() if row.listed],
+            rows=[self.summary(name) for name in listed],
             costs=records.cost(time.monotonic() - self.began, self.runs, billed, passes),
             missing=self.runs.missing,
             against=self.against,
-            data={
-                "label": self.label,
-                "digest": splits.digest,
-                "notes": list(splits.notes),
-                "train": len(splits.train),
-                "test": len(splits.test),
-            }
-            | data,
+            data={"label": self.label, "digest": splits.digest, "notes": list(splits.notes)} | sizes | data,
         )
-        listed = sum(row.listed for row in self.rows.values())
-        print(
-            f"record written: {listed} rows, {len(finished)} sets, {len(self.claims)} claims; {len(self.runs.missing)} not run within the budget"
-        )
+        left = f"{len(self.runs.missing)} not run within the budget"
+        print(f"record written: {len(listed)} rows, {len(finished)} sets, {len(self.claims)} claims; {left}")
 
 
 def _source(row: Row) -> str:
     """Paper and code of a row's method."""
     method = METHODS[row.recipes[0].method]
     return f"arXiv {method.paper}; {method.source}"
-
-
-__all__ = ["Row", "Session"]

@@ -99,19 +99,17 @@ class Standard:
     @property
     def protocol(self) -> Protocol:
         """The evaluation that the standard parameters describe."""
-        batch = {"batch": self.p.evaluation_batch} if hasattr(self.p, "evaluation_batch") else {}
+        batch = getattr(self.p, "evaluation_batch", Protocol.batch)
         families = self.augmentation if getattr(self.p, "evaluation_augmentation", False) else ""
-        return Protocol(self.p.networks, self.p.evaluation_epochs, augmentation=families, **batch)
+        return Protocol(self.p.networks, self.p.evaluation_epochs, augmentation=families, batch=batch)
 
-    def experiment(self, *, presets: dict | Presets | None = None, **parts) -> Experiment:
+    def experiment(self, *, presets: dict | None = None, **parts) -> Experiment:
         """An experiment of the standard parameters; the first one made is `bench`, under which rows run by default.
 
         presets  changes of published settings by name, those of one method as a dict under its name; 0 = as published
         parts    what differs: data, network, protocol, scores, validation, compute, augmentation, encoder, tasks
         """
-        p = self.p
-        if not isinstance(presets, Presets):
-            presets = Presets(getattr(p, "settings_for", "cifar10"), _changes({"expert_seed": p.seed} | (presets or {})))
+        p, changes = self.p, _changes({"expert_seed": self.p.seed} | (presets or {}))
         if "data" not in parts:
             parts["data"] = self.data
         parts["network"] = parts.get("network") or ConvNet(self.train.shape, len(self.classes), p.width)
@@ -120,12 +118,12 @@ class Standard:
             "augmentation": self.augmentation,
             "scores": self.scores,
             "compute": Compute(**self._given("precision", "compiled", "engine", "progress")),
+            "validation": Validation(
+                getattr(p, "validations", 0), getattr(p, "validation_networks", 1), getattr(p, "validation_epochs", 0)
+            ),
+            "presets": Presets(getattr(p, "settings_for", "cifar10"), changes),
         }
-        if hasattr(p, "validations"):
-            how = self._given("validation_networks", "validation_epochs")
-            named = {name.removeprefix("validation_"): value for name, value in how.items()}
-            defaults["validation"] = Validation(p.validations, **named)
-        made = Experiment(runs=self.runs, presets=presets, **(defaults | parts))
+        made = Experiment(runs=self.runs, **(defaults | parts))
         self.experiments.append(made)
         return made
 

@@ -1,10 +1,6 @@
 """A sweep: a grid over notebooks, seeds and any other parameter, every combination a cell in a folder of its own.
 
-    notebook: 00_quickstart              # or a list
-    parameters: {scale: small, keep: 0.5}  # the same in all cells
-    grid: {seed: [0, 1], ipc: [1, 10]}   # every combination is one cell
-
-Each cell is one `distillery run` in a process of its own, mapped over an engine, into
+The file of a grid is as `notebooks/params/sweep.example.yaml`. Each cell is one `distillery run` in a process of its own, mapped over an engine, into
 `<results>/sweeps/<grid>/<cell>/`. What a cell came to is read from its record and its log, so a sweep goes on where it
 was stopped, and cells that are done are passed over.
 """
@@ -15,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +20,7 @@ import torch
 import yaml
 
 from distillery import engine, report, store
-from distillery.checks import InputError, first_line
+from distillery.checks import InputError, is_number
 from distillery.lock import lock
 from distillery.notebook import parameters
 
@@ -67,7 +64,8 @@ class Cell:
             if errors or record is None:
                 status = "failed"
                 error = errors[-1] if errors else "it ended without its record: killed, or out of memory"
-        headline = _headline(record["claims"][0]) if record and record["claims"] else None
+        first = record["claims"][0] if record and record["claims"] else None
+        headline = first and f"{first['statement']}: {first['verdict']}, {report.percent(first['measured'])}"
         path = str(Path(record["path"]).relative_to(self.folder.parent)) if record else None
         line = {"cell": self.name, "notebook": self.notebook.stem, "parameters": self.varied}
         return line | {"status": status, "record": path, "headline": headline, "error": error}
@@ -79,15 +77,9 @@ def read(path: str | Path, find) -> tuple[Path, list[Cell]]:
     find    name of a notebook -> its path
     raises  InputError on a grid, a notebook or a parameter that is not accepted
     """
-    path = Path(path)
-    try:
-        grid = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {first_line(error)}; accepted: a YAML file of a grid") from error
-    names = ("notebook", "parameters", "grid")
-    if not isinstance(grid, dict) or not {"notebook", "grid"} <= set(grid) <= set(names):
-        found = ", ".join(map(str, grid)) if isinstance(grid, dict) else type(grid).__name__
-        raise InputError(f"{path} holds {found}; accepted: notebook, grid and, if need be, parameters")
+    path, grid = Path(path), parameters.read_values(path)
+    if not {"notebook", "grid"} <= set(grid) <= {"notebook", "parameters", "grid"}:
+        raise InputError(f"{path} holds {', '.join(map(str, grid))}; accepted: notebook, grid and, if need be, parameters")
     fixed, axes = grid.get("parameters") or {}, grid["grid"]
     notebooks = grid["notebook"] if isinstance(grid["notebook"], list) else [grid["notebook"]]
     if not isinstance(fixed, dict) or not all(isinstance(one, str) for one in notebooks):
@@ -99,15 +91,14 @@ def read(path: str | Path, find) -> tuple[Path, list[Cell]]:
             raise InputError(f"grid: {name}: {values!r} is not a list of values; accepted: [VALUE, ...]")
         if name in fixed or name in ("results_dir", "budget_minutes"):
             raise InputError(f"grid: {name!r} is the same in all cells; accepted: other parameters")
-    root = str(fixed.pop("results_dir", None) or "")
-    folder = parameters.results_root(root) / "sweeps" / path.stem
+    root = parameters.check({"results_dir": str}, {"results_dir": fixed.pop("results_dir", "")})
+    folder = parameters.results_root(root["results_dir"]) / "sweeps" / path.stem
     cells = []
     for notebook in map(find, notebooks):
         for values in itertools.product(*axes.values()):
             cells.append(_cell(notebook, fixed, dict(zip(axes, values)), folder))
-    for i, cell in enumerate(cells):
-        if cell.folder in [other.folder for other in cells[:i]]:
-            raise InputError(f"grid: {cell.name!r} is there twice; accepted: each combination once")
+    if twice := [name for name, n in Counter(cell.name for cell in cells).items() if n > 1]:
+        raise InputError(f"grid: {twice[0]!r} is there twice; accepted: each combination once")
     return folder, cells
 
 
@@ -135,11 +126,15 @@ def run(folder: Path, cells: list[Cell], where: str = "local", minutes: float = 
 
     minutes  start no new run in any cell after so many minutes, 0 = no limit
     gpus     what a cell is given on Ray, a fraction packs several on one GPU
-    raises   InputError on an unknown engine, and on cells that would start Ray within Ray
+    raises   InputError on an unknown engine, no number of GPUs, cells that would start Ray within Ray, and folders that are not writable
     """
     engine.check(where)
+    if not is_number(gpus) or gpus < 0:
+        raise InputError(f"gpus: {gpus!r}; accepted: a number, 0 or more")
     if where == "ray" and any(cell.given.get("engine") == "ray" for cell in cells):
         raise InputError("engine: 'ray' in the cells of a sweep on Ray; accepted: one of the two, the other local")
+    for cell in cells:
+        parameters.writable(cell.folder)
     until = time.time() + 60 * minutes if minutes else float("inf")
     todo = [cell for cell in cells if cell.state()["status"] != "done"]
     for cell in todo:
@@ -175,7 +170,3 @@ def _summary(folder: Path, cells: list[Cell]) -> list[dict]:
     lines = [cell.state() for cell in cells]
     store.write_json(folder / "summary.json", {"grid": folder.name, "cells": lines})
     return lines
-
-
-def _headline(claim: dict) -> str:
-    return f"{claim['statement']}: {claim['verdict']}, {report.percent(claim['measured'])}"

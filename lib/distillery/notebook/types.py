@@ -9,34 +9,26 @@ description is what a refusal says is accepted. Names of registries are looked u
 imports nothing heavy. `str` and `bool` are accepted as they are.
 """
 
-import math
+import pkgutil
 from dataclasses import dataclass
-from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from distillery.checks import check_keep
+from distillery.checks import InputError, check_keep, first_line
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """A validator: one of these names.
+    """A validator: one of the names of a registry, 'module:NAME'."""
 
-    where  the names, or 'module:NAME ...' of registries that hold them
-    more   further names
-    """
-
-    where: str | tuple[str, ...]
-    more: tuple[str, ...] = ()
+    where: str
 
     @property
     def names(self) -> list[str]:
         """What is accepted."""
-        if not isinstance(self.where, str):
-            return [*self.more, *self.where]
-        found = [one.split(":") for one in self.where.split()]
-        return [*self.more, *(name for module, registry in found for name in getattr(import_module(module), registry))]
+        return list(pkgutil.resolve_name(self.where))
 
     def __call__(self, value: str) -> str:
         if value not in self.names:
@@ -46,18 +38,19 @@ class OneOf:
 
 @dataclass(frozen=True)
 class OfThisMachine:
-    """Marks a path of the caller's machine: made absolute before a kernel starts in another folder, and in no record.
+    """A validator of paths of the caller's machine: made absolute, since kernels start in another folder, and in no record.
 
     sure  False where the value may be a name as well: it is a path where one is there
     """
 
     sure: bool = True
 
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("a finite number")
-    return value
+    def __call__(self, value: str) -> str:
+        try:
+            path = Path(value).expanduser().resolve()
+            return str(path) if value and (path.exists() or self.sure) else value
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a zero in it, nobody's home
+            raise InputError(f"path {value[:200]!r}: {first_line(error)}; accepted: a path of this machine") from error
 
 
 def _keep(value: float) -> float:
@@ -65,37 +58,33 @@ def _keep(value: float) -> float:
     return value
 
 
-def _device(value: str) -> str:
-    from distillery.notebook.parameters import device
+def _passing(where: str) -> AfterValidator:
+    """A validator: what a check of the library, 'module:NAME', does not refuse."""
 
-    device(value)
-    return value
+    def check(value):
+        pkgutil.resolve_name(where)(value)
+        return value
 
-
-def _engine(value: str) -> str:
-    from distillery import engine
-
-    engine.check(value)
-    return value
+    return AfterValidator(check)
 
 
-def _names(where: str | tuple[str, ...], *more: str):
-    return Annotated[str, AfterValidator(OneOf(where, more))]
+def _names(where: str):
+    return Annotated[str, AfterValidator(OneOf(where))]
 
 
 Count = Annotated[int, Field(ge=1, description="a whole number, 1 or more")]
 Whole = Annotated[int, Field(ge=0, description="a whole number, 0 or more")]
-Number = Annotated[float, Field(ge=0, description="a number, 0 or more"), AfterValidator(_finite)]
+Number = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number, 0 or more")]
 Share = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1")]
 Keep = Annotated[
     float, Field(description="a fraction above 0 and at most 1, or a whole number of images of every class"), AfterValidator(_keep)
 ]
-LocalPath = Annotated[str, Field(description="a path"), OfThisMachine()]
-NameOrPath = Annotated[str, Field(description="a name or a path"), OfThisMachine(sure=False)]
+LocalPath = Annotated[str, Field(description="a path"), AfterValidator(OfThisMachine())]
+NameOrPath = Annotated[str, Field(description="a name or a path"), AfterValidator(OfThisMachine(sure=False))]
 Scale = _names("distillery.report.records:SCALES")
-Device = Annotated[str, Field(description="'auto', 'cpu' or 'cuda'"), AfterValidator(_device)]
+Device = Annotated[str, Field(description="'auto', 'cpu' or 'cuda'"), _passing("distillery.notebook.parameters:device")]
 Precision = _names("distillery.networks.precision:PRECISIONS")
-Engine = Annotated[str, Field(description="'local' or 'ray'"), AfterValidator(_engine)]
+Engine = Annotated[str, Field(description="'local' or 'ray'"), _passing("distillery.engine:check")]
 Dataset = _names("distillery.data:NAMES")
 Normalization = _names("distillery.data:NORMALIZATIONS")
 Rule = _names("distillery.selection:RULES")
@@ -106,29 +95,3 @@ Space = _names("distillery.scores.cached:SPACES")
 Baseline = _names("distillery.selection:BASELINES")  # published ways to keep a part
 Schedule = _names("distillery.scores.complexity:SCHEDULES")
 NetworkName = _names("distillery.networks.pool:NAMES")
-
-__all__ = [
-    "Baseline",
-    "Count",
-    "Dataset",
-    "Device",
-    "Engine",
-    "Keep",
-    "LocalPath",
-    "MethodName",
-    "NameOrPath",
-    "NetworkName",
-    "Normalization",
-    "Number",
-    "OfThisMachine",
-    "OneOf",
-    "Precision",
-    "Rule",
-    "Scale",
-    "Schedule",
-    "ScoreName",
-    "Share",
-    "Space",
-    "StartName",
-    "Whole",
-]
