@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distillery import cli, report
+from distillery import cli
 from distillery.checks import InputError
 from distillery.notebook import parameters
 from distillery.notebook.types import Count, Device
@@ -32,7 +32,7 @@ if fail != "no record":
     (folder / "starts" / str(os.getpid())).touch()
     claim = records.claim("c", "ours is better", "nobody", [[0.9], [0.92]], [[0.1], [0.11]], against="random")
     records.write(folder / "record.json", notebook="tiny", key=records.record_key("tiny", vars(P)), scale=P.scale,
-                  parameters=vars(P), claims=[claim], rows=[], costs={}, data={"label": "made-up"}, missing=[])
+                  parameters=vars(P), claims=[claim], rows=[], costs={}, data={"label": "made-up", "train": 9, "test": 5}, missing=[])
 """
 
 
@@ -111,24 +111,6 @@ def test_failures_are_one_line(tiny, run, fail, code):
 def test_report_without_records(tmp_path, capsys):
     assert cli.main(["report", "--results", str(tmp_path)]) == 2
     assert "no record" in capsys.readouterr().err
-
-
-def test_report_renews_what_is_generated(tmp_path, monkeypatch, capsys):
-    claims = [report.claim("c", "it holds", "nobody", None, None, against="random")]
-    more = {"parameters": {}, "rows": [], "costs": {}, "data": {"label": "x", "train": 9}, "missing": []}
-    folder = tmp_path / "results" / "small" / "tiny" / "x"
-    report.write(folder / "record.json", notebook="tiny", key="k", scale="small", claims=claims, **more)
-    (tmp_path / "results" / "headlines.yaml").write_text("[{notebook: tiny, claim: c, paper: much}]")
-    page = tmp_path / "README.md"
-    page.write_text("before\n<!-- headlines: generated -->\nstale\n<!-- headlines: end -->\nafter\n")
-    monkeypatch.setattr(cli, "ROOT", tmp_path)
-    assert cli.main(["report", "--write"]) == 0
-    text = page.read_text()
-    assert "it holds" in text and "not run" in text and "much" in text and "stale" not in text
-    assert text.startswith("before") and text.endswith("after\n")
-    assert "it holds" in (tmp_path / "results" / "tiny.md").read_text()
-    assert "wrote README.md" in capsys.readouterr().out
-    assert cli.main(["report", "--write"]) == 0 and "nothing changed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

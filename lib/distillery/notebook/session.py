@@ -215,12 +215,14 @@ class Session(Standard, Shown):
         note: str = "",
         untestable: str = "",
         comparable: bool | None = None,
+        **told,
     ) -> None:
         """Claim that a row is more accurate than another one, or no worse by a margin; nothing where one of them was not asked for.
 
         against     a row, '' = the claim is about the value of `ours`
         source      who says so, '' = as the session says
         comparable  whether the published number is of this setting, None = by `comparable`
+        told        unit, digits and data of `records.claim`, of what are no accuracies on the notebook's data
         """
         if ours not in self.rows or (against and against not in self.rows):
             return
@@ -232,7 +234,9 @@ class Session(Standard, Shown):
         theirs = self.accuracies(against) if against else None
         called = self.rows[against].label if against else ""
         self.claims.append(
-            records.claim(id, statement, source, self.accuracies(ours), theirs, row.published, same, called, note, margin, untestable)
+            records.claim(
+                id, statement, source, self.accuracies(ours), theirs, row.published, same, called, note, margin, untestable, **told
+            )
         )
 
     def claim_values(
@@ -247,9 +251,10 @@ class Session(Standard, Shown):
         margin: float = 0.0,
         note: str = "",
         untestable: str = "",
+        **told,
     ) -> None:
-        """Claim that numbers which are no accuracies are above others: one list for each seed, class or image, paired."""
-        self.claims.append(records.claim(id, statement, source, ours, theirs, None, False, against, note, margin, untestable))
+        """Claim that numbers are above others: one list for each seed, class or image, paired; `told` as in `claim`."""
+        self.claims.append(records.claim(id, statement, source, ours, theirs, None, False, against, note, margin, untestable, **told))
 
     def verdicts(self, fresh: bool = False) -> Markdown:
         """All claims with what was measured and their verdicts; `fresh` = those since it was last asked."""

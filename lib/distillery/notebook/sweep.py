@@ -22,10 +22,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from distillery import engine, report, store
+from distillery import engine, store
 from distillery.checks import InputError
 from distillery.lock import lock
 from distillery.notebook import parameters
+from distillery.report import records, tables
 
 # ends a program with the worker that started it, so that a cell never runs twice (Linux; 1 = PR_SET_PDEATHSIG)
 TIED = """
@@ -55,7 +56,7 @@ class Cell:
 
     def record(self) -> dict | None:
         """Its record, finished or not."""
-        return next((one for one in report.find(self.folder) if one.get("key") == self.key), None)
+        return next((one for one in records.find(self.folder) if one.get("key") == self.key), None)
 
     def state(self) -> dict:
         """Its line in the summary: 'status' is one of STATES, 'headline' the first claim, 'error' why it failed."""
@@ -117,7 +118,7 @@ def _cell(notebook: Path, fixed: dict, varied: dict, folder: Path) -> Cell:
     if "results_dir" not in types:
         raise InputError(f"{notebook.name} has no parameter results_dir; accepted: a notebook with one")
     given, values = parameters.planned(notebook, fixed | varied | {"results_dir": str(folder / name)})
-    key = report.record_key(notebook.stem, values)
+    key = records.record_key(notebook.stem, values)
     return Cell(name, notebook, given, varied, folder / name, key, "budget_minutes" in types)
 
 
@@ -178,4 +179,4 @@ def _summary(folder: Path, cells: list[Cell]) -> list[dict]:
 
 
 def _headline(claim: dict) -> str:
-    return f"{claim['statement']}: {claim['verdict']}, {report.percent(claim['measured'])}"
+    return f"{claim['statement']}: {claim['verdict']}, {tables.found(claim)[0]}"

@@ -12,6 +12,10 @@ could not be read: kernel ridge regression for distillers that fit one, k-means 
 | k-means with k centres | seeding by squared distance, then two triangle inequalities | Bachem, arXiv 1703.06476 |
 | one mean | exact | the same |
 
+with leverages and residuals of the full solution, for features $\Phi$ (N, p), targets $Y$ (N, C), $H = \Phi(\Phi^\top\Phi + \lambda I)^{-1}\Phi^\top$:
+
+$$\tau_i = l_i + r_i^\top G^+ r_i, \qquad l_i = H_{ii}, \quad r_i = ((I - H)\,Y)_i, \quad G = Y^\top (I - H)\,Y$$
+
 All in float64 but for distances to centres, which are in the precision of the rows. Slow references: `ridge_plain`, `ridge_exact`,
 `kmeans_plain`, `deviation_plain`.
 """
