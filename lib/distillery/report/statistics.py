@@ -97,14 +97,13 @@ def rank_correlation(ours: list[float], theirs: list[float], draws: int = 2000, 
 
     returns  {'value', 'ci95'}; ci95 None with fewer than four entries, value 0 where one list is constant
     """
-    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
-
-    def spearman(chosen) -> float:
-        a, b = ours[chosen], theirs[chosen]
-        return float(stats.spearmanr(a, b)[0]) if np.ptp(a) and np.ptp(b) else 0.0
-
-    everything, ci95 = np.arange(len(ours)), None
+    ours, theirs, ci95 = np.asarray(ours, float), np.asarray(theirs, float), None
     if len(ours) > 3:
         drawn = np.random.default_rng(seed).integers(len(ours), size=(draws, len(ours)))
-        ci95 = [float(q) for q in np.quantile([spearman(one) for one in drawn], [0.025, 0.975])]
-    return {"value": spearman(everything), "ci95": ci95}
+        ci95 = [float(q) for q in np.quantile([spearman(ours[one], theirs[one]) for one in drawn], [0.025, 0.975])]
+    return {"value": spearman(ours, theirs), "ci95": ci95}
+
+
+def spearman(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Spearman's rank correlation, 0 where one of the two is constant."""
+    return float(stats.spearmanr(ours, theirs)[0]) if np.ptp(ours) and np.ptp(theirs) else 0.0
