@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import seaborn
+import torch
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from distillery import store
 from distillery.report.records import measured
@@ -48,34 +50,18 @@ def palette(names: Iterable[str]) -> dict[str, str]:
     return taken
 
 
-def png(figure) -> bytes:
-    """A figure as PNG, without a software stamp."""
+def save(figure, path: str | Path) -> Path:
+    """Write a figure as PNG without a software stamp, atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def save(figure, path: str | Path) -> Path:
-    """Write a figure as PNG, atomically."""
-    return store.write_bytes(path, png(figure))
-
-
-def tile(images: Tensor, columns: int, pad: int = 1) -> np.ndarray:
-    """Images (N, C, H, W) in [0, 1] as one picture (rows, columns, C or none), white lines between."""
-    array = images.detach().cpu().clamp(0, 1).numpy().transpose(0, 2, 3, 1)  # (N, H, W, C)
-    n, height, width, channels = array.shape
-    rows = -(-n // columns)
-    canvas = np.ones((rows * (height + pad) + pad, columns * (width + pad) + pad, channels), array.dtype)
-    for i, image in enumerate(array):
-        top, left = pad + (i // columns) * (height + pad), pad + (i % columns) * (width + pad)
-        canvas[top : top + height, left : left + width] = image
-    return canvas[..., 0] if channels == 1 else canvas
+    return store.write_bytes(path, buffer.getvalue())
 
 
 def show_tiles(axis, images: Tensor, columns: int, title: str = "", rows: list[str] | None = None) -> None:
-    """Draw a tile of images on an axis; `rows` names the rows at the left."""
-    picture = tile(images, columns)
-    axis.imshow(picture, vmin=0, vmax=1, aspect="equal")
+    """Draw images (N, C, H, W) in [0, 1] side by side, white lines between; `rows` names the rows at the left."""
+    blank = images.new_ones(-len(images) % columns, *images.shape[1:])  # fills the last row
+    picture = make_grid(torch.cat([images, blank]).detach().cpu().clamp(0, 1), columns, padding=1, pad_value=1.0).permute(1, 2, 0)
+    axis.imshow(picture, aspect="equal")
     axis.set_title(title)
     axis.grid(False)
     axis.set_xticks([])
