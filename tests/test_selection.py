@@ -19,6 +19,12 @@ TARGETS = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 0, 1])
 SCORES = torch.tensor([5.0, 1, 3, 9, 4, 7, 3, 2, 1, 8])
 
 
+@pytest.mark.parametrize("choose", [lambda: select(None, 2, rule="random"), lambda: prune(None, 0.5, None, "random")])
+def test_a_choice_of_nothing_is_refused(choose, refused):
+    with refused("scores: None", "accepted"):
+        choose()
+
+
 def test_mean_loss_equals_its_definition(tiny):
     passed = dynamics(ConvNet((1, 8, 8), 3, width=4), tiny, 2, 3, generator(0, "x"), batch=9)
     losses = passed.stats.collected["loss"]  # (E, T, N)

@@ -5,7 +5,6 @@ by the record that the notebook's last cell writes. Bad input gives one line and
 """
 
 import argparse
-import errno
 import logging
 import os
 import re
@@ -153,11 +152,8 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
 
     library = str(Path(__file__).resolve().parents[1])  # so that the kernel finds an uninstalled package too
     os.environ["PYTHONPATH"] = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"results_dir: cannot make {folder}: {error.strerror}; accepted: a writable folder") from error
     executed, temporary = folder / f"{notebook.stem}.executed.ipynb", folder / f".{notebook.stem}.{os.getpid()}.ipynb"
+    _check_writable(executed)
     kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
     try:
         papermill.execute_notebook(str(notebook), str(temporary), given, progress_bar=True, **kernel)
@@ -258,14 +254,14 @@ def _evaluate(arguments) -> int:
 
 def _check_writable(path: Path) -> None:
     """Raise InputError unless a file can be written there; its folder is made."""
+    accepted = "accepted: a file in a writable folder"
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; {accepted}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; accepted: a file in a writable folder") from error
+        raise InputError(f"cannot write {path}: {error.strerror}; {accepted}") from error
 
 
 def _data_check(arguments) -> int:

@@ -50,7 +50,7 @@ def select(
             `check_gamma` refuses, scores for 'proportional' that are negative or of which fewer than n in a class are above 0
     """
     check_positive_int("n", n)
-    total = total or len(targets if targets is not None else scores)
+    total = total or _total(scores, targets)
     _check(scores, total, rule, generator)
     if rule == "flexrand":
         for size in [total] if targets is None else targets.unique(return_counts=True)[1].tolist():
@@ -68,7 +68,7 @@ def prune(
     gamma   of 'flexrand', in [keep / 2, 1 - keep / 2]
     raises  InputError as `select`, and when a class would keep none or has fewer than `keep`
     """
-    total = len(targets if targets is not None else scores)
+    total = _total(scores, targets)
     check_enough_left(keep, targets)
     _check(scores, total, rule, generator)
     if rule == "flexrand":
@@ -108,6 +108,12 @@ def count(keep: float, size: int) -> int:
     """How many samples of a class of `size` the part `keep` is, see `prune`; a number of samples is itself."""
     # 1 - keep is rounded: what lies a billionth below a whole number is that number
     return int(keep) if keep > 1 else size - int((1 - keep) * size + 1e-9)
+
+
+def _total(scores: Tensor | None, targets: Tensor | None) -> int:
+    if scores is None and targets is None:
+        raise InputError("scores: None, without targets; accepted: scores or targets, of which there is one a sample")
+    return len(scores if targets is None else targets)
 
 
 def _check(scores: Tensor | None, total: int, rule: str, generator: Generator | None) -> None:

@@ -70,15 +70,13 @@ class Pool:
         rule   of `selection.py`, in one group, as there are no classes
         score  one of `scores`, '' for a rule that goes by none
         """
-        return [self._tuned(seed, rule, score, gamma, draw) for seed in seeds]
-
-    def _tuned(self, seed: int, rule: str, score: str, gamma: float, draw: int) -> dict:
-        began = time.monotonic()
-        scores = self.scores[score] if score else torch.zeros(len(self.encoded))
-        kept = selection.select(scores, self.budget, None, rule, generator(seed, "text", rule, draw), gamma)
-        order = generator(seed, "text order")
-        model = text.finetune(self.model, self.encoded, kept.tolist(), generator=order, **self.training)
-        return self._judged(model, self.training["steps"], began)
+        scores, results = self.scores[score] if score else torch.zeros(len(self.encoded)), []
+        for seed in seeds:
+            began, order = time.monotonic(), generator(seed, "text order")
+            kept = selection.select(scores, self.budget, None, rule, generator(seed, "text", rule, draw), gamma)
+            model = text.finetune(self.model, self.encoded, kept.tolist(), generator=order, **self.training)
+            results.append(self._judged(model, self.training["steps"], began))
+        return results
 
     def _judged(self, model: nn.Module, steps: int, began: float) -> dict:
         def likelihood(encoded: list[text.Encoded]) -> list[float]:

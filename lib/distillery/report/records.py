@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # that of typing serves from Python 3.12 on
 
 from distillery import store
 from distillery.checks import InputError, check_choice
@@ -196,75 +197,23 @@ def _stamp(data_root: str) -> str:
     return store.canonical([str(root), len(files), sum(file.st_size for file in files), newest])
 
 
-class _Part(BaseModel, strict=True):
-    """What the pages rely on of a part of a record, by its types."""
-
-
-class _Published(_Part):
+# what the pages rely on of a record, by its types
+class _Published(TypedDict):
     mean: float
     std: float | None
-
-
-class _Measured(_Part):
-    value: float
-    n_sets: int
-    std_sets: float | None
-    n_networks: int
-    std_networks: float | None
-
-
-class _Difference(_Part):
+_Spread = {"value": float, "n_sets": int, "std_sets": float | None, "n_networks": int, "std_networks": float | None}
+class _Difference(TypedDict):
     mean: float
     ci95: list[float] | None
     n_pairs: int
-
-
-class _Found(_Part):
-    published: _Published | None
-    measured: _Measured | None
-    difference: _Difference | None
-
-
-class _Claim(_Found):
-    id: str
-    statement: str
-    against: str
-    verdict: Literal[VERDICTS]
-    why: str
-
-
-class _Row(_Found):
-    method: str
-    ipc: int | None
-    accuracies: list[list[float]]
-    steps: int
-    seconds: float
-
-
-class _Data(_Part):
-    label: str
-    train: int
-    test: int
-
-
-class _Costs(_Part):
-    seconds_all_runs: float = 0.0
-    seconds_scoring: float = 0.0
-    samples_all_runs: int = 0
-    runs_computed: int = 0
-    runs_reused: int = 0
-
-
-class _Record(_Part):
-    notebook: str
-    key: str
-    scale: Literal[SCALES]
-    data: _Data
-    claims: list[_Claim]
-    rows: list[_Row]
-    missing: list[dict]
-    costs: _Costs
-    provenance: dict
+_found = {"published": _Published | None, "measured": TypedDict("_Measured", _Spread) | None, "difference": _Difference | None}
+_Claim = TypedDict("_Claim", _found | {"id": str, "statement": str, "against": str, "verdict": Literal[VERDICTS], "why": str})
+_Row = TypedDict("_Row", _found | {"method": str, "ipc": int | None, "accuracies": list[list[float]], "steps": int, "seconds": float})
+_counts = dict.fromkeys(("samples_all_runs", "runs_computed", "runs_reused"), int)
+_costs = dict.fromkeys(("seconds_all_runs", "seconds_scoring"), float) | _counts
+_parts = {"notebook": str, "key": str, "scale": Literal[SCALES], "missing": list[dict], "provenance": dict}
+_parts |= {"data": TypedDict("_Data", {"label": str, "train": int, "test": int}), "costs": TypedDict("_Costs", _costs, total=False)}
+_RECORD = TypeAdapter(TypedDict("_Record", _parts | {"claims": list[_Claim], "rows": list[_Row]}))
 
 
 def _check(path: Path, record) -> None:
@@ -272,7 +221,7 @@ def _check(path: Path, record) -> None:
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise InputError(f"{path} is no record; accepted: a JSON object with schema {SCHEMA}")
     try:
-        _Record.model_validate(record)
+        _RECORD.validate_python(record, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; accepted: a record as it was written") from error
