@@ -68,17 +68,13 @@ def kept_bytes(function: Callable):
     sizes: dict[int, int] = {}
     now = most = 0
 
-    class Box:
-        def __init__(self, tensor: Tensor):
-            self.tensor = tensor
-
     def release(key: int) -> None:
         nonlocal now
         alive[key] -= 1
         if not alive[key]:
             now -= sizes[key]
 
-    def pack(tensor: Tensor) -> Box:
+    def pack(tensor: Tensor) -> Tensor:
         nonlocal now, most
         storage = tensor.untyped_storage()
         key = storage.data_ptr()
@@ -87,11 +83,11 @@ def kept_bytes(function: Callable):
             now += sizes[key]
             most = max(most, now)
         alive[key] += 1
-        box = Box(tensor.detach())
-        weakref.finalize(box, release, key)
-        return box
+        saved = tensor.detach()
+        weakref.finalize(saved, release, key)
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         result = function()
     return result, most
 

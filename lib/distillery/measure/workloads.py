@@ -5,6 +5,7 @@ time, float32, uncompiled. Fast: what experiments run with the given options.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -76,9 +77,8 @@ def distribution_step(
     network: ConvNet, precision: str, compiled: bool, images: ImageSet, ipc: int, batch: int, augmentation: str = DSA
 ) -> Paths:
     """One DM gradient on the pixels of ipc images a class."""
-    objective = DistributionMatching(
-        MixedPrecision(network, compiled=compiled), batch, augmentation, MixedPrecision(network, precision, compiled)
-    )
+    synthetic, real = MixedPrecision(network, compiled=compiled), MixedPrecision(network, precision, compiled)
+    objective = DistributionMatching(synthetic, batch, augmentation, real)
 
     def plain(params, real, weights, grouped, labels, drawn):
         return distribution_loss_plain(network, params, real, weights, grouped, drawn)
@@ -90,14 +90,9 @@ def gradient_step(
     network: ConvNet, precision: str, compiled: bool, images: ImageSet, ipc: int, batch: int, augmentation: str = DSA
 ) -> Paths:
     """One DC gradient on the pixels of ipc images a class, at a fresh network."""
-    real_network = MixedPrecision(network, precision, compiled)
-    objective = GradientMatching(network, 1, 1, batch, augmentation, real_network=real_network)
-
-    def plain(params, real, weights, grouped, labels, drawn):
-        return gradient_loss_plain(network, params, real, weights, grouped, labels, drawn)
-
+    objective = GradientMatching(network, 1, 1, batch, augmentation, real_network=MixedPrecision(network, precision, compiled))
     spent = {"updates": torch.tensor(1)}  # the next step draws a fresh network
-    return _matching(network, objective, spent, 3, plain, images, ipc, batch, augmentation)
+    return _matching(network, objective, spent, 3, partial(gradient_loss_plain, network), images, ipc, batch, augmentation)
 
 
 def _matching(network, objective, state, streams, plain_loss, images: ImageSet, ipc, batch, augmentation) -> Paths:

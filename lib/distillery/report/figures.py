@@ -62,10 +62,8 @@ def show_tiles(axis, images: Tensor, columns: int, title: str = "", rows: list[s
     blank = images.new_ones(-len(images) % columns, *images.shape[1:])  # fills the last row
     picture = make_grid(torch.cat([images, blank]).detach().cpu().clamp(0, 1), columns, padding=1, pad_value=1.0).permute(1, 2, 0)
     axis.imshow(picture, aspect="equal")
-    axis.set_title(title)
+    axis.set(title=title, xticks=[], yticks=[])
     axis.grid(False)
-    axis.set_xticks([])
-    axis.set_yticks([])
     axis.spines[:].set_visible(False)
     if rows:
         step = picture.shape[0] / len(rows)
@@ -88,13 +86,11 @@ def accuracy_bars(axis, rows: list[dict], colors: dict[str, str] | None = None) 
         axis.plot(means, [i] * len(means), ".", color=INK, markersize=4)
         if row.get("published"):
             axis.plot(100 * row["published"]["mean"], i, "D", color="white", markeredgecolor=INK, markersize=5)
-        within = mean > 0.25 * longest  # the value stands in its bar, or beside a short one
-        where = (
-            {"xy": (0, i), "xytext": (5, 0), "color": "white", "weight": "bold"}
-            if within
-            else {"xy": (max(*means, mean + spread), i), "xytext": (5, 0), "color": INK}
-        )
-        axis.annotate(f"{mean:.1f}", textcoords="offset points", va="center", fontsize=9, **where)
+        how = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+        if mean > 0.25 * longest:  # the value stands in its bar
+            axis.annotate(f"{mean:.1f}", (0, i), color="white", weight="bold", **how)
+        else:
+            axis.annotate(f"{mean:.1f}", (max(*means, mean + spread), i), color=INK, **how)
     axis.set_yticks(range(len(rows)), [row["method"] for row in rows])
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
@@ -117,9 +113,8 @@ def intervals(axis, gaps: dict[str, dict | None], against: str, color: str | Non
             axis.plot(100 * gap["mean"], i, "o", color=color, ms=6)
     axis.axvline(0, color=INK, lw=0.8)
     axis.set_yticks(range(len(gaps)), list(gaps))
-    axis.set_ylim(len(gaps) - 0.5, -0.5)
+    axis.set(ylim=(len(gaps) - 0.5, -0.5), xlabel=f"points to {against}")
     axis.grid(axis="y", visible=False)
-    axis.set_xlabel(f"points to {against}")
 
 
 def differences(axis, gaps: dict[str, dict[str, dict | None]], xlabel: str) -> None:

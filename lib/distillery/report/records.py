@@ -201,11 +201,17 @@ def _stamp(data_root: str) -> str:
 class _Published(TypedDict):
     mean: float
     std: float | None
+
+
 _Spread = {"value": float, "n_sets": int, "std_sets": float | None, "n_networks": int, "std_networks": float | None}
+
+
 class _Difference(TypedDict):
     mean: float
     ci95: list[float] | None
     n_pairs: int
+
+
 _found = {"published": _Published | None, "measured": TypedDict("_Measured", _Spread) | None, "difference": _Difference | None}
 _Claim = TypedDict("_Claim", _found | {"id": str, "statement": str, "against": str, "verdict": Literal[VERDICTS], "why": str})
 _Row = TypedDict("_Row", _found | {"method": str, "ipc": int | None, "accuracies": list[list[float]], "steps": int, "seconds": float})

@@ -36,19 +36,17 @@ def settings_page() -> str:
     for method in METHODS.values():
         if not (method.common or method.published or method.numbers):
             continue
-        parts += ["", f"## {method.name}", "", f"{_sentence(method)} Paper: {_paper(method)}. Settings: {method.source or 'none'}."]
+        sentence = " ".join((type(method).__doc__ or "").split("\n\n")[0].split())
+        parts += ["", f"## {method.name}", "", f"{sentence} Paper: {_paper(method)}. Settings: {method.source or 'none'}."]
         if method.common:
             parts += ["", f"Everywhere: {_settings(method.common)}."]
-        rows = [
-            [
-                dataset,
-                "any other" if size == ANY and method.makes_set else size,
-                _settings(_cell(method, dataset, size)) or "-",
-                _number(method, dataset, size),
-            ]
-            for dataset in dict.fromkeys([*method.published, *method.numbers])
-            for size in sorted({*method.published.get(dataset, {}), *method.numbers.get(dataset, {})})
-        ]
+        rows = []
+        for dataset in dict.fromkeys([*method.published, *method.numbers]):
+            cells, numbers = method.published.get(dataset, {}), method.numbers.get(dataset, {})
+            for size in sorted({*cells, *numbers}):
+                shown = "any other" if size == ANY and method.makes_set else size
+                number = "{} ± {}".format(*numbers[size]) if size in numbers else "-"
+                rows.append([dataset, shown, _settings(cells.get(size, cells.get(ANY, {}))) or "-", number])
         if rows:
             parts += ["", markdown(["data set", "size", "settings beside those", "accuracy"], rows)]
     return "\n".join(parts) + "\n"
@@ -56,21 +54,6 @@ def settings_page() -> str:
 
 def _paper(method) -> str:
     return f"[{method.paper}](https://arxiv.org/abs/{method.paper})" if method.paper else "-"
-
-
-def _sentence(method) -> str:
-    """The first sentence of a method's docstring."""
-    return " ".join((type(method).__doc__ or "").split("\n\n")[0].split())
-
-
-def _cell(method, dataset: str, size: int) -> dict:
-    cells = method.published.get(dataset, {})
-    return cells.get(size, cells.get(ANY, {}))
-
-
-def _number(method, dataset: str, size: int) -> str:
-    found = method.numbers.get(dataset, {}).get(size)
-    return f"{found[0]} ± {found[1]}" if found else "-"
 
 
 def _settings(values: dict) -> str:
