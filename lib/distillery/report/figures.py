@@ -60,7 +60,8 @@ def save(figure, path: str | Path) -> Path:
 def show_tiles(axis, images: Tensor, columns: int, title: str = "", rows: list[str] | None = None) -> None:
     """Draw images (N, C, H, W) in [0, 1] side by side, white lines between; `rows` names the rows at the left."""
     blank = images.new_ones(-len(images) % columns, *images.shape[1:])  # fills the last row
-    picture = make_grid(torch.cat([images, blank]).detach().cpu().clamp(0, 1), columns, padding=1, pad_value=1.0).permute(1, 2, 0)
+    shown = torch.cat([images, blank]).detach().cpu().clamp(0, 1)
+    picture = make_grid(shown, columns, padding=1, pad_value=1.0).permute(1, 2, 0).numpy()
     axis.imshow(picture, aspect="equal")
     axis.set(title=title, xticks=[], yticks=[])
     axis.grid(False)
