@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distillery import cli, report
+from distillery import cli, data
 from distillery.checks import InputError
 from distillery.notebook import parameters
 from distillery.notebook.types import Count, Device
@@ -32,9 +32,10 @@ if fail != "no record":
     folder = parameters.results_root(P.results_dir) / P.scale / "tiny" / "made-up"
     (folder / "starts").mkdir(parents=True, exist_ok=True)
     (folder / "starts" / str(os.getpid())).touch()
+    missing = [{"seed": 1}] if fail == "missing" else []
     claim = records.claim("c", "ours is better", "nobody", [[0.9], [0.92]], [[0.1], [0.11]], against="random")
     records.write(folder / "record.json", notebook="tiny", key=records.record_key("tiny", vars(P)), scale=P.scale,
-                  parameters=vars(P), claims=[claim], rows=[], costs={}, data={"label": "made-up"}, missing=[])
+                  parameters=vars(P), claims=[claim], rows=[], costs={}, data={"label": "made-up", "train": 9, "test": 5}, missing=missing)
 """
 
 
@@ -97,6 +98,34 @@ def test_a_results_folder_that_cannot_be_written(tiny, monkeypatch, capsys):
     assert "cannot write" in (line := capsys.readouterr().err) and "Permission denied" in line and "accepted" in line
 
 
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--seed", "-1"], "--seed: -1"),
+        (["--seeds", "0"], "--seeds: 0"),
+        (["--epochs", "-1"], "--epochs: -1"),
+        (["--width", "0"], "--width: 0"),
+        (["--networks", "0"], "--networks: 0"),
+        (["--max-side", "-8"], "--max-side: -8"),
+        (["--json", "set.pt/rows.json"], "cannot write set.pt/rows.json"),
+        (["--json", "."], "cannot write ."),
+    ],
+)
+def test_evaluate_refuses_before_compute_is_spent(tmp_path, monkeypatch, capsys, words, named):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("data were loaded"))
+    Path("set.pt").touch()
+    assert cli.main(["evaluate", "set.pt", "--dataset", "digits", *words]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert named in line and "accepted" in line and [path.name for path in tmp_path.iterdir()] == ["set.pt"]
+
+
+def test_a_summary_without_claims(capsys):
+    record = {"path": "a/b/record.json", "claims": [], "missing": [], "scale": "smoke", "data": {"label": "x"}}
+    cli._summary(record, "tiny")
+    assert "tiny on x" in capsys.readouterr().out
+
+
 def test_unknown_notebook(capsys):
     assert cli.main(["run", "99_nothing"]) == 2
     assert "00_quickstart" in capsys.readouterr().err
@@ -115,6 +144,17 @@ def test_done_by_its_record_and_only_once(tiny, run):
     assert cli.main(["report"]) == 0
 
 
+def test_a_complete_record_stays_beside_an_incomplete_run(tiny, run):
+    assert run("run", tiny)[0] == 0
+    [kept] = (tiny.parent / "results").rglob("record.json")
+    before = kept.read_bytes()
+    for _ in range(2):  # an incomplete run is not done
+        code, out, _ = run("run", tiny, "-p", "fail", "missing")
+        assert code == 0 and "1 run(s) are not run" in out and kept.read_bytes() == before
+    assert len(list(kept.parent.glob("record.*.json"))) == 1
+    assert "is done" in run("run", tiny)[1]
+
+
 @pytest.mark.parametrize("fail, code", [("input", 2), ("crash", 1), ("mute", 1), ("die", 1), ("no record", 1)])
 def test_failures_are_one_line(tiny, run, fail, code):
     got, _, errors = (apart if fail == "die" else run)("run", tiny, "-p", "fail", fail)
@@ -128,24 +168,6 @@ def test_failures_are_one_line(tiny, run, fail, code):
 def test_report_without_records(tmp_path, capsys):
     assert cli.main(["report", "--results", str(tmp_path)]) == 2
     assert "no record" in capsys.readouterr().err
-
-
-def test_report_renews_what_is_generated(tmp_path, monkeypatch, capsys):
-    claims = [report.claim("c", "it holds", "nobody", None, None, against="random")]
-    more = {"parameters": {}, "rows": [], "costs": {}, "data": {"label": "x", "train": 9}, "missing": []}
-    folder = tmp_path / "results" / "small" / "tiny" / "x"
-    report.write(folder / "record.json", notebook="tiny", key="k", scale="small", claims=claims, **more)
-    (tmp_path / "results" / "headlines.yaml").write_text("[{notebook: tiny, claim: c, paper: much}]")
-    page = tmp_path / "README.md"
-    page.write_text("before\n<!-- headlines: generated -->\nstale\n<!-- headlines: end -->\nafter\n")
-    monkeypatch.setattr(cli, "ROOT", tmp_path)
-    assert cli.main(["report", "--write"]) == 0
-    text = page.read_text()
-    assert "it holds" in text and "not run" in text and "much" in text and "stale" not in text
-    assert text.startswith("before") and text.endswith("after\n")
-    assert "it holds" in (tmp_path / "results" / "tiny.md").read_text()
-    assert "wrote README.md" in capsys.readouterr().out
-    assert cli.main(["report", "--write"]) == 0 and "nothing changed" in capsys.readouterr().out
 
 
 def test_settings_of_a_notebook():

@@ -66,6 +66,23 @@ def test_every_link_leads_somewhere(page):
     assert not gone
 
 
+def test_links_to_lines_lead_to_equations():
+    """The five that a reader looks for; `distillery report --write` renews the numbers."""
+    links = re.findall(r'\((lib/[\w./]+)#L(\d+) "([^"]+)"\)', PAGES["README.md"])
+    for path, line, words in links:
+        found = (ROOT / path).read_text().splitlines()[int(line) - 1]
+        assert found.startswith("$$") and words in found, f"{path}#L{line}: {found}"
+    files = ("matching/effects", "selection", "training/optimizers", "methods/mkdt", "scores/sensitivity")
+    assert [path for path, *_ in links] == [f"lib/distillery/{file}.py" for file in files]
+
+
+def test_pictures_are_those_of_the_committed_record():
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", PAGES["README.md"])
+    folders = {(ROOT / picture).parent for picture in pictures}
+    assert pictures and folders == {ROOT / "results" / "small" / "01_bilp" / "cifar10"}
+    assert all((folder / "record.json").is_file() for folder in folders) and all((ROOT / one).is_file() for one in pictures)
+
+
 def test_the_readme_is_a_page():
     assert len(PAGES["README.md"].splitlines()) <= 200
 

@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distillery import data, report
+from distillery import data
 from distillery.encoders import pretrained
 from distillery.evaluation import FineTuning, Protocol
 from distillery.experiment import Experiment
 from distillery.networks import ConvNet
 from distillery.networks.encoder import Encoder
 from distillery.recipe import Evaluate, Prune, Recipe
+from distillery.report.records import best_of
 from distillery.runs import Runs
 from distillery.scores import SCORES, cached, complexity, dynamics
 from distillery.scores.cached import CachedScores, ScoreSettings
@@ -234,7 +235,7 @@ def test_the_best_of_several_results(refused):
         return {"validation": [validation], "accuracies": [test]}
 
     a, b = [result(0.5, 0.9), result(0.6, 0.4), None], [result(0.5, 0.95), result(0.7, 0.3), result(0.9, 0.9)]
-    assert report.best_of([a, b]) == [a[0], b[1], None]
-    assert report.best_of([a, b], "accuracies") == [b[0], a[1], None]
+    assert best_of([a, b]) == [a[0], b[1], None]
+    assert best_of([a, b], "accuracies") == [b[0], a[1], None]
     with refused("luck"):
-        report.best_of([a, b], "luck")
+        best_of([a, b], "luck")

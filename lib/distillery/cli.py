@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -66,7 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     report = command("report", _report, "print the claim table of all records")
     report.add_argument("--results", default="", help="results folder (default: that of the repository)")
     report.add_argument("--scale", default="", help="only this scale")
-    report.add_argument("--write", action="store_true", help="renew the generated pages of the checkout: results/*.md, README, first cells")
+    report.add_argument(
+        "--write", action="store_true", help="renew what is generated: *.md of the results folder, README and first cells beside it"
+    )
     methods = command("methods", _methods, "what combines with what")
     methods.add_argument("--settings", action="store_true", help="published settings of every method, with their sources")
     judge = command("evaluate", _evaluate, "test accuracy of a finished set, beside random images")
@@ -101,14 +104,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments) -> int:
-    from distillery import report
     from distillery.notebook import parameters
+    from distillery.report import records
 
     notebook = _find(arguments.notebook)
     given, values = parameters.planned(notebook, _given(arguments, parameters.declared(notebook)[0]))
     name = notebook.stem
     folder = parameters.results_root(values.get("results_dir", "")) / values.get("scale", "smoke") / name
-    key = report.record_key(name, values)
+    key = records.record_key(name, values)
     done = [record for record in _records(folder, key) if not record.get("missing")]
     if done and not arguments.again:
         print(f"{name} is done with these parameters, record {done[0]['path']} (--again executes it once more)")
@@ -161,9 +164,11 @@ def _sweep(arguments) -> int:
 
 
 def _records(folder: Path, key: str) -> list[dict]:
-    from distillery import report
+    """Records of a notebook's runs with these parameters; an incomplete one beside a complete one comes first, as it is the newer."""
+    from distillery.report import records
 
-    return [r for r in report.find(folder.parents[1]) if Path(r["path"]).parents[1] == folder and r.get("key") == key]
+    found = records.find(folder.parents[1], name="record*.json")
+    return [one for one in found if Path(one["path"]).parents[1] == folder and one["key"] == key]
 
 
 def _execute(notebook: Path, given: dict, folder: Path) -> int:
@@ -177,6 +182,7 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
     library = str(Path(__file__).resolve().parents[1])  # so that the kernel finds an uninstalled package too
     os.environ["PYTHONPATH"] = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
     executed, temporary = folder / f"{notebook.stem}.executed.ipynb", folder / f".{notebook.stem}.{os.getpid()}.ipynb"
+    _check_writable(executed)
     kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
     try:
         papermill.execute_notebook(str(notebook), str(temporary), given, progress_bar=True, **kernel)
@@ -199,14 +205,13 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
 
 
 def _summary(record: dict, name: str) -> None:
+    from distillery.report import tables
+
     folder = Path(record["path"]).parent
-    width = max(len(one["statement"]) for one in record["claims"])
+    width = max((len(one["statement"]) for one in record["claims"]), default=0)
     print(f"\n{name} on {record['data']['label']}, {record['scale']} scale:")
     for one in record["claims"]:
-        gap, shown = one["difference"], ""
-        if gap and gap["ci95"]:
-            shown = f"  {100 * gap['mean']:+.1f} points [{100 * gap['ci95'][0]:+.1f}, {100 * gap['ci95'][1]:+.1f}]"
-        print(f"  {one['statement']:<{width}}  {one['verdict']}{shown}")
+        print(f"  {one['statement']:<{width}}  {one['verdict']}  {tables.found(one)[1]}".rstrip())
     if record["missing"]:
         print(f"  {len(record['missing'])} run(s) are not run; the same command goes on with them")
     print(f"\npictures and record: {folder}\nexecuted notebook:   {folder.parent / (name + '.executed.ipynb')}")
@@ -215,18 +220,24 @@ def _summary(record: dict, name: str) -> None:
 
 
 def _report(arguments) -> int:
-    from distillery import report
     from distillery.notebook import parameters
-    from distillery.report import pages
+    from distillery.report import pages, records, tables
 
     if arguments.write:
-        changed = pages.write(ROOT)
-        print("\n".join(f"wrote {path.relative_to(ROOT)}" for path in changed) or "nothing changed")
+        if arguments.scale:
+            raise InputError(f"--scale: {arguments.scale!r} with --write, which writes all scales; accepted: one of the two")
+        changed = pages.write(arguments.results or ROOT / "results")
+        print("\n".join(f"wrote {os.path.relpath(path)}" for path in changed) or "nothing changed")
         return 0
-    found = [one for one in report.find(parameters.results_root(arguments.results)) if arguments.scale in ("", one["scale"])]
+
+    def warn(error: InputError) -> None:
+        print(f"warning: {error}; it is left out", file=sys.stderr)
+
+    found = records.find(parameters.results_root(arguments.results), warn)
+    found = [one for one in found if arguments.scale in ("", one["scale"])]
     if not found:
         raise InputError("no record found; accepted: a results folder after `distillery run`")
-    print(report.table(found))
+    print(tables.table(found))
     return 0
 
 
@@ -238,14 +249,22 @@ def _methods(arguments) -> int:
 
 
 def _evaluate(arguments) -> int:
-    from distillery import checks, data, report, store
+    from distillery import checks, data, store
     from distillery.data import external
     from distillery.evaluation import Protocol
     from distillery.networks import ConvNet
     from distillery.notebook import parameters
+    from distillery.report import external as judged
+    from distillery.report import tables
     from distillery.training.dsa import DSA, DSA_NO_FLIP
 
-    checks.check_positive_int("seeds", arguments.seeds)
+    for name in ("seeds", "networks", "width"):
+        checks.check_positive_int(f"--{name}", getattr(arguments, name))
+    for name in ("seed", "epochs", "max_side"):
+        if getattr(arguments, name) < 0:
+            raise InputError(f"--{name.replace('_', '-')}: {getattr(arguments, name)}; accepted: a whole number of at least 0")
+    if arguments.json:
+        _check_writable(Path(arguments.json))
     families = "" if arguments.no_augmentation else DSA_NO_FLIP if arguments.no_flip else DSA
     protocol = Protocol(arguments.networks, arguments.epochs, augmentation=families, loss=arguments.loss)
     device = parameters.device(arguments.device)
@@ -253,14 +272,26 @@ def _evaluate(arguments) -> int:
     splits = data.load(arguments.dataset, arguments.data_root, **options, progress=sys.stderr.isatty()).to(device)
     made = external.read(arguments.file, arguments.labels, arguments.pixels, splits)
     network = ConvNet(splits.train.shape, len(splits.train.classes), arguments.width)
-    rows = report.compare_with_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
+    rows = judged.compare_with_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
     print(f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers")
     print(f"{network.name}, E {protocol.epochs}, {protocol.loss}, augmentation {protocol.augmentation or 'none'}, final weights\n")
     for row in rows:
-        print(f"  {row['method']:<8} {report.percent(row['measured'])}")
+        print(f"  {row['method']:<8} {tables.percent(row['measured'])}")
     if arguments.json:
         store.write_json(arguments.json, {"rows": rows, "protocol": protocol.spec(), "network": network.spec()})
     return 0
+
+
+def _check_writable(path: Path) -> None:
+    """Raise InputError unless a file can be written there; its folder is made."""
+    accepted = "accepted: a file in a writable folder"
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; {accepted}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; {accepted}") from error
 
 
 def _data_check(arguments) -> int:

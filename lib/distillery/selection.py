@@ -1,4 +1,4 @@
-"""From scores to indices: which real samples are kept, as a smaller training set or as the start of a distilled one.
+r"""From scores to indices: which real samples are kept, as a smaller training set or as the start of a distilled one.
 
 Scores are (N,), high = hard. Greedy methods (herding, k-center, D2) put their rank in place of the score, so keeping the lowest keeps the
 first chosen. Selection is per class unless there are no classes.
@@ -8,9 +8,13 @@ first chosen. Selection is per class unless there are no classes.
 | lowest, highest | the easiest, the hardest | top-K |
 | middle | the band around the median; with the distance to the prototype, Moderate | Xia, ICLR 2023 |
 | random | | |
-| flexrand | half of the budget at random from the easy part gamma of a class, half from the rest | DLC, arXiv 2402.05356 |
+| flexrand | half of the budget at random from the easy part gamma of a class, half from the rest | below |
 | coverage | as many from each of 50 strata of equal width in score | CCS, Zheng, ICLR 2023 |
 | proportional | distinct samples, one after another with chances in proportion to the score | Gumbel top-k, Kool, ICML 2019 |
+
+FlexRand (DLC, arXiv 2402.05356): of the $N$ samples of a class, in the order $\pi$ of their scores, $n$ are drawn without putting back,
+
+$$E = \{\pi_1, \dots, \pi_{[\gamma N]}\}, \quad H = \{\pi_{[\gamma N]+1}, \dots, \pi_N\}, \qquad n/2 \text{ uniformly from } E,\; n/2 \text{ from } H$$
 
 Slow references: `flexrand_plain`, `coverage_plain`, `proportional_plain`.
 """

@@ -7,7 +7,8 @@ bare loop over nn.Module. Gates that lean on a feature of a processor hold only 
 import sys
 from pathlib import Path
 
-from distillery import report, store
+from distillery import store
+from distillery.report.provenance import provenance as of_this_machine
 
 SLACK = 1.1  # a twin may cost so many times the bare loop
 
@@ -51,7 +52,7 @@ def markdown(found: dict) -> str:
 
 
 def main(source: str, folder: str) -> int:
-    run, provenance = store.read_json(Path(source)), report.provenance()
+    run, provenance = store.read_json(Path(source)), of_this_machine()
     device = "cuda" if provenance["gpu"] else "cpu"
     provenance["threads"] = provenance["threads"] if provenance["gpu"] else provenance["cpu_count"]
     found = {"schema": 1, "device": device, "provenance": provenance, "works": works(run, provenance["cpu_flags"])}

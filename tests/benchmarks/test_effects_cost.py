@@ -8,12 +8,50 @@ from published_shapes import DEVICE
 from scipy.stats import spearmanr
 
 from distillery.data import ImageSet, fit_standardize
-from distillery.measure import workloads
+from distillery.data.synthetic import Synthetic
+from distillery.matching.distribution import DistributionMatching
+from distillery.matching.effects import treatment_effects, treatment_effects_plain
+from distillery.matching.gradient import GradientMatching
+from distillery.matching.step import StepContext
+from distillery.measure.workloads import first_of_class
 from distillery.networks import ConvNet
+from distillery.sampling import RealBatches, TreatmentEffect, Uniform
 from distillery.seeds import generator
+from distillery.training.dsa import draw
 
 PERIOD = {"DM": 100, "DC": 100}  # steps between two looks, at which level two adds at most a tenth
 PATHS = ("plain", "fast")
+
+
+OBJECTIVES = {"distribution": DistributionMatching, "gradient": GradientMatching}
+
+
+def treatment(network, matching, images, n, augmentation=""):
+    """The effects of n real images of the first class on one stored image, at a fresh network."""
+    objective, device = OBJECTIVES[matching](network, augmentation=augmentation), images.device
+    params = {name: value.to(device) for name, value in network.init(generator(0, "effects"), 1).items()}
+    label = torch.zeros(1, dtype=torch.int64)
+    drawn = draw(augmentation, 1, 1, generator(1, "effects"), siamese=True)
+    members = images.of_class(0)
+    made = Synthetic({"images": images.batch(members[:1]), "targets": label.to(device)})
+    real, weights = RealBatches(images, Uniform(images.targets), generator(0, "real")).classes(label, n)
+    given = objective, StepContext(params, label.to(device), drawn), made, real, weights
+    return {"plain": lambda: treatment_effects_plain(*given), "fast": lambda: treatment_effects(*given)}
+
+
+def level_two(network, matching, images, batch, every):
+    """`every` steps at one stored image a class: without treatment effects ('plain'), and with one look at them ('fast')."""
+    made = first_of_class(images, 1)
+    objective = OBJECTIVES[matching](network, batch=batch)
+
+    def steps(sampler) -> None:
+        state = objective.start(made, generator(0, "start"))
+        for i in range(every):
+            sampler.refresh(i, objective, state, made)
+            drawn = RealBatches(images, sampler, generator(0, "real", i))
+            _, state, _ = objective.step(made, state, drawn, generator(0, "step", i))
+
+    return {"plain": lambda: steps(Uniform(images.targets)), "fast": lambda: steps(TreatmentEffect(images.targets, 0.2, every))}
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +64,9 @@ def small():
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("matching", workloads.OBJECTIVES)
+@pytest.mark.parametrize("matching", OBJECTIVES)
 def test_effects_of_256_images(measure, small, matching, path):
-    paths = workloads.treatment(small[0], matching, small[1], 256)
+    paths = treatment(small[0], matching, small[1], 256)
     if path == "fast":
         ours, plain = (paths[one]()[0].cpu() for one in PATHS)
         assert spearmanr(ours, plain)[0] > 0.99
@@ -36,9 +74,9 @@ def test_effects_of_256_images(measure, small, matching, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("matching", workloads.OBJECTIVES)
+@pytest.mark.parametrize("matching", OBJECTIVES)
 def test_level_two_adds_a_tenth(measure, small, matching, path):
     every = PERIOD[matching]
-    paths = workloads.level_two(*small[:1], matching, small[1], 256, every)
+    paths = level_two(*small[:1], matching, small[1], 256, every)
     name = f"{matching} step with effects every {every} steps, 256 images, 8 x 8"
     measure(name, path, paths[path], 1 / 1.1, per=every, rounds=5)

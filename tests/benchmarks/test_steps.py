@@ -15,7 +15,9 @@ from distillery.measure import workloads
 from distillery.networks import ConvNet
 from distillery.networks.precision import MixedPrecision
 from distillery.seeds import generator
+from distillery.training import train
 from distillery.training.dsa import DSA, augment, draw
+from distillery.training.optimizers import SGD
 
 PATHS = ("bare", "plain", "fast")
 BF16 = ("avx512_bf16", "amx_bf16")  # CPUs that multiply bfloat16 faster than float32
@@ -80,13 +82,33 @@ def test_smoke_training_of_10_networks(measure, path, batch, least):
     measure(f"10 networks, 8 x 8, width 32, step of {batch}", path, work, least, per=10, rounds=9)
 
 
+def scores(network, source, k, batch):
+    """One epoch of k networks over `source`, both by `train`: plain without and fast with the mean loss of every image."""
+    params = {name: value.to(source.images.device) for name, value in network.init(generator(0, "stack"), k).items()}
+
+    def path(collect):
+        return lambda: train(
+            network,
+            params,
+            source,
+            optimizer=SGD(),
+            generator=generator(0, "order"),
+            epochs=1,
+            batch=batch,
+            collect=collect,
+            collect_mean=True,
+        )
+
+    return {"plain": path(()), "fast": path(("loss",))}
+
+
 @pytest.mark.parametrize("path", ["plain", "fast"])
 def test_scores(measure, path):
     """Scores may cost 1.1 times the training they are taken from, at small steps, where they cost most."""
     small, stream = ConvNet((1, 8, 8), 10, 32), generator(0, "scores")
     images = torch.randn(320, 1, 8, 8, generator=stream)
     source = TensorSource(images.to(DEVICE), torch.randint(10, (320,), generator=stream).to(DEVICE))
-    work = workloads.scores(small, source, 5, 64)[path]
+    work = scores(small, source, 5, 64)[path]
     measure("5 networks, 8 x 8, step of 64, with scores", path, work, 1 / 1.1, per=5, rounds=20)
 
 

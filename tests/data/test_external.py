@@ -12,7 +12,7 @@ from distillery.data import external, load, synthetic
 from distillery.data.synthetic import Synthetic
 from distillery.evaluation import Protocol
 from distillery.networks import ConvNet
-from distillery.report import compare_with_random
+from distillery.report.external import compare_with_random
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,3 @@ def test_training_and_evaluation_run(tiny):
         for run in paths.values():
             run()
     assert len(paths["fast"]()) == len(paths["plain"]()) == 2
-
-
-def test_scores_do_not_change_the_training(tiny):
-    network = ConvNet(tiny.shape, 3, width=4, depth=1)
-    paths = workloads.scores(network, workloads.first_of_class(tiny, 4).source(), 2, 5)
-    (plain, none), (fast, stats) = paths["plain"](), paths["fast"]()
-    assert all(torch.equal(fast[name], plain[name]) for name in plain)
-    assert not none.collected and stats.collected["loss"].shape == (1, 2, 12)

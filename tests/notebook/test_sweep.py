@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 
-from distillery import cli, report
+from distillery import cli
 from distillery.notebook import sweep
+from distillery.report import records
 
 ROOT = Path(__file__).resolve().parents[2]
 BODY = """
@@ -25,7 +26,7 @@ if P.fail == "crash":
 claim = records.claim("c", "ours is better", "nobody", [[0.9], [0.92]], [[0.1], [0.11]], against="random")
 records.write(folder / P.scale / "tiny" / "made-up" / "record.json", notebook="tiny", key=records.record_key("tiny", vars(P)),
               scale=P.scale, parameters=vars(P), claims=[claim], rows=[], costs={},
-              data={"label": "made-up"}, missing=[])
+              data={"label": "made-up", "train": 9, "test": 5}, missing=[])
 """
 # in place of `distillery run NOTEBOOK -f FILE`: it notes its start, fails as asked, or leaves the record that is laid out for it
 STUB = """
@@ -71,12 +72,19 @@ def cells(path):
 def stub(monkeypatch):
     """Run STUB in place of notebooks; call it with a grid to lay out the records that its cells leave."""
     monkeypatch.setattr(sweep, "COMMAND", sweep.TIED + STUB)
-    claim = report.claim("c", "ours is better", "nobody", [[0.9], [0.92]], [[0.1], [0.11]], against="random")
+    claim = records.claim("c", "ours is better", "nobody", [[0.9], [0.92]], [[0.1], [0.11]], against="random")
 
     def lay_out(path):
         for cell in cells(path):
-            made = {"parameters": {}, "claims": [claim], "rows": [], "costs": {}, "data": {}, "missing": []}
-            report.write(path.parent / "laid out" / cell.name, notebook="tiny", key=cell.key, scale="smoke", **made)
+            made = {
+                "parameters": {},
+                "claims": [claim],
+                "rows": [],
+                "costs": {},
+                "data": {"label": "x", "train": 1, "test": 1},
+                "missing": [],
+            }
+            records.write(path.parent / "laid out" / cell.name, notebook="tiny", key=cell.key, scale="smoke", **made)
         return path
 
     return lay_out
@@ -193,7 +201,7 @@ def test_states_are_read_from_record_and_log(grid):
     assert cell.state()["status"] == "not run"
 
     def leave(missing, log):
-        report.write(
+        records.write(
             cell.folder / "smoke" / "tiny" / "x" / "record.json",
             notebook="tiny",
             key=cell.key,
@@ -202,7 +210,7 @@ def test_states_are_read_from_record_and_log(grid):
             claims=[],
             rows=[],
             costs={},
-            data={},
+            data={"label": "x", "train": 1, "test": 1},
             missing=missing,
         )
         cell.log.write_text(log)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from distillery.report import figures
@@ -66,6 +67,17 @@ def test_bars_hold_value_sets_and_published_number(axis):
     assert [text.get_text() for text in axis.texts] == ["55.0", "5.0"]
     assert any(line.get_marker() == "D" and line.get_xdata()[0] == pytest.approx(70) for line in axis.lines)
     assert axis.get_xlim()[1] > 70 and "published" in axis.get_xlabel()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiles_stand_side_by_side_on_white(axis, channels):
+    images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, channels, 4, 6) / 5
+    figures.show_tiles(axis, images, 3, "title", ["a", "b"])
+    picture = axis.images[0].get_array()
+    assert picture.shape == (2 * 5 + 1, 3 * 7 + 1, 3)
+    assert np.allclose(picture[6:10, 8:14], 0.8)  # the last of five
+    assert (picture[6:10, 15:21] == 1).all() and (picture[0] == 1).all() and (picture[5] == 1).all()
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["a", "b"]
 
 
 @pytest.mark.parametrize("scale", ["linear", "log"])

@@ -5,8 +5,12 @@ import json
 import pytest
 from scipy import stats
 
-from distillery import report, store
-from distillery.report import VERDICTS, claim, critical_size, difference, measured, verdict
+from distillery import store
+from distillery.checks import InputError
+from distillery.report import records
+from distillery.report.provenance import provenance
+from distillery.report.records import VERDICTS, claim, verdict
+from distillery.report.statistics import critical_size, difference, measured, rank_correlation
 
 
 def row(value, std_sets=0.0):
@@ -107,13 +111,13 @@ def test_claims():
 def test_record_key_follows_what_decides_the_numbers():
     base = {"seed": 1, "results_dir": "/a", "budget_minutes": 1.0, "progress": True}
     silent = base | {"results_dir": "/b", "budget_minutes": 0.0, "progress": False}
-    assert report.record_key("n", base) == report.record_key("n", silent)
-    assert report.record_key("n", base) != report.record_key("n", base | {"seed": 2})
-    assert report.record_key("n", base) != report.record_key("m", base)
+    assert records.record_key("n", base) == records.record_key("n", silent)
+    assert records.record_key("n", base) != records.record_key("n", base | {"seed": 2})
+    assert records.record_key("n", base) != records.record_key("m", base)
 
 
 def test_provenance_names_no_person_and_no_path():
-    text = json.dumps(report.provenance())
+    text = json.dumps(provenance())
     assert "/" not in json.loads(text)["host"] and len(json.loads(text)["host"]) == 12
     import getpass
     import socket
@@ -133,16 +137,87 @@ def test_a_folder_that_changed_has_another_key(tmp_path):
     given = {"dataset": "folder", "data_root": str(tmp_path / "a"), "budget_minutes": 1.0}
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(b"1")
-    key = report.record_key("n", given)
-    assert key == report.record_key("n", given | {"budget_minutes": 2.0})
+    key = records.record_key("n", given)
+    assert key == records.record_key("n", given | {"budget_minutes": 2.0})
     (tmp_path / "a" / "y.png").write_bytes(b"2")
-    assert key != report.record_key("n", given)
+    assert key != records.record_key("n", given)
 
 
-def test_files_that_are_no_records_are_passed_over(tmp_path):
-    for i, content in enumerate((b"{", b"[1]", b'{"schema": 99}')):
-        store.write_bytes(tmp_path / "smoke" / "n" / str(i) / "record.json", content)
-    assert report.find(tmp_path) == []
+CLAIM = claim("a-1", "DM beats random", "paper", [[0.6], [0.61]], [[0.5], [0.52]], against="random")
+RECORD = {"key": "k", "scale": "small", "parameters": {}, "claims": [CLAIM], "rows": [], "missing": [], "costs": {}}
+RECORD["data"] = {"label": "x", "train": 9, "test": 5}
+
+
+def lay_down(root, **changes):
+    return records.write(root / "small" / "n" / "x" / "record.json", notebook="n", **RECORD | changes)
+
+
+BROKEN = {
+    "cut": lambda text: text[:40],
+    "a list": lambda text: "[1]",
+    "another schema": lambda text: text.replace('"schema": 1', '"schema": 99'),
+    "a mean in words": lambda text: text.replace('"mean": 0.0', '"mean": "much", "was": 0.0'),
+    "an unknown verdict": lambda text: text.replace("direction reproduced", "proved"),
+    "without claims": lambda text: text.replace('"claims"', '"claim"'),
+    "rows of text": lambda text: text.replace('"rows": []', '"rows": ["DM"]'),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_files_that_are_no_records_are_told_and_passed_over(tmp_path, fault):
+    path = lay_down(tmp_path, claims=[CLAIM | {"verdict": "direction reproduced"}])
+    assert len(records.find(tmp_path)) == 1
+    text = path.read_text()
+    path.write_text(BROKEN[fault](text))
+    assert path.read_text() != text
+    told = []
+    assert records.find(tmp_path, told.append) == [] and len(told) == 1
+    assert str(path) in str(told[0]) and "accepted" in str(told[0]) and "\n" not in str(told[0])
+
+
+def test_a_record_that_is_none_is_not_written(tmp_path):
+    with pytest.raises(InputError, match="verdict"):
+        lay_down(tmp_path, claims=[CLAIM | {"verdict": "proved"}])
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_complete_record_is_not_replaced_by_an_incomplete_one(tmp_path, capsys):
+    whole = lay_down(tmp_path, missing=[{"seed": 1}])
+    lay_down(tmp_path)  # complete, in place of an incomplete one
+    kept = whole.read_bytes()
+    assert not capsys.readouterr().out
+    beside = lay_down(tmp_path, key="beef", missing=[{"seed": 1}])
+    assert beside.name == "record.beef.json" and whole.read_bytes() == kept
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert [one["key"] for one in records.find(tmp_path)] == ["k"]
+    assert [one["key"] for one in records.find(tmp_path, name="record*.json")] == ["beef", "k"]
+    lay_down(tmp_path, key="beef")
+    assert not beside.exists() and records.load(whole)["key"] == "beef"
+
+
+UNITS = {
+    "agrees": ("correlation", 3, ""),
+    "shift-easiest": ("squared MMD", 4, ""),
+    "text-hardest": ("likelihood", 3, "made-up instructions"),
+    "dm-beats-random-ipc-1": ("points", 1, ""),
+}
+
+
+@pytest.mark.parametrize("id", UNITS)
+def test_claims_recorded_without_a_unit_get_the_one_they_were_measured_in(tmp_path, id):
+    older = {name: value for name, value in CLAIM.items() if name not in ("unit", "digits", "data")} | {"id": id}
+    newer = claim(id, "s", "p", [[0.5]], unit="times", digits=3, data="clips")
+    found = records.load(lay_down(tmp_path, claims=[older, newer]))["claims"]
+    shown = [(one["unit"], one["digits"], one["data"]) for one in found]
+    assert shown == [UNITS[id], ("times", 3, "clips")]
+
+
+@pytest.mark.parametrize(("published", "word"), [(PUBLISHED, "are not the published"), (None, "no published number")])
+def test_why_says_nothing_that_the_numbers_do_not(published, word):
+    for one in (None, gap(0.01, 0.05)):
+        assert word in verdict(row(0.2), one, published, False)[1]
+    assert "%" not in verdict(row(0.6), gap(-0.01, 0.05), None, False, unit="correlation", digits=2)[1]
+    assert "compared" in claim("c", "s", "p", [[0.9]], [None], against="random")["why"]  # ours has run
 
 
 def test_a_margin_fixed_beforehand():
@@ -158,12 +233,12 @@ def test_a_margin_fixed_beforehand():
 
 
 def test_rank_correlation():
-    same = report.rank_correlation([1, 2, 3, 4, 5], [10, 20, 30, 40, 50])
+    same = rank_correlation([1, 2, 3, 4, 5], [10, 20, 30, 40, 50])
     assert same["value"] == pytest.approx(1) and same["ci95"][1] == pytest.approx(1)
-    back = report.rank_correlation([1, 2, 3], [3, 2, 1])
+    back = rank_correlation([1, 2, 3], [3, 2, 1])
     assert back["value"] == pytest.approx(-1) and back["ci95"] is None
-    assert report.rank_correlation([1, 1, 1, 1], [1, 2, 3, 4])["value"] == 0
-    one = report.rank_correlation([1, 3, 2, 5, 4], [1, 2, 3, 4, 5])
+    assert rank_correlation([1, 1, 1, 1], [1, 2, 3, 4])["value"] == 0
+    one = rank_correlation([1, 3, 2, 5, 4], [1, 2, 3, 4, 5])
     assert one["ci95"][0] <= one["value"] <= one["ci95"][1]
 
 

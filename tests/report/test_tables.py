@@ -4,14 +4,15 @@ import re
 
 import pytest
 
-from distillery.report import headline, records, registered, tables
+from distillery.report import pages, records, registered, tables
 
 ROW = records.row("DM | pruned", 1, [{"accuracies": [0.5, 0.6], "steps": 3, "seconds": 1.0, "samples": 4, "stored_numbers": 5}])
 CLAIM = records.claim("a", "a | b", "nobody", [[0.5], [0.6]], [[0.4], [0.4]], against="random")
 RECORD = {"rows": [ROW, records.row("DC", 1, [None])], "claims": [CLAIM], "data": {"label": "x", "train": 1, "test": 1}, "scale": "small",
-          "notebook": "90_tiny", "costs": {"seconds_all_runs": 60}}  # fmt: skip
+          "notebook": "90_tiny", "costs": {"seconds_all_runs": 60, "samples_all_runs": 7, "runs_computed": 1, "runs_reused": 2},
+          "provenance": {"gpu": None, "cpu_count": 2}}  # fmt: skip
 PAGES = {
-    "rows": lambda: tables.rows_by_record([RECORD]), "claims": lambda: tables.table([RECORD]), "verdicts": lambda: tables.verdicts([CLAIM]),
+    "rows": lambda: tables.rows_by_record([RECORD]), "costs": lambda: tables.cost_table([RECORD]), "claims": lambda: tables.table([RECORD]), "verdicts": lambda: tables.verdicts([CLAIM]),
     "compatibility": registered.compatibility, "settings": registered.settings_page,
 }  # fmt: skip
 
@@ -33,4 +34,4 @@ def test_every_method_is_in_the_compatibility_table():
 
     page = registered.compatibility()
     assert all(f"| {name} |" in page for name in METHODS)
-    assert headline.headline(RECORD)
+    assert pages.headline(RECORD)

@@ -1,16 +1,15 @@
 """How well, and how cheaply, fast treatment effects follow their definition (`matching/effects.py`), on real images of one step."""
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from distillery.data.synthetic import Synthetic
 from distillery.matching import effects
 from distillery.matching.step import StepContext
+from distillery.measure.roofline import timed
 from distillery.sampling import RealBatches, TreatmentEffect, Uniform
 from distillery.seeds import generator
 from distillery.training.dsa import draw
@@ -73,8 +72,8 @@ def agreement(objective, made: Synthetic, step: tuple, classes: Tensor, probes: 
 def _against(truth: Tensor, whole: float, way: Callable, *more) -> tuple[float, float]:
     """(rank correlation with the definition, share of its time) of a way to effects."""
     timed(way, *more)
-    found, seconds = timed(way, *more)
-    return float(spearmanr(found[0].cpu(), truth[0].cpu())[0]), seconds / whole
+    found, taken = timed(way, *more)
+    return float(spearmanr(found[0].cpu(), truth[0].cpu())[0]), taken / whole
 
 
 def looking(objective, made: Synthetic, real, share: float, seed: int) -> float:
@@ -87,13 +86,3 @@ def looking(objective, made: Synthetic, real, share: float, seed: int) -> float:
             seconds.append(timed(objective.step, made, state, batches, generator(seed, "step", i))[1])
         spent.append(min(seconds))
     return spent[1] / spent[0] - 1
-
-
-def timed(way: Callable, *more) -> tuple:
-    """(what it returns, its seconds), the device's work included."""
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    wait()
-    began = time.perf_counter()
-    found = way(*more)
-    wait()
-    return found, time.perf_counter() - began

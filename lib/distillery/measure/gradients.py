@@ -68,17 +68,13 @@ def kept_bytes(function: Callable):
     sizes: dict[int, int] = {}
     now = most = 0
 
-    class Box:
-        def __init__(self, tensor: Tensor):
-            self.tensor = tensor
-
     def release(key: int) -> None:
         nonlocal now
         alive[key] -= 1
         if not alive[key]:
             now -= sizes[key]
 
-    def pack(tensor: Tensor) -> Box:
+    def pack(tensor: Tensor) -> Tensor:
         nonlocal now, most
         storage = tensor.untyped_storage()
         key = storage.data_ptr()
@@ -87,36 +83,28 @@ def kept_bytes(function: Callable):
             now += sizes[key]
             most = max(most, now)
         alive[key] += 1
-        box = Box(tensor.detach())
-        weakref.finalize(box, release, key)
-        return box
+        saved = tensor.detach()
+        weakref.finalize(saved, release, key)
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         result = function()
     return result, most
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Means over experts of what `gradients` found: number of student steps -> [expert] -> way -> Gradient."""
+def compared(found: dict[int, list[dict[str, Gradient]]]) -> dict[str, dict[str, list[float]]]:
+    """What `gradients` found for [number of student steps][expert]: what -> way -> means over experts, for each number of steps.
 
-    found: dict[int, list[dict[str, Gradient]]]
+    Error and cosine are to the unrolled gradient of the pixels, memory and time over those of the sweep.
+    """
+    measures = {
+        "relative error": lambda one, way: relative_error(one[way].images, one["unrolled"].images),
+        "cosine": lambda one, way: cosine(one[way].images, one["unrolled"].images),
+        "memory over the sweep's": lambda one, way: one[way].kept / one["exact"].kept,
+        "time over the sweep's": lambda one, way: one[way].seconds / one["exact"].seconds,
+    }
 
-    def _curve(self, value: Callable[[dict[str, Gradient]], float]) -> list[float]:
-        return [sum(map(value, ones)) / len(ones) for ones in self.found.values()]
+    def curve(measure: Callable, way: str) -> list[float]:
+        return [sum(measure(one, way) for one in ones) / len(ones) for ones in found.values()]
 
-    def error(self, way: str) -> list[float]:
-        """Relative error of the pixels' gradient against the unrolled one, for each number of steps."""
-        return self._curve(lambda one: relative_error(one[way].images, one["unrolled"].images))
-
-    def cosine(self, way: str) -> list[float]:
-        """Cosine with the unrolled gradient."""
-        return self._curve(lambda one: cosine(one[way].images, one["unrolled"].images))
-
-    def memory(self, way: str) -> list[float]:
-        """Bytes kept, over those of the sweep."""
-        return self._curve(lambda one: one[way].kept / one["exact"].kept)
-
-    def seconds(self, way: str) -> list[float]:
-        """Time, over that of the sweep."""
-        return self._curve(lambda one: one[way].seconds / one["exact"].seconds)
+    return {name: {way: curve(measure, way) for way in GRADIENTS} for name, measure in measures.items()}

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from distillery import selection
+from distillery.report.records import best_of
 from distillery.scores import text
 from distillery.seeds import generator
 
@@ -42,10 +43,6 @@ class Pool:
         """How many instructions a choice keeps: half of them, as published."""
         return len(self.encoded) // 2
 
-    def unchanged(self) -> dict:
-        """What the model says before it is fine-tuned, as the result of a run."""
-        return self._judged(self.model, 0, time.monotonic())
-
     def rows(self, seeds: Iterable[int]) -> dict[str, list[dict]]:
         """Results by seed of several ways to choose half of the pool; FlexRand and random selection have three tries each.
 
@@ -55,11 +52,11 @@ class Pool:
         tried = [self.tuned(seeds, "flexrand", "complexity", gamma) for gamma in GAMMAS]
         drawn = [self.tuned(seeds, "random", draw=i) for i in range(len(GAMMAS))]
         return {
-            "before": [self.unchanged()] * len(seeds),
+            "before": [self._judged(self.model, 0, time.monotonic())] * len(seeds),
             "random": drawn[0],
-            "best of random": _best(drawn),
+            "best of random": best_of(drawn),
             "FlexRand, 1/2": tried[GAMMAS.index(0.5)],
-            "FlexRand": _best(tried),
+            "FlexRand": best_of(tried),
             "hardest": self.tuned(seeds, "highest", "complexity"),
             "easiest": self.tuned(seeds, "lowest", "complexity"),
             "likelihood, easiest": self.tuned(seeds, "lowest", "likelihood"),
@@ -73,15 +70,13 @@ class Pool:
         rule   of `selection.py`, in one group, as there are no classes
         score  one of `scores`, '' for a rule that goes by none
         """
-        return [self._tuned(seed, rule, score, gamma, draw) for seed in seeds]
-
-    def _tuned(self, seed: int, rule: str, score: str, gamma: float, draw: int) -> dict:
-        began = time.monotonic()
-        scores = self.scores[score] if score else torch.zeros(len(self.encoded))
-        kept = selection.select(scores, self.budget, None, rule, generator(seed, "text", rule, draw), gamma)
-        order = generator(seed, "text order")
-        model = text.finetune(self.model, self.encoded, kept.tolist(), generator=order, **self.training)
-        return self._judged(model, self.training["steps"], began)
+        scores, results = self.scores[score] if score else torch.zeros(len(self.encoded)), []
+        for seed in seeds:
+            began, order = time.monotonic(), generator(seed, "text order")
+            kept = selection.select(scores, self.budget, None, rule, generator(seed, "text", rule, draw), gamma)
+            model = text.finetune(self.model, self.encoded, kept.tolist(), generator=order, **self.training)
+            results.append(self._judged(model, self.training["steps"], began))
+        return results
 
     def _judged(self, model: nn.Module, steps: int, began: float) -> dict:
         def likelihood(encoded: list[text.Encoded]) -> list[float]:
@@ -91,11 +86,6 @@ class Pool:
         found |= {"samples": steps * self.training["batch"], "stored_numbers": None, "artifact": None}
         seconds = time.monotonic() - began
         return found | {"seconds": seconds, "seconds_evaluation": seconds}
-
-
-def _best(tries: list[list[dict]]) -> list[dict]:
-    """For each seed the first try of the best validation."""
-    return [max(results, key=lambda one: one["validation"][0]) for results in zip(*tries, strict=True)]
 
 
 def prepare(model: str, file: str, n: int, seed: int, *, masks: int, length: int, steps: int, lr: float, batch: int) -> Pool:

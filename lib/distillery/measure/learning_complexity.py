@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from distillery.checks import InputError
 from distillery.evaluation import embed, fit
-from distillery.measure.effects import timed
+from distillery.measure.roofline import seconds
+from distillery.report.statistics import spearman
 from distillery.scores import complexity, geometry
 from distillery.scores.cached import CachedScores
 from distillery.seeds import generator
@@ -18,9 +18,7 @@ from distillery.seeds import generator
 
 def within_classes(ours: Tensor, theirs: Tensor, targets: Tensor) -> np.ndarray:
     """Spearman's rank correlation of two scores (N,) within each class, (C,); 0 where one of them is constant."""
-    members = [targets == label for label in targets.unique()]
-    constant = [ours[one].unique().numel() == 1 or theirs[one].unique().numel() == 1 for one in members]
-    return np.array([0.0 if c else float(spearmanr(ours[m], theirs[m])[0]) for c, m in zip(constant, members)])
+    return np.array([spearman(ours[targets == label].numpy(), theirs[targets == label].numpy()) for label in targets.unique()])
 
 
 def agreement(
@@ -77,8 +75,4 @@ def work(experiment, masks: int, rounds: int = 3) -> dict[str, Work]:
         "k-center, a tenth": (1, lambda: geometry.k_center(embed(fast, params, real)[0].cpu(), targets, tenth)),
         "one epoch of fine-tuning": (3, epoch),  # a gradient counts two forward passes
     }
-    seconds = {}
-    for name, (_, way) in ways.items():
-        timed(way)  # the first time is slower
-        seconds[name] = [timed(way)[1] for _ in range(rounds)]
-    return {name: Work(passes, seconds[name]) for name, (passes, _) in ways.items()}
+    return {name: Work(passes, seconds(way, rounds)) for name, (passes, way) in ways.items()}

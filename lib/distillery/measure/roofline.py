@@ -15,17 +15,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from distillery.report.tables import markdown
 
-def seconds(function: Callable[[], object], device: torch.device, rounds: int = 3) -> list[float]:
-    """Seconds of each of `rounds` calls, after one that is not counted; a GPU is waited for."""
-    found = []
-    for i in range(rounds + 1):
-        began = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found += [time.perf_counter() - began] if i else []
-    return found
+
+def timed(function: Callable, *arguments) -> tuple:
+    """(what it returns, its seconds), a GPU's work included."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    began = time.perf_counter()
+    found = function(*arguments)
+    wait()
+    return found, time.perf_counter() - began
+
+
+def seconds(function: Callable[[], object], rounds: int = 3) -> list[float]:
+    """Seconds of each of `rounds` calls, after one that is not counted."""
+    return [timed(function)[1] for _ in range(rounds + 1)][1:]
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class _Bytes(TorchDispatchMode):
         found = function(*args, **(kwargs or {}))
         if not function.is_view and "empty" not in function.name():
             tensors = [x for x in tree_leaves((args, kwargs, found)) if isinstance(x, Tensor)]
-            self.moved += sum(x.numel() * x.element_size() for x in tensors)
+            self.moved += sum(x.nbytes for x in tensors)
         return found
 
 
@@ -84,29 +89,27 @@ def measure_machine(device: torch.device, side: int = 2048, rounds: int = 5) -> 
     """Best of a few rounds of copying 64 MB, and of products of square matrices of `side`."""
     source = torch.ones(1 << 24, device=device)
     target = torch.empty_like(source)
-    moved = 2 * source.numel() * source.element_size()
-    rates = [moved / min(seconds(lambda: target.copy_(source), device, rounds))]
+    rates = [2 * source.nbytes / min(seconds(lambda: target.copy_(source), rounds))]
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.ones(side, side, device=device, dtype=dtype)
-        rates.append(2 * side**3 / min(seconds(lambda a=a: a @ a, device, rounds)))
+        rates.append(2 * side**3 / min(seconds(lambda a=a: a @ a, rounds)))
     return Machine(*rates)
 
 
-def profile(machine: Machine, paths: dict[str, Callable], touched: int, device: torch.device, rounds: int = 3) -> dict:
+def profile(machine: Machine, paths: dict[str, Callable], touched: int, rounds: int = 3) -> dict:
     """What a piece of work takes: 'seconds' of each path, what the plain one counts (`Work`), its bound, and images touched."""
     work = count(paths["plain"])
     least, bound = machine.least(work)
-    taken = {path: min(seconds(run, device, rounds)) for path, run in paths.items()}
+    taken = {path: min(seconds(run, rounds)) for path, run in paths.items()}
     return {"seconds": taken, "least": least, "bound": bound, "touched": touched, **vars(work)}
 
 
 def table(profiles: dict[str, dict]) -> str:
     """Profiles by name as Markdown."""
     head = "work|images touched|GFLOP|MB moved|MB kept|plain, ms|fast, ms|faster|at least, ms|bound by".split("|")
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for name, one in profiles.items():
         plain, fast = (1e3 * one["seconds"][path] for path in ("plain", "fast"))
-        cells = [name, one["touched"], f"{one['flops'] / 1e9:.2f}", f"{one['moved'] / 1e6:.0f}", f"{one['kept'] / 1e6:.1f}"]
-        cells += [f"{plain:.1f}", f"{fast:.1f}", f"{plain / fast:.1f}x", f"{1e3 * one['least']:.1f}", one["bound"]]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        counted = [name, one["touched"], f"{one['flops'] / 1e9:.2f}", f"{one['moved'] / 1e6:.0f}", f"{one['kept'] / 1e6:.1f}"]
+        lines.append([*counted, f"{plain:.1f}", f"{fast:.1f}", f"{plain / fast:.1f}x", f"{1e3 * one['least']:.1f}", one["bound"]])
+    return markdown(head, lines)

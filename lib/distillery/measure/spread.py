@@ -51,21 +51,13 @@ def of_trajectories(
     problems: dict[str, tuple], rate: float, batch: int, copies: int, epochs: int, seed: int, device
 ) -> dict[str, list | None]:
     """Spread of the weights after each epoch over copies of one initialization, without the output layer; None where one diverged."""
-    found = {}
+    found, how = {}, {"epochs": epochs, "repeats": copies, "batch": batch, "whole_batches": True}
     for name, (network, loss, _, source) in problems.items():
+        first, stream = _first(network, seed, device), generator(seed, "copies")
         try:
+            without = head_names(network)
             found[name] = variance.trajectory_variance(
-                network,
-                _first(network, seed, device),
-                source,
-                loss,
-                SGD(rate, 0.9, 1e-4),
-                epochs=epochs,
-                repeats=copies,
-                batch=batch,
-                generator=generator(seed, "copies"),
-                whole_batches=True,
-                without=head_names(network),
+                network, first, source, loss, SGD(rate, 0.9, 1e-4), generator=stream, without=without, **how
             )
         except RunFailed:
             found[name] = None

@@ -24,9 +24,4 @@ def step(network: ConvNet, way: str, images: ImageSet, k: int, b: int) -> Callab
 
 def seconds(network: ConvNet, images: ImageSet, ks: Sequence[int], batches: Sequence[int], rounds: int = 3) -> dict:
     """Seconds a network of a training step, the best of some rounds: (way, networks, images) -> seconds."""
-    return {
-        (way, k, b): min(roofline.seconds(step(network, way, images, k, b), images.device, rounds)) / k
-        for way in WAYS
-        for k in ks
-        for b in batches
-    }
+    return {(way, k, b): min(roofline.seconds(step(network, way, images, k, b), rounds)) / k for way in WAYS for k in ks for b in batches}

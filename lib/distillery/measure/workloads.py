@@ -5,6 +5,7 @@ time, float32, uncompiled. Fast: what experiments run with the given options.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,12 +14,10 @@ from distillery.data import ImageSet, TensorSource
 from distillery.data.synthetic import Synthetic
 from distillery.evaluation import Protocol, accuracy, evaluate
 from distillery.matching.distribution import DistributionMatching, distribution_loss_plain
-from distillery.matching.effects import treatment_effects, treatment_effects_plain
 from distillery.matching.gradient import GradientMatching, gradient_loss_plain
-from distillery.matching.step import StepContext
 from distillery.networks import ConvNet
 from distillery.networks.precision import MixedPrecision
-from distillery.sampling import RealBatches, TreatmentEffect, Uniform
+from distillery.sampling import RealBatches, Uniform
 from distillery.seeds import generator, split
 from distillery.training import train, train_plain
 from distillery.training.dsa import DSA, draw
@@ -58,42 +57,15 @@ def training(network: ConvNet, fast, source: TensorSource, k: int, batch: int, a
     return {"plain": plain, "fast": stacked}
 
 
-def scores(network, source: TensorSource, k: int, batch: int) -> Paths:
-    """One epoch of k networks over `source`, both by `train`: plain without and fast with the mean loss of every image."""
-    params = {name: value.to(source.images.device) for name, value in network.init(generator(0, "stack"), k).items()}
-
-    def path(collect):
-        return lambda: train(
-            network,
-            params,
-            source,
-            optimizer=SGD(),
-            generator=generator(0, "order"),
-            epochs=1,
-            batch=batch,
-            collect=collect,
-            collect_mean=True,
-        )
-
-    return {"plain": path(()), "fast": path(("loss",))}
-
-
 def evaluation(network: ConvNet, fast, source: TensorSource, test: ImageSet, protocol: Protocol) -> Paths:
     """Fresh networks trained on a small set and tested."""
+    how = {"batch": protocol.batch, "augmentation": protocol.augmentation}
 
     def plain():
         scores = []
         for i in range(protocol.networks):
             module = module_of(network, i, test.device)
-            train_plain(
-                module,
-                source,
-                SGD(),
-                stream=generator(i, "order"),
-                epochs=protocol.epochs + 1,
-                batch=protocol.batch,
-                augmentation=protocol.augmentation,
-            )
+            train_plain(module, source, SGD(), stream=generator(i, "order"), epochs=protocol.epochs + 1, **how)
             weights = {name: value[None] for name, value in module.state_dict().items()}
             scores.append(accuracy(network, weights, test))
         return scores
@@ -105,9 +77,8 @@ def distribution_step(
     network: ConvNet, precision: str, compiled: bool, images: ImageSet, ipc: int, batch: int, augmentation: str = DSA
 ) -> Paths:
     """One DM gradient on the pixels of ipc images a class."""
-    objective = DistributionMatching(
-        MixedPrecision(network, compiled=compiled), batch, augmentation, MixedPrecision(network, precision, compiled)
-    )
+    synthetic, real = MixedPrecision(network, compiled=compiled), MixedPrecision(network, precision, compiled)
+    objective = DistributionMatching(synthetic, batch, augmentation, real)
 
     def plain(params, real, weights, grouped, labels, drawn):
         return distribution_loss_plain(network, params, real, weights, grouped, drawn)
@@ -119,14 +90,9 @@ def gradient_step(
     network: ConvNet, precision: str, compiled: bool, images: ImageSet, ipc: int, batch: int, augmentation: str = DSA
 ) -> Paths:
     """One DC gradient on the pixels of ipc images a class, at a fresh network."""
-    real_network = MixedPrecision(network, precision, compiled)
-    objective = GradientMatching(network, 1, 1, batch, augmentation, real_network=real_network)
-
-    def plain(params, real, weights, grouped, labels, drawn):
-        return gradient_loss_plain(network, params, real, weights, grouped, labels, drawn)
-
+    objective = GradientMatching(network, 1, 1, batch, augmentation, real_network=MixedPrecision(network, precision, compiled))
     spent = {"updates": torch.tensor(1)}  # the next step draws a fresh network
-    return _matching(network, objective, spent, 3, plain, images, ipc, batch, augmentation)
+    return _matching(network, objective, spent, 3, partial(gradient_loss_plain, network), images, ipc, batch, augmentation)
 
 
 def _matching(network, objective, state, streams, plain_loss, images: ImageSet, ipc, batch, augmentation) -> Paths:
@@ -151,34 +117,3 @@ def _matching(network, objective, state, streams, plain_loss, images: ImageSet, 
         return total
 
     return {"plain": plain, "fast": lambda: objective.step(made, state, batches(), generator(2, "step"))}
-
-
-OBJECTIVES = {"distribution": DistributionMatching, "gradient": GradientMatching}
-
-
-def treatment(network: ConvNet, matching: str, images: ImageSet, n: int, augmentation: str = "") -> Paths:
-    """The effects of n real images of the first class on one stored image, at a fresh network."""
-    objective, device = OBJECTIVES[matching](network, augmentation=augmentation), images.device
-    params = {name: value.to(device) for name, value in network.init(generator(0, "effects"), 1).items()}
-    label = torch.zeros(1, dtype=torch.int64)
-    drawn = draw(augmentation, 1, 1, generator(1, "effects"), siamese=True)
-    members = images.of_class(0)
-    made = Synthetic({"images": images.batch(members[:1]), "targets": label.to(device)})
-    real, weights = RealBatches(images, Uniform(images.targets), generator(0, "real")).classes(label, n)
-    given = objective, StepContext(params, label.to(device), drawn), made, real, weights
-    return {"plain": lambda: treatment_effects_plain(*given), "fast": lambda: treatment_effects(*given)}
-
-
-def level_two(network: ConvNet, matching: str, images: ImageSet, batch: int, every: int) -> Paths:
-    """`every` steps at one stored image a class: without treatment effects ('plain'), and with one look at them ('fast')."""
-    made = first_of_class(images, 1)
-    objective = OBJECTIVES[matching](network, batch=batch)
-
-    def steps(sampler) -> None:
-        state = objective.start(made, generator(0, "start"))
-        for i in range(every):
-            sampler.refresh(i, objective, state, made)
-            drawn = RealBatches(images, sampler, generator(0, "real", i))
-            _, state, _ = objective.step(made, state, drawn, generator(0, "step", i))
-
-    return {"plain": lambda: steps(Uniform(images.targets)), "fast": lambda: steps(TreatmentEffect(images.targets, 0.2, every))}

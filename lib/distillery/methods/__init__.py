@@ -8,11 +8,12 @@ from pkgutil import iter_modules
 
 from distillery.methods.base import ANY, METHODS, Made, Method, Settings, register
 
-__all__ = ["ANY", "METHODS", "Made", "Method", "Settings", "published", "register"]
+__all__ = ["ANY", "METHODS", "Made", "Method", "Settings", "published", "published_probe", "register"]
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 import_module(f"{__name__}.selected").register_selections()
+published_probe = import_module(f"{__name__}.mkdt").published_probe  # without labels
 
 
 def published(dataset: str, name: str, size: int) -> dict | None:

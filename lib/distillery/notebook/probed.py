@@ -97,10 +97,11 @@ class Probed:
             numbers = self.session.accuracies(mine), self.session.accuracies(base)
             self.session.claim_values(f"{id}-{task}-{part:g}", statement, *numbers, theirs, **how)
 
-    def values(self, id: str, statement: str, ours: list[float], theirs: list[float], against: str, note: str = "") -> None:
-        """Claim that numbers, one a seed, are above others."""
+    def values(self, id: str, statement: str, ours: list[float], theirs: list[float], against: str, note: str = "", **told) -> None:
+        """Claim that numbers, one a seed, are above others; `told` as in `Session.claim`."""
         mine, base = ([[float(one)] for one in values] for values in (ours, theirs))
-        self.session.claim_values(id, statement, mine, base, against, source=self.session.source, note=note, untestable=self.untestable)
+        told |= {"source": self.session.source, "note": note, "untestable": self.untestable}
+        self.session.claim_values(id, statement, mine, base, against, **told)
 
     def log(self, name: str, of: str) -> list:
         """What the results of a row say of something, such as its 'loss'; sets that have not run are left out."""

@@ -196,7 +196,7 @@ class Session(Standard, Shown):
         against     a row, '' = the claim is about the value of `ours`
         source      who says so, '' = as the session says
         comparable  whether the published number is of this setting, None = by `comparable`
-        how         margin, untestable: of `records.claim`
+        how         margin, untestable, unit, digits and data: of `records.claim`
         """
         if ours not in self.rows or (against and against not in self.rows):
             return

@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from distillery import engine, report, store
+from distillery import engine, store
 from distillery.checks import InputError, is_number
 from distillery.lock import lock
 from distillery.notebook import parameters
+from distillery.report import records, tables
 
 # ends a program with the worker that started it, so that a cell never runs twice (Linux; 1 = PR_SET_PDEATHSIG)
 TIED = """
@@ -52,7 +53,7 @@ class Cell:
 
     def record(self) -> dict | None:
         """Its record, finished or not."""
-        return next((one for one in report.find(self.folder) if one.get("key") == self.key), None)
+        return next((one for one in records.find(self.folder) if one.get("key") == self.key), None)
 
     def state(self) -> dict:
         """Its line in the summary: 'status' is one of STATES, 'headline' the first claim, 'error' why it failed."""
@@ -65,7 +66,7 @@ class Cell:
                 status = "failed"
                 error = errors[-1] if errors else "it ended without its record: killed, or out of memory"
         first = record["claims"][0] if record and record["claims"] else None
-        headline = first and f"{first['statement']}: {first['verdict']}, {report.percent(first['measured'])}"
+        headline = first and f"{first['statement']}: {first['verdict']}, {tables.found(first)[0]}"
         path = str(Path(record["path"]).relative_to(self.folder.parent)) if record else None
         line = {"cell": self.name, "notebook": self.notebook.stem, "parameters": self.varied}
         return line | {"status": status, "record": path, "headline": headline, "error": error}
@@ -108,7 +109,7 @@ def _cell(notebook: Path, fixed: dict, varied: dict, folder: Path) -> Cell:
     if "results_dir" not in types:
         raise InputError(f"{notebook.name} has no parameter results_dir; accepted: a notebook with one")
     given, values = parameters.planned(notebook, fixed | varied | {"results_dir": str(folder / name)})
-    key = report.record_key(notebook.stem, values)
+    key = records.record_key(notebook.stem, values)
     return Cell(name, notebook, given, varied, folder / name, key, "budget_minutes" in types)
 
 

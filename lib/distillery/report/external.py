@@ -1,16 +1,16 @@
 """A set beside random images of the same size, under one protocol."""
 
-from distillery import report
 from distillery.checks import InputError
 from distillery.data import Splits, TensorSource
 from distillery.data.synthetic import Synthetic
 from distillery.evaluation import Protocol, evaluate
+from distillery.report import records
 from distillery.seeds import generator
 from distillery.selection import select
 
 
 def compare_with_random(made: Synthetic, splits: Splits, network, protocol: Protocol, seeds: int, seed: int = 0) -> list[dict]:
-    """LazyImages for a table: the set, and random real images of the same size, evaluated under one protocol with paired seeds.
+    """Rows of a table (`records.row`): the set, and random real images of the same size, evaluated under one protocol with paired seeds.
 
     seeds   evaluations, each of `protocol.networks` fresh networks; the set is the same in all, the random one is drawn anew
     raises  InputError if the set does not fit the data: image size, labels, classes
@@ -32,4 +32,4 @@ def compare_with_random(made: Synthetic, splits: Splits, network, protocol: Prot
             how = protocol.fitting(made) if name == "set" else protocol
             accuracies = evaluate(network, source, how, splits.test, generator(s, "evaluation"))
             results[name].append({"accuracies": accuracies.tolist(), "steps": 0, "seconds": 0.0, "samples": 0, "stored_numbers": None})
-    return [report.row(name, ipc, results[name], results["random"]) for name in ("set", "random")]
+    return [records.row(name, ipc, results[name], results["random"]) for name in ("set", "random")]

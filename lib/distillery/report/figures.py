@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import seaborn
+import torch
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from distillery import store
 from distillery.report.records import measured
@@ -48,38 +50,21 @@ def palette(names: Iterable[str]) -> dict[str, str]:
     return taken
 
 
-def png(figure) -> bytes:
-    """A figure as PNG, without a software stamp."""
+def save(figure, path: str | Path) -> Path:
+    """Write a figure as PNG without a software stamp, atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def save(figure, path: str | Path) -> Path:
-    """Write a figure as PNG, atomically."""
-    return store.write_bytes(path, png(figure))
-
-
-def tile(images: Tensor, columns: int, pad: int = 1) -> np.ndarray:
-    """Images (N, C, H, W) in [0, 1] as one picture (rows, columns, C or none), white lines between."""
-    array = images.detach().cpu().clamp(0, 1).numpy().transpose(0, 2, 3, 1)  # (N, H, W, C)
-    n, height, width, channels = array.shape
-    rows = -(-n // columns)
-    canvas = np.ones((rows * (height + pad) + pad, columns * (width + pad) + pad, channels), array.dtype)
-    for i, image in enumerate(array):
-        top, left = pad + (i // columns) * (height + pad), pad + (i % columns) * (width + pad)
-        canvas[top : top + height, left : left + width] = image
-    return canvas[..., 0] if channels == 1 else canvas
+    return store.write_bytes(path, buffer.getvalue())
 
 
 def show_tiles(axis, images: Tensor, columns: int, title: str = "", rows: list[str] | None = None) -> None:
-    """Draw a tile of images on an axis; `rows` names the rows at the left."""
-    picture = tile(images, columns)
-    axis.imshow(picture, vmin=0, vmax=1, aspect="equal")
-    axis.set_title(title)
+    """Draw images (N, C, H, W) in [0, 1] side by side, white lines between; `rows` names the rows at the left."""
+    blank = images.new_ones(-len(images) % columns, *images.shape[1:])  # fills the last row
+    shown = torch.cat([images, blank]).detach().cpu().clamp(0, 1)
+    picture = make_grid(shown, columns, padding=1, pad_value=1.0).permute(1, 2, 0).numpy()
+    axis.imshow(picture, aspect="equal")
+    axis.set(title=title, xticks=[], yticks=[])
     axis.grid(False)
-    axis.set_xticks([])
-    axis.set_yticks([])
     axis.spines[:].set_visible(False)
     if rows:
         step = picture.shape[0] / len(rows)
@@ -102,13 +87,11 @@ def accuracy_bars(axis, rows: list[dict], colors: dict[str, str] | None = None) 
         axis.plot(means, [i] * len(means), ".", color=INK, markersize=4)
         if row.get("published"):
             axis.plot(100 * row["published"]["mean"], i, "D", color="white", markeredgecolor=INK, markersize=5)
-        within = mean > 0.25 * longest  # the value stands in its bar, or beside a short one
-        where = (
-            {"xy": (0, i), "xytext": (5, 0), "color": "white", "weight": "bold"}
-            if within
-            else {"xy": (max(*means, mean + spread), i), "xytext": (5, 0), "color": INK}
-        )
-        axis.annotate(f"{mean:.1f}", textcoords="offset points", va="center", fontsize=9, **where)
+        how = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+        if mean > 0.25 * longest:  # the value stands in its bar
+            axis.annotate(f"{mean:.1f}", (0, i), color="white", weight="bold", **how)
+        else:
+            axis.annotate(f"{mean:.1f}", (max(*means, mean + spread), i), color=INK, **how)
     axis.set_yticks(range(len(rows)), [row["method"] for row in rows])
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
@@ -131,9 +114,8 @@ def intervals(axis, gaps: dict[str, dict | None], against: str, color: str | Non
             axis.plot(100 * gap["mean"], i, "o", color=color, ms=6)
     axis.axvline(0, color=INK, lw=0.8)
     axis.set_yticks(range(len(gaps)), list(gaps))
-    axis.set_ylim(len(gaps) - 0.5, -0.5)
+    axis.set(ylim=(len(gaps) - 0.5, -0.5), xlabel=f"points to {against}")
     axis.grid(axis="y", visible=False)
-    axis.set_xlabel(f"points to {against}")
 
 
 def differences(axis, gaps: dict[str, dict[str, dict | None]], xlabel: str) -> None:

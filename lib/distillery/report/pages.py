@@ -3,21 +3,70 @@
 import re
 from pathlib import Path
 
+import nbformat
 import yaml
 
 from distillery import store
-from distillery.report.headline import ORDER, between, headlines, refresh
-from distillery.report.records import find
+from distillery.checks import InputError, first_line
+from distillery.methods import published, published_probe
+from distillery.report.records import find, largest, tally
 from distillery.report.registered import compatibility, settings_page
-from distillery.report.tables import markdown, percent, points, rows_by_record, table
+from distillery.report.tables import found, markdown, minutes, rows_by_record, table
 
-HEADLINES = "headlines.yaml"  # which claims the README shows
+SHOWN = 7  # claims in the first cell of a notebook
+CELL = ("<!-- headline: generated -->", "<!-- headline: end -->")
+README = ("<!-- headlines: generated -->", "<!-- headlines: end -->")
+REFUTED = "not reproduced"
 
 
-def largest(records: list[dict], notebook: str) -> list[dict]:
-    """A notebook's records of the largest scale above smoke, which `find` gives first."""
-    own = [one for one in records if one["notebook"] == notebook and one["scale"] != "smoke"]
-    return [one for one in own if one["scale"] == own[0]["scale"]]
+def headline(record: dict) -> str:
+    """A few lines of Markdown for a notebook's first cell: how many claims hold, and the most telling ones with their numbers.
+
+    First claims that a published number stands beside, then refuted ones, then those whose direction is reproduced; at most two of a family,
+    the first word of an id.
+    """
+    claims, data = record["claims"], record["data"]
+    order = ["reproduced", "direction reproduced", "inconclusive"]
+    told = [one for one in claims if one["verdict"] in (REFUTED, *order)]
+    told.sort(key=lambda one: (one["published"] is None, one["verdict"] != REFUTED, [REFUTED, *order].index(one["verdict"])))
+    chosen, families = [], []
+    for one in told:
+        family = one["id"].split("-")[0]
+        if families.count(family) < 2:
+            chosen.append(one)
+            families.append(family)
+    counted = f"of {len(claims)} claims: {tally(claims)}"
+    head = f"**Found at {record['scale']} scale** on {data['label']} ({data['train']} training images); {counted}."
+    return "\n".join([head, "", *(f"- {_line(one)}" for one in chosen[:SHOWN])])
+
+
+def _line(claim: dict) -> str:
+    value, gap = found(claim)
+    on = f" ({claim['data']})" if claim["data"] else ""
+    return f"{claim['statement']}{on}: **{claim['verdict']}**, {gap or value}"
+
+
+def chosen_claims(path: Path) -> list[dict]:
+    """The claims that the README shows, from a YAML file: notebook, claim, paper (what it says, with a {} for every number) and numbers.
+
+    numbers  a list of [data set, method, size] or, without labels, [data set, part, part of the labels, task, method], as the methods'
+             files hold them
+    raises   InputError on a file that is missing or broken, and on numbers that no file holds
+    """
+    accepted = "a list of {notebook: .., claim: .., paper: .., numbers: [[data set, method, size], ..]}"
+    try:
+        chosen = yaml.safe_load(path.read_text())
+        for one in chosen:
+            asked = one.get("numbers", [])
+            if not {"notebook", "claim", "paper"} <= set(one) <= {"notebook", "claim", "paper", "numbers"}:
+                raise ValueError(f"an entry with {', '.join(one)}")
+            numbers = [(published if len(number) == 3 else published_probe)(*number) for number in asked]
+            if None in numbers or one["paper"].count("{}") != len(numbers):
+                raise ValueError(f"{one['paper']!r} with numbers {asked}, of which the methods hold {len(numbers) - numbers.count(None)}")
+            one["paper"] = one["paper"].format(*(f"{100 * number['mean']:.1f}" for number in numbers))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path}: {first_line(error)}; accepted: {accepted}") from error
+    return chosen
 
 
 def headline_table(records: list[dict], chosen: list[dict]) -> str:
@@ -29,50 +78,84 @@ def headline_table(records: list[dict], chosen: list[dict]) -> str:
             rows.append([one["claim"], one["paper"], "not run", "-", "**not run**"])
             continue
         record, claim = known[0]
-        gap = claim["difference"]
-        found = f"{points(gap)} points" if gap else percent(claim["measured"])
-        where = f"[{record['data']['label']}, {record['scale']}](results/{record['notebook']}.md)"
-        rows.append([claim["statement"], one["paper"], found, where, f"**{claim['verdict']}**"])
+        value, gap = found(claim)
+        where = f"[{claim['data'] or record['data']['label']}, {record['scale']}](results/{record['notebook']}.md)"
+        rows.append([claim["statement"], one["paper"], gap or value, where, f"**{claim['verdict']}**"])
     return markdown(["claim", "the paper says", "we found, 95% interval", "data, scale", "verdict"], rows)
 
 
 def scoreboard(records: list[dict], notebook: str) -> str:
-    """A notebook's verdicts in a few words, with a link to its page."""
-    claims = [claim for record in largest(records, notebook) for claim in record["claims"]]
-    counts = {verdict: sum(one["verdict"] == verdict for one in claims) for verdict in ORDER}
-    said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
-    return f"[{said}](results/{notebook}.md)" if said else "not run"
+    """A notebook's verdicts in a few words, with a link to its page, and the minutes they took."""
+    own = largest(records, notebook)
+    said = tally([claim for record in own for claim in record["claims"]])
+    return f"[{said}](results/{notebook}.md), {sum(map(minutes, own)):.0f} min" if said else "not run"
 
 
 def page(records: list[dict], notebook: str) -> str:
     """All claims and rows of a notebook, largest scale first; smoke is left out."""
     own = [one for one in records if one["notebook"] == notebook and one["scale"] != "smoke"]
-    parts = [
-        f"# {notebook}",
-        "",
-        f"Generated by `distillery report --write` from the records of [the notebook](../notebooks/{notebook}.ipynb).",
-    ]
-    return "\n".join([*parts, "", "## Claims", "", table(own), "", "## Rows", "", rows_by_record(own), ""])
+    told = f"Generated by `distillery report --write` from the records of [the notebook](../notebooks/{notebook}.ipynb)."
+    return "\n".join([f"# {notebook}", "", told, "", "## Claims", "", table(own), "", "## Rows", "", rows_by_record(own), ""])
 
 
-def write(root: str | Path) -> list[Path]:
-    """Renew every generated page of a checkout: results/*.md, README, first cells of notebooks; the files that changed."""
-    root = Path(root)
-    records = find(root / "results")
-    texts = {root / "results" / f"{name}.md": page(records, name) for name in dict.fromkeys(one["notebook"] for one in records)}
-    texts[root / "results" / "methods.md"] = f"# What combines with what\n\nGenerated from the registered methods.\n\n{compatibility()}\n"
-    texts[root / "results" / "settings.md"] = settings_page()
+def between(text: str, markers: tuple[str, str], block: str) -> str:
+    """A text with the part between two markers replaced; as it is where the markers are not there."""
+    begin, end = markers
+    if begin not in text or end not in text:
+        return text
+    return text[: text.index(begin) + len(begin)] + f"\n{block}\n" + text[text.index(end) :]
+
+
+def anchored(text: str, root: Path) -> str:
+    """A page whose links to lines, `[..](file#L1 "words")`, lead to the first line of the file that holds the words."""
+
+    def renewed(link: re.Match) -> str:
+        lines = (root / link[1]).read_text().splitlines()
+        if not (at := [i for i, line in enumerate(lines, 1) if link[2] in line]):
+            raise InputError(f"README.md: no line of {link[1]} holds {link[2]!r}; accepted: words of a line")
+        return f'({link[1]}#L{at[0]} "{link[2]}")'
+
+    return re.sub(r'\(([\w./]+)#L\d+ "([^"]+)"\)', renewed, text)
+
+
+def first_cell(notebook: Path, block: str) -> str:
+    """The text of a notebook's file with a headline between the markers of its first cell."""
+    text = notebook.read_text()
+    content = nbformat.reads(text, as_version=4)
+    fresh = re.sub(r"\n{3,}", "\n\n", between(content.cells[0].source, CELL, block))
+    if fresh == content.cells[0].source:
+        return text
+    content.cells[0].source = fresh
+    return nbformat.writes(content) + "\n"
+
+
+def write(results: str | Path) -> list[Path]:
+    """Renew every page that is generated from the records of a results folder; the files that changed.
+
+    Those are *.md within it, and beside it README.md and the first cells of notebooks/. Raises InputError, before anything is written, on a
+    file that is no record and on headlines.yaml as `chosen_claims`.
+    """
+
+    def refuse(error: InputError) -> None:
+        raise error
+
+    results = Path(results)
+    records, root = find(results, refuse), results.resolve().parent
+    names = list(dict.fromkeys(one["notebook"] for one in records))
+    texts = {results / f"{name}.md": page(records, name) for name in names}
+    texts[results / "methods.md"] = f"# What combines with what\n\nGenerated from the registered methods.\n\n{compatibility()}\n"
+    texts[results / "settings.md"] = settings_page()
     readme = root / "README.md"
-    if readme.is_file():
-        text, chosen = readme.read_text(), yaml.safe_load((root / "results" / HEADLINES).read_text())
-        text = between(text, "<!-- headlines: generated -->", "<!-- headlines: end -->", headline_table(records, chosen))
+    if readme.is_file() and README[0] in (text := readme.read_text()):
+        text = between(text, README, headline_table(records, chosen_claims(results / "headlines.yaml")))
         cell = r"<!-- scoreboard (\w+) -->[^|\n]*"
-        texts[readme] = re.sub(cell, lambda m: f"<!-- scoreboard {m[1]} --> {scoreboard(records, m[1])} ", text)
+        text = re.sub(cell, lambda m: f"<!-- scoreboard {m[1]} --> {scoreboard(records, m[1])} ", text)
+        texts[readme] = anchored(text, root)
+    for name in names:
+        notebook = root / "notebooks" / f"{name}.ipynb"
+        if notebook.is_file() and (own := largest(records, name)):
+            texts[notebook] = first_cell(notebook, headline(own[0]))
     changed = [path for path, text in texts.items() if not path.is_file() or path.read_text() != text]
     for path in changed:
         store.write_bytes(path, texts[path].encode())
-    for name, block in headlines(root / "results").items():
-        notebook = root / "notebooks" / f"{name}.ipynb"
-        if notebook.is_file() and refresh(notebook, block):
-            changed.append(notebook)
     return changed

@@ -20,7 +20,7 @@ def provenance() -> dict:
         "git": _git(),
         "distillery": __version__,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn", "papermill")},
+        "packages": {name: metadata.version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn", "papermill")},
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu_flags": _cpu_flags(),
         "cpu_count": os.cpu_count(),
@@ -54,13 +54,6 @@ def _git() -> dict | None:
             "diff": hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else None,
         }
     except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
         return None
 
 

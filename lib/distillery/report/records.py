@@ -7,125 +7,37 @@ done only by its record.
 import math
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from scipy import stats
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # that of typing serves from Python 3.12 on
 
 from distillery import store
-from distillery.checks import InputError, check_choice, check_fraction, check_keep, local_path
+from distillery.checks import InputError, check_choice, local_path
 from distillery.report.provenance import notebook_digest, provenance
+from distillery.report.statistics import difference, measured
 from distillery.runs import Runs
 
 SCHEMA = 1
 SCALES = ("smoke", "small", "night", "paper")  # smallest first
 VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "inconclusive", "not testable at this scale", "not run")
+PERCENT = ("points", "%")  # units of numbers that are kept as fractions
+EARLIER = {  # unit, digits and data of claims recorded before they said so, by the first word of their id; others are of accuracies
+    "agrees": ("correlation", 3, ""), "masks": ("correlation", 3, ""), "magnitude": ("correlation", 3, ""), "cheaper": ("times", 2, ""),
+    "shift": ("squared MMD", 4, ""), "text": ("likelihood", 3, "made-up instructions"), "accumulated": ("%", 1, ""),
+    "flatness": ("%", 1, ""), "tesla": ("%", 1, ""), "search": ("correlation", 2, ""), "pixels": ("standardized units", 3, ""),
+    "partition": ("variance over squared mean", 4, ""), "trajectory": ("variance over squared distance", 2, ""),
+    "deviation": ("relative error", 2, "made-up points"),
+}  # fmt: skip
 
 
-def measured(accuracies: list[list[float] | None] | None) -> dict | None:
-    """Summary of one row: accuracies[set][network] as fractions, None for a set that has not run.
-
-    std_sets is the spread of the sets' means (sample standard deviation, None for one set); std_networks the spread
-    over evaluation networks within a set, averaged over sets.
-    """
-    accuracies = [one for one in accuracies or [] if one]
-    if not accuracies:
-        return None
-    means = [float(np.mean(one)) for one in accuracies]
-    within = [float(np.std(one, ddof=1)) for one in accuracies if len(one) > 1]
-    return {
-        "value": float(np.mean(means)),
-        "n_sets": len(means),
-        "std_sets": float(np.std(means, ddof=1)) if len(means) > 1 else None,
-        "n_networks": len(accuracies[0]),
-        "std_networks": float(np.mean(within)) if within else None,
-    }
-
-
-def difference(ours: list[list[float]] | None, baseline: list[list[float]] | None) -> dict | None:
-    """Paired difference of two rows under the same seeds, with a 95% t-interval over pairs of sets that have both run.
-
-    ci95 is None with fewer than two pairs.
-    """
-    pairs = [(a, b) for a, b in zip(ours or [], baseline or []) if a and b]
-    if not pairs:
-        return None
-    gaps = np.array([np.mean(a) - np.mean(b) for a, b in pairs])
-    ci95 = None
-    if len(gaps) > 1:
-        half = float(stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps)))
-        ci95 = [float(gaps.mean()) - half, float(gaps.mean()) + half]
-    return {"mean": float(gaps.mean()), "ci95": ci95, "n_pairs": len(gaps)}
-
-
-def critical_size(kept: dict[float, list[list[float] | None] | None], full: list[list[float] | None] | None, margin: float) -> dict:
-    """The critical sample size: the smallest measured part of the data that, like every larger one, serves as well as all.
-
-    BiLP's m' (ICLR version) = min {|X'| : Acc(X') >= Acc(X) - margin}, made testable: a part is non-inferior if the 95%
-    interval of its paired difference to all data lies above -margin, inferior if it lies below, and undecided where it
-    holds -margin. Parts are asked from the largest down, until one is not non-inferior; the size is undefined where that one
-    is undecided and its interval reaches further below its mean than the margin.
-
-    kept     accuracies[set][network] of each part, by fractions or by images of every class, in the order of the seeds
-             of `full`
-    full     accuracies[set][network] with all data
-    margin   the loss of accuracy that is tolerated, a fraction, fixed before anything is measured
-    returns  keep (None where none is found), why, margin, and points: for each part, largest first, mean, ci95, n_pairs of
-             the difference, and its verdict: 'non-inferior', 'inferior', 'undecided' or 'not run'
-    raises   InputError on a margin outside (0, 1], no part, parts that are not numbers above 0, and fractions beside numbers
-    """
-    check_fraction("margin", margin)
-    for keep in kept:
-        check_keep("keep", keep)
-    if not kept or min(kept) <= 1 < max(kept):
-        raise InputError(f"keep: {sorted(kept)}; accepted: fractions or images of every class, at least one")
-    points = {keep: _point(difference(kept[keep], full), margin) for keep in sorted(kept, reverse=True)}
-    found, why = None, f"all measured are non-inferior by {margin:.1%}; a smaller one may be too"
-    for keep, point in points.items():
-        if point["verdict"] == "non-inferior":
-            found = keep
-            continue
-        why = f"{point['verdict']} at {keep:g}"
-        if point["ci95"]:
-            why += f": {point['mean']:+.1%} [{point['ci95'][0]:+.1%}, {point['ci95'][1]:+.1%}]"
-        wide = point["ci95"] is None or point["mean"] - point["ci95"][0] > margin
-        if point["verdict"] != "inferior" and wide:
-            found, why = None, f"undefined, {why}: no interval as narrow as the margin"
-        break
-    return {"keep": found, "why": why, "margin": margin, "points": points}
-
-
-def _point(gap: dict | None, margin: float) -> dict:
-    if gap is None:
-        return {"mean": None, "ci95": None, "n_pairs": 0, "verdict": "not run"}
-    if gap["ci95"] is None:
-        return gap | {"verdict": "undecided"}
-    low, high = gap["ci95"]
-    if low > -margin:
-        return gap | {"verdict": "non-inferior"}
-    return gap | {"verdict": "inferior" if high < -margin else "undecided"}
-
-
-def rank_correlation(ours: list[float], theirs: list[float], draws: int = 2000, seed: int = 0) -> dict:
-    """Spearman's correlation of two lists, with a bootstrap interval over their entries.
-
-    returns  {'value', 'ci95'}; ci95 None with fewer than four entries, value 0 where one list is constant
-    """
-    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
-
-    def spearman(chosen) -> float:
-        a, b = ours[chosen], theirs[chosen]
-        return float(stats.spearmanr(a, b)[0]) if np.ptp(a) and np.ptp(b) else 0.0
-
-    everything, ci95 = np.arange(len(ours)), None
-    if len(ours) > 3:
-        drawn = np.random.default_rng(seed).integers(len(ours), size=(draws, len(ours)))
-        ci95 = [float(q) for q in np.quantile([spearman(one) for one in drawn], [0.025, 0.975])]
-    return {"value": spearman(everything), "ci95": ci95}
-
-
-def verdict(row: dict | None, gap: dict | None, published: dict | None, comparable: bool, margin: float = 0.0) -> tuple[str, str]:
+def verdict(
+    row: dict | None, gap: dict | None, published: dict | None, comparable: bool, margin: float = 0.0, unit: str = "points", digits: int = 1
+) -> tuple[str, str]:
     """(verdict, why) by one rule, fixed before anything is measured.
 
     row         `measured(...)` of the claimed method
@@ -133,12 +45,17 @@ def verdict(row: dict | None, gap: dict | None, published: dict | None, comparab
     published   {'mean', 'std'} as fractions, or None
     comparable  whether data, network and loops are those of the published number
     margin      the claim is that the difference is above -margin: no worse than by a tolerance fixed beforehand
+    unit        of the numbers, and their digits, as `claim` has them
 
     A comparable value counts as reproduced within twice the summed published deviation and standard error of our mean,
     at least one point and at most three.
     """
     if row is None:
-        return "not run", "no run of it has finished"
+        return "not run", "no run of it, or none of what it is compared with, has finished"
+
+    def shown(value: float) -> str:
+        return f"{100 * value:.{digits}f}%" if unit in PERCENT else f"{value:.{digits}f}"
+
     if gap is not None:
         if gap["ci95"] is None:
             return "inconclusive", f"{gap['n_pairs']} pair(s) give no interval"
@@ -146,12 +63,12 @@ def verdict(row: dict | None, gap: dict | None, published: dict | None, comparab
         if high < 0:
             return "not reproduced", "the whole interval lies on the other side"
         if low <= 0:
-            return ("inconclusive", f"the interval holds both answers; detectable effect {(high - low) / 2:.1%}")
+            return "inconclusive", f"the interval holds both answers; detectable effect {shown((high - low) / 2)}"
     if published is None or not comparable:
+        other = "data, network or loops are not the published ones" if published else "it is held against no published number"
         if gap is None:
-            return "not testable at this scale", "data, network or loops differ from the published setting"
-        other = "no published number is known" if published is None else "data, network or loops are not the published ones"
-        side = f"above -{margin:.1%}" if margin else "on the claimed side"
+            return "not testable at this scale", other
+        side = f"above -{shown(margin)}" if margin else "on the claimed side"
         return "direction reproduced", f"the whole interval lies {side}; {other}"
     error = (row["std_sets"] or 0) / math.sqrt(row["n_sets"])
     tolerance = min(max(0.01, 2 * ((published["std"] or 0) + error)), 0.03)
@@ -174,6 +91,10 @@ def claim(
     note: str = "",
     margin: float = 0.0,
     untestable: str = "",
+    *,
+    unit: str = "points",
+    digits: int = 1,
+    data: str = "",
 ) -> dict:
     """One claim with its verdict.
 
@@ -183,12 +104,14 @@ def claim(
     margin          the claim is 'no worse than the baseline by more than this'
     note            what else a reader must know of the comparison, added to `why`
     untestable      why nothing was run, where a condition fixed beforehand is not met; '' = it is
+    unit, digits    of what was measured, and how many of its decimals are shown; 'points' = of accuracies, '%' = of other shares
+    data            what it was measured on, '' = the data of the notebook
     """
     row = measured(ours)
     gap = difference(ours, baseline) if against else None
     if against and gap is None:
         row = None  # its comparison has not run
-    verdict_, why = verdict(row, gap, published, comparable, margin)
+    verdict_, why = verdict(row, gap, published, comparable, margin, unit, digits)
     if untestable:
         verdict_, why = "not testable at this scale", untestable
     why = f"{why}; {note}" if note and verdict_ != "not run" else why
@@ -199,6 +122,9 @@ def claim(
         "published": published,
         "measured": row,
         "difference": gap,
+        "unit": unit,
+        "digits": digits,
+        "data": data,
         "against": against,
         "margin": margin,
         "verdict": verdict_,
@@ -226,45 +152,33 @@ def cost(seconds: float, runs: Runs, results: list[dict], scoring: list[dict] = 
     }
 
 
-def write(
-    path: str | Path,
-    *,
-    notebook: str,
-    key: str,
-    scale: str,
-    parameters: dict,
-    claims: list[dict],
-    rows: list[dict],
-    costs: dict,
-    data: dict,
-    missing: list[dict],
-    against: str = "random",
-) -> Path:
-    """Write a notebook's record, the last thing it does.
+def write(path: str | Path, *, notebook: str, against: str = "random", **parts) -> Path:
+    """Write a notebook's record, the last thing it does; returns where it lies.
 
-    key      identifies notebook and parameters (`record_key`)
+    A complete record is not replaced by one with missing runs, which is put beside it as `record.<key>.json`.
+
     against  what the differences of the rows are to
+    parts    of a record: key (`record_key`), scale, parameters, data, claims, rows, missing, costs
+    raises   InputError on parts that are not those of a record
     """
-    for one in claims:
-        assert one["verdict"] in VERDICTS, one
-    return store.write_json(
-        path,
-        {
-            "schema": SCHEMA,
-            "notebook": notebook,
-            "notebook_digest": notebook_digest(notebook),
-            "key": key,
-            "scale": scale,
-            "parameters": parameters,
-            "data": data,
-            "claims": claims,
-            "rows": rows,
-            "against": against,
-            "missing": missing,
-            "costs": costs,
-            "provenance": provenance(),
-        },
-    )
+    path = Path(path)
+    made = {"schema": SCHEMA, "notebook": notebook, "notebook_digest": notebook_digest(notebook), "against": against} | parts
+    made["provenance"] = provenance()
+    _check(path, made)
+    beside = path.with_name(f"record.{made['key']}.json")
+    if made["missing"] and _is_complete(path):
+        print(f"{path.name} is complete and stays; this one lacks {len(made['missing'])} run(s) and is written to {beside.name}")
+        return store.write_json(beside, made)
+    store.write_json(path, made)
+    beside.unlink(missing_ok=True)
+    return path
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        return not load(path)["missing"]
+    except InputError:
+        return False
 
 
 def record_key(notebook: str, parameters: dict) -> str:
@@ -283,18 +197,82 @@ def _stamp(data_root: str) -> str:
     return store.canonical([str(root), len(files), sum(file.st_size for file in files), newest])
 
 
-def find(root: str | Path) -> list[dict]:
-    """All records under a results folder, by notebook, largest scale first; files that are no records are passed over."""
-    order = {scale: -i for i, scale in enumerate(SCALES)}
-    records = []
-    for path in sorted(Path(root).glob("*/*/*/record.json")):
+# what the pages rely on of a record, by its types
+class _Published(TypedDict):
+    mean: float
+    std: float | None
+
+
+_Spread = {"value": float, "n_sets": int, "std_sets": float | None, "n_networks": int, "std_networks": float | None}
+
+
+class _Difference(TypedDict):
+    mean: float
+    ci95: list[float] | None
+    n_pairs: int
+
+
+_found = {"published": _Published | None, "measured": TypedDict("_Measured", _Spread) | None, "difference": _Difference | None}
+_Claim = TypedDict("_Claim", _found | {"id": str, "statement": str, "against": str, "verdict": Literal[VERDICTS], "why": str})
+_Row = TypedDict("_Row", _found | {"method": str, "ipc": int | None, "accuracies": list[list[float]], "steps": int, "seconds": float})
+_counts = dict.fromkeys(("samples_all_runs", "runs_computed", "runs_reused"), int)
+_costs = dict.fromkeys(("seconds_all_runs", "seconds_scoring"), float) | _counts
+_parts = {"notebook": str, "key": str, "scale": Literal[SCALES], "missing": list[dict], "provenance": dict}
+_parts |= {"data": TypedDict("_Data", {"label": str, "train": int, "test": int}), "costs": TypedDict("_Costs", _costs, total=False)}
+_RECORD = TypeAdapter(TypedDict("_Record", _parts | {"claims": list[_Claim], "rows": list[_Row]}))
+
+
+def _check(path: Path, record) -> None:
+    """Raise InputError unless it is a record, naming its file and the first part that is not as it should be."""
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise InputError(f"{path} is no record; accepted: a JSON object with schema {SCHEMA}")
+    try:
+        _RECORD.validate_python(record, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; accepted: a record as it was written") from error
+
+
+def load(path: str | Path) -> dict:
+    """A record; its claims say in what unit they are measured, and on what, whether or not they were written with it.
+
+    Raises InputError on a file that cannot be read or is no record.
+    """
+    record = store.read_json(path)
+    _check(Path(path), record)
+    for claim in record["claims"]:
+        unit, digits, data = EARLIER.get(claim["id"].split("-")[0], ("points", 1, ""))
+        claim |= {"unit": unit, "digits": digits, "data": data} | claim
+    return record | {"path": str(path)}
+
+
+def find(root: str | Path, broken: Callable[[InputError], None] | None = None, name: str = "record.json") -> list[dict]:
+    """All records under a results folder, by notebook, largest scale first.
+
+    broken  is told of files that are no records, which are passed over; it may raise
+    name    'record*.json' = also the incomplete ones beside complete ones, which come first
+    """
+    found = []
+    for path in sorted(Path(root).glob(f"*/*/*/{name}")):
         try:
-            record = store.read_json(path)
-        except InputError:
-            continue
-        if isinstance(record, dict) and record.get("schema") == SCHEMA:
-            records.append(record | {"path": str(path)})
-    return sorted(records, key=lambda record: (record["notebook"], order.get(record["scale"], 9)))
+            found.append(load(path))
+        except InputError as error:
+            if broken:
+                broken(error)
+    return sorted(found, key=lambda record: (record["notebook"], -SCALES.index(record["scale"])))
+
+
+def largest(records: list[dict], notebook: str) -> list[dict]:
+    """A notebook's records of the largest scale above smoke, of records as `find` gives them; that of CIFAR-10 first."""
+    own = [one for one in records if one["notebook"] == notebook and one["scale"] != "smoke"]
+    own = [one for one in own if one["scale"] == own[0]["scale"]]
+    return sorted(own, key=lambda one: Path(one["path"]).parent.name != "cifar10")
+
+
+def tally(claims: list[dict]) -> str:
+    """How many claims have which verdict: '23 direction reproduced, 2 not reproduced'; '' for no claims."""
+    counts = {verdict: sum(one["verdict"] == verdict for one in claims) for verdict in VERDICTS}
+    return ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
 
 
 def accuracies(results: list[dict | None]) -> list[list[float] | None]:

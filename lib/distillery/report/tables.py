@@ -1,5 +1,7 @@
 """Tables in Markdown, from records."""
 
+from distillery.report.records import PERCENT
+
 
 def markdown(head: list, rows: list[list]) -> str:
     """A Markdown table; a bar within a cell is escaped."""
@@ -12,110 +14,102 @@ def markdown(head: list, rows: list[list]) -> str:
 
 def rows_table(rows: list[dict], against: str = "random") -> str:
     """Rows as Markdown: accuracy with both spreads, paired difference, steps, seconds a set."""
-    head = [
-        "method",
-        "ipc",
-        "published, %",
-        "accuracy, %",
-        "± sets",
-        "± networks",
-        "sets x networks",
-        f"difference to {against}, 95% interval",
-        "steps",
-        "seconds a set",
-    ]
+    difference = f"difference to {against}, 95% interval"
+    head = ["method", "ipc", "published, %", "accuracy, %", "± sets", "± networks", "sets x networks", difference, "steps", "seconds a set"]
     lines = []
     for one in rows:
-        value, gap, ipc = one["measured"], one["difference"], "-" if one["ipc"] is None else one["ipc"]
+        value, gap = one["measured"], one["difference"]
+        named = [one["method"], "-" if one["ipc"] is None else one["ipc"], published(one["published"])]
         if value is None:
-            lines.append([one["method"], ipc, published(one["published"]), "not run", *[""] * 6])
+            lines.append([*named, "not run", *[""] * 6])
             continue
         spreads = ["-" if value[key] is None else f"{100 * value[key]:.1f}" for key in ("std_sets", "std_networks")]
         shown = "-" if gap is None or one["method"].split(",")[0] == against else points(gap)
-        cells = [
-            one["method"],
-            ipc,
-            published(one["published"]),
-            f"{100 * value['value']:.1f}",
-            *spreads,
-            f"{value['n_sets']} x {value['n_networks']}",
-            shown,
-        ]
-        lines.append([*cells, one["steps"] or "-", f"{one['seconds'] / value['n_sets']:.1f}"])
+        counted = [f"{value['n_sets']} x {value['n_networks']}", shown, one["steps"] or "-", f"{one['seconds'] / value['n_sets']:.1f}"]
+        lines.append([*named, f"{100 * value['value']:.1f}", *spreads, *counted])
     return markdown(head, lines)
 
 
 def rows_by_record(records: list[dict]) -> str:
     """The rows of every record in Markdown, under a heading that names notebook, data and scale."""
     parts = []
-    for record in records:
-        if not record["rows"]:
-            continue
-        data, cost = record["data"], record["costs"]
-        head = (
-            f"**{data['label']}**, {record['notebook']}, {record['scale']} scale: {data['train']} training and {data['test']} test images"
-        )
-        spent = f"; {cost['seconds_all_runs'] / 60:.0f} minutes of runs" if "seconds_all_runs" in cost else ""
-        parts += [head + spent + ".", rows_table(record["rows"], record.get("against", "random"))]
+    for record in (one for one in records if one["rows"]):
+        data = record["data"]
+        images = f"{data['train']} training and {data['test']} test images; {minutes(record):.0f} minutes of runs and scores"
+        parts.append(f"**{data['label']}**, {record['notebook']}, {record['scale']} scale: {images}.")
+        parts.append(rows_table(record["rows"], record.get("against", "random")))
     return "\n\n".join(parts)
+
+
+def minutes(record: dict) -> float:
+    """What all runs and scores of a record took together, a set that several rows share counted once."""
+    costs = record["costs"]
+    return (costs.get("seconds_all_runs", 0) + costs.get("seconds_scoring", 0)) / 60
 
 
 def published(value: dict | None) -> str:
     """A published accuracy in percent with its deviation, '-' for none."""
-    return "-" if value is None else f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
+    if value is None:
+        return "-"
+    return f"{100 * value['mean']:.1f}" + ("" if value["std"] is None else f" ± {100 * value['std']:.1f}")
 
 
-def points(gap: dict) -> str:
+def points(gap: dict, factor: float = 100, digits: int = 1) -> str:
     """A difference in points with its 95% interval, where it has one: '+3.3 [+2.8, +3.9]'."""
-    shown = f"{100 * gap['mean']:+.1f}"
-    return f"{shown} [{100 * gap['ci95'][0]:+.1f}, {100 * gap['ci95'][1]:+.1f}]" if gap["ci95"] else shown
+    mean, *bounds = (f"{factor * value:+.{digits}f}" for value in (gap["mean"], *(gap["ci95"] or ())))
+    return f"{mean} [{', '.join(bounds)}]" if bounds else mean
 
 
-def percent(row: dict | None) -> str:
-    """'45.1 ± 0.8 (5 sets x 5 networks)' in percent; the deviation is that of the sets."""
+def percent(row: dict | None, unit: str = "", factor: float = 100, digits: int = 1) -> str:
+    """'45.1 ± 0.8 (5 x 5)' in percent: the deviation is that of the sets, the last numbers are sets and networks."""
     if row is None:
         return "not run"
-    spread = "" if row["std_sets"] is None else f" ± {100 * row['std_sets']:.1f}"
-    return f"{100 * row['value']:.1f}{spread} ({row['n_sets']} x {row['n_networks']})"
+    spread = "" if row["std_sets"] is None else f" ± {factor * row['std_sets']:.{digits}f}"
+    return f"{factor * row['value']:.{digits}f}{spread}{unit} ({row['n_sets']} x {row['n_networks']})"
+
+
+def found(claim: dict) -> tuple[str, str]:
+    """What a claim measured, and its difference with the interval, in its unit: '0.77 ± 0.04 correlation (20 x 1)', '+0.77 [+0.73, +0.80]
+    correlation'; '' for no difference."""
+    unit, gap = claim["unit"], claim["difference"]
+    how = {"factor": 100 if unit in PERCENT else 1, "digits": claim["digits"]}
+    value = percent(claim["measured"], f" {'%' if unit in PERCENT else unit}", **how)
+    return value, f"{points(gap, **how)} {unit}" if gap else ""
 
 
 def table(records: list[dict]) -> str:
     """The claim table in Markdown: what the paper says, what was measured, the verdict."""
-    head = ["claim", "data, scale", "published", "measured, % (sets x networks)", "difference, 95% interval", "verdict"]
+    head = ["claim", "data, scale", "published, %", "measured (sets x networks)", "difference, 95% interval", "verdict"]
     lines = []
     for record in records:
-        where = f"{record['data']['label']}, {record['scale']}"
         for one in record["claims"]:
-            lines.append(
-                [one["statement"], where, published(one["published"]), percent(one["measured"]), _difference(one), f"**{one['verdict']}**"]
-            )
+            where = f"{one['data'] or record['data']['label']}, {record['scale']}"
+            lines.append([one["statement"], where, published(one["published"]), *_cells(one)])
     return markdown(head, lines)
 
 
 def verdicts(claims: list[dict]) -> str:
     """Claims in Markdown with what was measured, their verdicts and why."""
-    head = ["claim", "measured, % (sets x networks)", "difference, 95% interval", "verdict", "why"]
-    return markdown(
-        head, [[one["statement"], percent(one["measured"]), _difference(one), f"**{one['verdict']}**", one["why"]] for one in claims]
-    )
+    head = ["claim", "measured (sets x networks)", "difference, 95% interval", "verdict", "why"]
+    return markdown(head, [[one["statement"], *_cells(one), one["why"]] for one in claims])
 
 
-def _difference(claim: dict) -> str:
-    gap = claim["difference"]
-    return f"{points(gap)} to {claim['against']}" if gap and gap["ci95"] else "-"
+def _cells(claim: dict) -> list[str]:
+    value, gap = found(claim)
+    sure = gap and claim["difference"]["ci95"]
+    return [value, f"{gap} to {claim['against']}" if sure else "-", f"**{claim['verdict']}**"]
 
 
 def cost_table(records: list[dict]) -> str:
-    """What the finished rows of every record above smoke cost, in Markdown."""
+    """What every record above smoke cost, in Markdown; a set that several rows share is counted once."""
     lines = []
     for record in records:
         if record["scale"] == "smoke" or not record["rows"]:
             continue
-        device = record["provenance"]["gpu"] or f"{record['provenance']['cpu_count']} CPU cores"
-        sets = sum(len(row["accuracies"]) for row in record["rows"])
-        touched, seconds = (sum(row[name] for row in record["rows"]) for name in ("samples", "seconds"))
-        where = f"{record['scale']}, {record['data']['label']}"
-        lines.append([where, record["notebook"], device, sets, f"{touched:,}", f"{seconds / 3600:.1f}"])
+        costs, machine = record["costs"], record["provenance"]
+        device = machine["gpu"] or f"{machine['cpu_count']} CPU cores"
+        where, runs = f"{record['scale']}, {record['data']['label']}", costs["runs_computed"] + costs["runs_reused"]
+        lines.append([where, record["notebook"], device, runs, f"{costs['samples_all_runs']:,}", f"{minutes(record) / 60:.1f}"])
     if not any(record["scale"] == "paper" for record in records):
         lines.append(["paper", "all", "-", "not run", "", ""])
-    return markdown(["scale, data", "notebook", "device", "finished sets", "real images touched", "hours of runs"], lines)
+    return markdown(["scale, data", "notebook", "device", "finished runs", "real images touched", "hours of runs and scores"], lines)

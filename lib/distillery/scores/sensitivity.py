@@ -7,8 +7,12 @@ every query at once where enough are drawn (`sample_size`). Construction after t
 could not be read: kernel ridge regression for distillers that fit one, k-means (`kmeans_sensitivity.py`) for all others.
 
 For a ridge regression, $f_i = \lVert W^\top\varphi_i - y_i\rVert^2 + \tfrac{\lambda}{n}\lVert W\rVert^2$, the bound $\tau_i + 1/n$ of
-`Ridge` comes from the block inverse of the joint Gram matrix, and is tight to $1/n$ for one output. All in float64.
-Slow references: `ridge_plain`, `ridge_exact`.
+`Ridge` comes from the block inverse of the joint Gram matrix, and is tight to $1/n$ for one output. With features $\Phi$ (N, p), targets
+$Y$ (N, C) and $H = \Phi(\Phi^\top\Phi + \lambda I)^{-1}\Phi^\top$:
+
+$$\tau_i = l_i + r_i^\top G^+ r_i, \qquad l_i = H_{ii}, \quad r_i = ((I - H)\,Y)_i, \quad G = Y^\top (I - H)\,Y$$
+
+All in float64. Slow references: `ridge_plain`, `ridge_exact`.
 """
 
 import math

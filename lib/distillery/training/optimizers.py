@@ -1,4 +1,12 @@
-"""How the weights of K stacked networks are updated, beside the one loop of `training`: SGD, Nesterov, Adam and GSAM."""
+r"""How the weights of K stacked networks are updated, beside the one loop of `training`: SGD, Nesterov, Adam and GSAM.
+
+GSAM, the descent of FTD's experts to flat minima (arXiv 2211.11004, Eq. 13), takes two gradients of one batch a step:
+
+$$\epsilon = \rho\,\frac{\theta^2 \odot g}{\|\,|\theta| \odot g\,\|} \text{ (adaptive)} \quad\text{or}\quad \rho\,\frac{g}{\|g\|}, \qquad
+g_p = \nabla L(\theta + \epsilon), \qquad g_o = g - \frac{\langle g, g_p\rangle}{\|g_p\|^2}\,g_p$$
+
+and the step goes along $g_p - \alpha\,g_o$. Norms run over all weights of one network: K stacked networks have K. Slow reference: `gsam_plain`.
+"""
 
 import math
 from collections.abc import Callable
@@ -98,13 +106,7 @@ class Adam(SGD):
 
 @dataclass(frozen=True)
 class GSAM(SGD):
-    r"""Descent to flat minima, two gradients of one batch a step; GSAM of FTD (arXiv 2211.11004, Eq. 13).
-
-    $$\epsilon = \rho\,\frac{\theta^2 \odot g}{\|\,|\theta| \odot g\,\|} \text{ (adaptive)} \quad\text{or}\quad \rho\,\frac{g}{\|g\|}, \qquad
-    g_p = \nabla L(\theta + \epsilon), \qquad g_o = g - \frac{\langle g, g_p\rangle}{\|g_p\|^2}\,g_p$$
-
-    and the step goes along $g_p - \alpha\,g_o$. Norms run over all weights of one network: K stacked networks have K.
-    Slow reference: `gsam_plain`.
+    """Descent to flat minima, as the head of this module has it.
 
     rho       size of the ascent, in units of the weights (adaptive: of their relative change); 0 = SGD
     alpha     share of g_o; 0 = SAM, or ASAM where adaptive

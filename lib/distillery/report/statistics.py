@@ -1,0 +1,109 @@
+"""Means with two spreads, paired differences, critical sizes, rank correlations: what claims are made of."""
+
+import math
+
+import numpy as np
+from scipy import stats
+
+from distillery.checks import InputError, check_fraction, check_keep
+
+
+def measured(accuracies: list[list[float] | None] | None) -> dict | None:
+    """Summary of one row: accuracies[set][network] as fractions, None for a set that has not run.
+
+    std_sets is the spread of the sets' means (sample standard deviation, None for one set); std_networks the spread
+    over evaluation networks within a set, averaged over sets.
+    """
+    accuracies = [one for one in accuracies or [] if one]
+    if not accuracies:
+        return None
+    means = [float(np.mean(one)) for one in accuracies]
+    within = [float(np.std(one, ddof=1)) for one in accuracies if len(one) > 1]
+    return {
+        "value": float(np.mean(means)),
+        "n_sets": len(means),
+        "std_sets": float(np.std(means, ddof=1)) if len(means) > 1 else None,
+        "n_networks": len(accuracies[0]),
+        "std_networks": float(np.mean(within)) if within else None,
+    }
+
+
+def difference(ours: list[list[float]] | None, baseline: list[list[float]] | None) -> dict | None:
+    """Paired difference of two rows under the same seeds, with a 95% t-interval over pairs of sets that have both run.
+
+    ci95 is None with fewer than two pairs.
+    """
+    pairs = [(a, b) for a, b in zip(ours or [], baseline or []) if a and b]
+    if not pairs:
+        return None
+    gaps = np.array([np.mean(a) - np.mean(b) for a, b in pairs])
+    ci95 = None
+    if len(gaps) > 1:
+        half = float(stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps)))
+        ci95 = [float(gaps.mean()) - half, float(gaps.mean()) + half]
+    return {"mean": float(gaps.mean()), "ci95": ci95, "n_pairs": len(gaps)}
+
+
+def critical_size(kept: dict[float, list[list[float] | None] | None], full: list[list[float] | None] | None, margin: float) -> dict:
+    """The critical sample size: the smallest measured part of the data that, like every larger one, serves as well as all.
+
+    BiLP's m' (ICLR version) = min {|X'| : Acc(X') >= Acc(X) - margin}, made testable: a part is non-inferior if the 95%
+    interval of its paired difference to all data lies above -margin, inferior if it lies below, and undecided where it
+    holds -margin. Parts are asked from the largest down, until one is not non-inferior; the size is undefined where that one
+    is undecided and its interval reaches further below its mean than the margin.
+
+    kept     accuracies[set][network] of each part, by fractions or by images of every class, in the order of the seeds
+             of `full`
+    full     accuracies[set][network] with all data
+    margin   the loss of accuracy that is tolerated, a fraction, fixed before anything is measured
+    returns  keep (None where none is found), why, margin, and points: for each part, largest first, mean, ci95, n_pairs of
+             the difference, and its verdict: 'non-inferior', 'inferior', 'undecided' or 'not run'
+    raises   InputError on a margin outside (0, 1], no part, parts that are not numbers above 0, and fractions beside numbers
+    """
+    check_fraction("margin", margin)
+    for keep in kept:
+        check_keep("keep", keep)
+    if not kept or min(kept) <= 1 < max(kept):
+        raise InputError(f"keep: {sorted(kept)}; accepted: fractions or images of every class, at least one")
+    points = {keep: _point(difference(kept[keep], full), margin) for keep in sorted(kept, reverse=True)}
+    found, why = None, f"all measured are non-inferior by {margin:.1%}; a smaller one may be too"
+    for keep, point in points.items():
+        if point["verdict"] == "non-inferior":
+            found = keep
+            continue
+        why = f"{point['verdict']} at {keep:g}"
+        if point["ci95"]:
+            why += f": {point['mean']:+.1%} [{point['ci95'][0]:+.1%}, {point['ci95'][1]:+.1%}]"
+        wide = point["ci95"] is None or point["mean"] - point["ci95"][0] > margin
+        if point["verdict"] != "inferior" and wide:
+            found, why = None, f"undefined, {why}: no interval as narrow as the margin"
+        break
+    return {"keep": found, "why": why, "margin": margin, "points": points}
+
+
+def _point(gap: dict | None, margin: float) -> dict:
+    if gap is None:
+        return {"mean": None, "ci95": None, "n_pairs": 0, "verdict": "not run"}
+    if gap["ci95"] is None:
+        return gap | {"verdict": "undecided"}
+    low, high = gap["ci95"]
+    if low > -margin:
+        return gap | {"verdict": "non-inferior"}
+    return gap | {"verdict": "inferior" if high < -margin else "undecided"}
+
+
+def rank_correlation(ours: list[float], theirs: list[float], draws: int = 2000, seed: int = 0) -> dict:
+    """Spearman's correlation of two lists, with a bootstrap interval over their entries.
+
+    returns  {'value', 'ci95'}; ci95 None with fewer than four entries, value 0 where one list is constant
+    """
+    ours, theirs, ci95 = np.asarray(ours, float), np.asarray(theirs, float), None
+    if len(ours) > 3:
+        drawn = np.random.default_rng(seed).integers(len(ours), size=(draws, len(ours)))
+        ci95 = [float(q) for q in np.quantile([spearman(ours[one], theirs[one]) for one in drawn], [0.025, 0.975])]
+    return {"value": spearman(ours, theirs), "ci95": ci95}
+
+
+def spearman(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Spearman's rank correlation, 0 where one of the two is constant."""
+    return float(stats.spearmanr(ours, theirs)[0]) if np.ptp(ours) and np.ptp(theirs) else 0.0

@@ -1,0 +1,149 @@
+"""Generated pages: the most telling verdicts of the largest scale, numbers of papers from the methods, all or nothing written."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_markdown_cell, new_notebook
+
+from distillery import cli
+from distillery.checks import InputError
+from distillery.report import pages, records
+
+ROOT = Path(__file__).resolve().parents[2]
+UP, DOWN, AMID = [[0.5], [0.52]], [[0.1], [0.11]], [[0.1], [0.9]]
+
+
+def one(id, ours=UP, theirs=DOWN, **how):
+    return records.claim(id, f"{id} is better", "nobody", ours, theirs, against="random", **how)
+
+
+def write(root, scale, data, claims, notebook="90_tiny", **more):
+    path = root / scale / notebook / data / "record.json"
+    parts = {"parameters": {}, "rows": [], "costs": {}, "data": {"label": data, "train": 9, "test": 5}, "missing": []} | more
+    return records.write(path, notebook=notebook, key="k", scale=scale, claims=claims, **parts)
+
+
+def chosen(claims, tmp_path):
+    record = records.load(write(tmp_path, "small", "x", claims))
+    return [line.split(" is better")[0].removeprefix("- ") for line in pages.headline(record).splitlines()[2:]]
+
+
+def test_a_headline_tells_published_then_refuted_then_reproduced_and_no_three_of_a_kind(tmp_path):
+    number = {"mean": 0.5, "std": 0.01}
+    claims = [
+        *(one(f"same-{i}") for i in range(9)),
+        one("open", AMID),
+        one("lost", DOWN, UP),
+        one("not run", []),
+        one("known", published=number),
+    ]
+    assert chosen(claims, tmp_path) == ["known", "lost", "same-0", "same-1", "open"]
+    claims = [one("won", published=number), one("failed", DOWN, UP, published=number), *(one(f"x{i}-1") for i in range(9))]
+    assert chosen(claims, tmp_path)[:2] == ["failed", "won"] and len(chosen(claims, tmp_path)) == pages.SHOWN
+
+
+def test_the_largest_scale_is_told_and_of_it_cifar10(tmp_path):
+    for scale, data in (("smoke", "x"), ("small", "b"), ("small", "cifar10")):
+        write(tmp_path, scale, data, [one("a")])
+    found = records.largest(records.find(tmp_path), "90_tiny")
+    assert [one["data"]["label"] for one in found] == ["cifar10", "b"] and records.largest(found, "another") == []
+    assert pages.headline(found[0]).startswith("**Found at small scale** on cifar10 (9 training images); of 1 claims: 1 direction")
+    write(tmp_path, "paper", "a", [one("a")])
+    assert records.largest(records.find(tmp_path), "90_tiny")[0]["scale"] == "paper"
+
+
+def test_numbers_stand_in_the_unit_of_their_claim_on_its_data(tmp_path):
+    claims = [one("rank", unit="correlation", digits=3, data="clips"), one("better")]
+    record = records.load(write(tmp_path, "small", "x", claims, costs={"seconds_all_runs": 60.0, "seconds_scoring": 120.0}))
+    text = pages.page([record], "90_tiny")
+    assert "| clips, small |" in text and "0.510 ± 0.014 correlation (2 x 1) | +0.405 [+0.341, +0.469] correlation to random" in text
+    assert "| x, small |" in text and "51.0 ± 1.4 % (2 x 1) | +40.5 [+34.1, +46.9] points to random" in text
+    assert "rank is better (clips): **direction reproduced**, +0.405 [+0.341, +0.469] correlation" in pages.headline(record)
+    assert pages.scoreboard([record], "90_tiny") == "[2 direction reproduced](results/90_tiny.md), 3 min"
+
+
+def test_a_first_cell_changes_only_between_its_markers(tmp_path):
+    path = tmp_path / "n.ipynb"
+    begin, end = pages.CELL
+    nbformat.write(new_notebook(cells=[new_markdown_cell(f"# Title\n\n{begin}\nstale\n{end}\n\nafter")]), path)
+    path.write_text(pages.first_cell(path, "fresh"))
+    assert pages.first_cell(path, "fresh") == path.read_text()
+    assert nbformat.read(path, 4).cells[0].source == f"# Title\n\n{begin}\nfresh\n{end}\n\nafter"
+
+
+BROKEN = {
+    "missing": None,
+    "no list": "much",
+    "no YAML": "[",
+    "empty": "",
+    "no claim": "[{notebook: a, paper: b}]",
+    "unknown field": "[{notebook: a, claim: b, paper: c, note: d}]",
+    "unknown number": "[{notebook: a, claim: b, paper: '{}', numbers: [[cifar10, DM, 7]]}]",
+    "no number": "[{notebook: a, claim: b, paper: '{} and {}', numbers: [[cifar10, DM, 1]]}]",
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_headlines_that_are_missing_or_broken(tmp_path, fault):
+    path = tmp_path / "headlines.yaml"
+    if BROKEN[fault] is not None:
+        path.write_text(BROKEN[fault])
+    with pytest.raises(InputError, match=r"headlines\.yaml: .*accepted: a list of") as caught:
+        pages.chosen_claims(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_headlines_of_the_repository():
+    """Every one is a claim of a record, and no number of a paper is typed."""
+    known = {(record["notebook"], one["id"]) for record in records.find(ROOT / "results") for one in record["claims"]}
+    claims = pages.chosen_claims(ROOT / "results" / "headlines.yaml")
+    assert {(one["notebook"], one["claim"]) for one in claims} <= known
+    assert {"ftd-ema-beats-mtt-ipc-1", "validated"} <= {one["claim"] for one in claims}
+    told = {one["claim"]: one["paper"] for one in claims}
+    assert told["ftd-ema-beats-mtt-ipc-1"].startswith("FTD 46.8, MTT 46.2 at")
+    assert told["mkdt-random-2%-CIFAR-10 (JPEG folders)-0.01"].startswith("MKDT 44.4, random 36.4 with")
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    write(tmp_path / "results", "small", "x", [one("a")])
+    (tmp_path / "results" / "headlines.yaml").write_text("[{notebook: 90_tiny, claim: a, paper: much}]")
+    (tmp_path / "README.md").write_text("before\n{}\nstale\n{}\nafter\n".format(*pages.README))
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_report_renews_what_is_generated(checkout, capsys):
+    assert cli.main(["report", "--write"]) == 0
+    text = (checkout / "README.md").read_text()
+    assert "a is better" in text and "much" in text and "stale" not in text
+    assert text.startswith("before") and text.endswith("after\n")
+    assert "a is better" in (checkout / "results" / "90_tiny.md").read_text()
+    assert "README.md" in capsys.readouterr().out
+    assert cli.main(["report", "--write"]) == 0 and "nothing changed" in capsys.readouterr().out
+
+
+def test_report_writes_where_it_is_told(checkout, tmp_path_factory, capsys):
+    other = tmp_path_factory.mktemp("other") / "mine"
+    write(other, "small", "y", [one("b")])
+    before = (checkout / "README.md").read_text()
+    assert cli.main(["report", "--write", "--results", str(other)]) == 0
+    assert "b is better" in (other / "90_tiny.md").read_text()
+    assert (checkout / "README.md").read_text() == before and not (checkout / "results" / "90_tiny.md").exists()
+    assert cli.main(["report", "--write", "--scale", "small"]) == 2 and "--scale" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["record", "headlines"])
+def test_report_writes_nothing_beside_a_broken_file(checkout, capsys, fault):
+    write(checkout / "results", "small", "y", [one("b")])
+    path = checkout / "results" / ("small/90_tiny/y/record.json" if fault == "record" else "headlines.yaml")
+    path.write_text(path.read_text()[:30])
+    before = {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()}
+    assert cli.main(["report", "--write"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and path.name in line
+    assert {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()} == before
+    assert cli.main(["report", "--results", str(checkout / "results")]) == 0
+    out, err = capsys.readouterr()
+    assert "a is better" in out and err.startswith("warning: ") == (fault == "record") and ("b is better" in out) == (fault != "record")
