@@ -1,5 +1,6 @@
 """Policy: what a committed notebook must look like, so that it reads well on the web and is compared by nbval."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import nbformat
 import pytest
 import yaml
 
+from distillery.methods import METHODS
 from distillery.notebook import parameters
 from distillery.report import headline
 
@@ -27,6 +29,8 @@ COMMON = (
     "budget_minutes",
     "progress",
 )
+MADE = {name for name, method in METHODS.items() if method.kind != "selection"}
+NOT_YET = {"00_quickstart", "03_ftd", "04_mkdt", "07_cost"}  # notebooks that still branch on a name, or show verdicts twice
 TAGS = {"parameters", "nbval-check-output", "nbval-skip"}
 
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -80,7 +84,7 @@ def test_cells_are_short_and_the_notebook_is(path):
     cells = [cell for cell in code(path) if not is_parameters(cell)]
     assert max(len(cell.source.splitlines()) for cell in cells) <= 25
     lines = [line for cell in code(path) for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
-    assert len(lines) <= 340
+    assert len(lines) <= 350
 
 
 def test_metadata(path):
@@ -121,3 +125,15 @@ def test_definitions_live_in_the_package(path):
     """A notebook may define short helpers of its own figures and tables, no classes."""
     for cell in code(path):
         assert not re.search(r"^class ", cell.source, re.M)
+
+
+def test_no_branch_on_the_name_of_a_method_and_no_verdict_twice(path):
+    """What a method needs, the method says; a section shows the verdicts of its own claims."""
+    if path.stem in NOT_YET:
+        pytest.skip("still to be mended")
+    for cell in code(path):
+        assert "S.verdicts()" not in cell.source
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Compare):
+                named = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant)} & MADE
+                assert not named, ast.unparse(node)

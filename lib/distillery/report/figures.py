@@ -197,7 +197,8 @@ def on_the_way(axis, rows: dict[str, list[dict | None]], colors: dict[str, str] 
             y = 100 * np.array([[np.mean(one["at_start"]), *(score for _, score in one["curve"])] for one in done])
             error = y.std(0, ddof=int(len(done) > 1)) / len(done) ** 0.5
             found[name] = [0, *(step for step, _ in done[0]["curve"])], y.mean(0), error
-    axis.set(xlabel="steps (0: test images, then validation)", ylabel="accuracy of the regression, %\n(bar: ± standard error over sets)")
+    bar = "\n(bar: ± standard error over sets)" * any(sum(map(bool, results)) > 1 for results in rows.values())
+    axis.set(xlabel="steps (0: test images, then validation)", ylabel=f"accuracy of the regression, %{bar}")
     lines(axis, found, colors)
 
 
