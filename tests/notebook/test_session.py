@@ -1,6 +1,7 @@
 """A session runs rows, pairs them by seed, judges claims, knows what is comparable, and writes the record last."""
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import matplotlib
@@ -68,6 +69,13 @@ def test_a_view_judges_the_same_sets_in_another_way_and_is_not_paid_again(sessio
     record = json.loads((S.here / "record.json").read_text())
     assert [one["method"] for one in record["rows"]] == ["KIP, as networks", "start", "KIP"]
     assert record["costs"]["samples_all_runs"] == sum(one["samples"] for one in S.results["KIP"])
+
+
+def test_libraries_do_not_ask_for_widgets(tmp_path):
+    with warnings.catch_warnings(record=True) as seen:
+        Session("90_tiny", namespace(tmp_path))
+        warnings.warn("IProgress not found. Please update jupyter and ipywidgets.", stacklevel=1)
+    assert not seen
 
 
 def test_data_are_loaded_with_changes(session):
