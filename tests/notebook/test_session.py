@@ -1,6 +1,7 @@
 """A session runs rows, pairs them by seed, judges claims, knows what is comparable, and writes the record last."""
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import matplotlib
@@ -99,6 +100,13 @@ def test_a_dollar_in_a_name_is_a_dollar(session, name):
     texts = {text.get_text(): text.get_parse_math() for text in figure.findobj(matplotlib.text.Text)}
     assert not texts[name] and texts[r"$\rho$"]
     assert all(math for text, math in texts.items() if "mathdefault" in text)
+
+
+def test_libraries_do_not_ask_for_widgets(tmp_path):
+    with warnings.catch_warnings(record=True) as seen:
+        Session("90_tiny", namespace(tmp_path))
+        warnings.warn("IProgress not found. Please update jupyter and ipywidgets.", stacklevel=1)
+    assert not seen
 
 
 def test_data_are_loaded_with_changes(session):

@@ -37,6 +37,7 @@ def test_keep_curves(axis, tmp_path):
     assert axis.get_xscale() == "log" and "%" in axis.get_xlabel()
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "10", "50"]
     assert {text.get_text() for text in axis.texts} == {"lowest loss", "random", "all images"} and "ring" in axis.get_xlabel()
+    assert "bar, band: ± deviation over sets" in axis.get_xlabel()
     assert figures.save(axis.figure, tmp_path / "keep.png").stat().st_size > 1000
 
 
@@ -56,6 +57,11 @@ def test_colours_tell_methods_apart_and_grey_is_for_baselines():
     found = figures.palette(["random images", "DC", "DC, level 1", "DM", "all images"])
     assert found["DC"] == found["DC, level 1"] and len({found[name] for name in ("DC", "DM", "random images", "all images")}) == 4
     assert found["random images"] == figures.BASELINES["random"]
+    assert list(figures.palette(["DC", "DC, level 1", "DC, both levels", "DM"]).values())[-1] == figures.palette(["DC", "DM"])["DM"]
+
+
+def test_sizes_are_counted():
+    assert [figures.a_class(n) for n in (1, 4)] == ["1 image a class", "4 images a class"]
 
 
 def test_bars_hold_value_sets_and_published_number(axis):
@@ -66,7 +72,7 @@ def test_bars_hold_value_sets_and_published_number(axis):
     figures.accuracy_bars(axis, rows)
     assert [text.get_text() for text in axis.texts] == ["55.0", "5.0"]
     assert any(line.get_marker() == "D" and line.get_xdata()[0] == pytest.approx(70) for line in axis.lines)
-    assert axis.get_xlim()[1] > 70 and "published" in axis.get_xlabel()
+    assert axis.get_xlim()[1] > 70 and "published" in axis.get_xlabel() and "line: ± deviation" in axis.get_xlabel()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -92,12 +98,20 @@ def test_names_stand_beside_their_lines_and_do_not_meet(axis, scale):
     assert axis.get_ylim() == pytest.approx((1, 100))
 
 
+def test_names_that_meet_share_the_way_and_others_stay_where_they_are(axis):
+    axis.set_ylim(0, 100)
+    figures.lines(axis, {"low": ([0], [10]), "a": ([0], [50]), "b": ([0], [50])})
+    low, a, b = (text.get_position()[1] for text in axis.texts)
+    assert low == pytest.approx(0.1) and (a + b) / 2 == pytest.approx(0.5)
+
+
 def test_intervals_are_in_points_and_what_has_not_run_is_left_out(axis):
     gaps = {"a": {"mean": 0.02, "ci95": [0.01, 0.03], "n_pairs": 2}, "b": {"mean": -0.01, "ci95": None, "n_pairs": 1}, "c": None}
     figures.intervals(axis, gaps, "random")
     drawn = [line.get_xdata() for line in axis.lines[:-1]]
     assert np.concatenate(drawn) == pytest.approx([1, 3, 2, -1])
-    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["a", "b", "c"] and "random" in axis.get_xlabel()
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["a", "b", "c"]
+    assert "above random" in axis.get_xlabel() and "95% interval, 1 or 2 pairs" in axis.get_xlabel()
 
 
 def test_differences_are_a_table_bold_where_the_interval_leaves_out_none(axis):

@@ -92,8 +92,8 @@ class Shown:
         left, right = figure.subfigures(1, 2, width_ratios=[1.15, 1])
         self.strips(sets, left, start_of)
         self.bars(bars, right.subplots())
-        left.suptitle(titles[0])
-        right.suptitle(titles[1])
+        left.suptitle(titles[0], x=0.02, ha="left")
+        right.suptitle(titles[1], x=0.02, ha="left")
         return figure
 
     def save(self, figure, name: str, committed: bool = False) -> None:

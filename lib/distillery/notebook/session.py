@@ -8,6 +8,7 @@ scale, results_dir, device, precision, compiled, engine, budget_minutes, progres
 
 import platform
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -66,6 +67,7 @@ class Session(Standard, Shown):
         self.bills: list[dict] = []  # 'seconds' and 'samples' of what no row holds
         self.experiments: list[Experiment] = []
         figures.style()
+        warnings.filterwarnings("ignore", message="IProgress not found")  # of tqdm, which some libraries import, without widgets
         print(f"distillery {distillery.__version__}, Python {platform.python_version()}, torch {torch.__version__}")
 
     # Rows

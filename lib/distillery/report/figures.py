@@ -6,11 +6,13 @@ takes the next colour of a palette that colour-blind readers tell apart.
 
 import io
 from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import seaborn
 import torch
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -38,16 +40,19 @@ def palette(names: Iterable[str]) -> dict[str, str]:
 
     What follows a comma is a variant and shares the colour of what stands before it.
     """
-    colors, taken = seaborn.color_palette("colorblind").as_hex(), {}
+    colors, taken = cycle(seaborn.color_palette("colorblind").as_hex()), {}
     for name in names:
         base = name.split(",")[0]
         grey = next((one for words, one in BASELINES.items() if base.split(" ")[0] in words.split("|")), None)
-        if grey:
-            taken[base] = grey
-        elif base not in taken:
-            taken[base] = colors[sum(one not in BASELINES.values() for one in taken.values()) % len(colors)]
+        if base not in taken:
+            taken[base] = grey or next(colors)
         taken[name] = taken[base]
     return taken
+
+
+def a_class(n: int) -> str:
+    """'1 image a class', '4 images a class'."""
+    return f"{n} image{'s' * (n != 1)} a class"
 
 
 def save(figure, path: str | Path) -> Path:
@@ -73,7 +78,7 @@ def show_tiles(axis, images: Tensor, columns: int, title: str = "", rows: list[s
 
 
 def accuracy_bars(axis, rows: list[dict], colors: dict[str, str] | None = None) -> None:
-    """Draw the accuracy of each row in percent: a bar with its value, a line for the deviation over sets, a dot for every set.
+    """Draw the accuracy of each row in percent: a bar with its value, a line for the deviation over sets, a dot for each.
 
     rows  dicts with 'method', 'accuracies'[set][network] and, for a diamond, 'published'
     """
@@ -96,8 +101,9 @@ def accuracy_bars(axis, rows: list[dict], colors: dict[str, str] | None = None) 
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     axis.set_xlim(0, 1.04 * axis.get_xlim()[1])
-    diamond = "; diamond: published" if any(row.get("published") for row in rows) else ""
-    axis.set_xlabel(f"test accuracy, % (dot: a set{diamond})")
+    line = "; line: ± deviation over sets" * any(len(means) > 1 for means in values)
+    diamond = "; diamond: published" * any(bool(row.get("published")) for row in rows)
+    axis.set_xlabel(f"test accuracy, %\n(dot: a set{line}{diamond})")
 
 
 def intervals(axis, gaps: dict[str, dict | None], against: str, color: str | None = None) -> None:
@@ -114,8 +120,11 @@ def intervals(axis, gaps: dict[str, dict | None], against: str, color: str | Non
             axis.plot(100 * gap["mean"], i, "o", color=color, ms=6)
     axis.axvline(0, color=INK, lw=0.8)
     axis.set_yticks(range(len(gaps)), list(gaps))
-    axis.set(ylim=(len(gaps) - 0.5, -0.5), xlabel=f"points to {against}")
+    axis.set_ylim(len(gaps) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
+    pairs = sorted({gap["n_pairs"] for gap in gaps.values() if gap})
+    counted = f", {' or '.join(map(str, pairs))} pairs" if pairs else ""
+    axis.set_xlabel(f"points above {against}\n(95% interval{counted})")
 
 
 def differences(axis, gaps: dict[str, dict[str, dict | None]], xlabel: str) -> None:
@@ -171,7 +180,8 @@ def on_the_way(axis, rows: dict[str, list[dict | None]], colors: dict[str, str] 
             y = 100 * np.array([[np.mean(one["at_start"]), *(score for _, score in one["curve"])] for one in done])
             error = y.std(0, ddof=int(len(done) > 1)) / len(done) ** 0.5
             found[name] = [0, *(step for step, _ in done[0]["curve"])], y.mean(0), error
-    axis.set(xlabel="steps", ylabel="accuracy of the regression, %")
+    bar = "\n(bar: ± standard error over sets)" * any(sum(map(bool, results)) > 1 for results in rows.values())
+    axis.set(xlabel="steps (0: test images, then validation)", ylabel=f"accuracy of the regression, %{bar}")
     lines(axis, found, colors)
 
 
@@ -184,13 +194,11 @@ def name_ends(axis, ends: dict[str, tuple[float, float]], colors: dict[str, str]
     log = axis.get_yscale() == "log"
     place = (lambda v: np.log(v / low) / np.log(high / low)) if log else (lambda v: (v - low) / (high - low))
     points = axis.figure.bbox.height / axis.figure.dpi * 72 * 0.72  # of a part of a figure too
-    gap, at = 11.5 / points, float("-inf")
-    heights = {}
-    for name in sorted(ends, key=lambda one: ends[one][1]):
-        heights[name] = at = max(float(place(ends[name][1])), at + gap)
-    over = max(0.0, at - 1.0)  # all move down by what the last one is too high
-    for name, height in heights.items():
-        axis.text(1.02, height - over, name, transform=axis.transAxes, va="center", fontsize=9, color=colors[name])
+    names = sorted(ends, key=lambda one: ends[one][1])
+    apart = 11.5 / points * np.arange(len(names))
+    heights = isotonic_regression([float(place(ends[name][1])) for name in names] - apart).x  # least squares, in order
+    for name, height in zip(names, np.minimum(heights, 1 - apart[-1]) + apart):
+        axis.text(1.02, height, name, transform=axis.transAxes, va="center", fontsize=9, color=colors[name])
     axis.set_ylim(low, high)
 
 
@@ -231,7 +239,8 @@ def keep_curves(
             axis.plot(*at, "o", ms=11, mfc="none", mec=colors[order], mew=1.4)
     axis.set_xticks(parts, [f"{100 * keep:g}" if fractions else f"{keep:g}" for keep in parts])
     axis.minorticks_off()
-    ring = "\n(ring: fewest that serve as well as all)" if any(size is not None for size in critical.values()) else ""
-    axis.set_xlabel(("real images kept, %" if fractions else "real images kept of every class") + ring)
+    notes = ["bar, band: ± deviation over sets"] * any(len(sets) > 1 for curve in curves.values() for sets in curve.values() if sets)
+    notes += ["ring: fewest that serve as well as all"] * any(size is not None for size in critical.values())
+    axis.set_xlabel(("real images kept, %" if fractions else "real images kept of every class") + f"\n({'; '.join(notes)})" * bool(notes))
     axis.set_ylabel("test accuracy, %")
     name_ends(axis, ends, colors)
