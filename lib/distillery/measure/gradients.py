@@ -114,8 +114,8 @@ class Comparison:
         return self._curve(lambda one: cosine(one[way].images, one["unrolled"].images))
 
     def memory(self, way: str) -> list[float]:
-        """Bytes kept, over those of the sweep."""
-        return self._curve(lambda one: one[way].kept / one["exact"].kept)
+        """Megabytes kept: graph and stored weights."""
+        return self._curve(lambda one: one[way].kept / 1e6)
 
     def seconds(self, way: str) -> list[float]:
         """Time, over that of the sweep."""

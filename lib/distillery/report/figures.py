@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import seaborn
+from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from distillery import store
 from distillery.report.records import measured
 
-BASELINES = {"random": "#9a9a9a", "all|whole|full": "#555555", "none|start": "#c8c8c8"}  # first words of names
+BASELINES = {"random": "#9a9a9a", "all|whole|full": "#555555", "none|no|start": "#c8c8c8"}  # first words of names
 ALL = BASELINES["all|whole|full"]
 INK = "#333333"
 
@@ -36,7 +37,7 @@ def palette(names: Iterable[str]) -> dict[str, str]:
 
     What follows a comma is a variant and shares the colour of what stands before it.
     """
-    colors, taken = seaborn.color_palette("colorblind").as_hex(), {}
+    colors, taken = [one for one in seaborn.color_palette("colorblind").as_hex() if one != "#949494"], {}  # grey is for baselines
     for name in names:
         base = name.split(",")[0]
         grey = next((one for words, one in BASELINES.items() if base.split(" ")[0] in words.split("|")), None)
@@ -46,6 +47,16 @@ def palette(names: Iterable[str]) -> dict[str, str]:
             taken[base] = colors[sum(one not in BASELINES.values() for one in taken.values()) % len(colors)]
         taken[name] = taken[base]
     return taken
+
+
+def brightness(color: str) -> float:
+    """How bright a colour is to the eye, 0 = black to 1 = white."""
+    return float(np.dot(to_rgb(color), (0.2126, 0.7152, 0.0722)))
+
+
+def legible(color: str) -> tuple[float, ...]:
+    """A colour dark enough for text on white: pale ones are darkened."""
+    return tuple(min(1.0, 0.5 / max(brightness(color), 1e-9)) * np.array(to_rgb(color)))
 
 
 def png(figure) -> bytes:
@@ -104,7 +115,7 @@ def accuracy_bars(axis, rows: list[dict], colors: dict[str, str] | None = None) 
             axis.plot(100 * row["published"]["mean"], i, "D", color="white", markeredgecolor=INK, markersize=5)
         within = mean > 0.25 * longest  # the value stands in its bar, or beside a short one
         where = (
-            {"xy": (0, i), "xytext": (5, 0), "color": "white", "weight": "bold"}
+            {"xy": (0, i), "xytext": (5, 0), "color": "white" if brightness(colors[row["method"]]) < 0.5 else INK, "weight": "bold"}
             if within
             else {"xy": (max(*means, mean + spread), i), "xytext": (5, 0), "color": INK}
         )
@@ -208,7 +219,7 @@ def name_ends(axis, ends: dict[str, tuple[float, float]], colors: dict[str, str]
         heights[name] = at = max(float(place(ends[name][1])), at + gap)
     over = max(0.0, at - 1.0)  # all move down by what the last one is too high
     for name, height in heights.items():
-        axis.text(1.02, height - over, name, transform=axis.transAxes, va="center", fontsize=9, color=colors[name])
+        axis.text(1.02, height - over, name, transform=axis.transAxes, va="center", fontsize=9, color=legible(colors[name]))
     axis.set_ylim(low, high)
 
 
