@@ -167,7 +167,7 @@ def high_loss_plain(network, students: Experts, source, m: int, epoch: int = 1) 
     return sorted(range(len(source)), key=lambda i: (-means[i], i))[:m]
 
 
-COLUMNS = ("no pre-training", "random", "high loss", "KRR-ST", "MKDT, random init", "MKDT", "whole")
+COLUMNS = ("no pre-training", "random", "high loss", "KRR-ST", "MKDT, random init", "MKDT", "all images")
 # Unlabelled set, part of it, part of the labels, task; then mean±standard deviation in percent of each of COLUMNS, '-' = not published. From
 # Tables 1, 2 and 4 of MKDT (arXiv 2410.02116) [paper]; means over three evaluations of one set. Table 3 has
 # Tiny-ImageNet as the unlabelled set at 2%, without deviations, and so it is not here; nor are the fine-grained tasks, which at 1% of the
@@ -210,9 +210,9 @@ PROBES = """
 def published_probe(dataset: str, part: str, labels: str, task: str, method: str) -> dict | None:
     """A published accuracy {'mean', 'std'} as fractions after pre-training without labels, None where none is known.
 
-    part, labels  of the unlabelled images and of the labels, as '2%'; of 'no pre-training' and 'whole' the part does not matter
+    part, labels  of the unlabelled images and of the labels, as '2%'; of 'no pre-training' and 'all images' the part does not matter
     """
-    asked = [dataset, "2%" if method in (COLUMNS[0], "whole") else part, labels, task]
+    asked = [dataset, "2%" if method in (COLUMNS[0], COLUMNS[-1]) else part, labels, task]
     for *key, cells in (line.split(maxsplit=4) for line in PROBES.strip().splitlines()):
         found = dict(zip(COLUMNS, cells.split(), strict=True)).get(method, "-")
         if key == asked and found != "-":
