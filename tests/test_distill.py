@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distillery.data.synthetic import Synthetic
-from distillery.distill import SCHEDULES, Distilled, Optimizer, distill
+from distillery.distill import SCHEDULES, Distilled, Optimizer, average_plain, distill
 from distillery.evaluation import Probing, Protocol, evaluate, fit, probe
 from distillery.experts import Experts
 from distillery.matching.distribution import DistributionMatching
@@ -283,11 +283,10 @@ def test_schedules(tiny, schedule):
 
 def test_moving_average(tiny):
     done = go(start(tiny), Constant(), tiny, {"images": Optimizer(1.0)}, steps=3, ema=0.5)
-    average = 0.0
-    for step in (1, 2, 3):
-        average = 0.5 * average + 0.5 * -step
-    moved = done.ema.tensors["images"] - start(tiny).tensors["images"]
-    assert torch.allclose(moved, torch.full_like(moved, average), atol=1e-5)
+    first = start(tiny).tensors["images"]
+    average = average_plain(first, [first - step for step in (1, 2, 3)], decay=0.5)
+    assert torch.allclose(done.ema.tensors["images"], average, atol=1e-5)
+    assert torch.allclose(average - first, torch.full_like(first, -0.125 * 1 - 0.25 * 2 - 0.5 * 3), atol=1e-5)
     assert torch.equal(done.ema.tensors["targets"], done.last.tensors["targets"])
 
 

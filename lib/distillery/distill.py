@@ -20,7 +20,7 @@ and may have
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -187,6 +187,17 @@ def _update(now, learned, built, optimizers, grads, steps, ema, bounds) -> None:
             learned[name].data.clamp_(*bounds[name])
     for name, value in now.ema.items():
         value.mul_(ema).add_(learned[name].detach(), alpha=1 - ema)
+
+
+def average_plain(first: Tensor, after: Sequence[Tensor], decay: float) -> Tensor:
+    """The moving average of the learned images as FTD publishes it: it starts as the first images, and nothing corrects for that.
+
+    after  the images after each update, in their order
+    """
+    average = first
+    for images in after:
+        average = decay * average + (1 - decay) * images
+    return average
 
 
 def _validate(now: _Progress, synthetic: Synthetic, validate) -> None:

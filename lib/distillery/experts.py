@@ -117,8 +117,8 @@ def make(
     asked = Path(folder), network, source, training, epochs
     if log and any(left for _, left in _left(*asked)):
         told = cost(*asked)
-        took = f"{told['seconds']:.0f} s" if told["seconds"] < 120 else f"{told['seconds'] / 60:.0f} min"
-        log(f"{told['experts']} experts: {told['steps']} steps of a chunk, about {took}, {told['bytes'] / 1e6:.0f} MB on disk")
+        took = f"about {told['seconds'] / 60:.0f} min" if told["seconds"] > 60 else "less than a minute"
+        log(f"{told['experts']} experts: {told['steps']} steps of a chunk, {took}, {told['bytes'] / 1e6:.1f} MB on disk")
     options = {"cpus": torch.get_num_threads(), "gpus": 1 if source.device.type == "cuda" else 0}
     return engine.map(lambda chunk: _make(*chunk, network, source, training, epochs, billed_to), _chunks(*asked[:4]), where, **options)
 

@@ -376,7 +376,7 @@ def test_settings_become_an_objective(tiny, tmp_path):
 def test_published_probes_by_hand():
     assert published_probe("cifar10", "2%", "1%", "cifar10", "MKDT") == {"mean": pytest.approx(0.4436), "std": pytest.approx(0.0161)}
     assert published_probe("cifar10", "5%", "5%", "cifar10", "random")["mean"] == pytest.approx(0.4813)
-    whole = published_probe("cifar100", "5%", "5%", "cifar100", "whole")
-    assert whole == published_probe("cifar100", "2%", "5%", "cifar100", "whole") and whole["mean"] == pytest.approx(0.3578)
+    whole = published_probe("cifar100", "5%", "5%", "cifar100", "all images")
+    assert whole == published_probe("cifar100", "2%", "5%", "cifar100", "all images") and whole["mean"] == pytest.approx(0.3578)
     assert published_probe("cifar10", "3%", "1%", "cifar10", "MKDT") is None
     assert published_probe("folder", "2%", "1%", "x", "MKDT") is None

@@ -101,6 +101,14 @@ def test_no_cell_branches_on_the_name_of_a_method(path):
     assert not told, "\n".join(told)
 
 
+def test_no_raw_results_are_shown(path):
+    """What is shown is a figure, a table or a sentence, not the value that the last line of a cell happens to have."""
+    for cell in code(path):
+        for output in cell.outputs:
+            data = output.get("data", {})
+            assert set(data) != {"text/plain"} or not data["text/plain"].startswith(("[", "{", "(")), cell.source
+
+
 def test_cells_are_short_and_the_notebook_is(path):
     cells = [cell for cell in code(path) if not is_parameters(cell)]
     assert max(len(cell.source.splitlines()) for cell in cells) <= 25

@@ -64,6 +64,16 @@ def test_sizes_are_counted():
     assert [figures.a_class(n) for n in (1, 4)] == ["1 image a class", "4 images a class"]
 
 
+def test_text_can_be_read_on_and_beside_every_colour(axis):
+    names = [f"method {i}" for i in range(9)]
+    colors = figures.palette(names)
+    assert not set(colors.values()) & {*figures.BASELINES.values(), "#949494"} and len(set(colors.values())) == 9
+    assert all(figures.brightness(figures.legible(color)) <= 0.5 + 1e-6 for color in (*colors.values(), "#ffffff"))
+    figures.accuracy_bars(axis, [{"method": name, "accuracies": sets(0.5)} for name in names])
+    for name, text in zip(names, axis.texts):
+        assert abs(figures.brightness(text.get_color()) - figures.brightness(colors[name])) > 0.25
+
+
 def test_bars_hold_value_sets_and_published_number(axis):
     rows = [
         {"method": "DM", "accuracies": sets(0.5, 0.6), "published": {"mean": 0.7, "std": 0.0}},

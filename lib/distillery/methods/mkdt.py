@@ -156,7 +156,7 @@ def by_high_loss(job, n: int) -> Tensor:
     return high_loss(job.network, load_bank(job.experiment, job.source, *bank), job.source, n)
 
 
-COLUMNS = ("none", "random", "high loss", "KRR-ST", "MKDT, random init", "MKDT", "whole")
+COLUMNS = ("no pre-training", "random", "high loss", "KRR-ST", "MKDT, random init", "MKDT", "all images")
 # Unlabelled set, part of it, part of the labels, task; then mean±standard deviation in percent of each of COLUMNS, '-' = not published: Tables
 # 1, 2 and 4 of MKDT (arXiv 2410.02116) [paper], means over three evaluations of one set. Where the 5% sets of KRR-ST come from is not
 # published, and the teacher of the CIFAR-10 sets is not public. 'MKDT, random init' starts from random images.
@@ -197,9 +197,9 @@ PROBES = """
 def published_probe(dataset: str, part: str, labels: str, task: str, method: str) -> dict | None:
     """A published accuracy {'mean', 'std'} as fractions after pre-training without labels, None where none is known.
 
-    part, labels  of the unlabelled images and of the labels, as '2%'; of 'none' and 'whole' the part does not matter
+    part, labels  of the unlabelled images and of the labels, as '2%'; of 'no pre-training' and 'all images' the part does not matter
     """
-    asked = [dataset, "2%" if method in ("none", "whole") else part, labels, task]
+    asked = [dataset, "2%" if method in (COLUMNS[0], COLUMNS[-1]) else part, labels, task]
     for *key, cells in (line.split(maxsplit=4) for line in PROBES.strip().splitlines()):
         found = dict(zip(COLUMNS, cells.split(), strict=True)).get(method, "-")
         if key == asked and found != "-":

@@ -32,17 +32,17 @@ class Probed:
         """What the session calls a row on a task."""
         return f"{name}: {task}, {part:.0%} of the labels"
 
-    def row(self, name: str, method: str, size: int, n: int, *, against: str = "none", experiment=None, **recipe) -> list[dict | None]:
+    def row(self, name: str, method: str, size: int, n: int, *, against: str = "", experiment=None, **recipe) -> list[dict | None]:
         """Run a row, a set for each seed; the results with accuracies[task][part][network]. `recipe` are parts of a `Recipe`."""
         recipes = [Recipe(method, size, seed, **recipe) for seed in self.session.seeds(n)]
         return self.keep(name, recipes, against, experiment)
 
-    def keep(self, name: str, recipes: list[Recipe], against: str = "none", experiment=None) -> list[dict | None]:
+    def keep(self, name: str, recipes: list[Recipe], against: str = "", experiment=None) -> list[dict | None]:
         """Run recipes, one a seed, as a row."""
         experiment = experiment or self.session.bench
         found = [None] * len(recipes) if self.untestable else experiment.run_all(recipes)
         for i, (task, part) in enumerate(product(self.tasks, experiment.protocol.labels)):
-            key, base = self.key(name, task, part), self.key(against, task, part)
+            key, base = self.key(name, task, part), self.key(against or self.session.against, task, part)
             method, _, size = name.rpartition(", ")  # 'method, part of the images', where the method has parts
             number = self.known(self.unlabelled, size, f"{part:.0%}", self.tasks[task], method or name)
             self.session.rows[key] = Row(key, None, number, base, recipes, experiment, view=i > 0)
@@ -51,16 +51,16 @@ class Probed:
         self.raw[name] = found
         return found
 
-    def summaries(self, names: list[str], task: str, part: float, against: str = "none") -> list[dict]:
+    def summaries(self, names: list[str], task: str, part: float, against: str = "") -> list[dict]:
         """Rows on a task by their short names."""
         keys = {name: self.key(name, task, part) for name in names}
-        base = self.key(against, task, part)
+        base = self.key(against or self.session.against, task, part)
         return [self.session.summary(key, base) | {"method": name} for name, key in keys.items() if key in self.session.rows]
 
-    def table(self, names: list[str], tasks=(), parts=(), against: str = "none") -> Markdown:
+    def table(self, names: list[str], tasks=(), parts=(), against: str = "") -> Markdown:
         """A table for each task and part of the labels."""
         found = [
-            f"**{task}, {part:.0%} of the labels**\n\n{tables.rows_table(self.summaries(names, task, part, against), against)}"
+            f"**{task}, {part:.0%} of the labels**\n\n{tables.rows_table(self.summaries(names, task, part, against), against or self.session.against)}"
             for task, part in product(tasks or self.tasks, parts or self.parts)
         ]
         return Markdown("\n\n".join(found))
@@ -71,18 +71,19 @@ class Probed:
         called = {row: name.replace(", ", " ") for name, row in names.items()}
         figures.accuracy_bars(axis, [row | {"method": called[row["method"]]} for row in rows if row["accuracies"]])
 
-    def gaps(self, axis, names: dict[str, str], part: float) -> None:
-        """Draw differences to 'none' on all tasks, with 95% intervals; `names` are rows by what the figure calls them."""
+    def gaps(self, axis, names: dict[str, str], part: float, against: str = "") -> None:
+        """Draw differences to a row on all tasks, with 95% intervals; `names` are rows by what the figure calls them."""
+        against = against or self.session.against
         colors = figures.palette(self.tasks)
         for (i, task), (j, name) in product(enumerate(self.tasks), enumerate(names.values())):
-            ours, theirs = (self.session.accuracies(self.key(one, task, part)) for one in (name, "none"))
+            ours, theirs = (self.session.accuracies(self.key(one, task, part)) for one in (name, against))
             if gap := records.difference(ours, theirs):
                 at, low_high = j + 0.3 * i - 0.15, gap["ci95"] or [gap["mean"]] * 2
                 axis.plot(100 * gap["mean"], at, "os"[i % 2], ms=5, color=colors[task], label=None if j else task)
                 axis.plot([100 * bound for bound in low_high], [at, at], color=colors[task], lw=1.5)
         axis.axvline(0, color=figures.INK, lw=0.8)
         axis.set_yticks(range(len(names)), names)
-        axis.set(xlabel="points above none, 95% interval", ylim=(len(names) - 0.5, -0.5))
+        axis.set(xlabel=f"points above {against}, 95% interval", ylim=(len(names) - 0.5, -0.5))
 
     def better(
         self, id: str, ours: str, theirs: str, task: str, part: float, source: str = "", note: str = "", margin: float = 0.0

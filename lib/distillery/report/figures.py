@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import seaborn
 import torch
+from matplotlib.colors import to_rgb
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -19,7 +20,7 @@ from torchvision.utils import make_grid
 from distillery import store
 from distillery.report.records import measured
 
-BASELINES = {"random": "#9a9a9a", "all|whole|full": "#555555", "none|start": "#c8c8c8"}  # first words of names
+BASELINES = {"random": "#9a9a9a", "all|whole|full": "#555555", "none|no|start": "#c8c8c8"}  # first words of names
 ALL = BASELINES["all|whole|full"]
 INK = "#333333"
 
@@ -40,7 +41,8 @@ def palette(names: Iterable[str]) -> dict[str, str]:
 
     What follows a comma is a variant and shares the colour of what stands before it.
     """
-    colors, taken = cycle(seaborn.color_palette("colorblind").as_hex()), {}
+    colors = cycle(one for one in seaborn.color_palette("colorblind").as_hex() if one != "#949494")  # grey is for baselines
+    taken = {}
     for name in names:
         base = name.split(",")[0]
         grey = next((one for words, one in BASELINES.items() if base.split(" ")[0] in words.split("|")), None)
@@ -48,6 +50,16 @@ def palette(names: Iterable[str]) -> dict[str, str]:
             taken[base] = grey or next(colors)
         taken[name] = taken[base]
     return taken
+
+
+def brightness(color: str) -> float:
+    """How bright a colour is to the eye, 0 = black to 1 = white."""
+    return float(np.dot(to_rgb(color), (0.2126, 0.7152, 0.0722)))
+
+
+def legible(color: str) -> tuple[float, ...]:
+    """A colour dark enough for text on white: pale ones are darkened."""
+    return tuple(min(1.0, 0.5 / max(brightness(color), 1e-9)) * np.array(to_rgb(color)))
 
 
 def a_class(n: int) -> str:
@@ -94,7 +106,8 @@ def accuracy_bars(axis, rows: list[dict], colors: dict[str, str] | None = None) 
             axis.plot(100 * row["published"]["mean"], i, "D", color="white", markeredgecolor=INK, markersize=5)
         how = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
         if mean > 0.25 * longest:  # the value stands in its bar
-            axis.annotate(f"{mean:.1f}", (0, i), color="white", weight="bold", **how)
+            inside = "white" if brightness(colors[row["method"]]) < 0.5 else INK
+            axis.annotate(f"{mean:.1f}", (0, i), color=inside, weight="bold", **how)
         else:
             axis.annotate(f"{mean:.1f}", (max(*means, mean + spread), i), color=INK, **how)
     axis.set_yticks(range(len(rows)), [row["method"] for row in rows])
@@ -198,7 +211,7 @@ def name_ends(axis, ends: dict[str, tuple[float, float]], colors: dict[str, str]
     apart = 11.5 / points * np.arange(len(names))
     heights = isotonic_regression([float(place(ends[name][1])) for name in names] - apart).x  # least squares, in order
     for name, height in zip(names, np.minimum(heights, 1 - apart[-1]) + apart):
-        axis.text(1.02, height, name, transform=axis.transAxes, va="center", fontsize=9, color=colors[name])
+        axis.text(1.02, height, name, transform=axis.transAxes, va="center", fontsize=9, color=legible(colors[name]))
     axis.set_ylim(low, high)
 
 
