@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from distillery import store
-from distillery.checks import InputError, check_choice, first_line
+from distillery.checks import InputError, check_choice, first_line, local_path
 from distillery.notebook import types
 
 LARGEST = 100_000  # bytes of a file of parameters
@@ -196,7 +196,7 @@ def device(name: str):
 def results_root(results_dir: str) -> Path:
     """The folder of all results: as given, else $DISTILLERY_RESULTS, else results/ of the repository."""
     chosen = results_dir or os.environ.get("DISTILLERY_RESULTS", "")
-    return Path(types.OfThisMachine()(chosen)) if chosen else Path(__file__).resolve().parents[3] / "results"
+    return local_path("results_dir", chosen).resolve() if chosen else Path(__file__).resolve().parents[3] / "results"
 
 
 def writable(folder: Path) -> None:
