@@ -47,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter")
     run.add_argument("-f", action="append", default=[], metavar="FILE", help="YAML file of parameters")
     run.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
+    run.add_argument(
+        "--section", type=int, action="append", default=[], metavar="N", help="only the first section and this one (repeatable)"
+    )
     run.add_argument("--again", action="store_true", help="execute even if a complete record exists (stored runs are reused)")
     row = command("row", _row, "run one row of a notebook without the notebook; it finds the row when it is executed")
     row.add_argument("notebook", help="name such as 03_ftd, or a path")
@@ -117,7 +120,8 @@ def _run(arguments) -> int:
         print(f"{name} is done with these parameters, record {done[0]['path']} (--again executes it once more)")
     else:
         parameters.writable(folder)
-        if code := _execute(notebook, given, folder):
+        content = parameters.part(notebook, arguments.section) if arguments.section else str(notebook)
+        if code := _execute(notebook, content, given, folder):
             return code
         done = _records(folder, key)
         if not done:
@@ -171,7 +175,7 @@ def _records(folder: Path, key: str) -> list[dict]:
     return [one for one in found if Path(one["path"]).parents[1] == folder and one["key"] == key]
 
 
-def _execute(notebook: Path, given: dict, folder: Path) -> int:
+def _execute(notebook: Path, content, given: dict, folder: Path) -> int:
     # every name was checked before; papermill's own reader trips over a '=' in a comment and calls names unknown
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -185,7 +189,7 @@ def _execute(notebook: Path, given: dict, folder: Path) -> int:
     _check_writable(executed)
     kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
     try:
-        papermill.execute_notebook(str(notebook), str(temporary), given, progress_bar=True, **kernel)
+        papermill.execute_notebook(content, str(temporary), given, progress_bar=True, **kernel)
         return 0
     except PapermillExecutionError as error:
         failure = error

@@ -26,7 +26,10 @@ def write(root, scale, data, claims, notebook="90_tiny", **more):
 
 def chosen(claims, tmp_path):
     record = records.load(write(tmp_path, "small", "x", claims))
-    return [line.split(" is better")[0].removeprefix("- ") for line in pages.headline(record).splitlines()[2:]]
+    return [
+        line.split(" is better")[0].removeprefix("- ")
+        for line in pages.headline([(record, claim) for claim in record["claims"]]).splitlines()[2:]
+    ]
 
 
 def test_a_headline_tells_published_then_refuted_then_reproduced_and_no_three_of_a_kind(tmp_path):
@@ -43,14 +46,16 @@ def test_a_headline_tells_published_then_refuted_then_reproduced_and_no_three_of
     assert chosen(claims, tmp_path)[:2] == ["failed", "won"] and len(chosen(claims, tmp_path)) == pages.SHOWN
 
 
-def test_the_largest_scale_is_told_and_of_it_cifar10(tmp_path):
+def test_a_claim_is_told_at_the_largest_scale_that_decides_it_and_of_cifar10_first(tmp_path):
     for scale, data in (("smoke", "x"), ("small", "b"), ("small", "cifar10")):
-        write(tmp_path, scale, data, [one("a")])
-    found = records.largest(records.find(tmp_path), "90_tiny")
-    assert [one["data"]["label"] for one in found] == ["cifar10", "b"] and records.largest(found, "another") == []
-    assert pages.headline(found[0]).startswith("**Found at small scale** on cifar10 (9 training images); of 1 claims: 1 direction")
-    write(tmp_path, "paper", "a", [one("a")])
-    assert records.largest(records.find(tmp_path), "90_tiny")[0]["scale"] == "paper"
+        write(tmp_path, scale, data, [one("a"), one("b")])
+    write(tmp_path, "paper", "cifar10", [one("a"), one("b", UP[:1], AMID[:1]), one("c", []), one("d", UP[:1], AMID[:1])])
+    found = records.decided(records.find(tmp_path), "90_tiny")
+    told = [(record["scale"], record["data"]["label"], claim["id"]) for record, claim in found]
+    assert told == [("paper", "cifar10", "a"), ("small", "cifar10", "b"), ("paper", "cifar10", "c"), ("paper", "cifar10", "d"),
+                    ("small", "b", "a"), ("small", "b", "b")]  # fmt: skip
+    assert pages.headline(found).startswith("**Found** on cifar10; of 4 claims") and ", paper scale" in pages.headline(found)
+    assert records.decided(records.find(tmp_path), "another") == []
 
 
 def test_numbers_stand_in_the_unit_of_their_claim_on_its_data(tmp_path):
@@ -59,7 +64,9 @@ def test_numbers_stand_in_the_unit_of_their_claim_on_its_data(tmp_path):
     text = pages.page([record], "90_tiny")
     assert "| clips, small |" in text and "0.510 ± 0.014 correlation (2 x 1) | +0.405 [+0.341, +0.469] correlation to random" in text
     assert "| x, small |" in text and "51.0 ± 1.4 % (2 x 1) | +40.5 [+34.1, +46.9] points to random" in text
-    assert "rank is better (clips): **direction reproduced**, +0.405 [+0.341, +0.469] correlation" in pages.headline(record)
+    assert "rank is better (clips): **direction reproduced**, +0.405 [+0.341, +0.469] correlation" in pages.headline(
+        [(record, claim) for claim in record["claims"]]
+    )
     assert pages.scoreboard([record], "90_tiny") == "[2 direction reproduced](results/90_tiny.md), 3 min"
 
 

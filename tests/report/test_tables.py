@@ -34,4 +34,4 @@ def test_every_method_is_in_the_compatibility_table():
 
     page = registered.compatibility()
     assert all(f"| {name} |" in page for name in METHODS)
-    assert pages.headline(RECORD)
+    assert pages.headline([(RECORD, claim) for claim in RECORD["claims"]])

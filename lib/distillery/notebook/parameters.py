@@ -153,6 +153,27 @@ def planned(notebook: str | Path, given: dict) -> tuple[dict, dict]:
     return given, check(kinds, defaults | given)
 
 
+def part(notebook: str | Path, sections: list[int]) -> nbformat.NotebookNode:
+    """A notebook's first section, which stands on nothing, some others and the record, to which what is left out is not run.
+
+    Raises InputError on a section that it does not have.
+    """
+    made, at, found, kept = nbformat.read(notebook, as_version=4), 0, set(), []
+    for cell in made.cells:
+        if cell.cell_type == "markdown" and (head := re.search(r"^## (\d+)\.", cell.source, re.MULTILINE)):
+            at = int(head[1])
+            found.add(at)
+        if "S.record(" in cell.source and cell.cell_type == "code":
+            cell.source = f'S.runs.missing.append({{"sections": "all but {sections}"}})\n{cell.source}'
+            kept.append(cell)
+        elif at <= 1 or at in sections:
+            kept.append(cell)
+    for section in sections:
+        check_choice("section", section, sorted(found))
+    made.cells = kept
+    return made
+
+
 def public(kinds: dict, values: dict) -> dict:
     """Parameters for a record: of a path of one machine only its last part, and nothing of where results lie."""
     shown = {name: value for name, value in values.items() if name != "results_dir"}

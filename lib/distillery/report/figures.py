@@ -116,7 +116,7 @@ def accuracy_bars(axis, rows: list[dict], colors: dict[str, str] | None = None) 
     axis.set_xlim(0, 1.04 * axis.get_xlim()[1])
     line = "; line: ± deviation over sets" * any(len(means) > 1 for means in values)
     diamond = "; diamond: published" * any(bool(row.get("published")) for row in rows)
-    axis.set_xlabel(f"test accuracy, %\n(dot: a set{line}{diamond})")
+    axis.set_xlabel(f"test accuracy, %\n(dot: a set{line}{diamond})", loc="right")  # longer than a narrow axis
 
 
 def intervals(axis, gaps: dict[str, dict | None], against: str, color: str | None = None) -> None:

@@ -9,7 +9,7 @@ import yaml
 from distillery import store
 from distillery.checks import InputError, first_line
 from distillery.methods import published, published_probe
-from distillery.report.records import find, largest, tally
+from distillery.report.records import decided, find, tally
 from distillery.report.registered import compatibility, settings_page
 from distillery.report.tables import found, markdown, minutes, rows_by_record, table
 
@@ -19,25 +19,27 @@ README = ("<!-- headlines: generated -->", "<!-- headlines: end -->")
 REFUTED = "not reproduced"
 
 
-def headline(record: dict) -> str:
-    """A few lines of Markdown for a notebook's first cell: how many claims hold, and the most telling ones with their numbers.
+def headline(told: list[tuple[dict, dict]]) -> str:
+    """A few lines of Markdown for a notebook's first cell, from what `decided` gives: how many claims hold, and the most telling ones.
 
-    First claims that a published number stands beside, then refuted ones, then those whose direction is reproduced; at most two of a family,
-    the first word of an id.
+    Of the first data set; first claims that a published number stands beside, then refuted ones, then those whose direction is reproduced; at
+    most two of a family, the first word of an id.
     """
-    claims, data = record["claims"], record["data"]
-    order = ["reproduced", "direction reproduced", "inconclusive"]
-    told = [one for one in claims if one["verdict"] in (REFUTED, *order)]
-    told.sort(key=lambda one: (one["published"] is None, one["verdict"] != REFUTED, [REFUTED, *order].index(one["verdict"])))
-    chosen, families = [], []
-    for one in told:
+    label = told[0][0]["data"]["label"]
+    told = [(record, claim) for record, claim in told if record["data"]["label"] == label]
+    order = [REFUTED, "reproduced", "direction reproduced", "inconclusive"]
+    shown = [(record, one) for record, one in told if one["verdict"] in order]
+    shown.sort(key=lambda pair: (pair[1]["published"] is None, pair[1]["verdict"] != REFUTED, order.index(pair[1]["verdict"])))
+    lines, families = [], []
+    for record, one in shown:
         family = one["id"].split("-")[0]
         if families.count(family) < 2:
-            chosen.append(one)
+            lines.append(f"- {_line(one)}, {record['scale']} scale")
             families.append(family)
-    counted = f"of {len(claims)} claims: {tally(claims)}"
-    head = f"**Found at {record['scale']} scale** on {data['label']} ({data['train']} training images); {counted}."
-    return "\n".join([head, "", *(f"- {_line(one)}" for one in chosen[:SHOWN])])
+    head = (
+        f"**Found** on {label}; of {len(told)} claims, each at the largest scale that gives it an interval: {tally([c for _, c in told])}."
+    )
+    return "\n".join([head, "", *lines[:SHOWN]])
 
 
 def _line(claim: dict) -> str:
@@ -73,7 +75,7 @@ def headline_table(records: list[dict], chosen: list[dict]) -> str:
     """The headline claims as Markdown: what the paper says, what was found, where, and the verdict."""
     rows = []
     for one in chosen:
-        known = [(record, c) for record in largest(records, one["notebook"]) for c in record["claims"] if c["id"] == one["claim"]]
+        known = [(record, claim) for record, claim in decided(records, one["notebook"]) if claim["id"] == one["claim"]]
         if not known:
             rows.append([one["claim"], one["paper"], "not run", "-", "**not run**"])
             continue
@@ -86,9 +88,9 @@ def headline_table(records: list[dict], chosen: list[dict]) -> str:
 
 def scoreboard(records: list[dict], notebook: str) -> str:
     """A notebook's verdicts in a few words, with a link to its page, and the minutes they took."""
-    own = largest(records, notebook)
-    said = tally([claim for record in own for claim in record["claims"]])
-    return f"[{said}](results/{notebook}.md), {sum(map(minutes, own)):.0f} min" if said else "not run"
+    own = decided(records, notebook)
+    spent = sum(minutes(record) for record in {record["path"]: record for record, _ in own}.values())
+    return f"[{tally([claim for _, claim in own])}](results/{notebook}.md), {spent:.0f} min" if own else "not run"
 
 
 def page(records: list[dict], notebook: str) -> str:
@@ -153,8 +155,8 @@ def write(results: str | Path) -> list[Path]:
         texts[readme] = anchored(text, root)
     for name in names:
         notebook = root / "notebooks" / f"{name}.ipynb"
-        if notebook.is_file() and (own := largest(records, name)):
-            texts[notebook] = first_cell(notebook, headline(own[0]))
+        if notebook.is_file() and (own := decided(records, name)):
+            texts[notebook] = first_cell(notebook, headline(own))
     changed = [path for path, text in texts.items() if not path.is_file() or path.read_text() != text]
     for path in changed:
         store.write_bytes(path, texts[path].encode())

@@ -262,11 +262,19 @@ def find(root: str | Path, broken: Callable[[InputError], None] | None = None, n
     return sorted(found, key=lambda record: (record["notebook"], -SCALES.index(record["scale"])))
 
 
-def largest(records: list[dict], notebook: str) -> list[dict]:
-    """A notebook's records of the largest scale above smoke, of records as `find` gives them; that of CIFAR-10 first."""
-    own = [one for one in records if one["notebook"] == notebook and one["scale"] != "smoke"]
-    own = [one for one in own if one["scale"] == own[0]["scale"]]
-    return sorted(own, key=lambda one: Path(one["path"]).parent.name != "cifar10")
+def decided(records: list[dict], notebook: str) -> list[tuple[dict, dict]]:
+    """(record, claim) for each claim of a notebook on each data set, that of CIFAR-10 first, of records as `find` gives them.
+
+    It is taken from the largest scale above smoke at which it has an interval, else from the largest at which it was measured.
+    """
+    best: dict[tuple, tuple] = {}
+    for record in (one for one in records if one["notebook"] == notebook and one["scale"] != "smoke"):
+        name = Path(record["path"]).parent.name
+        for claim in record["claims"]:
+            sure = 2 if (gap := claim["difference"]) and gap["ci95"] else int(claim["measured"] is not None)
+            if sure > best.get((name, claim["id"]), (-1,))[0]:
+                best[name, claim["id"]] = sure, record, claim
+    return [best[key][1:] for key in sorted(best, key=lambda key: key[0] != "cifar10")]
 
 
 def tally(claims: list[dict]) -> str:
