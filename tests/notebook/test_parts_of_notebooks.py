@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from distillery.notebook.parameters import part
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_bilp.ipynb"
