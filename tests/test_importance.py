@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from distillery.data import ImageSet
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
 from distillery.evaluation import Protocol
@@ -103,6 +104,17 @@ def test_batches_of_classes_are_unbiased_too(tiny, losses):
         total += (images * weights[:, :, None, None, None]).sum(1) / n
     wanted = torch.stack([tiny.batch(tiny.of_class(c)).mean(0) for c in range(3)])
     assert (total - wanted).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("reweight", [False, True])
+def test_small_classes_keep_their_mean(reweight):
+    """Images that are all 1, of 20, 60 and 200 in a class: every class mean over a batch of 64 is about 1."""
+    sizes = torch.tensor([20, 60, 200])
+    images = ImageSet.of(torch.full((280, 1, 2, 2), 255, dtype=torch.uint8), torch.arange(3).repeat_interleave(sizes))
+    sampler = looked(images, torch.rand(280, generator=generator(0, "losses")) + 0.5, share=0.5, reweight=reweight)
+    batches = [RealBatches(images, sampler, generator(0, "draw", i)).classes(torch.arange(3), 64) for i in range(50)]
+    means = torch.stack([(pixels[:, :, 0, 0, 0] * weights).sum(1) for pixels, weights in batches]).mean(0)
+    assert means == pytest.approx(torch.ones(3), abs=0.02)
 
 
 def test_a_batch_is_no_larger_than_a_uniform_one(tiny, losses):

@@ -208,8 +208,9 @@ class RealBatches:
         batches = self._drawn([int(label) for label in labels], n)
         widest = max(len(batch.indices) for batch in batches)
         indices = torch.stack([_fill(batch.indices, widest, batch.indices[0]) for batch in batches])
-        indices, weights = self._moved(indices, torch.stack([_fill(batch.weights, widest, 0) for batch in batches]))
-        total = weights.sum(1, keepdim=True) if self.sampler.relative else widest
+        drawn = torch.tensor([[float(len(batch.indices))] for batch in batches])  # of a small class fewer
+        indices, weights, drawn = self._moved(indices, torch.stack([_fill(batch.weights, widest, 0) for batch in batches]), drawn)
+        total = weights.sum(1, keepdim=True) if self.sampler.relative else drawn
         real, weights = self.real.batch(indices), weights / total
         weights = self.sampler.weigh(labels, indices, weights, lambda: effects(real, weights))
         self.effective = (weights > 0).sum(1).float().mean()
