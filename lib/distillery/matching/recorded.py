@@ -5,6 +5,7 @@ the GPU waits for the processor (measured on an H200: 0.12 s of kernels in 0.92 
 one pair of graphs for each number of images in a batch and each augmentation family. Slow reference: `trajectory.sweep`.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,8 +26,13 @@ def capture(work: Callable[[], None], pool) -> tuple[Callable[[], None], object]
         work()
     here.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        work()
+    gc.collect()
+    gc.disable()  # graphs of another objective that die during a capture would break it
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            work()
+    finally:
+        gc.enable()
     return graph.replay, graph.pool()
 
 
