@@ -1,7 +1,6 @@
 """Notebook parameters: annotated in the parameters cell, checked before anything is computed.
 
-The same check serves the command line, which reads the cell without running it, and the notebook itself, so that plain
-papermill refuses the same values and the same misspelt names with the same words. Types are those of `notebook/types.py`.
+The same check serves the command line, which reads the cell without running it, and the notebook itself.
 """
 
 import ast
@@ -18,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from distillery import store
-from distillery.checks import InputError, check_choice, first_line
+from distillery.checks import InputError, check_choice, first_line, local_path
 from distillery.notebook import types
 
 LARGEST = 100_000  # bytes of a file of parameters
@@ -141,8 +140,6 @@ def described(kind) -> str:
     for part in get_args(kind)[1:]:
         if isinstance(part, FieldInfo) and part.description:
             return part.description
-        if isinstance(getattr(part, "func", None), types.OneOf):
-            return ", ".join(part.func.names)
     return {str: "a text", bool: "True or False"}.get(kind, "another value")
 
 
@@ -195,11 +192,12 @@ def device(name: str):
 
 def results_root(results_dir: str) -> Path:
     """The folder of all results: as given, else $DISTILLERY_RESULTS, else results/ of the repository."""
-    chosen = results_dir or os.environ.get("DISTILLERY_RESULTS", "")
-    return Path(types.OfThisMachine()(chosen)) if chosen else Path(__file__).resolve().parents[3] / "results"
+    chosen = results_dir or os.environ.get("DISTILLERY_RESULTS")
+    return local_path("results_dir", chosen or Path(__file__).resolve().parents[3] / "results").resolve()
 
 
-def writable(folder: Path) -> None:
-    """Make a folder of results and try to write in it. Raises InputError where that fails."""
-    with store.writing(folder / "record"), tempfile.TemporaryFile(dir=folder):
-        pass
+def writable(path: Path) -> None:
+    """Make the folder of a file and try to write in it. Raises InputError where that fails, or a folder has the file's name."""
+    with store.writing(path), tempfile.TemporaryFile(dir=path.parent):
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")

@@ -1,8 +1,4 @@
-"""Figures: one style on seaborn, names beside what they name, PNG files written atomically.
-
-A colour goes by the place of a name in the list it is drawn with, not by a table of names: baselines are grey, everything else
-takes the next colour of a palette that colour-blind readers tell apart.
-"""
+"""Figures: one style on seaborn, names beside what they name, colours that colour-blind readers tell apart, PNG files written atomically."""
 
 import io
 from collections.abc import Iterable
@@ -55,11 +51,6 @@ def palette(names: Iterable[str]) -> dict[str, str]:
 def brightness(color: str) -> float:
     """How bright a colour is to the eye, 0 = black to 1 = white."""
     return float(np.dot(to_rgb(color), (0.2126, 0.7152, 0.0722)))
-
-
-def legible(color: str) -> tuple[float, ...]:
-    """A colour dark enough for text on white: pale ones are darkened."""
-    return tuple(min(1.0, 0.5 / max(brightness(color), 1e-9)) * np.array(to_rgb(color)))
 
 
 def a_class(n: int) -> str:
@@ -211,7 +202,8 @@ def name_ends(axis, ends: dict[str, tuple[float, float]], colors: dict[str, str]
     apart = 11.5 / points * np.arange(len(names))
     heights = isotonic_regression([float(place(ends[name][1])) for name in names] - apart).x  # least squares, in order
     for name, height in zip(names, np.minimum(heights, 1 - apart[-1]) + apart):
-        axis.text(1.02, height, name, transform=axis.transAxes, va="center", fontsize=9, color=legible(colors[name]))
+        dark = min(1.0, 0.5 / max(brightness(colors[name]), 1e-9)) * np.array(to_rgb(colors[name]))  # enough for text on white
+        axis.text(1.02, height, name, transform=axis.transAxes, va="center", fontsize=9, color=dark)
     axis.set_ylim(low, high)
 
 

@@ -26,15 +26,11 @@ def headline(record: dict) -> str:
     the first word of an id.
     """
     claims, data = record["claims"], record["data"]
-    order = ["reproduced", "direction reproduced", "inconclusive"]
-    told = [one for one in claims if one["verdict"] in (REFUTED, *order)]
-    told.sort(key=lambda one: (one["published"] is None, one["verdict"] != REFUTED, [REFUTED, *order].index(one["verdict"])))
-    chosen, families = [], []
-    for one in told:
-        family = one["id"].split("-")[0]
-        if families.count(family) < 2:
-            chosen.append(one)
-            families.append(family)
+    order = [REFUTED, "reproduced", "direction reproduced", "inconclusive"]
+    told = [one for one in claims if one["verdict"] in order]
+    told.sort(key=lambda one: (one["published"] is None, order.index(one["verdict"])))
+    families = [one["id"].split("-")[0] for one in told]
+    chosen = [one for i, one in enumerate(told) if families[:i].count(families[i]) < 2]
     counted = f"of {len(claims)} claims: {tally(claims)}"
     head = f"**Found at {record['scale']} scale** on {data['label']} ({data['train']} training images); {counted}."
     return "\n".join([head, "", *(f"- {_line(one)}" for one in chosen[:SHOWN])])
