@@ -64,9 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     report = command("report", _report, "print the claim table of all records")
     report.add_argument("--results", default="", help="results folder (default: that of the repository)")
     report.add_argument("--scale", default="", help="only this scale")
-    report.add_argument(
-        "--write", action="store_true", help="renew what is generated: *.md of the results folder, README and first cells beside it"
-    )
+    report.add_argument("--write", action="store_true", help="renew what is generated: *.md of results, README, first cells")
     methods = command("methods", _methods, "what combines with what")
     methods.add_argument("--settings", action="store_true", help="published settings of every method, with their sources")
     judge = command("evaluate", _evaluate, "test accuracy of a finished set, beside random images")

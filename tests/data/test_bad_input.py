@@ -218,7 +218,7 @@ def test_a_rule_that_is_none(refused):
 
 TYPES = {
     "dataset": types.Dataset, "ipc": list[types.Count], "keep": list[types.Keep], "n_seeds": types.Count, "device": types.Device,
-    "scale": types.Scale, "max_side": int, "budget_minutes": float, "progress": bool, "engine": types.Engine, "seed": types.Whole,
+    "scale": types.Scale, "max_side": types.Whole, "budget_minutes": types.Number, "progress": bool, "engine": types.Engine, "seed": types.Whole,
 }  # fmt: skip
 
 

@@ -159,17 +159,20 @@ def test_source_and_committed_figures(tmp_path, monkeypatch):
     shown = display.source(display.embedded).data
     assert shown.startswith("`distillery.notebook.display.embedded`\n```python\ndef embedded(")
     session, told, figure = display.Shown(), [], matplotlib.figure.Figure()
-    session.notebook = "90_tiny"
+    session.notebook, session.here = "90_tiny", tmp_path
     monkeypatch.setattr(display, "ROOT", tmp_path)
     monkeypatch.setattr(display, "display", lambda *parts: told.extend(parts))
-    session.committed("headline")
-    assert told == []
+    session.save(figure, "headline", committed=True)
+    assert len(told) == 1
     for scale, label in (("small", "A"), ("paper", "B")):
         folder = tmp_path / "results" / scale / "90_tiny" / "x"
         folder.mkdir(parents=True)
         figure.savefig(folder / "headline.png")
         data = {"label": label, "train": 1, "test": 1}
         records.write(folder / "record.json", notebook="90_tiny", key="k", scale=scale, data=data, claims=[], rows=[], missing=[], costs={})
-    session.committed("headline", "another")
-    caption, picture = told
+    session.save(figure, "headline", committed=True)
+    _, _, caption, picture = told
+    session.save(figure, "headline")
+    session.save(figure, "another", committed=True)
+    assert len(told) == 6
     assert "paper scale, on B" in caption.data and picture.data[:4] == b"\x89PNG"

@@ -96,10 +96,8 @@ def fetch(name: str, file: str, root: Path, progress: bool = False) -> Path:
                 found = store.file_digest(path)
             if found == expected:
                 return path
-            raise InputError(
-                f"{shown(path)}: {path.stat().st_size} bytes with sha256 {found[:12]}... are not the published file, "
-                f"perhaps an interrupted download; remove it to fetch it anew; accepted: sha256 {expected}"
-            )
+            wrong = f"{path.stat().st_size} bytes with sha256 {found[:12]}... are not the published file, perhaps an interrupted download"
+            raise InputError(f"{shown(path)}: {wrong}; remove it to fetch it anew; accepted: sha256 {expected}")
     if root.is_file():
         raise InputError(f"data_root: {str(root)!r} is a file; accepted: {file}, or a folder that holds it")
     address, before = _ADDRESSES[name] + file, socket.getdefaulttimeout()

@@ -71,24 +71,19 @@ class Shown:
         return figure
 
     def save(self, figure, name: str, committed: bool = False) -> None:
-        """Write a figure to `here` and show it; `committed` also shows the committed figure of the largest scale."""
+        """Write a figure to `here` and show it; `committed` also shows that of the committed record of the largest scale, if any."""
         for text in getattr(figure, "figure", figure).findobj(Text):  # a '$' of a name is no mathematics, which has commands
             text.set_parse_math("\\" in text.get_text() or "$" not in text.get_text())
         data = figures.save(figure, self.here / f"{name}.png").read_bytes()
         plt.close(getattr(figure, "figure", figure))
         display(embedded(data))
-        if committed:
-            self.committed(name)
+        own = records.largest(records.find(ROOT / "results"), self.notebook) if committed else []
+        for record in own[:1]:
+            if (path := Path(record["path"]).with_name(f"{name}.png")).exists():
+                caption = f"*The same figure at {record['scale']} scale, on {record['data']['label']}:*"
+                display(Markdown(caption), embedded(path.read_bytes()))
 
     def show(self, *functions: Callable) -> None:
         """Show the source of functions of the library, such as the plain twin of an equation."""
         for function in functions:
             display(source(function))
-
-    def committed(self, *names: str) -> None:
-        """Show committed figures of the largest scale, each under a caption; nothing where there are none."""
-        for record in records.largest(records.find(ROOT / "results"), self.notebook)[:1]:
-            for path in (Path(record["path"]).with_name(f"{name}.png") for name in names):
-                if path.exists():
-                    caption = f"*The same figure at {record['scale']} scale, on {record['data']['label']}:*"
-                    display(Markdown(caption), embedded(path.read_bytes()))

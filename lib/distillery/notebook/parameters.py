@@ -40,7 +40,11 @@ def declared(notebook: str | Path) -> tuple[dict, dict]:
         defaults = {node.target.id: ast.literal_eval(node.value) for node in nodes}
     except (SyntaxError, ValueError, AttributeError) as error:
         raise InputError(f"{notebook}: its parameters: {first_line(error)}; accepted: lines of NAME: TYPE = VALUE") from error
-    return {name: _resolved(name, one) for name, one in spelled.items()}, defaults
+    known = {"str": str, "bool": bool} | {name: kind for name, kind in vars(types).items() if get_origin(kind) is Annotated}
+    known |= {f"list[{name}]": list[kind] for name, kind in known.items()}
+    for name, one in spelled.items():
+        check_choice(f"annotation of {name}", one, known)
+    return {name: known[one] for name, one in spelled.items()}, defaults
 
 
 class _EachOnce(yaml.SafeLoader):
@@ -88,14 +92,6 @@ def from_text(text: str, kind=None):
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
-
-
-def _resolved(name: str, spelled: str):
-    """The type behind an annotation: a name of `notebook/types.py`, str or bool, or a list of one."""
-    inner = spelled[5:-1] if spelled.startswith("list[") and spelled.endswith("]") else spelled
-    known = {"str": str, "bool": bool} | {one: kind for one, kind in vars(types).items() if get_origin(kind) is Annotated}
-    check_choice(f"annotation of {name}", inner, known)
-    return known[inner] if inner == spelled else list[known[inner]]
 
 
 def check(kinds: dict, values: dict) -> dict:
@@ -155,13 +151,10 @@ def public(kinds: dict, values: dict) -> dict:
     shown = {name: value for name, value in values.items() if name != "results_dir"}
     for name, value in shown.items():
         one = get_args(kinds[name])[0] if get_origin(kinds[name]) is list else kinds[name]
-        if any(isinstance(getattr(part, "func", None), types.OfThisMachine) for part in get_args(one)):
-            shown[name] = [_last(path) for path in value] if isinstance(value, list) else _last(value)
+        if one in (types.LocalPath, types.NameOrPath):
+            last = [Path(path).name if Path(path).is_absolute() else path for path in (value if isinstance(value, list) else [value])]
+            shown[name] = last if isinstance(value, list) else last[0]
     return shown
-
-
-def _last(value: str) -> str:
-    return Path(value).name if Path(value).is_absolute() else value
 
 
 def settings(namespace: dict) -> SimpleNamespace:

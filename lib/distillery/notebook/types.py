@@ -10,7 +10,7 @@ imports nothing heavy. `str` and `bool` are accepted as they are.
 """
 
 import pkgutil
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,21 +19,13 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from distillery.checks import InputError, first_line
 
 
-@dataclass(frozen=True)
-class OfThisMachine:
-    """A validator of paths of the caller's machine: made absolute, since kernels start in another folder, and in no record.
-
-    sure  False where the value may be a name as well: it is a path where one is there
-    """
-
-    sure: bool = True
-
-    def __call__(self, value: str) -> str:
-        try:
-            path = Path(value).expanduser().resolve()
-            return str(path) if value and (path.exists() or self.sure) else value
-        except (OSError, ValueError, RuntimeError) as error:  # too long, a zero in it, nobody's home
-            raise InputError(f"path {value[:200]!r}: {first_line(error)}; accepted: a path of this machine") from error
+def _absolute(value: str, *, named: bool = False) -> str:
+    """A path made absolute, since kernels start in another folder; where it may be `named` instead, only if there is one."""
+    try:
+        path = Path(value).expanduser().resolve()
+        return str(path) if value and (path.exists() or not named) else value
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero in it, nobody's home
+        raise InputError(f"path {value[:200]!r}: {first_line(error)}; accepted: a path of this machine") from error
 
 
 def _passing(where: str, *named: str) -> AfterValidator:
@@ -66,8 +58,8 @@ Keep = Annotated[
     Field(description="a fraction above 0 and at most 1, or a whole number of images of every class"),
     _passing("distillery.checks:check_keep", "keep"),
 ]
-LocalPath = Annotated[str, Field(description="a path"), AfterValidator(OfThisMachine())]
-NameOrPath = Annotated[str, Field(description="a name or a path"), AfterValidator(OfThisMachine(sure=False))]
+LocalPath = Annotated[str, Field(description="a path"), AfterValidator(_absolute)]
+NameOrPath = Annotated[str, Field(description="a name or a path"), AfterValidator(partial(_absolute, named=True))]
 Scale = _names("distillery.report.records:SCALES")
 Device = Annotated[str, Field(description="'auto', 'cpu' or 'cuda'"), _passing("distillery.notebook.parameters:device")]
 Precision = _names("distillery.networks.precision:PRECISIONS")

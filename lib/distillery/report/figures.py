@@ -165,14 +165,11 @@ def lines(axis, curves: dict[str, tuple], colors: dict[str, str] | None = None, 
     colors = colors or palette(curves)
     for name, (x, y, *spread) in curves.items():
         how = {"color": colors[name], "lw": 1.6, "marker": "o", "ms": 4, "mew": 0} | options
-        if spread:
-            axis.errorbar(x, y, spread[0], capsize=0, elinewidth=1, **how)
-        else:
-            axis.plot(x, y, **how)
+        axis.errorbar(x, y, *spread, capsize=0, elinewidth=1, **how)
     name_ends(axis, {name: (x[-1], y[-1]) for name, (x, y, *_) in curves.items() if len(x)}, colors)
 
 
-def on_the_way(axis, rows: dict[str, list[dict | None]], colors: dict[str, str] | None = None) -> None:
+def on_the_way(axis, rows: dict[str, list[dict | None]]) -> None:
     """Draw the accuracy in percent of the regression on a set against its steps: mean and standard error over sets.
 
     rows  name -> results by seed of a kernel method that is validated: step 0 is 'at_start', on test images, all others are
@@ -186,7 +183,7 @@ def on_the_way(axis, rows: dict[str, list[dict | None]], colors: dict[str, str] 
             found[name] = [0, *(step for step, _ in done[0]["curve"])], y.mean(0), error
     bar = "\n(bar: ± standard error over sets)" * any(sum(map(bool, results)) > 1 for results in rows.values())
     axis.set(xlabel="steps (0: test images, then validation)", ylabel=f"accuracy of the regression, %{bar}")
-    lines(axis, found, colors)
+    lines(axis, found)
 
 
 def name_ends(axis, ends: dict[str, tuple[float, float]], colors: dict[str, str]) -> None:

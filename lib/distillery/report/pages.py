@@ -33,13 +33,12 @@ def headline(record: dict) -> str:
     chosen = [one for i, one in enumerate(told) if families[:i].count(families[i]) < 2]
     counted = f"of {len(claims)} claims: {tally(claims)}"
     head = f"**Found at {record['scale']} scale** on {data['label']} ({data['train']} training images); {counted}."
-    return "\n".join([head, "", *(f"- {_line(one)}" for one in chosen[:SHOWN])])
-
-
-def _line(claim: dict) -> str:
-    value, gap = found(claim)
-    on = f" ({claim['data']})" if claim["data"] else ""
-    return f"{claim['statement']}{on}: **{claim['verdict']}**, {gap or value}"
+    lines = [head, ""]
+    for one in chosen[:SHOWN]:
+        value, gap = found(one)
+        on = f" ({one['data']})" if one["data"] else ""
+        lines.append(f"- {one['statement']}{on}: **{one['verdict']}**, {gap or value}")
+    return "\n".join(lines)
 
 
 def chosen_claims(path: Path) -> list[dict]:

@@ -268,10 +268,8 @@ def best_of(candidates: list[list[dict | None]], by: str = "validation") -> list
     by          what decides: 'validation', or 'accuracies', those on test images: an oracle, to be labelled so
     """
     check_choice("by", by, ("validation", "accuracies"))
-    best = []
-    for results in zip(*candidates, strict=True):
-        best.append(max(results, key=lambda one: float(np.mean(one[by]))) if all(results) else None)
-    return best
+    by_seed = zip(*candidates, strict=True)
+    return [max(results, key=lambda one: float(np.mean(one[by]))) if all(results) else None for results in by_seed]
 
 
 def row(
