@@ -42,8 +42,8 @@ def encoder(splits):
     return Encoder(network, {name: value for name, value in params.items() if name not in head_names(network)})
 
 
-def experiment(splits, folder, changes=None, budget=(), **options):
-    runs = Runs(folder, *budget)
+def experiment(splits, folder, changes=None, **options):
+    runs = Runs(folder)
     network, protocol = ConvNet(splits.train.shape, 10, width=4), options.pop("protocol", Protocol(2, 2))
     scores = options.pop("scores", ScoreSettings(early=(2, 1)))
     options = {"augmentation": DSA_NO_FLIP, "presets": Presets("cifar10", SHORT | (changes or {}))} | options
@@ -294,8 +294,8 @@ def test_a_set_whose_file_is_gone_is_made_again(splits, tmp_path):
 
 
 def test_a_spent_budget_lists_what_is_missing(splits, tmp_path):
-    ticks = iter([0.0, *[100.0] * 9])
-    here = experiment(splits, tmp_path, budget=(1.0, lambda: next(ticks)))
+    here = experiment(splits, tmp_path)
+    here.runs.deadline = 0.0
     assert here.run(Recipe("random", 1, 0)) is None
     assert here.runs.missing[0]["method"] == "random"
 

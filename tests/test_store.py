@@ -320,9 +320,10 @@ def test_a_failed_run_is_not_stored(tmp_path):
     assert runs.get("p", 1, {}, "data", counting()[0])["accuracy"] == 1.5
 
 
-def test_a_spent_budget_starts_nothing_and_lists_what_is_missing(tmp_path):
+def test_a_spent_budget_starts_nothing_and_lists_what_is_missing(tmp_path, monkeypatch):
     now = [0.0]
-    runs = Runs(tmp_path, budget_minutes=2, clock=lambda: now[0])
+    monkeypatch.setattr("time.time", lambda: now[0])
+    runs = Runs(tmp_path, budget_minutes=2)
     compute, calls = counting()
     assert runs.get("p", 1, {"ipc": 1}, "data", compute)
     now[0] = 121

@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -44,9 +43,6 @@ def main(argv: list[str] | None = None) -> int:
 
     run = command("run", _run, "execute a notebook with checked parameters")
     run.add_argument("notebook", help="name such as 00_quickstart, or a path")
-    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter")
-    run.add_argument("-f", action="append", default=[], metavar="FILE", help="YAML file of parameters")
-    run.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     run.add_argument(
         "--section", type=int, action="append", default=[], metavar="N", help="only the first section and this one (repeatable)"
     )
@@ -59,20 +55,19 @@ def main(argv: list[str] | None = None) -> int:
     row.add_argument("--first-seed", type=int, default=0, help="seed of the first set; the data stay those of the notebook")
     row.add_argument("--keep", default="", metavar="RULE", help="real images that are left, e.g. 'lowest 0.1' or 'random 0.1'")
     row.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one published setting")
-    row.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter of the notebook")
-    row.add_argument("-f", action="append", default=[], metavar="FILE", help="YAML file of parameters")
-    row.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     grid = command("sweep", _sweep, "execute notebooks over a grid of parameters")
     grid.add_argument("grid", help="YAML file: notebook, parameters, grid")
     grid.add_argument("--engine", default="local", help="local, or ray: cells at once, on one or many machines")
-    grid.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     grid.add_argument("--gpus", type=float, default=0.0, help="GPUs of a cell on Ray, e.g. 0.25")
+    for one in (run, row):
+        one.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter of the notebook")
+        one.add_argument("-f", action="append", default=[], metavar="FILE", help="YAML file of parameters")
+    for one in (run, row, grid):
+        one.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     report = command("report", _report, "print the claim table of all records")
     report.add_argument("--results", default="", help="results folder (default: that of the repository)")
     report.add_argument("--scale", default="", help="only this scale")
-    report.add_argument(
-        "--write", action="store_true", help="renew what is generated: *.md of the results folder, README and first cells beside it"
-    )
+    report.add_argument("--write", action="store_true", help="renew what is generated: *.md of results, README, first cells")
     methods = command("methods", _methods, "what combines with what")
     methods.add_argument("--settings", action="store_true", help="published settings of every method, with their sources")
     judge = command("evaluate", _evaluate, "test accuracy of a finished set, beside random images")
@@ -119,7 +114,7 @@ def _run(arguments) -> int:
     if done and not arguments.again:
         print(f"{name} is done with these parameters, record {done[0]['path']} (--again executes it once more)")
     else:
-        parameters.writable(folder)
+        parameters.writable(folder / f"{name}.executed.ipynb")
         content = parameters.part(notebook, arguments.section) if arguments.section else str(notebook)
         if code := _execute(notebook, content, given, folder):
             return code
@@ -186,7 +181,6 @@ def _execute(notebook: Path, content, given: dict, folder: Path) -> int:
     library = str(Path(__file__).resolve().parents[1])  # so that the kernel finds an uninstalled package too
     os.environ["PYTHONPATH"] = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
     executed, temporary = folder / f"{notebook.stem}.executed.ipynb", folder / f".{notebook.stem}.{os.getpid()}.ipynb"
-    _check_writable(executed)
     kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
     try:
         papermill.execute_notebook(content, str(temporary), given, progress_bar=True, **kernel)
@@ -253,7 +247,7 @@ def _methods(arguments) -> int:
 
 
 def _evaluate(arguments) -> int:
-    from distillery import checks, data, store
+    from distillery import data, store
     from distillery.data import external
     from distillery.evaluation import Protocol
     from distillery.networks import ConvNet
@@ -262,13 +256,11 @@ def _evaluate(arguments) -> int:
     from distillery.report import tables
     from distillery.training.dsa import DSA, DSA_NO_FLIP
 
-    for name in ("seeds", "networks", "width"):
-        checks.check_positive_int(f"--{name}", getattr(arguments, name))
-    for name in ("seed", "epochs", "max_side"):
-        if getattr(arguments, name) < 0:
-            raise InputError(f"--{name.replace('_', '-')}: {getattr(arguments, name)}; accepted: a whole number of at least 0")
+    for name, least in {"seeds": 1, "networks": 1, "width": 1, "seed": 0, "epochs": 0, "max_side": 0}.items():
+        if getattr(arguments, name) < least:
+            raise InputError(f"--{name.replace('_', '-')}: {getattr(arguments, name)}; accepted: a whole number of at least {least}")
     if arguments.json:
-        _check_writable(Path(arguments.json))
+        parameters.writable(Path(arguments.json))
     families = "" if arguments.no_augmentation else DSA_NO_FLIP if arguments.no_flip else DSA
     protocol = Protocol(arguments.networks, arguments.epochs, augmentation=families, loss=arguments.loss)
     device = parameters.device(arguments.device)
@@ -284,18 +276,6 @@ def _evaluate(arguments) -> int:
     if arguments.json:
         store.write_json(arguments.json, {"rows": rows, "protocol": protocol.spec(), "network": network.spec()})
     return 0
-
-
-def _check_writable(path: Path) -> None:
-    """Raise InputError unless a file can be written there; its folder is made."""
-    accepted = "accepted: a file in a writable folder"
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder; {accepted}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; {accepted}") from error
 
 
 def _data_check(arguments) -> int:

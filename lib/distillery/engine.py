@@ -81,11 +81,7 @@ def map(function: Callable, shards: Iterable, engine: str = "local", *, cpus: fl
 
 
 def start(**options):
-    """The module `ray`, connected. What this process or $RAY_ADDRESS already names is joined.
-
-    Else Ray is started on this machine with `options` of `ray.init` and stays up until the process ends, since a start takes many seconds.
-    No dashboard, no usage statistics.
-    """
+    """The module `ray`, connected; where nothing is there to be joined, it is started with `options` of `ray.init`, for this process."""
     ray = _ray()
     if ray.is_initialized():
         return ray

@@ -19,8 +19,17 @@ def lock(path: str | Path, wait: bool = False):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        while not _same(file := _owned(path, wait), path):  # the last owner has just removed it
-            file.close()
+        while True:
+            file = open(path, "a+", errors="replace")
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _same(file, path):
+                break
+            file.close()  # the last owner has just removed it
+    except BlockingIOError as error:
+        with file:
+            file.seek(0)
+            owner = file.readline(100) or "another process"
+        raise InputError(f"{path.stem} is being produced by {owner}; accepted: wait until it is done, or end it") from error
     except OSError as error:
         raise InputError(f"cannot lock {path}: {error.strerror}; accepted: a writable folder on a file system with locks") from error
     with file:
@@ -32,18 +41,6 @@ def lock(path: str | Path, wait: bool = False):
         finally:
             if _same(file, path):
                 path.unlink(missing_ok=True)
-
-
-def _owned(path: Path, wait: bool):
-    file = open(path, "a+", errors="replace")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
-    except BlockingIOError as error:
-        with file:
-            file.seek(0)
-            owner = file.readline(100) or "another process"
-        raise InputError(f"{path.stem} is being produced by {owner}; accepted: wait until it is done, or end it") from error
 
 
 def _same(file, path: Path) -> bool:

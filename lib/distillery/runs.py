@@ -20,21 +20,20 @@ class DependencyMissing(Exception):
 class Runs:
     """The finished runs of one notebook: `<folder>/runs/<id>.json`, tensors beside them in `<folder>/artifacts/`.
 
-    A pickled copy works beside others on the same folder: it waits for runs that they are computing, keeps the moment at which the budget is
-    spent by the wall clock, and counts for itself.
+    A pickled copy works beside others on the same folder and within the same budget: it waits for runs that they are computing, and counts
+    for itself.
     """
 
-    def __init__(self, folder: str | Path, budget_minutes: float = 0.0, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, folder: str | Path, budget_minutes: float = 0.0):
         """budget_minutes: start no new run after so many minutes, 0 = no limit."""
-        self.folder, self.clock = Path(folder), clock
-        self.deadline = clock() + 60 * budget_minutes if budget_minutes > 0 else float("inf")
+        self.folder = Path(folder)
+        self.deadline = time.time() + 60 * budget_minutes if budget_minutes > 0 else float("inf")
         self.wait = False  # for runs that another process is computing, instead of an InputError
         self.computed = self.reused = 0
         self.missing: list[dict] = []
 
     def __getstate__(self) -> dict:
-        until = time.time() + self.deadline - self.clock()
-        return self.__dict__ | {"clock": time.time, "deadline": until, "wait": True, "computed": 0, "reused": 0, "missing": []}
+        return self.__dict__ | {"wait": True, "computed": 0, "reused": 0, "missing": []}
 
     @property
     def counts(self) -> dict:
@@ -48,7 +47,7 @@ class Runs:
 
     def spent(self) -> bool:
         """Whether the budget is."""
-        return self.clock() >= self.deadline
+        return time.time() >= self.deadline
 
     def path(self, key: str) -> Path:
         return self.folder / "runs" / f"{key}.json"

@@ -16,6 +16,7 @@ from distillery.notebook import display
 from distillery.notebook.comparable import as_published
 from distillery.notebook.session import Session
 from distillery.recipe import Evaluate, Prune, Recipe
+from distillery.report import records
 from distillery.runs import Runs
 from made_up import blobs, namespace
 
@@ -154,15 +155,24 @@ def test_comparable_is_the_published_setting_alone(tmp_path, changed):
     assert as_published(experiment, recipe, p, "cifar10") == (changed == {})
 
 
-def test_source_and_committed_figures(tmp_path):
-    shown = display.source(display.largest).data
-    assert shown.startswith("`distillery.notebook.display.largest`\n```python\ndef largest(")
-    assert display.committed("90_tiny", "headline", tmp_path) == []
-    figure = matplotlib.figure.Figure()
+def test_source_and_committed_figures(tmp_path, monkeypatch):
+    shown = display.source(display.embedded).data
+    assert shown.startswith("`distillery.notebook.display.embedded`\n```python\ndef embedded(")
+    session, told, figure = display.Shown(), [], matplotlib.figure.Figure()
+    session.notebook, session.here = "90_tiny", tmp_path
+    monkeypatch.setattr(display, "ROOT", tmp_path)
+    monkeypatch.setattr(display, "display", lambda *parts: told.extend(parts))
+    session.save(figure, "headline", committed=True)
+    assert len(told) == 1
     for scale, label in (("small", "A"), ("paper", "B")):
-        folder = tmp_path / scale / "90_tiny" / "x"
+        folder = tmp_path / "results" / scale / "90_tiny" / "x"
         folder.mkdir(parents=True)
         figure.savefig(folder / "headline.png")
-        (folder / "record.json").write_text(json.dumps({"data": {"label": label}}))
-    caption, picture = display.committed("90_tiny", "headline", tmp_path)
+        data = {"label": label, "train": 1, "test": 1}
+        records.write(folder / "record.json", notebook="90_tiny", key="k", scale=scale, data=data, claims=[], rows=[], missing=[], costs={})
+    session.save(figure, "headline", committed=True)
+    _, _, caption, picture = told
+    session.save(figure, "headline")
+    session.save(figure, "another", committed=True)
+    assert len(told) == 6
     assert "paper scale, on B" in caption.data and picture.data[:4] == b"\x89PNG"

@@ -68,7 +68,9 @@ def test_text_can_be_read_on_and_beside_every_colour(axis):
     names = [f"method {i}" for i in range(9)]
     colors = figures.palette(names)
     assert not set(colors.values()) & {*figures.BASELINES.values(), "#949494"} and len(set(colors.values())) == 9
-    assert all(figures.brightness(figures.legible(color)) <= 0.5 + 1e-6 for color in (*colors.values(), "#ffffff"))
+    figures.name_ends(axis, dict.fromkeys([*names, "white"], (0, 0)), colors | {"white": "#ffffff"})
+    assert all(figures.brightness(text.get_color()) <= 0.5 + 1e-6 for text in axis.texts)
+    axis.clear()
     figures.accuracy_bars(axis, [{"method": name, "accuracies": sets(0.5)} for name in names])
     for name, text in zip(names, axis.texts):
         assert abs(figures.brightness(text.get_color()) - figures.brightness(colors[name])) > 0.25

@@ -83,7 +83,10 @@ class Folder:
         with readable(self.path):
             while waiting:
                 folder = waiting.pop()
-                below, files = _entries(self.path / folder)
+                with os.scandir(self.path / folder) as entries:
+                    kept = sorted((entry for entry in entries if not _junk(entry.name)), key=lambda entry: entry.name)
+                below = [entry.name for entry in kept if entry.is_dir()]  # links are followed, a broken one is a file without bytes
+                files = {entry.name: entry.stat().st_size if entry.is_file() else 0 for entry in kept if not entry.is_dir()}
                 found.files |= {folder + name: size for name, size in files.items()}
                 found.folders.update(folder + name for name in below)
                 if len(below) == 1 and folder.count("/") == depth - 3 < 3 and not any(map(is_image, files)):
@@ -260,14 +263,6 @@ def readable(path: Path):
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read {shown(path)}: {reason}; accepted: a readable file or folder") from error
-
-
-def _entries(folder: Path) -> tuple[list[str], dict[str, int]]:
-    """The folders directly inside a folder, and the files with their sizes, sorted; links are followed, a broken one has no bytes."""
-    with os.scandir(folder) as entries:
-        kept = sorted((entry for entry in entries if not _junk(entry.name)), key=lambda entry: entry.name)
-    files = {entry.name: entry.stat().st_size if entry.is_file() else 0 for entry in kept if not entry.is_dir()}
-    return [entry.name for entry in kept if entry.is_dir()], files
 
 
 def _junk(part: str) -> bool:

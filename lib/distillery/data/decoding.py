@@ -49,7 +49,6 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
             _put(image, mode, size, out[rows[name]])
         return name, image.size, met
 
-    again = False
     with closing(scan(files, len(rows), work, "decoding", progress)) as scanned:
         for name, seen, met in scanned:
             if seen is None:
@@ -58,10 +57,10 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
             sizes[seen] += 1
             first.setdefault(seen, name)
             facts.update(met)
-            again = mode == "L" and "gray" not in met
-            if again:
+            if mode == "L" and "gray" not in met:
+                color = True
                 break
-    if again:
+    if color and mode == "L":
         return decode(where, plan, resize, max_side, progress, allocate, True)
     if unreadable:
         name = shown(where.path / min(unreadable, key=rows.get))

@@ -77,10 +77,6 @@ class LazyImages:
         indices = indices.cpu() if isinstance(indices, Tensor) else indices
         return self.base[self.rows[indices]].to(self.device)
 
-    def of(self, indices: Tensor) -> "LazyImages":
-        """The images at `indices` (K,), not yet read."""
-        return replace(self, rows=self.rows[indices.cpu()])
-
     def to(self, device: torch.device | str) -> "LazyImages":
         return replace(self, device=torch.device(device))
 
@@ -135,16 +131,11 @@ class ImageSet:
     def subset(self, indices: Tensor) -> "ImageSet":
         """The images at `indices` (M,), in that order."""
         indices = torch.as_tensor(indices, device=self.device)
-        pixels = self.pixels.of(indices) if isinstance(self.pixels, LazyImages) else self.pixels[indices]
+        if isinstance(self.pixels, LazyImages):
+            pixels = replace(self.pixels, rows=self.pixels.rows[indices.cpu()])
+        else:
+            pixels = self.pixels[indices]
         return replace(self, pixels=pixels, targets=self.targets[indices])
-
-    def lazy(self) -> "ImageSet":
-        """The same images, of which subsets hold no copy."""
-        return replace(self, pixels=LazyImages(self.pixels, torch.arange(len(self)), self.device))
-
-    def in_memory(self) -> "ImageSet":
-        """The same images, all of them read."""
-        return replace(self, pixels=self.pixels[:]) if isinstance(self.pixels, LazyImages) else self
 
     def of_class(self, label: int) -> Tensor:
         """Indices of one class, ascending."""

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
 from distillery.data import folders, named
-from distillery.data.images import PUBLISHED, ImageSet, Splits, fit_standardize, fit_zca, published
+from distillery.data.images import PUBLISHED, ImageSet, LazyImages, Splits, fit_standardize, fit_zca, published
 from distillery.seeds import generator
 
 NAMES = (*named.NAMES, "folder")
@@ -57,13 +57,11 @@ def load(
     if kept == "published":
         check_choice("normalization: published constants of", constants or dataset, PUBLISHED)
     options = {"resize": resize, "max_side": max_side, "cache_dir": cache_dir, "mapped": mapped, "progress": progress}
-    if dataset == "folder":
-        found = folders.load_files(data_root, **options)
-    else:
-        found = named.load(dataset, data_root, **options)
+    found = folders.load_files(data_root, **options) if dataset == "folder" else named.load(dataset, data_root, **options)
     # Until the last step a part is only a list of rows, so that the pixels are copied once and not at every step.
-    images = ImageSet.of(found.pixels, found.targets, found.classes, found.name).lazy()
-    rows, notes = torch.arange(len(images)), list(found.notes)
+    images, notes = ImageSet.of(found.pixels, found.targets, found.classes, found.name), list(found.notes)
+    rows = torch.arange(len(images))
+    images = replace(images, pixels=LazyImages(images.pixels, rows))
     if found.n_train < len(images):
         train, test = images.subset(rows[: found.n_train]), images.subset(rows[found.n_train :])
     else:
@@ -76,7 +74,7 @@ def load(
         test = subset_per_class(test, test_per_class, generator(seed, "data", "test subset"))
         notes.append(f"at most {test_per_class} test images a class")
     train, held_out = split_per_class(train, VALIDATION, generator(seed, "data", "validation split"))
-    parts = [part if mapped else part.in_memory() for part in (train, held_out, test)]
+    parts = [part if mapped else replace(part, pixels=part.pixels[:]) for part in (train, held_out, test)]
     if kept == "published":
         transform = published(constants or dataset, images.shape[0])
     else:

@@ -6,8 +6,6 @@ from distillery.methods import METHODS
 from distillery.networks import ConvNet
 from distillery.recipe import Recipe
 
-LIMITS = ("per_class", "test_per_class", "max_side", "resize")
-
 
 def as_published(experiment, recipe: Recipe, p, dataset: str) -> bool:
     """Whether data, standardization, network, settings and evaluation are those of a method's published numbers.
@@ -16,7 +14,8 @@ def as_published(experiment, recipe: Recipe, p, dataset: str) -> bool:
     dataset  the published data set
     """
     method = METHODS[recipe.method]
-    if p.dataset != dataset or method.judged is None or any(getattr(p, name, 0) for name in LIMITS):
+    limited = any(getattr(p, name, 0) for name in ("per_class", "test_per_class", "max_side", "resize"))
+    if p.dataset != dataset or method.judged is None or limited:
         return False
     size, n = recipe.size, len(experiment.real)
     cell = method.common | method.cell(dataset, size, n)

@@ -11,9 +11,7 @@ from IPython.display import Image, Markdown, display
 from matplotlib.text import Text
 from PIL import Image as Pictures
 
-from distillery import store
-from distillery.report import figures
-from distillery.report.records import SCALES
+from distillery.report import figures, records
 
 ROOT = Path(__file__).resolve().parents[3]
 WIDTH = 1000  # pixels of an embedded figure at most
@@ -33,30 +31,6 @@ def embedded(data: bytes) -> Image:
     buffer = io.BytesIO()
     picture.quantize(256, dither=Pictures.Dither.NONE).save(buffer, "PNG", optimize=True)
     return Image(buffer.getvalue(), format="png")
-
-
-def largest(notebook: str, file: str = "record.json", root: Path = ROOT / "results") -> Path | None:
-    """The committed file of this name of a notebook's largest scale above smoke, None where there is none.
-
-    Of several data sets, that of CIFAR-10 where it is among them, else the first.
-    """
-    for scale in reversed(SCALES[1:]):
-        found = sorted(root.glob(f"{scale}/{notebook}/*/{file}"), key=lambda path: (path.parent.name != "cifar10", path))
-        if found:
-            return found[0]
-    return None
-
-
-def committed(notebook: str, name: str, root: Path = ROOT / "results") -> list:
-    """What to display of the committed figure `name`: a caption and the figure itself; nothing where there is none."""
-    path = largest(notebook, f"{name}.png", root)
-    if path is None:
-        return []
-    label = path.parent.name
-    if (record := path.with_name("record.json")).exists():
-        label = store.read_json(record)["data"]["label"]
-    scale = path.parents[2].name
-    return [Markdown(f"*The same figure at {scale} scale, on {label}:*"), embedded(path.read_bytes())]
 
 
 class Shown:
@@ -97,22 +71,19 @@ class Shown:
         return figure
 
     def save(self, figure, name: str, committed: bool = False) -> None:
-        """Write a figure to `here` and show it; `committed` also shows the committed figure of the largest scale."""
+        """Write a figure to `here` and show it; `committed` also shows the one of the largest scale that lies beside a committed record."""
         for text in getattr(figure, "figure", figure).findobj(Text):  # a '$' of a name is no mathematics, which has commands
             text.set_parse_math("\\" in text.get_text() or "$" not in text.get_text())
         data = figures.save(figure, self.here / f"{name}.png").read_bytes()
         plt.close(getattr(figure, "figure", figure))
         display(embedded(data))
-        if committed:
-            self.committed(name)
+        known = [one for one in records.find(ROOT / "results") if one["notebook"] == self.notebook] if committed else []
+        for record in (one for one in known if one["scale"] != "smoke"):
+            if (path := Path(record["path"]).with_name(f"{name}.png")).exists():
+                caption = f"*The same figure at {record['scale']} scale, on {record['data']['label']}:*"
+                return display(Markdown(caption), embedded(path.read_bytes()))
 
     def show(self, *functions: Callable) -> None:
         """Show the source of functions of the library, such as the plain twin of an equation."""
         for function in functions:
             display(source(function))
-
-    def committed(self, *names: str) -> None:
-        """Show committed figures of the largest scale; nothing where there are none."""
-        for name in names:
-            for part in committed(self.notebook, name):
-                display(part)

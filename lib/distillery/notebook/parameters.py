@@ -1,7 +1,6 @@
 """Notebook parameters: annotated in the parameters cell, checked before anything is computed.
 
-The same check serves the command line, which reads the cell without running it, and the notebook itself, so that plain
-papermill refuses the same values and the same misspelt names with the same words. Types are those of `notebook/types.py`.
+The same check serves the command line, which reads the cell without running it, and the notebook itself.
 """
 
 import ast
@@ -41,7 +40,11 @@ def declared(notebook: str | Path) -> tuple[dict, dict]:
         defaults = {node.target.id: ast.literal_eval(node.value) for node in nodes}
     except (SyntaxError, ValueError, AttributeError) as error:
         raise InputError(f"{notebook}: its parameters: {first_line(error)}; accepted: lines of NAME: TYPE = VALUE") from error
-    return {name: _resolved(name, one) for name, one in spelled.items()}, defaults
+    known = {"str": str, "bool": bool} | {name: kind for name, kind in vars(types).items() if get_origin(kind) is Annotated}
+    known |= {f"list[{name}]": list[kind] for name, kind in known.items()}
+    for name, one in spelled.items():
+        check_choice(f"annotation of {name}", one, known)
+    return {name: known[one] for name, one in spelled.items()}, defaults
 
 
 class _EachOnce(yaml.SafeLoader):
@@ -91,14 +94,6 @@ def from_text(text: str, kind=None):
         return text
 
 
-def _resolved(name: str, spelled: str):
-    """The type behind an annotation: a name of `notebook/types.py`, str or bool, or a list of one."""
-    inner = spelled[5:-1] if spelled.startswith("list[") and spelled.endswith("]") else spelled
-    known = {"str": str, "bool": bool} | {one: kind for one, kind in vars(types).items() if get_origin(kind) is Annotated}
-    check_choice(f"annotation of {name}", inner, known)
-    return known[inner] if inner == spelled else list[known[inner]]
-
-
 def check(kinds: dict, values: dict) -> dict:
     """The values with the right types: a scalar where a list is meant becomes a list, a whole number may be a float.
 
@@ -141,8 +136,6 @@ def described(kind) -> str:
     for part in get_args(kind)[1:]:
         if isinstance(part, FieldInfo) and part.description:
             return part.description
-        if isinstance(getattr(part, "func", None), types.OneOf):
-            return ", ".join(part.func.names)
     return {str: "a text", bool: "True or False"}.get(kind, "another value")
 
 
@@ -179,13 +172,10 @@ def public(kinds: dict, values: dict) -> dict:
     shown = {name: value for name, value in values.items() if name != "results_dir"}
     for name, value in shown.items():
         one = get_args(kinds[name])[0] if get_origin(kinds[name]) is list else kinds[name]
-        if any(isinstance(getattr(part, "func", None), types.OfThisMachine) for part in get_args(one)):
-            shown[name] = [_last(path) for path in value] if isinstance(value, list) else _last(value)
+        if one in (types.LocalPath, types.NameOrPath):
+            last = [Path(path).name if Path(path).is_absolute() else path for path in (value if isinstance(value, list) else [value])]
+            shown[name] = last if isinstance(value, list) else last[0]
     return shown
-
-
-def _last(value: str) -> str:
-    return Path(value).name if Path(value).is_absolute() else value
 
 
 def settings(namespace: dict) -> SimpleNamespace:
@@ -216,11 +206,12 @@ def device(name: str):
 
 def results_root(results_dir: str) -> Path:
     """The folder of all results: as given, else $DISTILLERY_RESULTS, else results/ of the repository."""
-    chosen = results_dir or os.environ.get("DISTILLERY_RESULTS", "")
-    return local_path("results_dir", chosen).resolve() if chosen else Path(__file__).resolve().parents[3] / "results"
+    chosen = results_dir or os.environ.get("DISTILLERY_RESULTS")
+    return local_path("results_dir", chosen or Path(__file__).resolve().parents[3] / "results").resolve()
 
 
-def writable(folder: Path) -> None:
-    """Make a folder of results and try to write in it. Raises InputError where that fails."""
-    with store.writing(folder / "record"), tempfile.TemporaryFile(dir=folder):
-        pass
+def writable(path: Path) -> None:
+    """Make the folder of a file and try to write in it. Raises InputError where that fails, or a folder has the file's name."""
+    with store.writing(path), tempfile.TemporaryFile(dir=path.parent):
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")

@@ -71,10 +71,9 @@ class Probed:
         called = {row: name.replace(", ", " ") for name, row in names.items()}
         figures.accuracy_bars(axis, [row | {"method": called[row["method"]]} for row in rows if row["accuracies"]])
 
-    def gaps(self, axis, names: dict[str, str], part: float, against: str = "") -> None:
-        """Draw differences to a row on all tasks, with 95% intervals; `names` are rows by what the figure calls them."""
-        against = against or self.session.against
-        colors = figures.palette(self.tasks)
+    def gaps(self, axis, names: dict[str, str], part: float) -> None:
+        """Draw differences to the session's row on all tasks, with 95% intervals; `names` are rows by what the figure calls them."""
+        against, colors = self.session.against, figures.palette(self.tasks)
         for (i, task), (j, name) in product(enumerate(self.tasks), enumerate(names.values())):
             ours, theirs = (self.session.accuracies(self.key(one, task, part)) for one in (name, against))
             if gap := records.difference(ours, theirs):

@@ -205,7 +205,7 @@ class Session(Standard, Shown):
         row = self.rows[ours]
         if row.published and len(self.data.validation):
             note = "; ".join(filter(None, [note, "a tenth of the training images was held out"]))
-        source = source or self.source or _source(row)
+        source = source or self.source or "arXiv {0.paper}; {0.source}".format(METHODS[row.recipes[0].method])
         same = self.comparable(ours) if comparable is None else comparable
         theirs = self.accuracies(against) if against else None
         called = self.rows[against].label if against else ""
@@ -281,9 +281,3 @@ class Session(Standard, Shown):
         )
         left = f"{len(self.runs.missing)} not run within the budget"
         print(f"record written: {len(listed)} rows, {len(finished)} sets, {len(self.claims)} claims; {left}")
-
-
-def _source(row: Row) -> str:
-    """Paper and code of a row's method."""
-    method = METHODS[row.recipes[0].method]
-    return f"arXiv {method.paper}; {method.source}"

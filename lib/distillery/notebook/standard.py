@@ -110,8 +110,7 @@ class Standard:
         parts    what differs: data, network, protocol, scores, validation, compute, augmentation, encoder, tasks
         """
         p, changes = self.p, _changes({"expert_seed": self.p.seed} | (presets or {}))
-        if "data" not in parts:
-            parts["data"] = self.data
+        parts["data"] = parts.get("data") or self.data
         parts["network"] = parts.get("network") or ConvNet(self.train.shape, len(self.classes), p.width)
         parts["protocol"] = parts.get("protocol") or self.protocol
         defaults = {

@@ -135,7 +135,7 @@ def run(folder: Path, cells: list[Cell], where: str = "local", minutes: float = 
     if where == "ray" and any(cell.given.get("engine") == "ray" for cell in cells):
         raise InputError("engine: 'ray' in the cells of a sweep on Ray; accepted: one of the two, the other local")
     for cell in cells:
-        parameters.writable(cell.folder)
+        parameters.writable(cell.log)
     until = time.time() + 60 * minutes if minutes else float("inf")
     todo = [cell for cell in cells if cell.state()["status"] != "done"]
     for cell in todo:

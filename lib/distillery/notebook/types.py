@@ -10,66 +10,43 @@ imports nothing heavy. `str` and `bool` are accepted as they are.
 """
 
 import pkgutil
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from distillery.checks import InputError, check_keep, first_line
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """A validator: one of the names of a registry, 'module:NAME'."""
-
-    where: str
-
-    @property
-    def names(self) -> list[str]:
-        """What is accepted."""
-        return list(pkgutil.resolve_name(self.where))
-
-    def __call__(self, value: str) -> str:
-        if value not in self.names:
-            raise ValueError(", ".join(map(repr, self.names)))
-        return value
+from distillery.checks import InputError, first_line
 
 
-@dataclass(frozen=True)
-class OfThisMachine:
-    """A validator of paths of the caller's machine: made absolute, since kernels start in another folder, and in no record.
-
-    sure  False where the value may be a name as well: it is a path where one is there
-    """
-
-    sure: bool = True
-
-    def __call__(self, value: str) -> str:
-        try:
-            path = Path(value).expanduser().resolve()
-            return str(path) if value and (path.exists() or self.sure) else value
-        except (OSError, ValueError, RuntimeError) as error:  # too long, a zero in it, nobody's home
-            raise InputError(f"path {value[:200]!r}: {first_line(error)}; accepted: a path of this machine") from error
+def _absolute(value: str, *, named: bool = False) -> str:
+    """A path made absolute, since kernels start in another folder; where it may be `named` instead, only if there is one."""
+    try:
+        path = Path(value).expanduser().resolve()
+        return str(path) if value and (path.exists() or not named) else value
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero in it, nobody's home
+        raise InputError(f"path {value[:200]!r}: {first_line(error)}; accepted: a path of this machine") from error
 
 
-def _keep(value: float) -> float:
-    check_keep("keep", value)
-    return value
-
-
-def _passing(where: str) -> AfterValidator:
-    """A validator: what a check of the library, 'module:NAME', does not refuse."""
+def _passing(where: str, *named: str) -> AfterValidator:
+    """A validator: what a check of the library, 'module:NAME', does not refuse; `named` is what it calls the value."""
 
     def check(value):
-        pkgutil.resolve_name(where)(value)
+        pkgutil.resolve_name(where)(*named, value)
         return value
 
     return AfterValidator(check)
 
 
 def _names(where: str):
-    return Annotated[str, AfterValidator(OneOf(where))]
+    """A type: one of the names of a registry, 'module:NAME'."""
+
+    def check(value):
+        if value not in (names := list(pkgutil.resolve_name(where))):
+            raise ValueError(", ".join(map(repr, names)))  # what is accepted
+        return value
+
+    return Annotated[str, BeforeValidator(check)]
 
 
 Count = Annotated[int, Field(ge=1, description="a whole number, 1 or more")]
@@ -77,10 +54,12 @@ Whole = Annotated[int, Field(ge=0, description="a whole number, 0 or more")]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number, 0 or more")]
 Share = Annotated[float, Field(gt=0, le=1, description="a number above 0 and at most 1")]
 Keep = Annotated[
-    float, Field(description="a fraction above 0 and at most 1, or a whole number of images of every class"), AfterValidator(_keep)
+    float,
+    Field(description="a fraction above 0 and at most 1, or a whole number of images of every class"),
+    _passing("distillery.checks:check_keep", "keep"),
 ]
-LocalPath = Annotated[str, Field(description="a path"), AfterValidator(OfThisMachine())]
-NameOrPath = Annotated[str, Field(description="a name or a path"), AfterValidator(OfThisMachine(sure=False))]
+LocalPath = Annotated[str, Field(description="a path"), AfterValidator(_absolute)]
+NameOrPath = Annotated[str, Field(description="a name or a path"), AfterValidator(partial(_absolute, named=True))]
 Scale = _names("distillery.report.records:SCALES")
 Device = Annotated[str, Field(description="'auto', 'cpu' or 'cuda'"), _passing("distillery.notebook.parameters:device")]
 Precision = _names("distillery.networks.precision:PRECISIONS")

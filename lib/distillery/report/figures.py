@@ -1,8 +1,4 @@
-"""Figures: one style on seaborn, names beside what they name, PNG files written atomically.
-
-A colour goes by the place of a name in the list it is drawn with, not by a table of names: baselines are grey, everything else
-takes the next colour of a palette that colour-blind readers tell apart.
-"""
+"""Figures: one style on seaborn, names beside what they name, colours that colour-blind readers tell apart, PNG files written atomically."""
 
 import io
 from collections.abc import Iterable
@@ -55,11 +51,6 @@ def palette(names: Iterable[str]) -> dict[str, str]:
 def brightness(color: str) -> float:
     """How bright a colour is to the eye, 0 = black to 1 = white."""
     return float(np.dot(to_rgb(color), (0.2126, 0.7152, 0.0722)))
-
-
-def legible(color: str) -> tuple[float, ...]:
-    """A colour dark enough for text on white: pale ones are darkened."""
-    return tuple(min(1.0, 0.5 / max(brightness(color), 1e-9)) * np.array(to_rgb(color)))
 
 
 def a_class(n: int) -> str:
@@ -174,14 +165,11 @@ def lines(axis, curves: dict[str, tuple], colors: dict[str, str] | None = None, 
     colors = colors or palette(curves)
     for name, (x, y, *spread) in curves.items():
         how = {"color": colors[name], "lw": 1.6, "marker": "o", "ms": 4, "mew": 0} | options
-        if spread:
-            axis.errorbar(x, y, spread[0], capsize=0, elinewidth=1, **how)
-        else:
-            axis.plot(x, y, **how)
+        axis.errorbar(x, y, *spread, capsize=0, elinewidth=1, **how)
     name_ends(axis, {name: (x[-1], y[-1]) for name, (x, y, *_) in curves.items() if len(x)}, colors)
 
 
-def on_the_way(axis, rows: dict[str, list[dict | None]], colors: dict[str, str] | None = None) -> None:
+def on_the_way(axis, rows: dict[str, list[dict | None]]) -> None:
     """Draw the accuracy in percent of the regression on a set against its steps: mean and standard error over sets.
 
     rows  name -> results by seed of a kernel method that is validated: step 0 is 'at_start', on test images, all others are
@@ -195,7 +183,7 @@ def on_the_way(axis, rows: dict[str, list[dict | None]], colors: dict[str, str] 
             found[name] = [0, *(step for step, _ in done[0]["curve"])], y.mean(0), error
     bar = "\n(bar: ± standard error over sets)" * any(sum(map(bool, results)) > 1 for results in rows.values())
     axis.set(xlabel="steps (0: test images, then validation)", ylabel=f"accuracy of the regression, %{bar}")
-    lines(axis, found, colors)
+    lines(axis, found)
 
 
 def name_ends(axis, ends: dict[str, tuple[float, float]], colors: dict[str, str]) -> None:
@@ -211,7 +199,8 @@ def name_ends(axis, ends: dict[str, tuple[float, float]], colors: dict[str, str]
     apart = 11.5 / points * np.arange(len(names))
     heights = isotonic_regression([float(place(ends[name][1])) for name in names] - apart).x  # least squares, in order
     for name, height in zip(names, np.minimum(heights, 1 - apart[-1]) + apart):
-        axis.text(1.02, height, name, transform=axis.transAxes, va="center", fontsize=9, color=legible(colors[name]))
+        dark = min(1.0, 0.5 / max(brightness(colors[name]), 1e-9)) * np.array(to_rgb(colors[name]))  # enough for text on white
+        axis.text(1.02, height, name, transform=axis.transAxes, va="center", fontsize=9, color=dark)
     axis.set_ylim(low, high)
 
 

@@ -29,23 +29,16 @@ def headline(told: list[tuple[dict, dict]]) -> str:
     told = [(record, claim) for record, claim in told if record["data"]["label"] == label]
     order = [REFUTED, "reproduced", "direction reproduced", "inconclusive"]
     shown = [(record, one) for record, one in told if one["verdict"] in order]
-    shown.sort(key=lambda pair: (pair[1]["published"] is None, pair[1]["verdict"] != REFUTED, order.index(pair[1]["verdict"])))
-    lines, families = [], []
-    for record, one in shown:
-        family = one["id"].split("-")[0]
-        if families.count(family) < 2:
-            lines.append(f"- {_line(one)}, {record['scale']} scale")
-            families.append(family)
-    head = (
-        f"**Found** on {label}; of {len(told)} claims, each at the largest scale that gives it an interval: {tally([c for _, c in told])}."
-    )
-    return "\n".join([head, "", *lines[:SHOWN]])
-
-
-def _line(claim: dict) -> str:
-    value, gap = found(claim)
-    on = f" ({claim['data']})" if claim["data"] else ""
-    return f"{claim['statement']}{on}: **{claim['verdict']}**, {gap or value}"
+    shown.sort(key=lambda pair: (pair[1]["published"] is None, order.index(pair[1]["verdict"])))
+    families = [one["id"].split("-")[0] for _, one in shown]
+    chosen = [pair for i, pair in enumerate(shown) if families[:i].count(families[i]) < 2]
+    verdicts = tally([claim for _, claim in told])
+    lines = [f"**Found** on {label}; of {len(told)} claims, each at the largest scale that gives it an interval: {verdicts}.", ""]
+    for record, one in chosen[:SHOWN]:
+        value, gap = found(one)
+        on = f" ({one['data']})" if one["data"] else ""
+        lines.append(f"- {one['statement']}{on}: **{one['verdict']}**, {gap or value}, {record['scale']} scale")
+    return "\n".join(lines)
 
 
 def chosen_claims(path: Path) -> list[dict]:

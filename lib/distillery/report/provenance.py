@@ -48,11 +48,8 @@ def _git() -> dict | None:
 
     try:
         diff = git("diff", "HEAD", "--", ":/lib", ":/notebooks")
-        return {
-            "commit": git("rev-parse", "HEAD").strip(),
-            "dirty": bool(diff),
-            "diff": hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else None,
-        }
+        digest = hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else None
+        return {"commit": git("rev-parse", "HEAD").strip(), "diff": digest}
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -8,6 +8,7 @@ import math
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -44,8 +45,7 @@ def verdict(
     gap         `difference(...)` that the claim says is positive, None if the claim is about a value alone
     published   {'mean', 'std'} as fractions, or None
     comparable  whether data, network and loops are those of the published number
-    margin      the claim is that the difference is above -margin: no worse than by a tolerance fixed beforehand
-    unit        of the numbers, and their digits, as `claim` has them
+    margin      and unit and digits of the numbers: as `claim` has them
 
     A comparable value counts as reproduced within twice the summed published deviation and standard error of our mean,
     at least one point and at most three.
@@ -166,53 +166,34 @@ def write(path: str | Path, *, notebook: str, against: str = "random", **parts) 
     made["provenance"] = provenance()
     _check(path, made)
     beside = path.with_name(f"record.{made['key']}.json")
-    if made["missing"] and _is_complete(path):
-        print(f"{path.name} is complete and stays; this one lacks {len(made['missing'])} run(s) and is written to {beside.name}")
-        return store.write_json(beside, made)
+    with suppress(InputError):  # of a file that is no record
+        if made["missing"] and not load(path)["missing"]:
+            print(f"{path.name} is complete and stays; this one lacks {len(made['missing'])} run(s) and is written to {beside.name}")
+            path = beside
     store.write_json(path, made)
-    beside.unlink(missing_ok=True)
+    if path != beside:
+        beside.unlink(missing_ok=True)
     return path
-
-
-def _is_complete(path: Path) -> bool:
-    try:
-        return not load(path)["missing"]
-    except InputError:
-        return False
 
 
 def record_key(notebook: str, parameters: dict) -> str:
     """Identity of a notebook start: its name, what decides its numbers, and which files a folder holds."""
-    silent = ("results_dir", "budget_minutes", "progress", "data_root")
-    deciding = {name: value for name, value in parameters.items() if name not in silent}
-    stamp = _stamp(parameters.get("data_root", "")) if parameters.get("dataset") == "folder" else ""
-    return store.identity(notebook, SCHEMA, deciding, stamp)
-
-
-def _stamp(data_root: str) -> str:
-    """Tells whether a folder or archive is the one it was: its place, and number, sizes and newest time of its files."""
-    root = local_path("data_root", data_root).resolve()
-    files = [path.stat() for path in (root.rglob("*") if root.is_dir() else [root]) if path.is_file()]
-    newest = max((file.st_mtime_ns for file in files), default=0)
-    return store.canonical([str(root), len(files), sum(file.st_size for file in files), newest])
+    silent, stamp = ("results_dir", "budget_minutes", "progress", "data_root"), ""
+    if parameters.get("dataset") == "folder":  # its place, and number, sizes and newest time of its files
+        root = local_path("data_root", parameters.get("data_root", "")).resolve()
+        files = [path.stat() for path in (root.rglob("*") if root.is_dir() else [root]) if path.is_file()]
+        newest = max((file.st_mtime_ns for file in files), default=0)
+        stamp = store.canonical([str(root), len(files), sum(file.st_size for file in files), newest])
+    return store.identity(notebook, SCHEMA, {name: value for name, value in parameters.items() if name not in silent}, stamp)
 
 
 # what the pages rely on of a record, by its types
-class _Published(TypedDict):
-    mean: float
-    std: float | None
-
-
-_Spread = {"value": float, "n_sets": int, "std_sets": float | None, "n_networks": int, "std_networks": float | None}
-
-
-class _Difference(TypedDict):
-    mean: float
-    ci95: list[float] | None
-    n_pairs: int
-
-
-_found = {"published": _Published | None, "measured": TypedDict("_Measured", _Spread) | None, "difference": _Difference | None}
+_numbers = {
+    "published": {"mean": float, "std": float | None},
+    "measured": {"value": float, "n_sets": int, "std_sets": float | None, "n_networks": int, "std_networks": float | None},
+    "difference": {"mean": float, "ci95": list[float] | None, "n_pairs": int},
+}
+_found = {name: TypedDict(name, kinds) | None for name, kinds in _numbers.items()}
 _Claim = TypedDict("_Claim", _found | {"id": str, "statement": str, "against": str, "verdict": Literal[VERDICTS], "why": str})
 _Row = TypedDict("_Row", _found | {"method": str, "ipc": int | None, "accuracies": list[list[float]], "steps": int, "seconds": float})
 _counts = dict.fromkeys(("samples_all_runs", "runs_computed", "runs_reused"), int)
@@ -247,7 +228,7 @@ def load(path: str | Path) -> dict:
 
 
 def find(root: str | Path, broken: Callable[[InputError], None] | None = None, name: str = "record.json") -> list[dict]:
-    """All records under a results folder, by notebook, largest scale first.
+    """All records under a results folder, by notebook, largest scale first, that of CIFAR-10 before other data.
 
     broken  is told of files that are no records, which are passed over; it may raise
     name    'record*.json' = also the incomplete ones beside complete ones, which come first
@@ -259,7 +240,7 @@ def find(root: str | Path, broken: Callable[[InputError], None] | None = None, n
         except InputError as error:
             if broken:
                 broken(error)
-    return sorted(found, key=lambda record: (record["notebook"], -SCALES.index(record["scale"])))
+    return sorted(found, key=lambda one: (one["notebook"], -SCALES.index(one["scale"]), Path(one["path"]).parent.name != "cifar10"))
 
 
 def decided(records: list[dict], notebook: str) -> list[tuple[dict, dict]]:
@@ -295,10 +276,8 @@ def best_of(candidates: list[list[dict | None]], by: str = "validation") -> list
     by          what decides: 'validation', or 'accuracies', those on test images: an oracle, to be labelled so
     """
     check_choice("by", by, ("validation", "accuracies"))
-    best = []
-    for results in zip(*candidates, strict=True):
-        best.append(max(results, key=lambda one: float(np.mean(one[by]))) if all(results) else None)
-    return best
+    by_seed = zip(*candidates, strict=True)
+    return [max(results, key=lambda one: float(np.mean(one[by]))) if all(results) else None for results in by_seed]
 
 
 def row(
