@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Generator
 
 from distillery.checks import InputError, check_choice, check_positive_int
-from distillery.evaluation.outputs import accuracy
-from distillery.evaluation.protocol import Protocol
+from distillery.evaluation.protocol import Protocol, accuracy
 from distillery.networks import Params
 from distillery.networks.encoder import Encoder
 from distillery.training import Stats

@@ -24,7 +24,7 @@ from torch import Generator, Tensor
 
 from distillery.checks import InputError
 from distillery.data import ImageSet
-from distillery.evaluation import embed
+from distillery.evaluation.protocol import embed, logits
 from distillery.networks import Params, trainable
 from distillery.scores.registry import register_score
 from distillery.seeds import generator as stream_of
@@ -69,18 +69,11 @@ def dynamics(
     losses: list[Tensor] = []
 
     def record(_epoch: int, weights: Params, _momentum: list[Tensor]) -> None:
-        losses.append(cross_entropy(_logits(network, weights, images), images.targets.expand(trials, -1)))
+        losses.append(cross_entropy(logits(network, weights, images), images.targets.expand(trials, -1)))
 
     options = {"batch": 64, "collect": ("loss",), "after_epoch": record if checkpoints else None} | options
     params, stats = train(network, params, images, optimizer=optimizer, generator=generator, epochs=epochs, **options)
     return Dynamics(network, params, stats, torch.stack(losses) if checkpoints else None)
-
-
-def _logits(network, params: Params, images: ImageSet) -> Tensor:
-    """Logits of all images under K networks in evaluation mode: (K, N, classes)."""
-    with torch.no_grad():
-        parts = torch.arange(len(images), device=images.device).split(500)
-        return torch.cat([network.apply(params, images.batch(i), train=False).logits for i in parts], dim=1)
 
 
 def mean_loss(pass_: Dynamics) -> Tensor:
@@ -120,7 +113,7 @@ def cumulative_loss(pass_: Dynamics) -> Tensor:
 
 def predictions(network, params: Params, images: ImageSet) -> Tensor:
     """Class probabilities of T networks in evaluation mode: (T, N, classes), what the next three scores take."""
-    return _logits(network, params, images).softmax(-1)
+    return logits(network, params, images).softmax(-1)
 
 
 def el2n(p: Tensor, targets: Tensor) -> Tensor:
