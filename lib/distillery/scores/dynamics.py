@@ -24,7 +24,7 @@ from torch import Generator, Tensor
 
 from distillery.checks import InputError
 from distillery.data import ImageSet
-from distillery.evaluation.protocol import embed, logits
+from distillery.evaluation.protocol import logits
 from distillery.networks import Params, trainable
 from distillery.scores.registry import register_score
 from distillery.seeds import generator as stream_of
@@ -45,7 +45,6 @@ class Dynamics:
     checkpoint_loss  (E, T, N) cross-entropy in nats in evaluation mode at the end of every epoch, or None
     """
 
-    network: object
     params: Params
     stats: Stats
     checkpoint_loss: Tensor | None = None
@@ -73,7 +72,7 @@ def dynamics(
 
     options = {"batch": 64, "collect": ("loss",), "after_epoch": record if checkpoints else None} | options
     params, stats = train(network, params, images, optimizer=optimizer, generator=generator, epochs=epochs, **options)
-    return Dynamics(network, params, stats, torch.stack(losses) if checkpoints else None)
+    return Dynamics(params, stats, torch.stack(losses) if checkpoints else None)
 
 
 def mean_loss(pass_: Dynamics) -> Tensor:
@@ -177,12 +176,6 @@ def _gradient_norms(network, one: Params, images: ImageSet) -> Tensor:
         squares = sum(gradient.flatten(1).square().sum(1) for gradient in by_name.values())  # (B,)
         norms.append(squares.sqrt())
     return torch.cat(norms)
-
-
-def features(pass_: Dynamics, images: ImageSet) -> Tensor:
-    """Embeddings of the images under the first trained network, (N, F) on the CPU."""
-    first = {name: value[:1] for name, value in pass_.params.items()}
-    return embed(pass_.network, first, images)[0].cpu()
 
 
 def mean_loss_plain(losses: list[list[dict[int, float]]], n: int) -> list[float]:
