@@ -168,7 +168,7 @@ def train_teacher(folder: str | Path, network, images: ImageSet, recipe: Teacher
 
     network  the encoder, of `resnet18` or any network with `embed`; `MixedPrecision(network, "bfloat16")` trains in low precision
     images   on the device to train on
-    raises   InputError on an encoder without `embed`, or fewer images than a batch; RunFailed where the loss or a weight becomes NaN or
+    raises   InputError on fewer images than a batch; RunFailed where the loss or a weight becomes NaN or
              infinite, with the last checkpoint kept
     """
     projected, params = _start(network, images, recipe)
@@ -213,7 +213,6 @@ def _trained(projected: Projected, params: Params, images: ImageSet, recipe: Tea
 
 def _start(network, images: ImageSet, recipe: TeacherTraining, k: int = 1) -> tuple[Projected, Params]:
     """An encoder under the projector of a recipe, as wide as its embeddings, and k draws of their weights."""
-    check_encoder(network)
     with torch.no_grad():
         embedding = network.embed(network.init(Generator(), 1), torch.zeros(1, 1, *images.shape), train=False)
     projected = Projected(network, projector(recipe.loss, embedding.shape[-1], recipe.width))
@@ -236,13 +235,6 @@ def untrained(network, images: ImageSet, recipe: TeacherTraining) -> Encoder:
 
 def _plain(network):
     return network.network if isinstance(network, MixedPrecision) else network
-
-
-def check_encoder(network) -> None:
-    """Raise InputError unless a network gives embeddings."""
-    if not callable(getattr(network, "embed", None)):
-        name = getattr(network, "name", type(network).__name__)
-        raise InputError(f"encoder: {name} has no embed; accepted: a network of distillery.networks")
 
 
 def _card(network, images: ImageSet, recipe: TeacherTraining) -> dict:
