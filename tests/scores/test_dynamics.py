@@ -15,7 +15,7 @@ from distillery.training import COLLECTORS, Stats, train
 from distillery.training.optimizers import SGD
 from made_up import blobs
 
-VISITS = ("loss", "correct", "error_norm", "margin", "confidence")
+VISITS = ("loss", "correct", "margin", "confidence")
 STILL = SGD(0.0, momentum=0.0, weight_decay=0.0)
 
 

@@ -79,7 +79,7 @@ def ridge_features(features: Tensor, targets: Tensor, penalty: float) -> Ridge:
     features  (N, p) floats
     targets   (N, C) floats, or (N,) for one output
     penalty   lambda
-    raises    InputError on a penalty not above 0, values that are not finite, other lengths, and a matrix without a factor
+    raises    InputError on a penalty not above 0, values that are not finite, and other lengths; RunFailed as `factor`
     Source: see the module. Slow reference: `ridge_plain`.
     """
     targets = _checked(features, targets, penalty)
