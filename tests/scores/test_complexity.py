@@ -201,8 +201,6 @@ def test_refused_paths(tiny, refused):
     lonely = tiny.subset(torch.tensor([0, 1, 2, 8, 9, 16]))
     with refused("class 2", "1 sample"):
         prototype_path(network, params, lonely)
-    with refused(2, "one encoder"):
-        prototype_path(network, {k: v.expand(2, *v.shape[1:]) for k, v in params.items()}, tiny)
     broken = FEATURES.clone()
     broken[2, 1] = math.nan
     with refused("NaN", 1):

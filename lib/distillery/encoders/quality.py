@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distillery.checks import InputError, check_finite, check_positive_int
+from distillery.checks import InputError, check_finite
 from distillery.data import ImageSet
 from distillery.evaluation import embed, linear_probe
 from distillery.networks.encoder import Encoder
@@ -27,9 +27,8 @@ def quality(encoder: Encoder, labelled: ImageSet, test: ImageSet, neighbours: in
     """Accuracy on `test` of the nearest neighbours among `labelled` images, and of a linear probe trained on them.
 
     neighbours  of `nearest`; Mixed Barlow Twins', with 5000 images of a class: fewer images need fewer neighbours
-    raises      InputError on neighbours that are no positive whole number, or a collapsed encoder
+    raises      InputError on a collapsed encoder
     """
-    check_positive_int("neighbours", neighbours)
     encoder = encoder.to(labelled.device)
     known, asked = embedded(encoder, labelled), embedded(encoder, test)
     found = check_collapse(known, encoder.name)

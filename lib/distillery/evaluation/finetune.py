@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from distillery.experiment import Experiment
     from distillery.recipe import Recipe
 
-EQUAL = ("epochs", "steps")
-
 
 @dataclass(frozen=True)
 class FineTuning(Protocol):
@@ -45,7 +43,7 @@ class FineTuning(Protocol):
     def __post_init__(self):
         super().__post_init__()
         check_positive_int("epochs", self.epochs)
-        check_choice("equal", self.equal, EQUAL)
+        check_choice("equal", self.equal, ("epochs", "steps"))
         self.optimizer(1)  # which has momentum
 
     def check(self, experiment: "Experiment") -> None:

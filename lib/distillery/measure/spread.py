@@ -36,12 +36,6 @@ LOSSES = ("SL", "KD", *SELF_SUPERVISED)  # supervised with labels; knowledge dis
 class Pairs(TensorSource):
     """Images (N, 2, C, H, W), two views of each that stay the same: a source where only the order of the images varies."""
 
-    @staticmethod
-    def of(images: ImageSet, views: Views, seed: int) -> "Pairs":
-        """One draw of `TwoViews` for all images."""
-        everything = torch.arange(len(images), device=images.device)
-        return Pairs(torch.stack(TwoViews(images, views, seed).batch(everything[None])[0].chunk(2), 1), images.targets)
-
     @property
     def shape(self) -> tuple[int, ...]:
         return super().shape[1:]
@@ -54,9 +48,8 @@ class Pairs(TensorSource):
 def epoch_gradient(network, params: Params, images, loss: Loss, partition: Sequence[Tensor]) -> Tensor:
     """Sum of the gradients of all batches of one epoch at the same weights: (P,), all trained weights in a row.
 
-    This is one update of synchronous data-parallel SGD (Proposition D.1). For a loss that is a sum over samples it is the same for every
-    partition; for one that couples the samples of a batch, by itself or by BatchNorm, it is not. Nor is it for a mean over batches of
-    unequal size, whose samples have unequal weights.
+    This is one update of synchronous data-parallel SGD. BatchNorm couples the samples of a batch too; in a mean over batches of unequal
+    size samples have unequal weights.
 
     params     of one network, leading axis 1
     images     a source, `Pairs` for losses of two views
@@ -92,10 +85,7 @@ def variance(gradients: Tensor) -> Variance:
 
 
 def partition_variance(network, params: Params, images, loss: Loss, batch: int, stream: Generator, repeats: int = 10) -> Variance:
-    """`variance` of `epoch_gradient` over random partitions into batches of `batch`, of which the last one may be smaller.
-
-    Zero, up to rounding in float64, for a loss that is a sum over samples: Proposition D.1.
-    """
+    """`variance` of `epoch_gradient` over random partitions into batches of `batch`, of which the last one may be smaller."""
     check_positive_int("batch", batch)
     parts = [torch.randperm(len(images), generator=stream).split(batch) for _ in range(repeats)]
     return variance(torch.stack([epoch_gradient(network, params, images, loss, part) for part in parts]))
@@ -119,9 +109,6 @@ def trajectory_variance(
 ) -> list[Spread]:  # fmt: skip
     """`Spread` of copies of one initialization after epochs 1, 2, .., trained alike but each in its own data order.
 
-    The figure of the paper leaves open its loss and compares two optimizers, rates and batches; here they are arguments, and the same for
-    every loss one compares.
-
     params   of one network, leading axis 1; statistics of BatchNorm do not count
     source   of `training.train`. `TwoViews` gives every copy views of its own; `Pairs` gives all the same
     loss     of outputs (K, B, D) or, for two views, (K, 2B, D), as `TeacherTraining.objective`
@@ -129,7 +116,6 @@ def trajectory_variance(
     without  names of weights that do not count, such as `head_names` for networks that differ in the output layer alone
     raises   InputError on fewer copies; RunFailed on weights that are not finite
     """
-    check_positive_int("epochs", epochs)
     if repeats < 2:
         raise InputError(f"repeats: {repeats} is not accepted; accepted: 2 or more copies")
     copies = {name: value.expand(repeats, *value.shape[1:]) for name, value in params.items()}
@@ -154,10 +140,10 @@ def _spread(weights: Params, start: Params, epoch: int) -> Spread:
 def problems(images: ImageSet, targets: Tensor, supervised, student, views: Views, n: int, seed: int) -> dict[str, tuple]:
     """Each of LOSSES -> network, loss, a source in float64 whose views are fixed, a source in float32; on n images of the seed's own."""
     drawn = torch.randperm(len(images), generator=stream_of(seed, "variance"))[:n].sort().values
-    few, device = images.subset(drawn), images.device
-    everything, wanted = few.batch(torch.arange(n, device=device)), targets[drawn.to(device)]
-    pairs = Pairs.of(few, views, seed)
-    pairs = Pairs(pairs.images.double(), pairs.targets)
+    few, all_of_them = images.subset(drawn), torch.arange(n, device=images.device)
+    everything, wanted = few.batch(all_of_them), targets[drawn.to(images.device)]
+    both = TwoViews(few, views, seed).batch(all_of_them[None])[0].chunk(2)  # of one draw
+    pairs = Pairs(torch.stack(both, 1).double(), few.targets)
     found = {
         "SL": (supervised, cross_entropy, TensorSource(everything.double(), few.targets), few),
         "KD": (student, squared_error, TensorSource(everything.double(), wanted.double()), TensorSource(everything, wanted)),

@@ -108,11 +108,6 @@ class CachedScores:
             self._known[key] = score.compute(self, seed, k)
         return self._known[key]
 
-    def make(self, name: str, seed: int, k: int = 1) -> None:
-        """Compute and store the scores of a name; for an order in which images are drawn there is nothing to store."""
-        if name not in ORDERS:
-            self.get(name, seed, k)
-
     def spec(self, name: str) -> dict | list[int]:
         """What identifies a score, besides images, network and preprocessing. Raises InputError as `get`."""
         if name in ORDERS:

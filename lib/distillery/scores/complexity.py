@@ -187,10 +187,8 @@ def prototype_path(
     One forward pass a mask; both are on the CPU. The mean of the losses over the masks is the learning complexity.
 
     network, params  the encoder, leading axis 1; its classifier is not used
-    raises           InputError as `shares`, `masked` and `prototypes`, and on more than one encoder
+    raises           InputError as `shares`, `masked` and `prototypes`
     """
-    if (k := len(next(iter(params.values())))) != 1:
-        raise InputError(f"params: {k} networks; accepted: one encoder")
     targets, path = images.targets.cpu(), shares(steps, schedule, interval)
     check_classes(targets)
     weights = {name: params[name] for name in maskable(_skeleton(network))}

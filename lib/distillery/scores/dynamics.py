@@ -76,10 +76,7 @@ def dynamics(
 
 
 def mean_loss(pass_: Dynamics) -> Tensor:
-    """Mean training loss in nats over epochs and trials, (N,). Source: BiLP, the equation above. Slow reference: `mean_loss_plain`.
-
-    The same from losses of every epoch and from their mean over epochs, since each trial visits a sample every epoch.
-    """
+    """Mean training loss in nats over epochs and trials, (N,). Source: BiLP, the equation above. Slow reference: `mean_loss_plain`."""
     return pass_.stats.collected["loss"].nanmean((0, 1)).cpu()
 
 
@@ -95,18 +92,12 @@ def forgetting(pass_: Dynamics) -> Tensor:
 
 
 def aum(pass_: Dynamics) -> Tensor:
-    """The negative area under the margin: largest other logit minus true logit, mean over epochs and trials, (N,).
-
-    Source: Pleiss et al. 2020, where low is hard or mislabelled; hence the sign.
-    """
+    """The area under the margin, negative: largest other logit minus true logit, mean over epochs and trials, (N,). Source: Pleiss et al. 2020."""
     return -pass_.stats.collected["margin"].nanmean((0, 1)).cpu()
 
 
 def cumulative_loss(pass_: Dynamics) -> Tensor:
-    """Learning complexity along the training path: evaluation loss in nats, mean over epochs 1..E and trials, (N,).
-
-    Source: DLC, the path of models given by optimization.
-    """
+    """Learning complexity along the training path: evaluation loss in nats, mean over epochs 1..E and trials, (N,). Source: DLC."""
     return pass_.checkpoint_loss.mean((0, 1)).cpu()
 
 
@@ -157,25 +148,18 @@ def grand(network, params: Params, images: ImageSet) -> Tensor:
 
     params  leading axis K
     """
+
+    def loss(learned: Params, one: Params, image: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(network.apply(one | learned, image[None], train=False).logits[0], target[None])
+
+    gradients, norms = torch.func.vmap(torch.func.grad(loss), (None, None, 0, 0)), []
     k = len(next(iter(params.values())))
-    networks = [{name: value[i : i + 1].detach() for name, value in params.items()} for i in range(k)]
-    return torch.stack([_gradient_norms(network, one, images) for one in networks]).mean(0).cpu()
-
-
-def _gradient_norms(network, one: Params, images: ImageSet) -> Tensor:
-    """GraNd of one network, leading axis 1: (N,)."""
-
-    def loss(learned: Params, image: Tensor, target: Tensor) -> Tensor:
-        logits = network.apply(one | learned, image[None], train=False).logits[0]  # (1, classes)
-        return F.cross_entropy(logits, target[None])
-
-    gradients = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))
-    norms = []
-    for indices in torch.arange(len(images), device=images.device).split(GRADIENTS):
-        by_name = gradients(trainable(one), images.batch(indices), images.targets[indices])  # (B, 1, ...)
-        squares = sum(gradient.flatten(1).square().sum(1) for gradient in by_name.values())  # (B,)
-        norms.append(squares.sqrt())
-    return torch.cat(norms)
+    for i in range(k):
+        one = {name: value[i : i + 1].detach() for name, value in params.items()}
+        for indices in torch.arange(len(images), device=images.device).split(GRADIENTS):
+            by_name = gradients(trainable(one), one, images.batch(indices), images.targets[indices])  # (B, 1, ...)
+            norms.append(sum(gradient.flatten(1).square().sum(1) for gradient in by_name.values()).sqrt())  # (B,)
+    return torch.cat(norms).view(k, -1).mean(0).cpu()
 
 
 def mean_loss_plain(losses: list[list[dict[int, float]]], n: int) -> list[float]:
