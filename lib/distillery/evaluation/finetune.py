@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Generator
 
-from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.checks import InputError, check_choice
 from distillery.evaluation.protocol import Protocol, accuracy
 from distillery.networks import Params
 from distillery.networks.encoder import Encoder
@@ -42,7 +42,6 @@ class FineTuning(Protocol):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive_int("epochs", self.epochs)
         check_choice("equal", self.equal, ("epochs", "steps"))
         self.optimizer(1)  # which has momentum
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from distillery import store
-from distillery.checks import InputError, check_finite, check_fraction, check_positive, check_positive_int
+from distillery.checks import InputError, check_finite, check_fraction, check_positive
 from distillery.data import ImageSet
 from distillery.evaluation.protocol import Protocol, embed
 from distillery.networks import Params
@@ -54,7 +54,6 @@ class Probing(Protocol):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive_int("epochs", self.epochs)
         if not isinstance(self.labels, tuple) or not self.labels:
             raise InputError(f"labels: {self.labels!r}; accepted: a tuple of one fraction or more")
         for fraction in self.labels:
@@ -187,7 +186,6 @@ def probe(network, params: Params, labelled: ImageSet, test: ImageSet, protocol:
              and 'converged', (K, fractions) as lists
     warns    as `label_count` and `fit_linear` do
     raises   InputError on features that are not finite
-    Source: MKDT (arXiv 2410.02116), its linear probe.
     """
     k = len(next(iter(params.values())))
     counts = [label_count(labelled.targets, fraction) for fraction in protocol.labels]

@@ -64,8 +64,8 @@ class Protocol:
         for name in ("lr", "momentum", "weight_decay"):
             if not is_number(getattr(self, name)) or getattr(self, name) < 0:
                 raise InputError(f"{name}: {getattr(self, name)!r} is not accepted; accepted: a number, 0 or more")
-        if not isinstance(self.epochs, int) or self.epochs < 0:
-            raise InputError(f"epochs: {self.epochs!r} is not accepted; accepted: a whole number, 0 or more")
+        if not isinstance(self.epochs, int) or self.epochs + self.extra < 1:
+            raise InputError(f"epochs: {self.epochs!r} is not accepted; accepted: a whole number, {1 - self.extra} or more")
 
     def spec(self) -> dict:
         """What identifies it in the id of an evaluation; the loss where it is not the default."""

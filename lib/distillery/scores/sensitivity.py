@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from distillery.checks import InputError, check_finite
+from distillery.checks import InputError, check_finite, check_positive
 from distillery.networks.ridge import factor
 from distillery.scores.geometry import check_features
 from distillery.scores.registry import register_score
@@ -66,8 +66,7 @@ class Ridge:
 
 def penalty_of(trace: float, n: int, rho: float = 5e-3) -> float:
     """Lambda as a part of the mean diagonal of a kernel. Raises InputError on a rho or a trace that is not above 0."""
-    if not 0 < rho < math.inf:
-        raise InputError(f"rho: {rho} is not accepted; accepted: a ridge above 0")
+    check_positive("rho", rho)
     if not 0 < trace < math.inf:
         raise InputError(f"kernel: its trace is {trace:g}; accepted: points of which at least one is not zero")
     return rho * trace / n
@@ -124,8 +123,7 @@ def ridge_kernel(kernel: Tensor, targets: Tensor, penalty: float) -> Ridge:
 
 def _checked(rows: Tensor, targets: Tensor, penalty: float, name: str = "features") -> Tensor:
     """Targets as (N, C) float64 where everything fits."""
-    if not isinstance(penalty, int | float) or not 0 < penalty < math.inf:
-        raise InputError(f"penalty: {penalty!r} is not accepted; accepted: a ridge above 0")
+    check_positive("penalty", penalty)
     check_features(rows, name=name)
     if targets.ndim not in (1, 2) or len(targets) != len(rows) or not targets.is_floating_point():
         raise InputError(f"targets: {tuple(targets.shape)} {targets.dtype} for {len(rows)} points; accepted: floats (N,) or (N, C)")
