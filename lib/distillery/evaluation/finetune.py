@@ -50,8 +50,7 @@ class FineTuning(Protocol):
         _check_encoder(experiment.encoder)
 
     def check_recipe(self, recipe: "Recipe") -> None:
-        asked = recipe.evaluate.network
-        if asked:
+        if asked := recipe.evaluate.network:
             raise InputError(f"network: {asked!r} with protocol {self.kind!r}, whose encoder is of one network; accepted: ''")
 
     def context(self, experiment: "Experiment") -> dict:

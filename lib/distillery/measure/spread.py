@@ -123,18 +123,14 @@ def trajectory_variance(
     options = {"epochs": epochs, "batch": batch, "snapshots": numbers, "whole_batches": whole_batches}
     _, stats = train(network, copies, source, loss, optimizer, generator=generator, **options)
     start = {name: value for name, value in trainable(params).items() if name not in without}
-    return [_spread(stats.snapshots[epoch], start, epoch) for epoch in numbers]
-
-
-def _spread(weights: Params, start: Params, epoch: int) -> Spread:
-    variances, distances = [], []
-    for name, value in start.items():
-        moved = weights[name].double() - value.double()  # (R, ...)
-        variances.append(float(moved.var(0).sum()))
-        distances.append(float(moved.square().sum()) / len(moved))
-        if not math.isfinite(distances[-1]):
-            raise RunFailed(f"trajectories: {name} is not finite after epoch {epoch}; accepted: finite weights, by a lower rate")
-    return Spread(sum(variances), sum(distances))
+    found = []
+    for epoch in numbers:
+        moved = [stats.snapshots[epoch][name].double() - value.double() for name, value in start.items()]  # (R, ...) each
+        distance = sum(float(one.square().sum()) / repeats for one in moved)
+        if not math.isfinite(distance):
+            raise RunFailed(f"trajectories: weights that are not finite after epoch {epoch}; accepted: finite ones, by a lower rate")
+        found.append(Spread(sum(float(one.var(0).sum()) for one in moved), distance))
+    return found
 
 
 def problems(images: ImageSet, targets: Tensor, supervised, student, views: Views, n: int, seed: int) -> dict[str, tuple]:
