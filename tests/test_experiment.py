@@ -17,7 +17,7 @@ from distillery.networks import ConvNet
 from distillery.networks.encoder import Encoder, head_names
 from distillery.recipe import ByLoss, Effect, Evaluate, Prune, Recipe
 from distillery.runs import Runs
-from distillery.scores.cached import CachedScores
+from distillery.scores import dynamics
 from distillery.seeds import generator
 from distillery.training.dsa import DSA_NO_FLIP
 from distillery.training.views import Views
@@ -139,9 +139,9 @@ def test_converged_scores_are_scores_of_their_own(splits, tmp_path):
 @pytest.mark.parametrize("recipe", [Recipe("DM", 1, 0, Prune(0.5)), Recipe("herding", 1, 0)], ids=["pruned", "herding"])
 def test_scores_are_made_before_the_clock_of_a_set_starts(splits, tmp_path, monkeypatch, recipe):
     """Many sets share them: their cost is billed apart, not with the set that comes first."""
-    here, order, score = experiment(splits, tmp_path), [], CachedScores._make
+    here, order, score = experiment(splits, tmp_path), [], dynamics.dynamics
     method = METHODS[recipe.method]
-    monkeypatch.setattr(CachedScores, "_make", lambda *args: order.append("scores") or score(*args))
+    monkeypatch.setattr(dynamics, "dynamics", lambda *args, **options: order.append("scores") or score(*args, **options))
     make = method.make
     monkeypatch.setattr(method, "make", lambda job: order.append("set") or make(job), raising=False)
     here.run(recipe)

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 
 from distillery.networks import ConvNet
-from distillery.scores.dynamics import Dynamics, dynamics, features, mean_loss, mean_loss_plain
+from distillery.runs import Runs
+from distillery.scores.cached import CachedScores, ScoreSettings
+from distillery.scores.dynamics import Dynamics, dynamics, mean_loss, mean_loss_plain
 from distillery.scores.geometry import herding, herding_plain, kmeans_nearest
 from distillery.seeds import generator
 from distillery.selection import RULES, check_enough_left, count, prune, select
@@ -39,7 +41,7 @@ def test_mean_loss_does_not_depend_on_the_order_within_a_batch(tiny):
     params = net.init(generator(0, "weights"), 2)
     for seed in (1, 2):
         _, stats = train(net, params, tiny, generator=generator(seed, "order"), epochs=4, batch=24, collect=("loss",), collect_mean=True)
-        losses.append(mean_loss(Dynamics(net, params, stats)))
+        losses.append(mean_loss(Dynamics(params, stats)))
     assert torch.allclose(*losses, rtol=1e-4)
 
 
@@ -56,7 +58,7 @@ def test_mean_loss_of_one_epoch_of_one_trial_is_the_plain_loss(tiny):
 
 def test_mean_loss_passes_over_epochs_without_a_visit():
     losses = torch.tensor([[[1.0, math.nan]], [[3.0, 5.0]]])
-    assert mean_loss(Dynamics(None, {}, Stats(collected={"loss": losses}))).tolist() == [2.0, 5.0]
+    assert mean_loss(Dynamics({}, Stats(collected={"loss": losses}))).tolist() == [2.0, 5.0]
 
 
 def test_a_mislabelled_image_is_hard(tiny):
@@ -67,10 +69,10 @@ def test_a_mislabelled_image_is_hard(tiny):
     assert int(mean_loss(passed).argmax()) == 3
 
 
-def test_features_are_those_of_the_first_network(tiny):
+def test_features_are_those_of_the_first_network(tiny, tmp_path):
     net = ConvNet((1, 8, 8), 3, width=4)
-    passed = dynamics(net, tiny, 2, 1, generator(0, "x"))
-    rows = features(passed, tiny)
+    passed = dynamics(net, tiny, 2, 1, generator(0, "scores"))
+    rows = CachedScores(tiny, tiny.digest, net, Runs(tmp_path), ScoreSettings(early=(2, 1)), None, None).scratch(0)["features"]
     assert rows.shape == (24, net.features)
     assert torch.allclose(rows, net.embed(passed.params, tiny.batch(torch.arange(24)))[0], atol=1e-5)
 

@@ -106,7 +106,7 @@ def test_k_means_scores_are_within_each_class(splits, tmp_path):
 
 def test_a_kernel_of_too_many_points_names_the_way_out(splits, tmp_path, refused, monkeypatch):
     monkeypatch.setattr(sensitivity, "LARGEST", 100)
-    with refused("100", "ridge_features"):
+    with refused("100", "random features"):
         scores(splits, tmp_path, ridge="ntk").get("leverage", 0)
     assert len(scores(splits, tmp_path, ridge="pixels").get("leverage", 0)) == len(splits.train)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distillery import data
+from distillery import data, store
 from distillery.encoders import pretrained
 from distillery.evaluation import FineTuning, Protocol
 from distillery.experiment import Experiment
@@ -15,7 +15,7 @@ from distillery.recipe import Evaluate, Prune, Recipe
 from distillery.report.records import best_of
 from distillery.runs import Runs
 from distillery.scores import SCORES, cached, complexity, dynamics
-from distillery.scores.cached import CachedScores, ScoreSettings
+from distillery.scores.cached import ScoreSettings
 from distillery.seeds import generator
 from distillery.selection import BASELINES
 
@@ -71,8 +71,8 @@ def test_the_path_of_the_experiment_is_that_of_the_encoder(splits, encoder, tmp_
 
 def test_every_score_has_a_name_and_is_made_once(splits, encoder, tmp_path, monkeypatch):
     """Seven passes: two from scratch, the encoder's, one fine-tuning, its early gradients, one ridge, clusters."""
-    made, real = [], CachedScores._make
-    monkeypatch.setattr(CachedScores, "_make", lambda self, path, *a: made.append(path.name) or real(self, path, *a))
+    made, real = [], store.save_tensors
+    monkeypatch.setattr(store, "save_tensors", lambda path, *a: made.append(path.name) or real(path, *a))
     one = experiment(splits, encoder, tmp_path, scores=ScoreSettings((1, 1), (1, 2)))
     n = len(splits.train)
     for name in [one for one in SCORES if SCORES[one].labels]:

@@ -15,6 +15,7 @@ from distillery.evaluation import Protocol, evaluate
 from distillery.methods import METHODS, Method, Settings
 from distillery.recipe import Recipe
 from distillery.sampling import Uniform
+from distillery.scores import ORDERS
 from distillery.seeds import generator
 from distillery.selection import check_enough_left, prune
 from distillery.starts import STARTS
@@ -90,7 +91,8 @@ class Job:
         """Make the scores that the set goes by."""
         _ = self.kept
         for name in self.method.scores(self):
-            self.experiment.scores.make(name, self.recipe.seed, self.held)
+            if name not in ORDERS:  # by which images are drawn: nothing is stored
+                self.score(name, self.held)
 
     def stream(self, *purpose: str | int):
         """The generator of a purpose under the recipe's seed."""

@@ -12,7 +12,7 @@ from published_shapes import DEVICE, SHAPE
 
 from distillery import evaluation
 from distillery.data import TensorSource
-from distillery.encoders import targets
+from distillery.encoders import quality
 from distillery.encoders.regression_set import RegressionSet
 from distillery.encoders.teacher import resnet18
 from distillery.networks import ConvNet
@@ -68,7 +68,7 @@ def test_targets_are_computed_once(measure, photographs, tmp_path, monkeypatch, 
     weights = {name: value.to(DEVICE) for name, value in params.items() if not name.startswith("head")}
     teacher, images = Encoder(network, weights), photographs.subset(torch.arange(512))
     calls, embed = [], evaluation.embed
-    monkeypatch.setattr(targets, "embed", lambda *given: calls.append(1) or embed(*given))
+    monkeypatch.setattr(quality, "embed", lambda *given: calls.append(1) or embed(*given))
     file = tmp_path / "targets.safetensors"
     first = RegressionSet.of(teacher, images, file)
     assert len(calls) == 1

@@ -142,12 +142,6 @@ def test_classes_and_other_widths_are_no_targets(tiny, refused):
 # Labels
 
 
-@pytest.mark.parametrize("fraction", [0, -0.1, 1.5, math.nan, True, "1%"])
-def test_refused_fractions(fraction, refused):
-    with refused(fraction):
-        label_count(torch.arange(10), fraction)
-
-
 def test_fewer_labels_than_classes_is_a_warning():
     targets = torch.arange(200) % 8
     with pytest.warns(UserWarning, match="^labels: 6 for 8 classes[^\n]*$"):

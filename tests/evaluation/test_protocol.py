@@ -5,7 +5,7 @@ import torch
 
 from distillery.data import TensorSource
 from distillery.evaluation import FineTuning, Probing, Protocol, accuracy, embed, evaluate, linear_probe
-from distillery.evaluation import train as evaluation_train
+from distillery.evaluation import protocol as evaluation_protocol
 from distillery.networks import ConvNet
 from distillery.seeds import generator, split
 from distillery.training import train
@@ -53,7 +53,7 @@ def test_evaluation_learns(tiny):
 def test_whole_data_with_the_steps_of_a_small_set(tiny, monkeypatch):
     asked = []
     real = train
-    monkeypatch.setattr(evaluation_train, "train", lambda *a, **o: asked.append((a[4], o)) or real(*a, **o))
+    monkeypatch.setattr(evaluation_protocol, "train", lambda *a, **o: asked.append((a[4], o)) or real(*a, **o))
     evaluate(network(), tiny, Protocol(networks=1, epochs=4, batch=8), tiny, generator(0, "e"), steps_of=3)
     evaluate(network(), tiny, Protocol(networks=1, epochs=4, batch=8), tiny, generator(0, "e"))
     assert [options["steps"] for _, options in asked] == [5, 15]

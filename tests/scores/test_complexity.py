@@ -97,9 +97,9 @@ def test_refused_masks(refused):
         maskable(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
     for share in (-0.1, 1.0):
         with refused(share):
-            masked(weights(), [share])
+            next(masked(weights(), [share]))
     with refused("random", "generator"):
-        masked(weights(), [0.1], "random")
+        next(masked(weights(), [0.1], "random"))
     with refused("cubic"):
         shares(3, "cubic")
     with refused(1.5):
@@ -201,16 +201,10 @@ def test_refused_paths(tiny, refused):
     lonely = tiny.subset(torch.tensor([0, 1, 2, 8, 9, 16]))
     with refused("class 2", "1 sample"):
         prototype_path(network, params, lonely)
-    with refused(2, "one encoder"):
-        prototype_path(network, {k: v.expand(2, *v.shape[1:]) for k, v in params.items()}, tiny)
     broken = FEATURES.clone()
     broken[2, 1] = math.nan
     with refused("NaN", 1):
         prototypes(broken, TARGETS)
-    with refused(5, 6):
-        prototype_losses(FEATURES[:, :5], TARGETS, prototypes(FEATURES, TARGETS))
-    with refused("0 to 2", "0 to 1"):
-        prototype_losses(FEATURES, TARGETS, prototypes(FEATURES, TARGETS)[:2])
 
 
 def test_an_encoder_shows_its_features(tiny):

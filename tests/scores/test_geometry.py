@@ -264,8 +264,6 @@ BAD = [
     (ROWS[None], ["(1, 10, 3)"]),
     (ROWS.long(), ["int64"]),
     (ROWS[:0], ["(0, 3)"]),
-    ([ROWS, ROWS], ["list"]),
-    (None, ["None"]),
     (ROWS[:9], [9, 10]),
 ]
 

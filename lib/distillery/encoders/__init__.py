@@ -1,1 +1,1 @@
-"""Pre-trained and self-supervised encoders, their targets, and what targets vary by."""
+"""Pre-trained and self-supervised encoders, their quality and their embeddings as targets."""

@@ -43,8 +43,7 @@ def trained(teacher, source: Splits, network, runs: Runs, seed: int, **how) -> E
     images = source.train
     if images.shape != network.shape:
         raise InputError(f"encoder_dataset: images of {images.shape}; accepted: {network.shape}, those of the task")
-    inputs = how | {"network": teacher.spec(), "seed": seed}
-    inputs["transform"] = store.tensor_digest(vars(images.transform))[:16]
+    inputs = how | {"network": teacher.spec(), "seed": seed, "transform": store.transform_digest(images.transform)}
     path = runs.artifact("encoder-" + store.identity("encoder", 1, inputs, source.digest))
     if not path.exists():
         weights = pretrain(teacher, images, generator=stream(seed, "encoder"), **how)

@@ -1,18 +1,18 @@
-"""How good an encoder's embeddings are: nearest neighbours and a linear probe, beside an untrained one."""
+"""Embeddings of an encoder and how good they are: a gate against collapse, nearest neighbours and a linear probe, beside an untrained one."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distillery.checks import InputError, check_positive_int
+from distillery.checks import InputError, check_finite
 from distillery.data import ImageSet
-from distillery.encoders.targets import _embedded, check_collapse
-from distillery.encoders.teacher import check_encoder
-from distillery.evaluation import linear_probe
+from distillery.evaluation import embed, linear_probe
 from distillery.networks.encoder import Encoder
+from distillery.networks.precision import float32_matmul, images_at_once
+
+COLLAPSED = 1e-2  # relative deviation of features below which an encoder tells images hardly apart
 
 
 class Quality(NamedTuple):
@@ -27,12 +27,10 @@ def quality(encoder: Encoder, labelled: ImageSet, test: ImageSet, neighbours: in
     """Accuracy on `test` of the nearest neighbours among `labelled` images, and of a linear probe trained on them.
 
     neighbours  of `nearest`; Mixed Barlow Twins', with 5000 images of a class: fewer images need fewer neighbours
-    raises      InputError on neighbours that are no positive whole number, a collapsed encoder, or one without `embed`
+    raises      InputError on a collapsed encoder
     """
-    check_positive_int("neighbours", neighbours)
-    check_encoder(encoder.network)
     encoder = encoder.to(labelled.device)
-    known, asked = _embedded(encoder, labelled), _embedded(encoder, test)
+    known, asked = embedded(encoder, labelled), embedded(encoder, test)
     found = check_collapse(known, encoder.name)
     predicted = nearest(known, labelled.targets, asked, min(neighbours, len(labelled)))
     knn = float((predicted == test.targets).double().mean())
@@ -56,10 +54,32 @@ def nearest(known: Tensor, labels: Tensor, asked: Tensor, neighbours: int, tempe
 
 def closed(teacher: Quality, random: Quality, margin: float = 0.05) -> str:
     """Why a teacher's targets teach nothing, in words: an accuracy less than `margin`, a fraction, above a random encoder's; '' = open."""
-    if not (math.isfinite(margin) and margin >= 0):
-        raise InputError(f"margin: {margin!r} is not accepted; accepted: a fraction, 0 or more")
     for name in ("knn", "probe"):
         ours, theirs = getattr(teacher, name), getattr(random, name)
         if not ours - theirs >= margin:
             return f"teacher: {name} accuracy {ours:.3f}, a random encoder's {theirs:.3f}"
     return ""
+
+
+def embedded(encoder: Encoder, images: ImageSet) -> Tensor:
+    """(N, D) float32, in full float32 on a GPU too."""
+    encoder, chunk = encoder.to(images.device), images_at_once(encoder.network, images.shape, images.device)
+    with float32_matmul("float32"):
+        found = embed(encoder.network, encoder.params, images, chunk)[0].float()
+    check_finite(f"embeddings of {encoder.name}", found)
+    return found
+
+
+def deviation(features: Tensor) -> float:
+    """Share of the mean squared length of features (N, D) that is not that of their mean, as a root: 0 to 1, without unit."""
+    features = features.double()
+    spread = (features - features.mean(0)).square().sum()
+    return float((spread / features.square().sum().clamp_min(torch.finfo(torch.float64).tiny)).sqrt())
+
+
+def check_collapse(features: Tensor, name: str) -> float:
+    """Their `deviation`; raises InputError where it is below COLLAPSED: the encoder maps all images to nearly one point."""
+    found = deviation(features)
+    if not found >= COLLAPSED:
+        raise InputError(f"{name}: relative deviation of features {found:.2g}, collapsed; accepted: {COLLAPSED:g} or more")
+    return found

@@ -1,4 +1,4 @@
-"""Keep real images together with the real-valued targets that students regress: the embeddings of a teacher."""
+"""Real images with the real-valued targets that students regress: the embeddings of a teacher, made once and stored."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from torch import Tensor
 from distillery import store
 from distillery.checks import InputError
 from distillery.data import ImageSet
-from distillery.encoders.targets import teacher_targets
+from distillery.encoders.quality import check_collapse, embedded
+from distillery.encoders.teacher import _preprocessing
 from distillery.networks.encoder import Encoder
 from distillery.training.losses import check_targets
 
@@ -58,3 +59,25 @@ class RegressionSet:
         """The images at `indices` (M,) with their targets, in that order."""
         images = self.images.subset(indices)
         return RegressionSet(images, self.targets[torch.as_tensor(indices, device=self.device)], images.digest)
+
+
+def teacher_targets(teacher: Encoder, images: ImageSet, path: str | Path | None = None) -> Tensor:
+    """The teacher's embeddings of un-augmented images in evaluation mode, as they are: (N, D) float32 on the images' device.
+
+    path    where they are stored with the digests of images and teacher; read from there if the file exists
+    raises  InputError if the file holds targets of other images, preprocessing or teacher, and if a target is NaN or infinite or the
+            teacher collapsed
+    """
+    card = {"kind": "targets", "data set": images.digest, "preprocessing": _preprocessing(images), "teacher": teacher.digest}
+    if path is not None and Path(path).exists():
+        tensors, found = store.load_tensors(path)
+        for key, value in card.items():
+            theirs = found.get(key) if isinstance(found, dict) else None
+            if theirs != value:
+                raise InputError(f"{path}: targets of another {key}, {str(theirs)[:12]}; accepted: those of {str(value)[:12]}, or no file")
+        return check_targets(tensors["targets"], images).to(images.device)
+    found = embedded(teacher, images)
+    check_collapse(found, teacher.name)
+    if path is not None:
+        store.save_tensors(path, {"targets": found}, card)
+    return found

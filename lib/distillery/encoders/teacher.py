@@ -27,7 +27,6 @@ from distillery.lock import lock
 from distillery.matching.step import prefixed, under
 from distillery.networks import ModuleNetwork, Output, Params, pool, trainable
 from distillery.networks.encoder import Encoder, head_names
-from distillery.networks.precision import MixedPrecision
 from distillery.seeds import generator
 from distillery.training import train
 from distillery.training.contrastive import barlow_twins, simclr
@@ -168,12 +167,10 @@ def train_teacher(folder: str | Path, network, images: ImageSet, recipe: Teacher
 
     network  the encoder, of `resnet18` or any network with `embed`; `MixedPrecision(network, "bfloat16")` trains in low precision
     images   on the device to train on
-    raises   InputError on an encoder without `embed`, or fewer images than a batch; RunFailed where the loss or a weight becomes NaN or
+    raises   InputError on fewer images than a batch; RunFailed where the loss or a weight becomes NaN or
              infinite, with the last checkpoint kept
     """
     projected, params = _start(network, images, recipe)
-    if len(images) < recipe.batch:
-        raise InputError(f"batch: {recipe.batch} of {len(images)} images; accepted: at most as many as there are")
     card = _card(network, images, recipe)
     path = Path(folder) / f"teacher-{store.identity('teacher', VERSION, card['inputs'], card['data set'])}.safetensors"
     momentum, losses, seconds = [], [], 0.0
@@ -200,7 +197,8 @@ def train_teacher(folder: str | Path, network, images: ImageSet, recipe: Teacher
         if epoch < recipe.epochs:
             params = _trained(projected, params, images, recipe, epoch, loss, done=(epoch, momentum), after_epoch=keep)
             seconds = time.monotonic() - began
-    return Teacher(_plain(network), under(params, "encoder."), f"teacher by {recipe.loss}", torch.tensor(losses), seconds)
+    plain = getattr(network, "network", network)  # `MixedPrecision` is looked through
+    return Teacher(plain, under(params, "encoder."), f"teacher by {recipe.loss}", torch.tensor(losses), seconds)
 
 
 def _trained(projected: Projected, params: Params, images: ImageSet, recipe: TeacherTraining, epoch: int, loss, **options) -> Params:
@@ -213,7 +211,6 @@ def _trained(projected: Projected, params: Params, images: ImageSet, recipe: Tea
 
 def _start(network, images: ImageSet, recipe: TeacherTraining, k: int = 1) -> tuple[Projected, Params]:
     """An encoder under the projector of a recipe, as wide as its embeddings, and k draws of their weights."""
-    check_encoder(network)
     with torch.no_grad():
         embedding = network.embed(network.init(Generator(), 1), torch.zeros(1, 1, *images.shape), train=False)
     projected = Projected(network, projector(recipe.loss, embedding.shape[-1], recipe.width))
@@ -230,19 +227,8 @@ def pretrain(network, images: ImageSet, recipe: TeacherTraining, k: int = 1) -> 
 
 def untrained(network, images: ImageSet, recipe: TeacherTraining) -> Encoder:
     """The encoder that `train_teacher` starts from: random weights, BatchNorm's statistics 0 and 1."""
-    plain = _plain(network)
+    plain = getattr(network, "network", network)
     return Encoder(plain, under(_start(plain, images, recipe)[1], "encoder."), "random encoder")
-
-
-def _plain(network):
-    return network.network if isinstance(network, MixedPrecision) else network
-
-
-def check_encoder(network) -> None:
-    """Raise InputError unless a network gives embeddings."""
-    if not callable(getattr(network, "embed", None)):
-        name = getattr(network, "name", type(network).__name__)
-        raise InputError(f"encoder: {name} has no embed; accepted: a network of distillery.networks")
 
 
 def _card(network, images: ImageSet, recipe: TeacherTraining) -> dict:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Generator
 
-from distillery.checks import InputError, check_choice, check_positive_int
-from distillery.evaluation.outputs import accuracy
-from distillery.evaluation.protocol import Protocol
+from distillery.checks import InputError, check_choice
+from distillery.evaluation.protocol import Protocol, accuracy
 from distillery.networks import Params
 from distillery.networks.encoder import Encoder
 from distillery.training import Stats
@@ -19,8 +18,6 @@ from distillery.training.optimizers import SGD, Nesterov
 if TYPE_CHECKING:
     from distillery.experiment import Experiment
     from distillery.recipe import Recipe
-
-EQUAL = ("epochs", "steps")
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,7 @@ class FineTuning(Protocol):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive_int("epochs", self.epochs)
-        check_choice("equal", self.equal, EQUAL)
+        check_choice("equal", self.equal, ("epochs", "steps"))
         self.optimizer(1)  # which has momentum
 
     def check(self, experiment: "Experiment") -> None:
@@ -54,8 +50,7 @@ class FineTuning(Protocol):
         _check_encoder(experiment.encoder)
 
     def check_recipe(self, recipe: "Recipe") -> None:
-        asked = recipe.evaluate.network
-        if asked:
+        if asked := recipe.evaluate.network:
             raise InputError(f"network: {asked!r} with protocol {self.kind!r}, whose encoder is of one network; accepted: ''")
 
     def context(self, experiment: "Experiment") -> dict:

@@ -4,7 +4,6 @@ Source: MKDT (arXiv 2410.02116) and its public code. There the solver of the cla
 iterations; here it converges. Slow reference of that classifier, `fit_linear`: `fit_linear_plain`.
 """
 
-import math
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -14,10 +13,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from distillery import store
-from distillery.checks import InputError, check_finite, check_fraction, check_positive_int
+from distillery.checks import InputError, check_finite, check_fraction, check_positive
 from distillery.data import ImageSet
-from distillery.evaluation.outputs import embed
-from distillery.evaluation.protocol import Protocol
+from distillery.evaluation.protocol import Protocol, embed
 from distillery.networks import Params
 from distillery.seeds import generator as stream_of
 from distillery.seeds import split
@@ -56,13 +54,11 @@ class Probing(Protocol):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive_int("epochs", self.epochs)
         if not isinstance(self.labels, tuple) or not self.labels:
             raise InputError(f"labels: {self.labels!r}; accepted: a tuple of one fraction or more")
         for fraction in self.labels:
             check_fraction("labels", fraction)
-        if not 0 < self.penalty < math.inf:
-            raise InputError(f"penalty: {self.penalty!r} is not accepted; accepted: a number above 0")
+        check_positive("penalty", self.penalty)
 
     def spec(self) -> dict:
         return super().spec() | {"stratified": False}  # labels are drawn whatever their class
@@ -83,11 +79,8 @@ class Probing(Protocol):
 
     def context(self, experiment: "Experiment") -> dict:
         """The tasks: name -> [digest of images and labels, digest of their standardization]."""
-        found = {}
-        for name, task in experiment.tasks.items():
-            transform = task.train.transform
-            found[name] = [task.digest, store.transform_digest(transform)]
-        return {"tasks": found}
+        tasks = experiment.tasks.items()
+        return {"tasks": {name: [task.digest, store.transform_digest(task.train.transform)] for name, task in tasks}}
 
     def drops(self, per_epoch: int) -> tuple[int, ...]:
         return ()
@@ -177,7 +170,6 @@ def fit_linear_plain(features: Tensor, labels: Tensor, penalty: float) -> tuple[
 
 def label_count(targets: Tensor, fraction: float) -> int:
     """How many labels are seen, round(fraction * N) but at least 1; warns where that is fewer than there are classes."""
-    check_fraction("fraction", fraction)
     count, classes = max(1, round(fraction * len(targets))), len(targets.unique())
     if count < classes:
         warnings.warn(f"labels: {count} for {classes} classes, some of which stay unseen", stacklevel=3)
@@ -194,7 +186,6 @@ def probe(network, params: Params, labelled: ImageSet, test: ImageSet, protocol:
              and 'converged', (K, fractions) as lists
     warns    as `label_count` and `fit_linear` do
     raises   InputError on features that are not finite
-    Source: MKDT (arXiv 2410.02116), its linear probe.
     """
     k = len(next(iter(params.values())))
     counts = [label_count(labelled.targets, fraction) for fraction in protocol.labels]

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from distillery.data.synthetic import Synthetic
 from distillery.matching.trajectory import GRADIENTS, TrajectoryMatching
@@ -55,10 +56,6 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return float((found - exact).norm() / exact.norm())
 
 
-def cosine(found: Tensor, exact: Tensor) -> float:
-    return float(torch.nn.functional.cosine_similarity(found.flatten(), exact.flatten(), dim=0))
-
-
 def kept_bytes(function: Callable):
     """(what `function` returns, the most bytes that autograd kept for a backward pass at one time).
 
@@ -99,7 +96,7 @@ def compared(found: dict[int, list[dict[str, Gradient]]]) -> dict[str, dict[str,
     """
     measures = {
         "relative error": lambda one, way: relative_error(one[way].images, one["unrolled"].images),
-        "cosine": lambda one, way: cosine(one[way].images, one["unrolled"].images),
+        "cosine": lambda one, way: float(cosine_similarity(*(one[w].images.flatten() for w in (way, "unrolled")), dim=0)),
         "memory, MB": lambda one, way: one[way].kept / 1e6,  # graph and stored weights
         "time over the sweep's": lambda one, way: one[way].seconds / one["exact"].seconds,
     }

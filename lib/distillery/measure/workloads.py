@@ -1,7 +1,6 @@
 """The pieces of work whose cost is measured, each as its plain twin and as the fast path, on the same images.
 
-Used by the benchmarks and by the cost notebook, so that both speak of the same thing. Plain: one network, one class at a
-time, float32, uncompiled. Fast: what experiments run with the given options.
+Plain: one network, one class at a time, float32, uncompiled. Fast: what experiments run with the given options.
 """
 
 from collections.abc import Callable

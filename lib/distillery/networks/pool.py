@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.checks import InputError, check_choice, check_positive, check_positive_int
 from distillery.networks.convnet import NORMALIZATIONS, ConvNet, Shape, depth_for
 from distillery.networks.module import ModuleNetwork
 
@@ -57,11 +57,6 @@ def _scaled(channels: int, width: float) -> int:
     return max(round(channels * width), 1)
 
 
-def _padded(shape: Shape) -> bool:
-    """Whether the first convolution pads the image to 32 x 32."""
-    return tuple(shape) == (1, 28, 28)
-
-
 def _norm(normalization: str, channels: int) -> nn.Module:
     """'instance' is the field's: a GroupNorm of one channel a group, affine, without running statistics."""
     return nn.GroupNorm(channels, channels) if normalization == "instance" else nn.BatchNorm2d(channels)
@@ -80,7 +75,7 @@ def _in_a_row(
     layers, (channels, *sides), i = OrderedDict(), shape, 0
     for group, kernel in zip(groups, kernels, strict=True):
         for outputs in (_scaled(n, width) for n in group):
-            padding = (kernel // 2 if same else 0) + (2 if i == 0 and _padded(shape) else 0)
+            padding = (kernel // 2 if same else 0) + (2 if i == 0 and tuple(shape) == (1, 28, 28) else 0)
             layers[f"conv{i}"] = nn.Conv2d(channels, outputs, kernel, padding=padding)
             if normalization != "none":
                 layers[f"norm{i}"] = _norm(normalization, outputs)
@@ -198,8 +193,7 @@ def build(name: str, shape: Shape, classes: int, width: float = 1.0, normalizati
     normalization = normalization or accepted[0]
     check_choice(f"normalization of {name}", normalization, accepted)
     check_positive_int("classes", classes)
-    if not isinstance(width, int | float) or isinstance(width, bool) or not (math.isfinite(width) and width > 0):
-        raise InputError(f"width: {width!r} is not accepted; accepted: a positive factor, 1 = published")
+    check_positive("width", width)
     if len(shape) != 3 or min(shape) < 1 or min(shape[1:]) < SMALLEST:
         raise InputError(f"shape: {tuple(shape)} is not accepted; accepted: (channels, height, width), {SMALLEST} pixels a side or more")
     if name == "ConvNet":

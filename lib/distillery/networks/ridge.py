@@ -90,11 +90,7 @@ def regress(k_ss: Tensor, labels: Tensor, penalty: Tensor | float) -> Tensor:
     if not isinstance(penalty, Tensor) and not penalty > 0:
         raise InputError(f"penalty: {penalty} is not accepted; accepted: a ridge above 0")
     ridge = torch.diag_embed(torch.as_tensor(penalty, dtype=k_ss.dtype, device=k_ss.device).expand(len(k_ss)))
-    try:
-        lower = factor(k_ss + ridge, "K_SS + ridge")
-    except InputError as error:
-        raise RunFailed(str(error)) from error
-    return torch.cholesky_solve(labels, lower)
+    return torch.cholesky_solve(labels, factor(k_ss + ridge, "K_SS + ridge"))
 
 
 def kernel_ridge_plain(kernel_ss: Tensor, labels: Tensor, kernel_ts: Tensor, penalty: Tensor | float) -> Tensor:
@@ -139,14 +135,14 @@ def embeddings(network, params: Params, images: Tensor) -> Tensor:
 
 
 def factor(matrix: Tensor, name: str) -> Tensor:
-    """The lower Cholesky factor of a symmetric matrix. Raises InputError with its conditioning where there is none."""
+    """The lower Cholesky factor of a symmetric matrix. Raises RunFailed with its conditioning where there is none."""
     lower, info = torch.linalg.cholesky_ex(matrix)
     if int(info) or not bool(lower.diagonal().isfinite().all()):
         if not bool(matrix.isfinite().all()):
-            raise InputError(f"{name}: values that are not finite; accepted: finite numbers")
+            raise RunFailed(f"{name}: values that are not finite; accepted: finite numbers")
         low, high = torch.linalg.eigvalsh(matrix.detach())[[0, -1]].tolist()
         condition = f"condition {high / low:.1e}" if low > 0 else "not positive"
-        raise InputError(
+        raise RunFailed(
             f"{name}: no Cholesky factor of {len(matrix)} rows, eigenvalues from {low:.2e} to {high:.2e} ({condition}); "
             "accepted: a positive definite matrix, such as by a larger ridge"
         )

@@ -7,14 +7,13 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 
 from distillery import store
 from distillery.checks import InputError, check_choice, check_positive_int
-from distillery.evaluation import FineTuning, Protocol
+from distillery.evaluation import FineTuning, Protocol, embed
 from distillery.lock import lock
 from distillery.networks import ConvNet
 from distillery.networks.encoder import Encoder
@@ -109,11 +108,6 @@ class CachedScores:
             self._known[key] = score.compute(self, seed, k)
         return self._known[key]
 
-    def make(self, name: str, seed: int, k: int = 1) -> None:
-        """Compute and store the scores of a name; for an order in which images are drawn there is nothing to store."""
-        if name not in ORDERS:
-            self.get(name, seed, k)
-
     def spec(self, name: str) -> dict | list[int]:
         """What identifies a score, besides images, network and preprocessing. Raises InputError as `get`."""
         if name in ORDERS:
@@ -140,12 +134,13 @@ class CachedScores:
     # From scratch
 
     def scratch(self, seed: int, name: str = "loss") -> dict[str, Tensor]:
-        """'loss' (N,) mean training loss and 'features' (N, F), from the ensemble pass of the score 'loss' or 'converged loss'."""
+        """'loss' (N,) mean training loss and 'features' (N, F) of the first network, from the ensemble pass of the score 'loss' or 'converged loss'."""
         trials, epochs = self.lengths[name]
 
         def make() -> tuple[dict, int]:
             passed = dynamics.dynamics(self.network, self.images, trials, epochs, generator(seed, "scores"), collect_mean=True)
-            tensors = {"loss": dynamics.mean_loss(passed), "features": dynamics.features(passed, self.images)}
+            first = {name: value[:1] for name, value in passed.params.items()}
+            tensors = {"loss": dynamics.mean_loss(passed), "features": embed(self.network, first, self.images)[0].cpu()}
             return tensors, passed.stats.samples * trials
 
         return self._stored("scores", self._inputs(seed=seed, trials=trials, epochs=epochs), make, (name, seed))
@@ -192,7 +187,7 @@ class CachedScores:
             options = {"batch": tuning.batch, "augmentation": tuning.augmentation, "collect": COLLECTED, "checkpoints": True}
             options |= {"start": start, "optimizer": optimizer, "snapshots": (self.early,)}
             passed = dynamics.dynamics(self.network, self.images, self.tunings, tuning.epochs, stream, **options)
-            p = dynamics.predictions(passed.network, passed.params, self.images)
+            p = dynamics.predictions(self.network, passed.params, self.images)
             tensors = {name: score(passed) for name, score in OF_TRAINING.items()} | {name: score(p) for name, score in OF_OUTPUTS.items()}
             tensors |= {"probabilities": p.mean(0)} | {f"early.{k}": v for k, v in passed.stats.snapshots[self.early].items()}
             # a visit in training and one in evaluation an epoch, and the last predictions
@@ -251,7 +246,8 @@ class CachedScores:
             labels = centred(self.images.targets, len(self.images.classes))
             rows, rho = self.rows("ridge"), self.importance["rho"]
             if self.importance["ridge"] == "ntk":
-                sensitivity.check_points(n)
+                if n > sensitivity.LARGEST:
+                    raise InputError(f"kernel: {n} points; accepted: at most {sensitivity.LARGEST}, or the space 'random features'")
                 matrix = ntk(rows.double())
                 penalty = sensitivity.penalty_of(float(matrix.trace()), n, rho)
                 found = sensitivity.ridge_kernel(matrix, labels, penalty)
@@ -304,14 +300,10 @@ class CachedScores:
             if not path.exists():
                 with lock(path.with_suffix(".lock"), wait=True):
                     if not path.exists():  # else another worker made them meanwhile
-                        self._make(path, inputs, make)
+                        began, (made, samples) = time.monotonic(), make()
+                        store.save_tensors(path, made, inputs | {"seconds": time.monotonic() - began, "samples": samples})
             tensors, card = store.load_tensors(path)
             # but for the encoder's one at a time: features are large
             self._read = {k: v for k, v in self._read.items() if k[0] == "encoder"} | {key: tensors}
             self.costs[key] = {name: card[name] for name in ("seconds", "samples")}
         return self._read[key]
-
-    def _make(self, path: Path, inputs: dict, make) -> None:
-        began = time.monotonic()
-        tensors, samples = make()
-        store.save_tensors(path, tensors, inputs | {"seconds": time.monotonic() - began, "samples": samples})

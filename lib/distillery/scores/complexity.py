@@ -94,10 +94,6 @@ def masked(
     for share in shares:
         if not 0 <= share < 1:
             raise InputError(f"shares: {share} is not accepted; accepted: shares in [0, 1)")
-    return _masked(weights, shares, how, scope, generator)
-
-
-def _masked(weights, shares, how, scope, generator) -> Iterator[dict[str, Tensor]]:
     ranks, sizes = {}, {}  # of each weight its place in the order in which they go, and how many go by this order
     for names in [list(weights)] if scope == "global" else [[name] for name in weights]:
         lengths = [weights[name].numel() for name in names]
@@ -134,10 +130,7 @@ def check_classes(targets: Tensor) -> Tensor:
     counts = torch.bincount(targets)
     if counts.min() < 2:
         label = int(counts.argmin())
-        raise InputError(
-            f"class {label}: {int(counts[label])} sample(s), its prototype would be the sample itself; "
-            "accepted: at least two of every class"
-        )
+        raise InputError(f"class {label}: {int(counts[label])} sample(s); accepted: two or more, whose mean is the prototype")
     return counts
 
 
@@ -158,14 +151,10 @@ def prototype_losses(features: Tensor, targets: Tensor, centres: Tensor) -> Tens
 
     features  (N, F), under some mask
     centres   (C, F), of `prototypes`
-    raises    InputError on features that are not finite or not of the width of the prototypes, and targets of no prototype
+    raises    InputError on features that are not finite
     Source: DLC. Slow reference: `prototype_losses_plain`.
     """
     check_features(features, len(targets))
-    if features.shape[1] != centres.shape[1]:
-        raise InputError(f"features: width {features.shape[1]}; accepted: {centres.shape[1]}, that of the prototypes")
-    if int(targets.min()) < 0 or int(targets.max()) >= len(centres):
-        raise InputError(f"targets: {int(targets.min())} to {int(targets.max())}; accepted: 0 to {len(centres) - 1}, the prototypes")
     losses = []
     for z, y in zip(features.split(4096), targets.split(4096)):
         # by a product: in float64 what cancels is far below the distances
@@ -198,10 +187,8 @@ def prototype_path(
     One forward pass a mask; both are on the CPU. The mean of the losses over the masks is the learning complexity.
 
     network, params  the encoder, leading axis 1; its classifier is not used
-    raises           InputError as `shares`, `masked` and `prototypes`, and on more than one encoder
+    raises           InputError as `shares`, `masked` and `prototypes`
     """
-    if (k := len(next(iter(params.values())))) != 1:
-        raise InputError(f"params: {k} networks; accepted: one encoder")
     targets, path = images.targets.cpu(), shares(steps, schedule, interval)
     check_classes(targets)
     weights = {name: params[name] for name in maskable(_skeleton(network))}

@@ -24,7 +24,7 @@ from torch import Generator, Tensor
 
 from distillery.checks import InputError
 from distillery.data import ImageSet
-from distillery.evaluation import embed
+from distillery.evaluation.protocol import logits
 from distillery.networks import Params, trainable
 from distillery.scores.registry import register_score
 from distillery.seeds import generator as stream_of
@@ -45,7 +45,6 @@ class Dynamics:
     checkpoint_loss  (E, T, N) cross-entropy in nats in evaluation mode at the end of every epoch, or None
     """
 
-    network: object
     params: Params
     stats: Stats
     checkpoint_loss: Tensor | None = None
@@ -69,25 +68,15 @@ def dynamics(
     losses: list[Tensor] = []
 
     def record(_epoch: int, weights: Params, _momentum: list[Tensor]) -> None:
-        losses.append(cross_entropy(_logits(network, weights, images), images.targets.expand(trials, -1)))
+        losses.append(cross_entropy(logits(network, weights, images), images.targets.expand(trials, -1)))
 
     options = {"batch": 64, "collect": ("loss",), "after_epoch": record if checkpoints else None} | options
     params, stats = train(network, params, images, optimizer=optimizer, generator=generator, epochs=epochs, **options)
-    return Dynamics(network, params, stats, torch.stack(losses) if checkpoints else None)
-
-
-def _logits(network, params: Params, images: ImageSet) -> Tensor:
-    """Logits of all images under K networks in evaluation mode: (K, N, classes)."""
-    with torch.no_grad():
-        parts = torch.arange(len(images), device=images.device).split(500)
-        return torch.cat([network.apply(params, images.batch(i), train=False).logits for i in parts], dim=1)
+    return Dynamics(params, stats, torch.stack(losses) if checkpoints else None)
 
 
 def mean_loss(pass_: Dynamics) -> Tensor:
-    """Mean training loss in nats over epochs and trials, (N,). Source: BiLP, the equation above. Slow reference: `mean_loss_plain`.
-
-    The same from losses of every epoch and from their mean over epochs, since each trial visits a sample every epoch.
-    """
+    """Mean training loss in nats over epochs and trials, (N,). Source: BiLP, the equation above. Slow reference: `mean_loss_plain`."""
     return pass_.stats.collected["loss"].nanmean((0, 1)).cpu()
 
 
@@ -103,24 +92,18 @@ def forgetting(pass_: Dynamics) -> Tensor:
 
 
 def aum(pass_: Dynamics) -> Tensor:
-    """The negative area under the margin: largest other logit minus true logit, mean over epochs and trials, (N,).
-
-    Source: Pleiss et al. 2020, where low is hard or mislabelled; hence the sign.
-    """
+    """The area under the margin, negative: largest other logit minus true logit, mean over epochs and trials, (N,). Source: Pleiss et al. 2020."""
     return -pass_.stats.collected["margin"].nanmean((0, 1)).cpu()
 
 
 def cumulative_loss(pass_: Dynamics) -> Tensor:
-    """Learning complexity along the training path: evaluation loss in nats, mean over epochs 1..E and trials, (N,).
-
-    Source: DLC, the path of models given by optimization.
-    """
+    """Learning complexity along the training path: evaluation loss in nats, mean over epochs 1..E and trials, (N,). Source: DLC."""
     return pass_.checkpoint_loss.mean((0, 1)).cpu()
 
 
 def predictions(network, params: Params, images: ImageSet) -> Tensor:
     """Class probabilities of T networks in evaluation mode: (T, N, classes), what the next three scores take."""
-    return _logits(network, params, images).softmax(-1)
+    return logits(network, params, images).softmax(-1)
 
 
 def el2n(p: Tensor, targets: Tensor) -> Tensor:
@@ -165,31 +148,18 @@ def grand(network, params: Params, images: ImageSet) -> Tensor:
 
     params  leading axis K
     """
+
+    def loss(learned: Params, one: Params, image: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(network.apply(one | learned, image[None], train=False).logits[0], target[None])
+
+    gradients, norms = torch.func.vmap(torch.func.grad(loss), (None, None, 0, 0)), []
     k = len(next(iter(params.values())))
-    networks = [{name: value[i : i + 1].detach() for name, value in params.items()} for i in range(k)]
-    return torch.stack([_gradient_norms(network, one, images) for one in networks]).mean(0).cpu()
-
-
-def _gradient_norms(network, one: Params, images: ImageSet) -> Tensor:
-    """GraNd of one network, leading axis 1: (N,)."""
-
-    def loss(learned: Params, image: Tensor, target: Tensor) -> Tensor:
-        logits = network.apply(one | learned, image[None], train=False).logits[0]  # (1, classes)
-        return F.cross_entropy(logits, target[None])
-
-    gradients = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))
-    norms = []
-    for indices in torch.arange(len(images), device=images.device).split(GRADIENTS):
-        by_name = gradients(trainable(one), images.batch(indices), images.targets[indices])  # (B, 1, ...)
-        squares = sum(gradient.flatten(1).square().sum(1) for gradient in by_name.values())  # (B,)
-        norms.append(squares.sqrt())
-    return torch.cat(norms)
-
-
-def features(pass_: Dynamics, images: ImageSet) -> Tensor:
-    """Embeddings of the images under the first trained network, (N, F) on the CPU."""
-    first = {name: value[:1] for name, value in pass_.params.items()}
-    return embed(pass_.network, first, images)[0].cpu()
+    for i in range(k):
+        one = {name: value[i : i + 1].detach() for name, value in params.items()}
+        for indices in torch.arange(len(images), device=images.device).split(GRADIENTS):
+            by_name = gradients(trainable(one), one, images.batch(indices), images.targets[indices])  # (B, 1, ...)
+            norms.append(sum(gradient.flatten(1).square().sum(1) for gradient in by_name.values()).sqrt())  # (B,)
+    return torch.cat(norms).view(k, -1).mean(0).cpu()
 
 
 def mean_loss_plain(losses: list[list[dict[int, float]]], n: int) -> list[float]:

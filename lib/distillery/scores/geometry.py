@@ -33,10 +33,8 @@ SUBSET = 1000  # rows from which the bandwidth of `mmd` is taken
 LEAST = 1e-12  # probabilities are at least this, so that their logarithms are finite
 
 
-def check_features(features, n: int | None = None, name: str = "features") -> None:
-    """Raise InputError unless `features` is one (N, F) tensor of finite floats, with N = n where n is given."""
-    if not isinstance(features, Tensor):
-        raise InputError(f"{name}: a {type(features).__name__}; accepted: one tensor (N, F) of floats")
+def check_features(features: Tensor, n: int | None = None, name: str = "features") -> None:
+    """Raise InputError unless `features` are (N, F) finite floats, with N = n where n is given."""
     if features.ndim != 2 or not features.is_floating_point() or not features.numel():
         raise InputError(f"{name}: {tuple(features.shape)} {features.dtype}; accepted: floats (N, F), neither of them zero")
     if n is not None and len(features) != n:
@@ -166,7 +164,6 @@ def prototype_distance(features: Tensor, targets: Tensor | None) -> Tensor:
     With the rule 'middle' of `distillery.selection` this is the Moderate coreset, but within each class and about the mean; its public
     code takes the median of each coordinate and sorts the distances of all classes together. Source: Xia, ICLR 2023.
     """
-    check_features(features)
     distance = torch.empty(len(features), dtype=torch.float64)
     for members, rows in _groups(features, targets):
         distance[members] = _euclidean(rows)(rows.mean(0))
@@ -292,7 +289,6 @@ def _groups(features: Tensor, targets: Tensor | None) -> Iterator[tuple[Tensor, 
 def _rank(features: Tensor, targets: Tensor | None, n: int, order: Callable[[Tensor, int], list[int]]) -> Tensor:
     """Rank (N,) within each class of the n samples that `order` takes of its rows, N for the rest."""
     check_positive_int("n", n)
-    check_features(features)
     rank = torch.full((len(features),), float(len(features)))
     for members, rows in _groups(features, targets):
         chosen = order(rows, min(n, len(members)))

@@ -33,8 +33,6 @@ def seeding(rows: Tensor, k: int, generator: Generator) -> tuple[Tensor, Tensor,
     """
     check_positive_int("k", k)
     check_features(rows, name="rows")
-    if k > len(rows):
-        raise InputError(f"k: {k} centres of {len(rows)} rows; accepted: at most {len(rows)}")
     rows = rows if rows.dtype == torch.float64 else rows.float()
     own = torch.einsum("nf,nf->n", rows, rows)
     noise = 1e-3 if rows.dtype == torch.float32 else 1e-6  # below this part of the norms a product is too coarse

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -26,14 +26,11 @@ class Score:
 
     name: str
     compute: Callable[["CachedScores", int, int], Tensor]
-    needs: str = ""
+    needs: Literal["", "encoder", "tuning"] = ""
     seeded: bool = True
     labels: bool | None = None
     spec: Callable[["CachedScores"], object] | None = None
     version: int = 1
-
-    def __post_init__(self):
-        assert self.needs in ("", "encoder", "tuning"), self.needs
 
 
 SCORES: dict[str, Score] = {}

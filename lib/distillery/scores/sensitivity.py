@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from distillery.checks import InputError, check_finite
+from distillery.checks import InputError, check_finite, check_positive
 from distillery.networks.ridge import factor
 from distillery.scores.geometry import check_features
 from distillery.scores.registry import register_score
@@ -66,17 +66,10 @@ class Ridge:
 
 def penalty_of(trace: float, n: int, rho: float = 5e-3) -> float:
     """Lambda as a part of the mean diagonal of a kernel. Raises InputError on a rho or a trace that is not above 0."""
-    if not 0 < rho < math.inf:
-        raise InputError(f"rho: {rho} is not accepted; accepted: a ridge above 0")
+    check_positive("rho", rho)
     if not 0 < trace < math.inf:
         raise InputError(f"kernel: its trace is {trace:g}; accepted: points of which at least one is not zero")
     return rho * trace / n
-
-
-def check_points(n: int) -> None:
-    """Raise InputError where a kernel is too large to hold."""
-    if n > LARGEST:
-        raise InputError(f"kernel: {n} points; accepted: at most {LARGEST}, or `ridge_features` of any number of points")
 
 
 def ridge_features(features: Tensor, targets: Tensor, penalty: float) -> Ridge:
@@ -85,7 +78,7 @@ def ridge_features(features: Tensor, targets: Tensor, penalty: float) -> Ridge:
     features  (N, p) floats
     targets   (N, C) floats, or (N,) for one output
     penalty   lambda
-    raises    InputError on a penalty not above 0, values that are not finite, other lengths, and a matrix without a factor
+    raises    InputError on a penalty not above 0, values that are not finite, and other lengths; RunFailed as `factor`
     Source: see the module. Slow reference: `ridge_plain`.
     """
     targets = _checked(features, targets, penalty)
@@ -113,15 +106,10 @@ def ridge_features(features: Tensor, targets: Tensor, penalty: float) -> Ridge:
 def ridge_kernel(kernel: Tensor, targets: Tensor, penalty: float) -> Ridge:
     """The same from a kernel (N, N) of all points: leverages 1 - lambda A_ii and residuals lambda A Y with A = (K + lambda I)^-1.
 
-    raises  InputError as `ridge_features`, on a kernel that is not square and symmetric, and above LARGEST points
+    kernel  symmetric
+    raises  InputError as `ridge_features`
     """
-    if kernel.ndim != 2 or len(kernel) != kernel.shape[1]:
-        raise InputError(f"kernel: {tuple(kernel.shape)}; accepted: a square matrix (N, N)")
-    check_points(len(kernel))
     targets = _checked(kernel, targets, penalty, "kernel")
-    gap = max(float((a - b).abs().max()) for a, b in zip(kernel.split(BLOCK), kernel.T.split(BLOCK)))
-    if gap > 1e-6 * float(kernel.abs().max()):
-        raise InputError(f"kernel: not symmetric, entries differ by up to {gap:.1e}; accepted: K = K^T")
     shifted = kernel.to(torch.float64, copy=True)
     shifted.diagonal().add_(penalty)
     inverse = torch.cholesky_inverse(factor(shifted, "kernel + ridge"))
@@ -135,8 +123,7 @@ def ridge_kernel(kernel: Tensor, targets: Tensor, penalty: float) -> Ridge:
 
 def _checked(rows: Tensor, targets: Tensor, penalty: float, name: str = "features") -> Tensor:
     """Targets as (N, C) float64 where everything fits."""
-    if not isinstance(penalty, int | float) or not 0 < penalty < math.inf:
-        raise InputError(f"penalty: {penalty!r} is not accepted; accepted: a ridge above 0")
+    check_positive("penalty", penalty)
     check_features(rows, name=name)
     if targets.ndim not in (1, 2) or len(targets) != len(rows) or not targets.is_floating_point():
         raise InputError(f"targets: {tuple(targets.shape)} {targets.dtype} for {len(rows)} points; accepted: floats (N,) or (N, C)")

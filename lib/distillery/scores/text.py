@@ -23,7 +23,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from distillery import store
-from distillery.checks import InputError, check_positive_int, first_line
+from distillery.checks import InputError, first_line
 from distillery.scores.complexity import maskable, masked
 
 FIELDS = ("instruction", "output")  # that must say something; 'input' may be empty or missing
@@ -104,7 +104,6 @@ def encode(tokenizer, entries: Sequence[Instruction], max_length: int = 1024) ->
     max_length  tokens; longer responses are cut
     raises      InputError where nothing of a response would be left
     """
-    check_positive_int("max_length", max_length)
     found = []
     for i, one in enumerate(entries, 1):
         before = tokenizer(prompt(one))["input_ids"]
@@ -117,19 +116,13 @@ def encode(tokenizer, entries: Sequence[Instruction], max_length: int = 1024) ->
     return found
 
 
-def _padded(encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
-    """ids (B, L), attention (B, L), and which tokens are response (B, L), padded at the right."""
-    ids = pad_sequence([one.ids for one in encoded], batch_first=True)
-    at = torch.arange(ids.shape[1])
-    ends = torch.tensor([len(one.ids) for one in encoded])[:, None]
-    starts = torch.tensor([one.start for one in encoded])[:, None]
-    return ids, (at < ends).long(), (at >= starts) & (at < ends)
-
-
 def _losses(model: nn.Module, weights: dict[str, Tensor] | None, batch: Sequence[Encoded]) -> Tensor:
     """Mean loss of each response, (B,) in nats."""
     device = next(model.parameters()).device
-    ids, attention, response = (one.to(device) for one in _padded(batch))
+    ids = pad_sequence([one.ids for one in batch], batch_first=True)  # (B, L), padded at the right
+    at = torch.arange(ids.shape[1])
+    ends, starts = torch.tensor([(len(one.ids), one.start) for one in batch]).T[..., None]  # (B, 1) each
+    ids, attention, response = (one.to(device) for one in (ids, (at < ends).long(), (at >= starts) & (at < ends)))  # (B, L) each
     given = {"input_ids": ids, "attention_mask": attention}
     output = model(**given) if weights is None else torch.func.functional_call(model, weights, kwargs=given)
     logits = output.logits[:, :-1].float()  # (B, L - 1, vocabulary): each tells the next token
@@ -142,21 +135,15 @@ def _losses(model: nn.Module, weights: dict[str, Tensor] | None, batch: Sequence
 def response_losses(model: nn.Module, encoded: Sequence[Encoded], batch: int = 16, weights: dict[str, Tensor] | None = None) -> Tensor:
     """Mean negative log-likelihood of each response given its prompt, in nats a token: (N,) on the CPU.
 
-    model    a causal language model of transformers; evaluated as for use, left in the mode it was in
+    model    a causal language model of transformers, in evaluation mode
     weights  tensors by name in place of the model's, from `masked` for example
     Source: DLC. Slow reference: `response_loss_plain`.
     """
-    check_positive_int("batch", batch)
-    training = model.training
-    model.eval()
     by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
     losses = torch.empty(len(encoded))
-    try:
-        for at in range(0, len(by_length), batch):
-            here = by_length[at : at + batch]
-            losses[here] = _losses(model, weights, [encoded[i] for i in here]).cpu()
-    finally:
-        model.train(training)
+    for at in range(0, len(by_length), batch):
+        here = by_length[at : at + batch]
+        losses[here] = _losses(model, weights, [encoded[i] for i in here]).cpu()
     return losses
 
 
@@ -181,7 +168,6 @@ def complexity(model: nn.Module, encoded: Sequence[Encoded], steps: int = 3, int
     raises    InputError where the last share would be 1 or more
     Source: DLC.
     """
-    check_positive_int("steps", steps)
     weights = {name: model.get_parameter(name) for name in maskable(model)}
     path = masked(weights, [interval * t for t in range(steps)], scope="layer")
     return torch.stack([response_losses(model, encoded, weights=one) for one in path]).mean(0)
@@ -196,8 +182,6 @@ def finetune(
     chosen     indices into `encoded`, shuffled by the generator, again whenever all have been seen
     raises     InputError if nothing is chosen
     """
-    check_positive_int("steps", steps)
-    check_positive_int("batch", batch)
     chosen = torch.as_tensor(list(chosen))
     if not len(chosen):
         raise InputError("chosen: no instruction to train on; accepted: at least one")
@@ -295,7 +279,6 @@ TASKS = {  # name -> (instruction, response of a word), in about the order of di
 
 def make_instructions(n: int, generator: Generator) -> list[Instruction]:
     """n entries made up by rule: a task of TASKS, drawn evenly, on a word of three to six random letters."""
-    check_positive_int("n", n)
     made = []
     for _ in range(n):
         at, length = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((0, len(TASKS)), (3, 7)))

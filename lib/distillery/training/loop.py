@@ -2,7 +2,7 @@
 
 Each network has its own random stream (data order, augmentation), so an ensemble of K is the same K networks that would have been
 trained one by one, whatever the chunk. All draws of an epoch are made at its start. What training yields anyway (per-sample loss,
-margin, error norm, correctness) is collected from its own forward pass. Slow reference, one plain PyTorch module: `train_plain`.
+margin, correctness) is collected from its own forward pass. Slow reference, one plain PyTorch module: `train_plain`.
 """
 
 import math
@@ -30,15 +30,9 @@ def _margin(logits: Tensor, target: Tensor, loss: Tensor) -> Tensor:
     return true[..., 0] - logits.scatter(-1, target[..., None], -math.inf).amax(-1)
 
 
-def _error_norm(logits: Tensor, target: Tensor, loss: Tensor) -> Tensor:
-    """Euclidean norm of softmax(logits) - one-hot(target), the EL2N score of one visit."""
-    return (logits.softmax(-1) - F.one_hot(target, logits.shape[-1])).norm(dim=-1)
-
-
 COLLECTORS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "loss": lambda logits, target, loss: loss,
     "margin": _margin,
-    "error_norm": _error_norm,
     "correct": lambda logits, target, loss: (logits.argmax(-1) == target).float(),
     "confidence": lambda logits, target, loss: logits.softmax(-1).amax(-1),
 }

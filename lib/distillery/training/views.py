@@ -136,17 +136,8 @@ def _gray(images: Tensor) -> Tensor:
     return (images * luma[:, None, None]).sum(1, keepdim=True)  # (n, 1, H, W)
 
 
-def _brighten(images: Tensor, factor: Tensor) -> Tensor:
-    return (factor * images).clamp(0, 1)
-
-
-def _contrast(images: Tensor, factor: Tensor) -> Tensor:
-    mean = _gray(images).mean((1, 2, 3), keepdim=True)  # (n, 1, 1, 1)
-    return (factor * images + (1 - factor) * mean).clamp(0, 1)
-
-
-def _saturate(images: Tensor, factor: Tensor) -> Tensor:
-    return (factor * images + (1 - factor) * _gray(images)).clamp(0, 1)
+def _blended(images: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
+    return (factor * images + (1 - factor) * other).clamp(0, 1)
 
 
 def _turn_hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -161,7 +152,12 @@ def _turn_hue(images: Tensor, shift: Tensor) -> Tensor:
     return largest - span * torch.minimum(sixths, 4 - sixths).clamp(0, 1)
 
 
-_JITTER = (_brighten, _contrast, _saturate, _turn_hue)
+_JITTER = (  # brightness, contrast, saturation, hue
+    lambda images, factor: _blended(images, 0.0, factor),
+    lambda images, factor: _blended(images, _gray(images).mean((1, 2, 3), keepdim=True), factor),
+    lambda images, factor: _blended(images, _gray(images), factor),
+    _turn_hue,
+)
 
 
 def view_plain(image: Tensor, drawn: ViewDraw, i: int) -> Tensor:

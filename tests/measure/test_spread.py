@@ -9,7 +9,7 @@ from distillery.checks import RunFailed
 from distillery.data import TensorSource
 from distillery.encoders.regression_set import RegressionSet
 from distillery.encoders.teacher import TeacherTraining
-from distillery.encoders.variance import Pairs, Spread, epoch_gradient, partition_variance, trajectory_variance, variance
+from distillery.measure.spread import Pairs, Spread, epoch_gradient, partition_variance, problems, trajectory_variance, variance
 from distillery.networks import ConvNet, trainable
 from distillery.networks.encoder import head_names
 from distillery.seeds import generator, split
@@ -103,9 +103,6 @@ def test_the_gradient_of_an_epoch_is_the_sum_over_its_batches():
 def test_gradients_refuse(refused):
     network, params = student()
     source = TensorSource(normal(6, 1, 8, 8), normal(6, 5, seed=2))
-    with refused(2, "networks"):
-        twice = {name: value.expand(2, *value.shape[1:]) for name, value in params.items()}
-        epoch_gradient(network, twice, source, squared_error, [torch.arange(6)])
     source.targets[0] = math.nan
     with refused("gradient", "NaN"):
         epoch_gradient(network, params, source, squared_error, [torch.arange(6)])
@@ -114,11 +111,10 @@ def test_gradients_refuse(refused):
 
 
 def test_pairs_are_one_draw_of_the_views(tiny):
-    found = Pairs.of(tiny, Views(), 3)
+    _, _, found, fresh = problems(tiny, torch.zeros(24, 5), None, None, Views(), 24, 3)["SSL, SimCLR"]
     at = torch.tensor([[4, 0]])
     assert len(found) == 24 and found.shape == (1, 8, 8) and found.batch(at).shape == (1, 4, 1, 8, 8)
-    fresh = TwoViews(tiny, Views(), 3).batch(torch.arange(24)[None])
-    assert torch.equal(found.batch(at)[0], fresh[0, [4, 0, 28, 24]])
+    assert torch.equal(found.batch(at)[0], fresh.batch(torch.arange(24)[None])[0, [4, 0, 28, 24]].double())
 
 
 # Weights of trajectories
@@ -237,8 +233,5 @@ def test_trajectories_refuse(refused):
         (name, value) = next(iter(change.items()))
         with refused(name, value):
             trajectory_variance(network, params, regression(), squared_error, PLAIN, **arguments | change)
-    twice = {name: value.expand(2, *value.shape[1:]) for name, value in params.items()}
-    with refused(2, "networks"):
-        trajectory_variance(network, twice, regression(), squared_error, PLAIN, **arguments)
     with pytest.raises(RunFailed, match="not finite after epoch 1; accepted"):
         trajectory_variance(network, params, regression(), squared_error, SGD(1e200), **arguments)
