@@ -135,7 +135,9 @@ class GradientMatching(Separable):
         if seen == (self.updates or updates):
             state, seen = self.start(synthetic, weights_stream), 0
         elif seen > 0:
-            state = self._inner(synthetic, state, self.inner_epochs or inner_epochs, inner_stream)
+            params, options = under(state, "network."), {"epochs": self.inner_epochs or inner_epochs, "augmentation": self.augmentation}
+            params, _ = train(self.network, params, synthetic.source(), optimizer=INNER, generator=inner_stream, **options)
+            state = prefixed(params, "network.")
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
         params, labels = under(state, "network."), labels.to(synthetic.device, non_blocking=True)
         loss, gradient = self.pixels(StepContext(params, labels, drawn), synthetic, draw_real, members.shape[1])
@@ -197,11 +199,6 @@ class GradientMatching(Separable):
         ours = self.class_gradients(self.network, context, images, context.labels[c].expand(len(images)), graph=True)
         parts = means.split([value[0].numel() for value in ours.values()], 1)
         return self.compare(ours, {n: p.view_as(ours[n]) for n, p in zip(ours, parts, strict=True)})
-
-    def _inner(self, synthetic: Synthetic, state: dict[str, Tensor], epochs: int, generator: Generator) -> dict[str, Tensor]:
-        params, options = under(state, "network."), {"epochs": epochs, "augmentation": self.augmentation}
-        params, _ = train(self.network, params, synthetic.source(), optimizer=INNER, generator=generator, **options)
-        return prefixed(params, "network.") | {"updates": state["updates"]}
 
     def with_real(self, context: StepContext, real: Tensor) -> StepContext:
         """BatchNorm networks: running statistics from 16 real images a class, then frozen (as published)."""

@@ -245,18 +245,17 @@ class TrajectoryMatching:
 
         def loss(params: Params, tensors: dict[str, Tensor], drawn: tuple[Tensor, Draw | ViewDraw | None]) -> Tensor:
             indices, drawn = drawn
-            images, targets = synthetic.replace(**tensors).decode(indices)  # to (1, B, C, H, W), or (1, 2B, C, H, W)
-            images = self._viewed(images, drawn)[None] if self.views else augment(images[None], drawn)
+            images, targets = synthetic.replace(**tensors).decode(indices)
+            if self.views:  # all first ones before all second ones: (1, 2B, C, H, W)
+                pixels = self.transform.inverse(images) if self.transform else images
+                seen = view(torch.cat([pixels, pixels]), drawn)
+                images = (self.transform(seen) if self.transform else seen)[None]
+            else:
+                images = augment(images[None], drawn)  # (1, B, C, H, W)
             output = self.network.apply(buffers | params, images, train=True)
             return self.loss(output.logits, targets[None]).mean()  # (1, B) or (1,) -> ()
 
         return loss
-
-    def _viewed(self, images: Tensor, drawn: ViewDraw) -> Tensor:
-        """Two views of each standardized image (B, C, H, W), all first ones before all second ones: (2B, C, H, W)."""
-        pixels = self.transform.inverse(images) if self.transform else images
-        seen = view(torch.cat([pixels, pixels]), drawn)
-        return self.transform(seen) if self.transform else seen
 
     def draws(self, synthetic: Synthetic, order: Generator, augmentation: Generator) -> list[tuple[Tensor, Draw | ViewDraw | None]]:
         """For each student step the stored images of its batch (b,) and its augmentation, or its views, from two streams.

@@ -85,6 +85,7 @@ class Method:
     numbers: ClassVar[dict[str, dict[int, tuple[float, float]]]] = {}  # accuracies in percent: data set -> size -> (mean, deviation)
     judged: ClassVar[dict | None] = None  # how: 'epochs', 'batch', 'augmented' on the ConvNet of width 128; None = ours are not comparable
     start: ClassVar[str] = ""  # how first images are chosen as published, '' = there are none to choose
+    selects: ClassVar[str] = ""  # of a selection the start by which it chooses what it keeps
     own_starts: ClassVar[tuple[str, ...]] = ()  # that are not general
     iterates: ClassVar[tuple[str, ...]] = ("last",)  # of its sets that can be evaluated
     learns: ClassVar[tuple[str, ...]] = ()  # names of tensors
@@ -102,10 +103,6 @@ class Method:
     def lacks(self, sampler: type) -> list[str]:
         """What a sampler of real batches asks of the objective in vain."""
         return [need for need in sampler.needs if not hasattr(self.objective, need)]
-
-    def samples_with(self, sampler: type) -> bool:
-        """Whether a sampler of real batches can serve it."""
-        return not (self.no_batches or self.lacks(sampler))
 
     def check(self, recipe) -> None:
         """Raise InputError on parts of a recipe that the method does not take."""
@@ -175,7 +172,7 @@ class Method:
 
     def chooses(self, job: "Job") -> str:
         """The start by which it chooses real images, '' = none."""
-        return job.start
+        return self.selects or job.start
 
     def stored(self, job: "Job") -> tuple[int, str, str]:
         """(stored images, of each class where there are classes; formation; how real images shrink into it)."""
@@ -189,8 +186,8 @@ class Method:
             how.prepare(job, where)
 
     def make(self, job: "Job") -> Made:
-        """Make the set."""
-        raise NotImplementedError(self.name)  # a subclass without it is a mistake in its file
+        """Make the set: here the real images that a start chooses, as they are."""
+        return Made(job.packed(job.chosen(self.selects)))
 
     def protocol(self, job: "Job", protocol: Protocol, made: Synthetic | None) -> tuple[Protocol, int]:
         """(how the set is evaluated, number of images whose training steps it gets, 0 = its own)."""

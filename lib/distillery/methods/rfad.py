@@ -102,14 +102,12 @@ def rfad_loss_plain(
     kernel_ss, kernel_ts = rfad_kernel_plain(networks, images, images), rfad_kernel_plain(networks, real, images)  # (m, m), (n, m)
     penalty = 5e-3 * torch.trace(kernel_ss) / len(images)
     predictions = kernel_ridge_plain(kernel_ss, labels, kernel_ts, penalty)  # (n, C)
-    loss = torch.zeros_like(penalty)
-    for weight, prediction, truth in zip(weights, predictions, real_labels, strict=True):
-        if log_scale is None:
-            loss = loss + weight * (prediction - truth).square().mean() / 2
-        else:
-            logits = torch.exp(log_scale) * prediction  # (C,)
-            loss = loss + weight * (torch.logsumexp(logits, dim=0) - logits[truth.argmax()])
-    return loss
+    if log_scale is None:
+        wrong = [(prediction - truth).square().mean() / 2 for prediction, truth in zip(predictions, real_labels, strict=True)]
+    else:
+        logits = torch.exp(log_scale) * predictions  # (n, C)
+        wrong = [torch.logsumexp(one, dim=0) - one[truth.argmax()] for one, truth in zip(logits, real_labels, strict=True)]
+    return sum(weight * one for weight, one in zip(weights, wrong, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from distillery.checks import InputError
 from distillery.data import TensorSource
 from distillery.encoders.teacher import SIMCLR, pretrain
-from distillery.methods.base import Made, Method, Settings, register
+from distillery.methods.base import Method, Settings, register
 from distillery.methods.trajectories import Trajectories
 from distillery.seeds import split
 from distillery.training import Stats, train
@@ -89,12 +89,8 @@ class SelfSupervised(Method):
     They see as many images as the protocol's passes over the set, or, with equal steps, over all images.
     """
 
-    name, kind, labels = "random, self-supervised", "selection", False
-
+    name, labels, selects = "random, self-supervised", False, "random"
     Settings = ViewSettings
-
-    def make(self, job) -> Made:
-        return Made(job.packed(job.chosen("random")))
 
     def train(self, job, network, source, protocol, stream, steps_of: int) -> tuple:
         images = job.experiment.real.images.subset(job.chosen("random"))  # as bytes: views are made before standardization

@@ -13,7 +13,7 @@ def compatibility() -> str:
     rows = []
     for method in METHODS.values():
         starts = [f"**{one}**" if one == method.start else one for one in method.starts]
-        drawn = ["uniform", *(name for name, sampler in batches.items() if method.samples_with(sampler))]
+        drawn = ["uniform", *(name for name, sampler in batches.items() if not (method.no_batches or method.lacks(sampler)))]
         learns = method.learns or (("nothing",) if method.makes_set else ("no set",))
         rows.append(
             [
