@@ -98,7 +98,8 @@ class Method:
         """Names of the first images it may start from."""
         if not self.start:
             return ()
-        return (*(name for name, one in STARTS.items() if one.general and one.fits(self.labels)), *self.own_starts)
+        fitting = STARTS if self.labels is None else [name for name, one in STARTS.items() if one.labels in (None, self.labels)]
+        return (*(name for name in fitting if STARTS[name].general), *self.own_starts)
 
     def lacks(self, sampler: type) -> list[str]:
         """What a sampler of real batches asks of the objective in vain."""

@@ -13,18 +13,12 @@ or learns by SimCLR without them; a protocol then fits linear probes on few labe
 
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
 from distillery.checks import InputError
-from distillery.data import TensorSource
 from distillery.encoders.teacher import SIMCLR, pretrain
 from distillery.methods.base import Method, Settings, register
 from distillery.methods.trajectories import Trajectories
-from distillery.seeds import split
-from distillery.training import Stats, train
-from distillery.training.contrastive import two_views_apart
-from distillery.training.views import TwoViews, Views
+from distillery.training import Stats
+from distillery.training.views import Views
 
 
 class WithoutLabels(Method):
@@ -90,6 +84,7 @@ class SelfSupervised(Method):
     """
 
     name, labels, selects = "random, self-supervised", False, "random"
+
     Settings = ViewSettings
 
     def train(self, job, network, source, protocol, stream, steps_of: int) -> tuple:
@@ -100,24 +95,3 @@ class SelfSupervised(Method):
         how = replace(SIMCLR, epochs=epochs, batch=batch, warmup=min(SIMCLR.warmup, epochs - 1))
         how = replace(how, views=job.settings.views, seed=job.recipe.seed)
         return pretrain(network, images, how, protocol.networks), Stats(steps=epochs * steps), {}
-
-
-def contrast(network, source, protocol, stream, steps_of: int, views: Views, transform, seed: int) -> tuple[dict[str, Tensor], Stats]:
-    """Encoders trained on a set by SimCLR under a protocol's optimizer, their output taken for the projection.
-
-    source  standardized images; `transform` standardized them, None = nothing did
-    """
-    k, n, steps = protocol.networks, len(source), protocol.optimizer(steps_of or len(source))[1]
-    first, order = split(stream, 2)
-    params = {name: value.to(source.images.device) for name, value in network.init(first, k).items()}
-    pixels = transform.inverse(source.images) if transform else source.images
-    seen = TwoViews(Pixels(pixels, torch.zeros(n, dtype=torch.int64, device=pixels.device), transform), views, seed)
-    options = {"generator": order, "steps": steps, "batch": min(protocol.batch, n), "whole_batches": True, "chunk": k}
-    return train(network, params, seen, two_views_apart, protocol.optimizer(n)[0], **options)
-
-
-@dataclass(frozen=True)
-class Pixels(TensorSource):
-    """Made images as `TwoViews` takes them, in [0, 1] but for what distillation moved out of it; `transform` standardizes them."""
-
-    transform: object = None

@@ -17,8 +17,6 @@ from distillery.methods.trajectories import Trajectories, TrajectorySettings, ro
 
 @dataclass(frozen=True, kw_only=True)
 class TESLASettings(TrajectorySettings):
-    """Settings of TESLA."""
-
     gradient_scale: float  # of the rate of the pixels: the public code's pixel gradient is half its formula, so our rate is half of its
 
 
