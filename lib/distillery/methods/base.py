@@ -123,9 +123,7 @@ class Method:
         if recipe.batches and self.no_batches:
             raise InputError(f"batches: {recipe.batches} with {self.name!r}, which has no real batch: {self.no_batches}; accepted: None")
         if recipe.batches and (lacking := ", ".join(self.lacks(recipe.batches.sampler_class))):
-            raise InputError(
-                f"batches: {recipe.batches} with {self.name!r}, whose objective has no {lacking}; accepted: None, or another sampler"
-            )
+            raise InputError(f"batches: {recipe.batches} with {self.name!r}, which has no {lacking}; accepted: None, or another sampler")
 
     def refuse(self, job: "Job") -> None:
         """Raise InputError on an experiment that the method does not fit, before anything is computed."""

@@ -49,10 +49,9 @@ class DATM(Trajectories):
     start = "correct"
     learns = (*Trajectories.learns, "label_logits")
     Settings = DATMSettings
-    common = {
-        "iterations": 10000, "momentum": 0.5, "momentum_labels": 0.9, "optimizer": "GSAM", "rho": 0.01, "alpha": 0.3, "expert_lr": 0.01,
-        "expert_batch": 256, "expert_training_epochs": 100, "experts": 100, "labels": True, "threshold": 1.0, "gradient": "exact",
-        "normalization": "zca",
+    common = Trajectories.common | {
+        "iterations": 10000, "momentum_labels": 0.9, "optimizer": "GSAM", "rho": 0.01, "alpha": 0.3, "expert_training_epochs": 100,
+        "labels": True, "threshold": 1.0, "normalization": "zca",
     }  # fmt: skip
     published = {
         "cifar10": {

@@ -51,11 +51,9 @@ class MKDT(StudentTrajectories):
     source = "paper: Tables 8 and 9 of arXiv 2410.02116"
     start = "high loss"
     Settings = MKDTSettings
-    common = {
-        "iterations": 5000, "momentum": 0.5, "optimizer": "SGD", "expert_lr": 0.1, "expert_momentum": 0.9, "expert_weight_decay": 1e-4,
-        "expert_batch": 256, "rho": 0.01, "alpha": 1.0, "expert_training_epochs": 20, "experts": 100, "student_batch": 256,
-        "lr_step_size": 1e-4, "step_size": 0.1, "lr_targets": 1.0, "momentum_targets": 0.5, "gradient": "exact",
-        "normalization": "published",
+    common = StudentTrajectories.common | {
+        "expert_lr": 0.1, "expert_momentum": 0.9, "expert_weight_decay": 1e-4, "rho": 0.01, "alpha": 1.0, "lr_targets": 1.0,
+        "momentum_targets": 0.5,
     }  # fmt: skip
     published = {
         "cifar10": {100: row(40, 2, 5, 1000), 250: row(40, 2, 5, 10000)},

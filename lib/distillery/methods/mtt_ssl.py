@@ -44,11 +44,7 @@ class MTTSSL(StudentTrajectories):
     name, paper, loss = "MTT-SSL", "2410.02116", "simclr"
     source = "paper: Figure 1 of arXiv 2410.02116"
     Settings = MTTSSLSettings
-    common = {
-        "iterations": 5000, "momentum": 0.5, "optimizer": "Adam", "expert_lr": 1e-3, "expert_weight_decay": 1e-6, "expert_batch": 1024,
-        "expert_training_epochs": 20, "experts": 100, "student_batch": 256, "lr_step_size": 1e-4, "step_size": 0.1, "gradient": "exact",
-        "normalization": "published",
-    }  # fmt: skip
+    common = StudentTrajectories.common | {"optimizer": "Adam", "expert_lr": 1e-3, "expert_weight_decay": 1e-6, "expert_batch": 1024}
     published = {"cifar10": dict.fromkeys((100, 250), row(10, 2, 1, 1000)), "cifar100": dict.fromkeys((10, 25), row(10, 2, 1, 1000))}
     published["tiny-imagenet"] = dict.fromkeys((10, 25), row(10, 2, 1, 1000, **TINY))
 

@@ -2,13 +2,6 @@
 
 Real images come with a teacher's embeddings in place of labels (`encoders.regression_set`). An encoder learns to regress those of the set,
 or learns by SimCLR without them; a protocol then fits linear probes on few labels of some tasks.
-
-| images | what an encoder learns on them |
-|---|---|
-| none | nothing |
-| real: random, k-means, high loss, whole | the teacher's embeddings, by squared error |
-| distilled: MKDT, KRR-ST | their targets; those of KRR-ST are learned |
-| random, self-supervised; distilled: MTT-SSL | SimCLR, without the teacher |
 """
 
 from dataclasses import dataclass, replace
@@ -33,6 +26,7 @@ class StudentTrajectories(WithoutLabels, Trajectories):
     """Trajectory matching without labels. Published are sets of 2 and 5% of the images, given as images over classes."""
 
     judged = None
+    common = Trajectories.common | {"expert_training_epochs": 20, "student_batch": 256, "lr_step_size": 1e-4, "step_size": 0.1}
 
     def cell(self, dataset: str, size: int, n: int) -> dict:
         """The published settings of the nearer of the two published sizes, for `size` images of n."""
