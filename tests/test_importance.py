@@ -165,9 +165,9 @@ def test_a_trained_predictor_knows_what_it_was_trained_on(tiny):
 
 
 @pytest.mark.parametrize("bad", [{"share": 0.0}, {"share": 1.5}, {"every": 0}])
-def test_bad_options_are_refused(bad, tiny, refused):
+def test_bad_options_are_refused(bad, refused):
     with refused(*map(str, bad)):
-        Importance(tiny, **{"share": 0.5} | bad, generator=generator(0, "x"))
+        ByLoss(**{"share": 0.5} | bad)
 
 
 def test_refused_where_there_is_no_real_batch_or_another_statistic(refused):

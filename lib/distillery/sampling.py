@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
+from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.seeds import generator as keyed_generator
 from distillery.seeds import split
 
@@ -137,7 +137,7 @@ class Importance(Uniform):
     relative = False
 
     def __init__(self, images, share: float = 0.5, every: int = 100, reweight: bool = False, *, generator: Generator):
-        """Raises InputError on a share outside of (0, 1], and a period that is no positive integer.
+        """What it draws by; `recipe.ByLoss` checks the numbers.
 
         images     the real ImageSet that batches come from
         share      1 - eta, the part of a batch that goes by the loss, in (0, 1]; 1 has weights without a bound
@@ -145,8 +145,6 @@ class Importance(Uniform):
         reweight   whether weights undo the preference
         """
         super().__init__(images.targets)
-        check_fraction("share", share)
-        check_positive_int("every", every)
         self.images, self.share, self.every, self.reweight = images, share, every, reweight
         self.root = int(torch.randint(2**62, (), generator=generator))
         self.state = {"loss": torch.full((self.n,), math.nan)}

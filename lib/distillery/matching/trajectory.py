@@ -283,5 +283,4 @@ class TrajectoryMatching:
 
     def _segment(self, expert: int, epoch: int) -> tuple[Params, Params]:
         """Trained weights of an expert where a student starts and where it shall end."""
-        start, end = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.expert_epochs))
-        return start, end
+        return tuple(trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.expert_epochs))

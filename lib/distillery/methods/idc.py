@@ -10,10 +10,6 @@ Our choices: one step for all classes (`matching.step.effective_rate`); real ima
 update, where the public code walks through its data; pixels are clamped after every update, published once a network; effects of real
 images are those on the squared distance also where absolute differences are descended, because the derivative of an absolute difference
 does not see how far a mean moves. Left out: IDC on ImageNet, which trains its networks (ResNetAP-10) before they are matched.
-
-Known of the public README without a deviation, and so not among the numbers, for 1 / 10 / 50 images a class: CIFAR-10, IDC-I
-36.7 / 58.3 / 69.5, IDC 50.6 / 67.5 / 74.5; SVHN, IDC-I 46.7 / 77.0 / 87.9, IDC 68.5 / 87.5 / 90.1; MNIST, IDC-I 88.9 / 98.0 / 98.8, IDC
-94.2 / 98.4 / 99.1; FashionMNIST, IDC-I 70.7 / 85.3 / 89.1, IDC 81.0 / 86.0 / 86.2; CIFAR-100 at 10 / 20, IDC-I 36.6 / 41.5, IDC 45.1 / 49.0.
 """
 
 import math

@@ -6,8 +6,7 @@ $$\min_S\; \mathrm{mean}\; \mathrm{CE}\big( e^k K_{TS} (K_{SS} + \lambda I)^{-1}
 with the last features $\psi$ of random networks side by side, drawn anew in every step, and a learned scale $k$ (Platt's); or half the mean
 squared error. Slow references: `rfad_kernel_plain`, `rfad_loss_plain`.
 
-Left out: the learned linear map of all pixels, the stop by validation loss (published: after 100,000 steps at most), and evaluations
-with scaled and centred labels. The public code normalizes images of SVHN one by one before it whitens them.
+The public code normalizes images of SVHN one by one before it whitens them, and stops by validation loss, after 100,000 steps at most.
 """
 
 from collections.abc import Callable, Sequence
