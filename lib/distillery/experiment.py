@@ -183,7 +183,10 @@ class Experiment:
         found = self.runs.try_get("evaluation", VERSION, inputs, self.data.digest, lambda key: self._evaluate(recipe))
         if found is None:
             return None
-        return _merged(self.runs.read(inputs["set"]) if METHODS[recipe.method].makes_set else {}, found)
+        made = self.runs.read(inputs["set"]) if METHODS[recipe.method].makes_set else {}
+        nothing = {"steps": 0, "samples": 0, "loss": [], "stored_numbers": None, "artifact": None, "seconds": 0.0}
+        both = nothing | found | {name: value for name, value in made.items() if value or name not in found}
+        return both | {"seconds_evaluation": found["seconds"], "seconds": made.get("seconds", 0.0) + found["seconds"]}
 
     def run_all(self, recipes: list[Recipe], where: str = "") -> list[dict | None]:
         """The results of recipes, in order, mapped over an engine ('' = the experiment's). All are checked before the first one runs.
@@ -315,12 +318,6 @@ class Experiment:
             params, stats, details = job.method.train(job, network, source, protocol, job.stream(protocol.stream), steps_of)
             result = protocol.judge(self, network, params, stats, recipe.seed)
         return result | details | {"seconds": time.monotonic() - began}
-
-
-def _merged(made: dict, evaluated: dict) -> dict:
-    nothing = {"steps": 0, "samples": 0, "loss": [], "stored_numbers": None, "artifact": None, "seconds": 0.0}
-    both = nothing | evaluated | {name: value for name, value in made.items() if value or name not in evaluated}
-    return both | {"seconds_evaluation": evaluated["seconds"], "seconds": made.get("seconds", 0.0) + evaluated["seconds"]}
 
 
 def _iterate_file(artifact: str, iterate: str) -> str:

@@ -176,10 +176,7 @@ def cost(folder: str | Path, network, source, training: Training, epochs: int) -
 
 
 def spent(folder: str | Path, network, source, training: Training, epochs: int, billed_to: str) -> dict[str, float]:
-    """What the stored epochs billed to one took, chunks one after another: 'seconds', 'samples' (real images touched).
-
-    Each epoch keeps its own time, so that a kill forgets no more than the one under way.
-    """
+    """What the stored epochs billed to one took, chunks one after another: 'seconds', 'samples' (real images touched)."""
     seconds, samples = 0.0, 0
     for _, size, _, path in _chunks(folder, network, source, training):
         for epoch in range(1, min(_stored(path) - 1, epochs) + 1):

@@ -102,12 +102,11 @@ class Job:
         """The number of images whose training steps an evaluation takes: those of the set as stored; 0 = its own."""
         return protocol.steps_of(self.recipe.size, len(self.experiment.classes or ()), len(self.experiment.real))
 
-    def chosen(self, how: str, n: int = 0) -> Tensor:
-        """Indices of n real images (of each class) chosen by a start, 0 = as many as the set holds."""
-        n = n or self.held
-        if self.experiment.labels is None and n > len(self.kept):
-            raise InputError(f"size: {n} of {len(self.kept)} images; accepted: at most as many as there are")
-        return self.kept[STARTS[how].choose(self, n)]
+    def chosen(self, how: str) -> Tensor:
+        """Indices of as many real images (of each class) as the set holds, chosen by a start."""
+        if self.experiment.labels is None and self.held > len(self.kept):
+            raise InputError(f"size: {self.held} of {len(self.kept)} images; accepted: at most as many as there are")
+        return self.kept[STARTS[how].choose(self, self.held)]
 
     def packed(self, indices: Tensor) -> Synthetic:
         """Real images, neighbours packed into one stored image where the formation holds several."""
@@ -116,10 +115,9 @@ class Job:
         images, targets = pack(real.batch(indices), formation, interpolation), real.targets[indices][:: FORMATIONS[formation]]
         return Synthetic({"images": images, "targets": targets}, self.experiment.classes, formation)
 
-    def first(self, how: str = "", indices: Tensor | None = None) -> Synthetic:
+    def first(self, indices: Tensor | None = None) -> Synthetic:
         """The first images of the set; `indices` where they are chosen already."""
-        how = how or self.start
-        real, then = self.packed(self.chosen(how) if indices is None else indices), STARTS[how].then
+        real, then = self.packed(self.chosen(self.start) if indices is None else indices), STARTS[self.start].then
         return then(self, real) if then else real
 
     def distill(

@@ -12,10 +12,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
+from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.seeds import generator as keyed_generator
 from distillery.seeds import split
+
+LOOKED = 10_000  # images at most in one look at the losses
 
 
 class Batch(NamedTuple):
@@ -124,7 +127,7 @@ class Importance(Uniform):
     $$q_i = (1 - \eta)\, \ell_i / \textstyle\sum_j \ell_j + \eta / n$$
 
     over a class, or over all images where a step draws from all. Every `every` steps losses are looked at under what the objective
-    predicts, on at most `looked` images, and averaged with the old ones, half each; images not yet seen count as the mean. Weights
+    predicts, on at most `LOOKED` images, and averaged with the old ones, half each; images not yet seen count as the mean. Weights
     1 / (n q_i), at most 1 / eta, make every mean over a batch an unbiased estimate of the plain mean (at eta = 0 but for images without any
     loss, which are never drawn). Without them hard images count more: another objective.
     Source: our construction after the abstract of arXiv 2307.08086, which names the loss and the draws; the rest is our choice.
@@ -133,19 +136,16 @@ class Importance(Uniform):
     needs = ("predict",)
     relative = False
 
-    def __init__(self, images, share: float = 0.5, every: int = 100, reweight: bool = False, *, generator: Generator, looked: int = 10_000):
-        """Raises InputError on a share outside of (0, 1], and periods or numbers that are not positive integers.
+    def __init__(self, images, share: float = 0.5, every: int = 100, reweight: bool = False, *, generator: Generator):
+        """What it draws by; `recipe.ByLoss` checks the numbers.
 
         images     the real ImageSet that batches come from
         share      1 - eta, the part of a batch that goes by the loss, in (0, 1]; 1 has weights without a bound
-        every      steps between two looks at `looked` images or less, whose `generator` gives one draw here
+        every      steps between two looks at the losses, whose `generator` gives one draw here
         reweight   whether weights undo the preference
         """
         super().__init__(images.targets)
-        check_fraction("share", share)
-        check_positive_int("every", every)
-        check_positive_int("looked", looked)
-        self.images, self.share, self.every, self.reweight, self.looked = images, share, every, reweight, looked
+        self.images, self.share, self.every, self.reweight = images, share, every, reweight
         self.root = int(torch.randint(2**62, (), generator=generator))
         self.state = {"loss": torch.full((self.n,), math.nan)}
         self._chances: dict[int | None, tuple[Tensor, Tensor]] = {}
@@ -175,7 +175,7 @@ class Importance(Uniform):
             return 0
         self._chances = {}
         pick, predict = split(keyed_generator(self.root, "look", step), 2)
-        looked = torch.randperm(self.n, generator=pick)[: self.looked].sort().values
+        looked = torch.randperm(self.n, generator=pick)[:LOOKED].sort().values
         with torch.enable_grad():
             logits = objective.predict(synthetic, state, self.images.subset(looked), predict)
         targets = self.images.targets[looked.to(self.images.targets.device)]
@@ -206,10 +206,10 @@ class RealBatches:
         effects  (images, weights) -> (classes, n') effects on the synthetic set, for samplers that follow them
         """
         batches = self._drawn([int(label) for label in labels], n)
-        widest = max(len(batch.indices) for batch in batches)
-        indices = torch.stack([_fill(batch.indices, widest, batch.indices[0]) for batch in batches])
         drawn = torch.tensor([[float(len(batch.indices))] for batch in batches])  # of a small class fewer
-        indices, weights, drawn = self._moved(indices, torch.stack([_fill(batch.weights, widest, 0) for batch in batches]), drawn)
+        indices, weights = (pad_sequence(values, batch_first=True, padding_value=-1) for values in zip(*batches, strict=True))
+        weights, filled = weights.masked_fill(indices < 0, 0), torch.where(indices < 0, indices[:, :1], indices)
+        indices, weights, drawn = self._moved(filled, weights, drawn)
         total = weights.sum(1, keepdim=True) if self.sampler.relative else drawn
         real, weights = self.real.batch(indices), weights / total
         weights = self.sampler.weigh(labels, indices, weights, lambda: effects(real, weights))
@@ -225,7 +225,3 @@ class RealBatches:
 
     def _moved(self, *values: Tensor) -> tuple[Tensor, ...]:
         return tuple(value.to(self.real.targets.device, non_blocking=True) for value in values)
-
-
-def _fill(values: Tensor, n: int, value) -> Tensor:
-    return torch.cat([values, values.new_full((n - len(values),), value)])

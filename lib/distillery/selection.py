@@ -49,10 +49,6 @@ def select(
             `check_gamma` refuses, scores for 'proportional' that are negative or of which fewer than n in a class are above 0
     """
     check_positive_int("n", n)
-    total = total or _total(scores, targets)
-    if rule == "flexrand":
-        for size in [total] if targets is None else targets.unique(return_counts=True)[1].tolist():
-            check_gamma(gamma, min(n / size, 1), 1 / size)
     return _per_class(targets, total, lambda size: n, scores, rule, generator, gamma)
 
 
@@ -66,13 +62,10 @@ def prune(
     gamma   of 'flexrand', in [keep / 2, 1 - keep / 2]
     raises  InputError as `select`, and when a class would keep none or has fewer than `keep`
     """
-    total = _total(scores, targets)
     check_enough_left(keep, targets)
-    if rule == "flexrand":
-        if keep > 1:
-            return select(scores, int(keep), targets, rule, generator, gamma)
+    if rule == "flexrand" and keep <= 1:
         check_gamma(gamma, keep)
-    return _per_class(targets, total, lambda size: count(keep, size), scores, rule, generator, gamma)
+    return _per_class(targets, 0, lambda size: count(keep, size), scores, rule, generator, gamma)
 
 
 def check_gamma(gamma: float, keep: float, slack: float = 1e-9) -> None:
@@ -107,15 +100,12 @@ def count(keep: float, size: int) -> int:
     return int(keep) if keep > 1 else size - int((1 - keep) * size + 1e-9)
 
 
-def _total(scores: Tensor | None, targets: Tensor | None) -> int:
-    given = scores if targets is None else targets
-    if given is None:
-        raise InputError("scores and targets: None both; accepted: one of them, with a value for every sample")
-    return len(given)
-
-
 def _per_class(targets, total: int, count, scores: Tensor | None, rule: str, generator: Generator | None, gamma: float) -> Tensor:
     check_choice("rule", rule, RULES)
+    given = scores if targets is None else targets
+    if given is None and not total:
+        raise InputError("scores and targets: None both; accepted: one of them, with a value for every sample")
+    total = total or len(given)
     if rule in DRAWN and generator is None:
         raise InputError(f"rule: {rule!r} without a generator; accepted: a generator to draw with")
     if rule != "random" and scores is None:
@@ -130,6 +120,8 @@ def _per_class(targets, total: int, count, scores: Tensor | None, rule: str, gen
         size, n = len(members), count(len(members))
         if n > size:
             raise InputError(f"ipc: class {label} has {size} images, {n} were asked for; accepted: at most {size}")
+        if rule == "flexrand":
+            check_gamma(gamma, n / size, 1 / size)
         own = None if scores is None else scores.cpu()[members]
         chosen.append(members[_pick(own, size, n, rule, generator, gamma)])
     return torch.cat(chosen)

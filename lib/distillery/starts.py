@@ -42,10 +42,6 @@ class Start:
     then: Callable[["Job", Synthetic], Synthetic] | None = None
     prepare: Callable[["Job", str], None] | None = None
 
-    def fits(self, labels: bool | None) -> bool:
-        """Whether it serves a method that needs labels (True), targets (False), or takes either (None)."""
-        return labels is None or self.labels in (None, labels)
-
 
 def start(name: str, **declared) -> Callable:
     """Function decorator: `choose` of a `Start` with this name."""

@@ -6,16 +6,8 @@ import torch
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
 from distillery.matching import gradient as gm
-from distillery.matching.distribution import DistributionMatching, distribution_loss, distribution_loss_plain
-from distillery.matching.gradient import (
-    GradientMatching,
-    class_gradients,
-    gradient_distance,
-    gradient_distance_plain,
-    gradient_loss,
-    gradient_loss_plain,
-    loops,
-)
+from distillery.matching.distribution import DistributionMatching, distribution_loss_plain
+from distillery.matching.gradient import GradientMatching, gradient_distance, gradient_distance_plain, gradient_loss_plain, loops
 from distillery.matching.step import StepContext, gradient_by_classes
 from distillery.networks import ConvNet
 from distillery.sampling import Uniform
@@ -52,6 +44,14 @@ def grad(loss, synthetic):
 
 
 LABELS = torch.arange(CLASSES)
+
+
+def gradient_loss(net, params, real, weights, synthetic, labels, drawn):
+    return GradientMatching(net).loss(StepContext(params, labels, drawn), real, weights, synthetic, slice(None))
+
+
+def distribution_loss(net, params, real, weights, synthetic, drawn):
+    return DistributionMatching(net).loss(StepContext(params, LABELS, drawn), real, weights, synthetic, slice(None))
 
 
 # The distance of DC
@@ -152,7 +152,7 @@ def test_weight_zero_drops_a_sample(loss):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_class_gradients_are_those_of_each_class(weighted):
     net, params, real, weights, _ = problem()
-    grads = class_gradients(net, params, real, LABELS, weights if weighted else None, False, True)
+    grads = GradientMatching(net).class_gradients(net, StepContext(params, LABELS), real, LABELS, weights if weighted else None)
     assert set(grads) == {"conv0.weight", "head.weight"}
     for c in range(CLASSES):
         learned = {name: value[0].clone().requires_grad_() for name, value in params.items()}
@@ -323,10 +323,10 @@ def test_classes_in_chunks_give_the_gradient_of_all(name, size):
     stored = torch.randn(6, *real.shape[2:], generator=generator(5, "stored"))
     made = Synthetic({"images": stored, "targets": targets}, formation="partition2")
 
+    objective = {"DC": GradientMatching, "DM": DistributionMatching}[name](net)
+
     def loss(images, here):
-        if name == "DM":
-            return distribution_loss(net, params, real[here], weights[here], images[here], None)
-        return gradient_loss(net, params, real[here], weights[here], images[here], LABELS[here], None)
+        return objective.loss(StepContext(params, LABELS), real, weights, images, here)
 
     total, gradient = gradient_by_classes(made, size, loss)
     leaf = stored.clone().requires_grad_()

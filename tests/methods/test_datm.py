@@ -1,6 +1,7 @@
 """DATM: published settings, first images that an expert classifies right, first labels, and what it learns."""
 
 from math import inf
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +11,19 @@ from distillery.evaluation import Protocol
 from distillery.experiment import Experiment, Presets
 from distillery.matching.trajectory import StartEpochs
 from distillery.methods import METHODS
-from distillery.methods.datm import choose_correct, first_logits
+from distillery.methods.datm import correct, first_logits
 from distillery.networks import ConvNet
 from distillery.recipe import Prune, Recipe
 from distillery.runs import Runs
 from distillery.seeds import generator
 from distillery.training.optimizers import GSAM
+
+
+def choose_correct(net, bank, source, n, stream):
+    """The start under given experts and images."""
+    method = SimpleNamespace(experts=lambda job: bank)
+    return correct(SimpleNamespace(network=net, source=source, method=method, stream=lambda purpose: stream), n)
+
 
 SMALL = {
     "experts": 2, "expert_lr": 0.1, "expert_batch": 16, "expert_training_epochs": 20, "student_steps": 2, "expert_epochs": 1,

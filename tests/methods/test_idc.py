@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from distillery.data.synthetic import Synthetic, form, pack
 from distillery.distill import Optimizer, distill
 from distillery.matching import step as matching_step
-from distillery.matching.gradient import class_gradients
+from distillery.matching.step import StepContext
 from distillery.methods import METHODS, idc
 from distillery.methods.idc import METRICS, FormationContext, MultiFormation, convolutions
 from distillery.networks import ConvNet, ModuleNetwork
@@ -91,7 +91,7 @@ def test_scaling_both_gradients(metric, power, factor):
 def test_only_convolution_weights_are_compared():
     net, params, real, *_ = problem()
     assert convolutions(params) == ["conv0.weight", "conv1.weight"]
-    grads = class_gradients(net, params, real, LABELS, None, False, True, convolutions)
+    grads = objective(net).class_gradients(net, StepContext(params, LABELS), real, LABELS)
     assert {name: value.shape[1:] for name, value in grads.items()} == {"conv0.weight": (4, 1, 3, 3), "conv1.weight": (4, 4, 3, 3)}
     published = ConvNet((3, 32, 32), 10).init(generator(0, "x"))
     assert sum(published[name].numel() for name in convolutions(published)) == 298_368

@@ -5,9 +5,9 @@ import torch
 
 from distillery.data.synthetic import Synthetic, pack
 from distillery.distill import Optimizer, distill
-from distillery.matching.distribution import distribution_loss
-from distillery.methods import METHODS, idm
-from distillery.methods.idm import FIRST, QueueContext, QueueMatching, queue_loss, queue_loss_plain
+from distillery.matching.distribution import DistributionMatching
+from distillery.methods import METHODS
+from distillery.methods.idm import FIRST, QueueContext, QueueMatching, queue_loss_plain
 from distillery.networks import ConvNet
 from distillery.sampling import RealBatches, Uniform
 from distillery.seeds import generator
@@ -61,8 +61,8 @@ def run(tiny, made, steps=4, **options):
 def test_loss_equals_its_plain_twin(drawn, normalization):
     """All classes in one pass = class after class, also for BatchNorm, whose images do not couple in evaluation mode."""
     net, params, real, weights, synthetic = problem(normalization=normalization)
-    given = (net, params, real, weights, synthetic, LABELS, 7.0, drawn)
-    fast, plain = queue_loss(*given), queue_loss_plain(*given)
+    fast = QueueMatching(net).loss(QueueContext(params, LABELS, drawn, False, 7.0), real, weights, synthetic, slice(None))
+    plain = queue_loss_plain(net, params, real, weights, synthetic, LABELS, 7.0, drawn)
     assert fast.item() == pytest.approx(plain.item(), rel=1e-5)
     ours, expected = (torch.autograd.grad(loss, synthetic)[0] for loss in (fast, plain))
     assert torch.allclose(ours, expected, atol=1e-5)
@@ -70,8 +70,8 @@ def test_loss_equals_its_plain_twin(drawn, normalization):
 
 def test_without_cross_entropy_the_loss_is_that_of_dm():
     net, params, real, weights, synthetic = problem()
-    ours = queue_loss(net, params, real, weights, synthetic, LABELS, 0.0, siamese())
-    theirs = distribution_loss(net, params, real, weights, synthetic, siamese())
+    given = (QueueContext(params, LABELS, siamese(), False, 0.0), real, weights, synthetic, slice(None))
+    ours, theirs = QueueMatching(net).loss(*given), DistributionMatching(net).loss(*given)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
@@ -138,8 +138,8 @@ def test_a_killed_run_goes_on_with_its_queue(tiny, tmp_path, monkeypatch):
 
 def test_four_images_of_each_stored_one_are_matched(tiny, monkeypatch):
     shapes = []
-    real = idm.queue_loss
-    monkeypatch.setattr(idm, "queue_loss", lambda *given, **o: shapes.append(given[4].shape) or real(*given, **o))
+    real = QueueMatching.loss
+    monkeypatch.setattr(QueueMatching, "loss", lambda self, *given: shapes.append(given[3].shape) or real(self, *given))
     run(tiny, objective(), 1)
     assert shapes == [(CLASSES, 4, 1, 8, 8)]
 

@@ -8,7 +8,7 @@ from distillery.evaluation import Probing
 from distillery.experiment import Experiment, Presets
 from distillery.experts import Training
 from distillery.methods import METHODS
-from distillery.methods.self_supervised import Pixels, contrast
+from distillery.methods.mtt_ssl import Pixels
 from distillery.networks import ConvNet
 from distillery.recipe import Recipe
 from distillery.runs import Runs
@@ -56,7 +56,8 @@ def test_encoders_learn_by_simclr_on_the_set(tiny, tmp_path):
     made = here.synthetic(result)
     protocol = here.protocol.fitting(made)
     source = made.source()
-    found, stats = contrast(here.network, source, protocol, generator(0, "x"), 0, Views(), tiny.transform, 0)
+    job = here.job(Recipe("MTT-SSL", 5, 0))
+    found, stats, _ = job.method.train(job, here.network, source, protocol, generator(0, "x"), 0)
     assert result["pretraining_steps"] == stats.steps == 3 * 2
     first, order = split(generator(0, "x"), 2)
     pixels = Pixels(tiny.transform.inverse(source.images), torch.zeros(len(source), dtype=torch.int64), tiny.transform)

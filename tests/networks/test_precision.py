@@ -10,7 +10,10 @@ import torch.nn.functional as F
 
 from distillery.data import TensorSource
 from distillery.evaluation import Protocol, evaluate
-from distillery.matching import distribution, gradient
+from distillery.matching import gradient
+from distillery.matching.distribution import DistributionMatching
+from distillery.matching.gradient import GradientMatching
+from distillery.matching.step import StepContext
 from distillery.networks import ConvNet, pool
 from distillery.networks.precision import MixedPrecision, float32_matmul, images_at_once
 from distillery.seeds import generator
@@ -76,10 +79,8 @@ def test_direction_of_the_pixel_gradient_keeps(method, ipc):
 
     def gradient_with(real_network):
         made = images(CLASSES, ipc, seed=1).requires_grad_()
-        if method == "DM":
-            loss = distribution.distribution_loss(network, params, real, weights, made, drawn, real_network)
-        else:
-            loss = gradient.gradient_loss(network, params, real, weights, made, labels, drawn, real_network=real_network)
+        objective = {"DM": DistributionMatching, "DC": GradientMatching}[method](network, real_network=real_network)
+        loss = objective.loss(StepContext(params, labels, drawn), real, weights, made, slice(None))
         return torch.autograd.grad(loss, made)[0]
 
     exact, low = gradient_with(network), gradient_with(MixedPrecision(network, "bfloat16"))
@@ -92,11 +93,12 @@ def test_real_gradients_in_parts_are_those_of_the_whole(monkeypatch):
     params = network.init(generator(1, "x"), 1)
     real, labels = images(CLASSES, 10), torch.arange(CLASSES)
     weights = torch.rand(CLASSES, 10, generator=generator(0, "w"))
-    whole = gradient.class_gradients(network, params, real, labels, weights, False, True)
+    objective, context = GradientMatching(network), StepContext(params, labels)
+    whole = objective.class_gradients(network, context, real, labels, weights)
     monkeypatch.setattr(gradient, "images_at_once", lambda *_: 3)
     for stack in (1, 2, CLASSES):
         monkeypatch.setattr(gradient, "networks_at_once", lambda *_, stack=stack: stack)
-        parts = gradient.real_gradients(network, params, real, labels, weights, True)
+        parts = objective.real_gradients(context, real, labels, weights)
         for name, value in whole.items():
             torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5)
 

@@ -17,33 +17,11 @@ from distillery.seeds import split
 from distillery.training.dsa import Draw, augment, draw
 
 
-def distribution_loss(
-    network, params: Params, real: Tensor, weights: Tensor, synthetic: Tensor, drawn: Draw | None, real_network=None, train_mode=True
-) -> Tensor:
-    """The sum over classes of squared distances between mean embeddings, () float. Slow reference: `distribution_loss_plain`.
-
-    network    of the synthetic images, and of the real ones where `real_network` is None
-    real       (classes, n, C, H, W), with weights (classes, n) whose rows sum to one
-    synthetic  (classes, m, C, H, W), differentiable
-    drawn      one siamese draw a class, or None
-    """
-    real_mean = class_means(real_network or network, params, real, weights, drawn, train_mode)
-    features = network.embed(params, augment(synthetic, drawn).flatten(0, 1), train=train_mode)[0]
-    synthetic_mean = features.unflatten(0, (len(real), -1)).mean(1)  # (classes, F)
-    return (real_mean - synthetic_mean).square().sum()
-
-
 @torch.no_grad()
 def _embedded(network, params: Params, images: Tensor, train_mode: bool) -> Tensor:
     """Embeddings of images (n, C, H, W), (n, F), a few at a time unless BatchNorm couples them."""
     size = len(images) if train_mode and couples(params) else images_at_once(network, images.shape, images.device)
     return torch.cat([network.embed(params, part, train=train_mode)[0] for part in images.split(size)])
-
-
-def class_means(network, params: Params, real: Tensor, weights: Tensor, drawn: Draw | None, train_mode: bool) -> Tensor:
-    """Weighted mean embeddings of real images (classes, n, C, H, W), without a graph: (classes, F)."""
-    features = _embedded(network, params, augment(real, drawn).flatten(0, 1), train_mode)
-    return (features.unflatten(0, real.shape[:2]) * weights[..., None]).sum(1)
 
 
 def distribution_loss_plain(network, params: Params, real: Tensor, weights: Tensor, synthetic: Tensor, drawn: Draw | None) -> Tensor:
@@ -88,8 +66,16 @@ class DistributionMatching(Separable):
         return {"images": gradient}, state, {"loss": loss}
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
-        pairs = real[here], weights[here], images[here]
-        return distribution_loss(self.network, context.params, *pairs, context.drawn_for(here), self.real_network, context.train_mode)
+        """The sum over some classes of squared distances between mean embeddings, (). Slow reference: `distribution_loss_plain`."""
+        seen = augment(images[here], context.drawn_for(here))
+        features = self.network.embed(context.params, seen.flatten(0, 1), context.train_mode)[0].unflatten(0, seen.shape[:2])
+        return (self.real_means(context, real[here], weights[here], here) - features.mean(1)).square().sum()
+
+    def real_means(self, context: StepContext, real: Tensor, weights: Tensor, here: slice) -> Tensor:
+        """Weighted mean embeddings of the real images (classes, n, C, H, W) of some classes, without a graph: (classes, F)."""
+        images = augment(real, context.drawn_for(here)).flatten(0, 1)
+        features = _embedded(self.real_network, context.params, images, context.train_mode)
+        return (features.unflatten(0, real.shape[:2]) * weights[..., None]).sum(1)
 
     def statistic(self, context: StepContext, images: Tensor, c: int) -> Tensor:
         """Embeddings of real images (n, C, H, W) of class c: (n, F)."""

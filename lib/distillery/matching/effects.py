@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 
 from distillery.checks import InputError
 from distillery.data.synthetic import Synthetic, form
-from distillery.matching.step import StepContext, classes_at_once, couples, gradient_by_classes
+from distillery.matching.step import StepContext, couples, gradient_by_classes
 from distillery.networks import Params
 from distillery.networks.precision import float32_matmul, images_at_once, networks_at_once
 from distillery.seeds import split
@@ -78,7 +78,8 @@ class Separable:
         context = self.with_real(context, real)
         # BatchNorm in training mode: one forward pass of all classes, as published
         whole = context.train_mode and couples(context.params)
-        size = len(labels) if whole else classes_at_once(self.network, max(real.shape[1], used), real.shape, self.map_limit)
+        widest = max(real.shape[1], used) * self.network.channels * real[0, 0, 0].numel()  # numbers in a feature map of a class
+        size = len(labels) if whole else max(1, self.map_limit // widest)
         return gradient_by_classes(synthetic, size, partial(self.loss, context, real, weights))
 
     def with_real(self, context: StepContext, real: Tensor) -> StepContext:

@@ -79,62 +79,6 @@ def matrices(params: Params) -> list[str]:
     return [name for name, value in trainable(params).items() if value.ndim >= 3]  # (1, out, rest...)
 
 
-def class_gradients(
-    network, params: Params, images: Tensor, labels: Tensor, weights: Tensor | None, differentiable: bool, train_mode: bool, names=matrices
-) -> dict[str, Tensor]:
-    """The loss gradient of every class at one network: name -> (classes, ...).
-
-    images   (classes, n, C, H, W), with the label of each class (classes,)
-    weights  (classes, n), rows summing to one, or None for the mean
-    names    params -> names of the weights that count
-    """
-    classes, n = images.shape[:2]
-    stacked = {name: value.detach().expand(classes, *value.shape[1:]) for name, value in params.items()}
-    learned = {name: stacked[name].clone().requires_grad_() for name in names(params)}
-    output = network.apply(stacked | learned, images, train=train_mode)
-    loss = cross_entropy(output.logits, labels[:, None].expand(classes, n))  # (classes, n)
-    total = loss.mean(1).sum() if weights is None else (loss * weights).sum()
-    grads = torch.autograd.grad(total, list(learned.values()), create_graph=differentiable)
-    return dict(zip(learned, grads, strict=True))
-
-
-def real_gradients(
-    network, params: Params, images: Tensor, labels: Tensor, weights: Tensor, train_mode: bool, names=matrices
-) -> dict[str, Tensor]:
-    """`class_gradients` without a graph: classes stacked where that pays, the images of a class a few at a time.
-
-    A gradient is a sum over images, so parts of a class add up; BatchNorm in training mode couples them and stays whole.
-    """
-    classes, n = images.shape[:2]
-    stack = networks_at_once(classes, n, images.shape, images.device)
-    size = n if train_mode and couples(params) else max(1, images_at_once(network, images.shape, images.device) // stack)
-    found = []
-    for at in range(0, classes, stack):
-        here, total = slice(at, at + stack), {}
-        for part, share in zip(images[here].split(size, 1), weights[here].split(size, 1), strict=True):
-            grads = class_gradients(network, params, part, labels[here], share, False, train_mode, names)
-            total = {name: total[name] + value for name, value in grads.items()} if total else grads
-        found.append(total)
-    return {name: torch.cat([one[name] for one in found]) for name in found[0]}
-
-
-def gradient_loss(
-    network, params, real, weights, synthetic, labels, drawn: Draw | None, train_mode=True, real_network=None, names=matrices,
-    compare=gradient_distance,
-) -> Tensor:  # fmt: skip
-    """Sum over classes of the gradient distance, differentiable in `synthetic`. Slow reference: `gradient_loss_plain`.
-
-    network    of the synthetic images, and of the real ones where `real_network` is None
-    real       (classes, n, C, H, W), with weights (classes, n) whose rows sum to one
-    synthetic  (classes, m, C, H, W), with the label of each class (classes,)
-    names      params -> names of the weights that are compared
-    compare    (gradients of ours, of real images) -> (classes,)
-    """
-    target = real_gradients(real_network or network, params, augment(real, drawn), labels, weights, train_mode, names)
-    ours = class_gradients(network, params, augment(synthetic, drawn), labels, None, True, train_mode, names)
-    return compare(ours, {name: value.detach() for name, value in target.items()}).sum()
-
-
 def gradient_loss_plain(network, params, real, weights, synthetic, labels, drawn: Draw | None) -> Tensor:
     """One class after another through one network, as published."""
     total = torch.zeros(())
@@ -191,40 +135,70 @@ class GradientMatching(Separable):
         if seen == (self.updates or updates):
             state, seen = self.start(synthetic, weights_stream), 0
         elif seen > 0:
-            state = self._inner(synthetic, state, self.inner_epochs or inner_epochs, inner_stream)
+            params, options = under(state, "network."), {"epochs": self.inner_epochs or inner_epochs, "augmentation": self.augmentation}
+            params, _ = train(self.network, params, synthetic.source(), optimizer=INNER, generator=inner_stream, **options)
+            state = prefixed(params, "network.")
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
         params, labels = under(state, "network."), labels.to(synthetic.device, non_blocking=True)
         loss, gradient = self.pixels(StepContext(params, labels, drawn), synthetic, draw_real, members.shape[1])
         return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
-        pairs = real[here], weights[here], images[here], context.labels[here]
-        return gradient_loss(
-            self.network, context.params, *pairs, context.drawn_for(here), context.train_mode, self.real_network, self.names, self.metric
-        )
+        """The sum over some classes of the gradient distance, (). Slow reference: `gradient_loss_plain`."""
+        drawn, labels = context.drawn_for(here), context.labels[here]
+        target = self.real_gradients(context, augment(real[here], drawn), labels, weights[here])
+        return self.metric(self.class_gradients(self.network, context, augment(images[here], drawn), labels, graph=True), target).sum()
+
+    def class_gradients(
+        self, network, context: StepContext, images: Tensor, labels: Tensor, weights: Tensor | None = None, graph: bool = False
+    ) -> dict[str, Tensor]:
+        """The loss gradient of every class at one network, on the weights that are compared: name -> (classes, ...).
+
+        images   (classes, n, C, H, W), with the label of each class (classes,)
+        weights  (classes, n), rows summing to one, or None for the mean
+        graph    whether it is differentiable
+        """
+        classes, n = images.shape[:2]
+        stacked = {name: value.detach().expand(classes, *value.shape[1:]) for name, value in context.params.items()}
+        learned = {name: stacked[name].clone().requires_grad_() for name in self.names(context.params)}
+        output = network.apply(stacked | learned, images, train=context.train_mode)
+        loss = cross_entropy(output.logits, labels[:, None].expand(classes, n))  # (classes, n)
+        total = loss.mean(1).sum() if weights is None else (loss * weights).sum()
+        grads = torch.autograd.grad(total, list(learned.values()), create_graph=graph)
+        return dict(zip(learned, grads, strict=True))
+
+    def real_gradients(self, context: StepContext, images: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """`class_gradients` of the real network without a graph: classes stacked where that pays, the images of a class a few at a time.
+
+        A gradient is a sum over images, so parts of a class add up; BatchNorm in training mode couples them and stays whole.
+        """
+        classes, n = images.shape[:2]
+        stack = networks_at_once(classes, n, images.shape, images.device)
+        whole = context.train_mode and couples(context.params)
+        size = n if whole else max(1, images_at_once(self.real_network, images.shape, images.device) // stack)
+        found = []
+        for at in range(0, classes, stack):
+            here, total = slice(at, at + stack), {}
+            for part, share in zip(images[here].split(size, 1), weights[here].split(size, 1), strict=True):
+                grads = self.class_gradients(self.real_network, context, part, labels[here], share)
+                total = {name: total[name] + value for name, value in grads.items()} if total else grads
+            found.append(total)
+        return {name: torch.cat([one[name] for one in found]) for name in found[0]}
 
     def statistic(self, context: StepContext, images: Tensor, c: int) -> Tensor:
         """Loss gradients of real images (n, C, H, W) of class c, on the weights that are compared: (n, D)."""
         images = self.augmented(context, images[None], c)[0]
         size = rows_at_once(len(images), 1, images.shape, images.device)
-        parts = [self._gradients(context, some[:, None], c, False) for some in images.split(size)]
+        parts = [
+            self.class_gradients(self.network, context, some[:, None], context.labels[c].expand(len(some))) for some in images.split(size)
+        ]
         return torch.cat([torch.cat([g.flatten(1) for g in one.values()], 1) for one in parts])
 
     def distance(self, context: StepContext, images: Tensor, means: Tensor, c: int) -> Tensor:
         """Distance of the gradient on images (rows, m, C, H, W) to each of means (rows, D): (rows,)."""
-        ours = self._gradients(context, images, c, True)
+        ours = self.class_gradients(self.network, context, images, context.labels[c].expand(len(images)), graph=True)
         parts = means.split([value[0].numel() for value in ours.values()], 1)
         return self.compare(ours, {n: p.view_as(ours[n]) for n, p in zip(ours, parts, strict=True)})
-
-    def _gradients(self, context: StepContext, images: Tensor, c: int, differentiable: bool) -> dict[str, Tensor]:
-        """Loss gradients of each group of images (groups, m, C, H, W) of class c."""
-        labels = context.labels[c].expand(len(images))
-        return class_gradients(self.network, context.params, images, labels, None, differentiable, context.train_mode, self.names)
-
-    def _inner(self, synthetic: Synthetic, state: dict[str, Tensor], epochs: int, generator: Generator) -> dict[str, Tensor]:
-        params, options = under(state, "network."), {"epochs": epochs, "augmentation": self.augmentation}
-        params, _ = train(self.network, params, synthetic.source(), optimizer=INNER, generator=generator, **options)
-        return prefixed(params, "network.") | {"updates": state["updates"]}
 
     def with_real(self, context: StepContext, real: Tensor) -> StepContext:
         """BatchNorm networks: running statistics from 16 real images a class, then frozen (as published)."""

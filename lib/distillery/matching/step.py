@@ -43,11 +43,6 @@ def couples(params: Params) -> bool:
     return len(trainable(params)) < len(params)
 
 
-def classes_at_once(network, n: int, shape: tuple[int, ...], limit: int) -> int:
-    """So many classes of n images that the widest feature map stays below `limit` numbers: a function of shapes alone."""
-    return max(1, limit // (n * network.channels * shape[-2] * shape[-1]))
-
-
 def gradient_by_classes(synthetic: Synthetic, size: int, loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
     """(loss, its gradient on the stored images) of a loss that is a sum over classes, a chunk of classes at a time.
 

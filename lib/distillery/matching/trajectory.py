@@ -201,7 +201,13 @@ class TrajectoryMatching:
         self.augmentation, self.views, self.transform, self.loss = augmentation, views, transform, loss
         self.learns = (*self.learns, *("label_logits",) * labels, *("targets",) * targets)
         self.threshold, self.gradient, self.name, self.recorded = threshold, gradient, name, None
-        self._check_experts_move()
+        for expert in range(len(experts)):  # a segment of length zero has the loss 0 / 0
+            for epoch in range(start_epochs.min_start_epoch, start_epochs.max_start_epoch):
+                begin, target = self._segment(expert, epoch)
+                distance = float(sum((target[name] - begin[name]).square().sum() for name in begin))
+                if not 0 < distance < math.inf:
+                    way = f"squared distance {distance:g} from epoch {epoch} to {epoch + expert_epochs}"
+                    raise InputError(f"expert {expert}: {way}; accepted: experts whose weights move and stay finite")
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the order in which experts come, how many of them are used, and the number of steps."""
@@ -220,7 +226,10 @@ class TrajectoryMatching:
         tensors = {name: synthetic.tensors[name] for name in self.learns}
         draws = self.draws(synthetic, *student_streams)
         if self._records(synthetic):
-            value, gradients = self._recorded(synthetic, buffers, start)(synthetic, buffers, start, target, draws)
+            from distillery.matching.recorded import RecordedSweep  # which stands on this module
+
+            self.recorded = self.recorded or RecordedSweep(self.step_loss, self.learns, synthetic, buffers, start)
+            value, gradients = self.recorded(synthetic, buffers, start, target, draws)
         else:
             value, gradients = GRADIENTS[self.gradient](self.step_loss(synthetic, buffers), start, target, tensors, draws)
         skip = math.isfinite(self.threshold) and bool(value > self.threshold)
@@ -229,34 +238,25 @@ class TrajectoryMatching:
         return None if skip else gradients, state, log
 
     def _records(self, synthetic: Synthetic) -> bool:
-        """Whether student steps are recorded as CUDA graphs."""
+        """Whether student steps are CUDA graphs, recorded in the first one."""
         return self.gradient == "exact" and not self.views and synthetic.device.type == "cuda"
-
-    def _recorded(self, synthetic: Synthetic, buffers: Params, start: Params):
-        """The sweep as CUDA graphs, recorded in the first step."""
-        from distillery.matching.recorded import RecordedSweep  # which stands on this module
-
-        if self.recorded is None:
-            self.recorded = RecordedSweep(self.step_loss, self.learns, synthetic, buffers, start)
-        return self.recorded
 
     def step_loss(self, synthetic: Synthetic, buffers: Params) -> StepLoss:
         """The loss of one student step on the batch that `draws` chose."""
 
         def loss(params: Params, tensors: dict[str, Tensor], drawn: tuple[Tensor, Draw | ViewDraw | None]) -> Tensor:
             indices, drawn = drawn
-            images, targets = synthetic.replace(**tensors).decode(indices)  # to (1, B, C, H, W), or (1, 2B, C, H, W)
-            images = self._viewed(images, drawn)[None] if self.views else augment(images[None], drawn)
+            images, targets = synthetic.replace(**tensors).decode(indices)
+            if self.views:  # all first ones before all second ones: (1, 2B, C, H, W)
+                pixels = self.transform.inverse(images) if self.transform else images
+                seen = view(torch.cat([pixels, pixels]), drawn)
+                images = (self.transform(seen) if self.transform else seen)[None]
+            else:
+                images = augment(images[None], drawn)  # (1, B, C, H, W)
             output = self.network.apply(buffers | params, images, train=True)
             return self.loss(output.logits, targets[None]).mean()  # (1, B) or (1,) -> ()
 
         return loss
-
-    def _viewed(self, images: Tensor, drawn: ViewDraw) -> Tensor:
-        """Two views of each standardized image (B, C, H, W), all first ones before all second ones: (2B, C, H, W)."""
-        pixels = self.transform.inverse(images) if self.transform else images
-        seen = view(torch.cat([pixels, pixels]), drawn)
-        return self.transform(seen) if self.transform else seen
 
     def draws(self, synthetic: Synthetic, order: Generator, augmentation: Generator) -> list[tuple[Tensor, Draw | ViewDraw | None]]:
         """For each student step the stored images of its batch (b,) and its augmentation, or its views, from two streams.
@@ -283,15 +283,4 @@ class TrajectoryMatching:
 
     def _segment(self, expert: int, epoch: int) -> tuple[Params, Params]:
         """Trained weights of an expert where a student starts and where it shall end."""
-        start, end = (trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.expert_epochs))
-        return start, end
-
-    def _check_experts_move(self) -> None:
-        """Refuse a segment of length zero, whose loss is 0 / 0, and weights that are not finite."""
-        for expert in range(len(self.experts)):
-            for epoch in range(self.start_epochs.min_start_epoch, self.start_epochs.max_start_epoch):
-                start, target = self._segment(expert, epoch)
-                distance = float(sum((target[name] - start[name]).square().sum() for name in start))
-                if not 0 < distance < math.inf:
-                    way = f"squared distance {distance:g} from epoch {epoch} to {epoch + self.expert_epochs}"
-                    raise InputError(f"expert {expert}: {way}; accepted: experts whose weights move and stay finite")
+        return tuple(trainable(self.experts.at(expert, e)) for e in (epoch, epoch + self.expert_epochs))

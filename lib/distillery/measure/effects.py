@@ -34,7 +34,7 @@ def one_step(experiment, recipe, classes: Tensor, images: int) -> tuple[Syntheti
 
     recipe  of a method that keeps real images as they are
     """
-    real, chosen = experiment.real, experiment.job(recipe).chosen(recipe.method, recipe.size)
+    real, chosen = experiment.real, experiment.job(recipe).chosen(recipe.method)
     chosen = chosen.to(real.device)
     made = Synthetic({"images": real.batch(chosen), "targets": real.targets[chosen]}, real.classes)
     return made, RealBatches(real, Uniform(real.targets), generator(recipe.seed, "effects")).classes(classes, images)

@@ -23,8 +23,7 @@ def published(dataset: str, name: str, size: int) -> dict | None:
     """
     from distillery.methods.literature import NUMBERS
 
-    tables = [METHODS[name].numbers] if name in METHODS else []
-    for table in [*tables, NUMBERS.get(name, {})]:
+    for table in (METHODS[name].numbers if name in METHODS else {}, NUMBERS.get(name, {})):
         if size in table.get(dataset, {}):
             mean, std = table[dataset][size]
             return {"mean": mean / 100, "std": std / 100}

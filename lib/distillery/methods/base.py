@@ -85,6 +85,7 @@ class Method:
     numbers: ClassVar[dict[str, dict[int, tuple[float, float]]]] = {}  # accuracies in percent: data set -> size -> (mean, deviation)
     judged: ClassVar[dict | None] = None  # how: 'epochs', 'batch', 'augmented' on the ConvNet of width 128; None = ours are not comparable
     start: ClassVar[str] = ""  # how first images are chosen as published, '' = there are none to choose
+    selects: ClassVar[str] = ""  # of a selection the start by which it chooses what it keeps
     own_starts: ClassVar[tuple[str, ...]] = ()  # that are not general
     iterates: ClassVar[tuple[str, ...]] = ("last",)  # of its sets that can be evaluated
     learns: ClassVar[tuple[str, ...]] = ()  # names of tensors
@@ -97,15 +98,12 @@ class Method:
         """Names of the first images it may start from."""
         if not self.start:
             return ()
-        return (*(name for name, one in STARTS.items() if one.general and one.fits(self.labels)), *self.own_starts)
+        fitting = STARTS if self.labels is None else [name for name, one in STARTS.items() if one.labels in (None, self.labels)]
+        return (*(name for name in fitting if STARTS[name].general), *self.own_starts)
 
     def lacks(self, sampler: type) -> list[str]:
         """What a sampler of real batches asks of the objective in vain."""
         return [need for need in sampler.needs if not hasattr(self.objective, need)]
-
-    def samples_with(self, sampler: type) -> bool:
-        """Whether a sampler of real batches can serve it."""
-        return not (self.no_batches or self.lacks(sampler))
 
     def check(self, recipe) -> None:
         """Raise InputError on parts of a recipe that the method does not take."""
@@ -125,9 +123,7 @@ class Method:
         if recipe.batches and self.no_batches:
             raise InputError(f"batches: {recipe.batches} with {self.name!r}, which has no real batch: {self.no_batches}; accepted: None")
         if recipe.batches and (lacking := ", ".join(self.lacks(recipe.batches.sampler_class))):
-            raise InputError(
-                f"batches: {recipe.batches} with {self.name!r}, whose objective has no {lacking}; accepted: None, or another sampler"
-            )
+            raise InputError(f"batches: {recipe.batches} with {self.name!r}, which has no {lacking}; accepted: None, or another sampler")
 
     def refuse(self, job: "Job") -> None:
         """Raise InputError on an experiment that the method does not fit, before anything is computed."""
@@ -175,7 +171,7 @@ class Method:
 
     def chooses(self, job: "Job") -> str:
         """The start by which it chooses real images, '' = none."""
-        return job.start
+        return self.selects or job.start
 
     def stored(self, job: "Job") -> tuple[int, str, str]:
         """(stored images, of each class where there are classes; formation; how real images shrink into it)."""
@@ -189,8 +185,8 @@ class Method:
             how.prepare(job, where)
 
     def make(self, job: "Job") -> Made:
-        """Make the set."""
-        raise NotImplementedError(self.name)  # a subclass without it is a mistake in its file
+        """Make the set: here the real images that a start chooses, as they are."""
+        return Made(job.packed(job.chosen(self.selects)))
 
     def protocol(self, job: "Job", protocol: Protocol, made: Synthetic | None) -> tuple[Protocol, int]:
         """(how the set is evaluated, number of images whose training steps it gets, 0 = its own)."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import inf
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from distillery.checks import RunFailed
 from distillery.data.synthetic import Synthetic
@@ -27,8 +27,6 @@ from distillery.starts import start
 
 @dataclass(frozen=True, kw_only=True)
 class DATMSettings(FlatSettings):
-    """Settings of DATM."""
-
     initial_max_start_epoch: int = 0  # the bound of start epochs at first (T), 0 = it does not grow
     expansion_steps: int = 0  # updates until it reaches `max_start_epoch`
     labels: bool  # whether label logits are learned, at `lr_labels` with `momentum_labels`
@@ -51,10 +49,9 @@ class DATM(Trajectories):
     start = "correct"
     learns = (*Trajectories.learns, "label_logits")
     Settings = DATMSettings
-    common = {
-        "iterations": 10000, "momentum": 0.5, "momentum_labels": 0.9, "optimizer": "GSAM", "rho": 0.01, "alpha": 0.3, "expert_lr": 0.01,
-        "expert_batch": 256, "expert_training_epochs": 100, "experts": 100, "labels": True, "threshold": 1.0, "gradient": "exact",
-        "normalization": "zca",
+    common = Trajectories.common | {
+        "iterations": 10000, "momentum_labels": 0.9, "optimizer": "GSAM", "rho": 0.01, "alpha": 0.3, "expert_training_epochs": 100,
+        "labels": True, "threshold": 1.0, "normalization": "zca",
     }  # fmt: skip
     published = {
         "cifar10": {
@@ -99,12 +96,6 @@ class DATM(Trajectories):
         return made.replace(label_logits=first_logits(job.network, self.experts(job), job.experiment.real, chosen, one))
 
 
-@start("correct", general=False, selection=False, labels=True)
-def correct(job, n: int) -> Tensor:
-    """At random among those that a random expert classifies right."""
-    return choose_correct(job.network, job.method.experts(job), job.source, n, job.stream("correct images"))
-
-
 def classified(network, params: Params, source, indices: Tensor, batch: int = 500) -> Tensor:
     """Logits of K networks in evaluation mode for the images at `indices` (M,): (K, M, classes)."""
     with torch.no_grad():
@@ -112,14 +103,16 @@ def classified(network, params: Params, source, indices: Tensor, batch: int = 50
     return torch.cat(parts, 1)
 
 
-def choose_correct(network, experts: Experts, source, n: int, stream: Generator) -> Tensor:
+@start("correct", general=False, selection=False, labels=True)
+def correct(job, n: int) -> Tensor:
     """Indices (classes * n,) of random images that one random expert's last epoch classifies right, as in DATM's public code.
 
     Raises RunFailed if a class has fewer than n of them.
     """
+    experts, source, stream = job.method.experts(job), job.source, job.stream("correct images")
     one = int(torch.randint(len(experts), (), generator=stream))
     everything, targets, chosen = torch.arange(len(source), device=source.device), source.targets.cpu(), []
-    right = classified(network, experts.at(one, experts.epochs), source, everything)[0].argmax(-1).cpu() == targets
+    right = classified(job.network, experts.at(one, experts.epochs), source, everything)[0].argmax(-1).cpu() == targets
     for label, name in enumerate(source.classes):
         members = torch.nonzero(right & (targets == label))[:, 0]
         if len(members) < n:

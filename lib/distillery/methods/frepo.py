@@ -120,10 +120,8 @@ def frepo_loss_plain(
     kernel_ss, kernel_ts = h_s @ h_s.T, h_t @ h_s.T  # (|S|, |S|), (n, |S|)
     penalty = 1e-6 * torch.trace(kernel_ss) / len(support)
     predictions = kernel_ridge_plain(kernel_ss, support_labels, kernel_ts, penalty)  # (n, C)
-    loss = label_loss_plain(labels)
-    for weight, prediction, truth in zip(weights, predictions, real_labels, strict=True):
-        loss = loss + weight * (prediction - truth).square().sum() / 2
-    return loss
+    wrong = [(prediction - truth).square().sum() / 2 for prediction, truth in zip(predictions, real_labels, strict=True)]
+    return label_loss_plain(labels) + sum(weight * one for weight, one in zip(weights, wrong, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,10 +40,7 @@ class FTD(Trajectories):
     source = "paper: Table 7 of arXiv 2211.11004; iterations and ZCA from its code"
     iterates = ("last", "ema", "best")
     Settings = FTDSettings
-    common = {
-        "iterations": 5000, "momentum": 0.5, "optimizer": "GSAM", "rho": 0.01, "expert_lr": 0.01, "expert_batch": 256,
-        "expert_training_epochs": 50, "experts": 100, "gradient": "exact", "normalization": "zca",
-    }  # fmt: skip
+    common = Trajectories.common | {"optimizer": "GSAM", "rho": 0.01, "normalization": "zca"}
     _tiny = TINY | {"alpha": 1.0, "ema": 0.999, "normalization": "published"}  # whether images were whitened is not stated
     # the first rate of the student is given as ".01/.001" for both sizes; .01 at 1 and .001 at 10 is how we read it
     _subset = SUBSET | {"alpha": 1.0, "ema": 0.999, "normalization": "published", "student_batch": 64}

@@ -10,14 +10,12 @@ Our choices: one step for all classes (`matching.step.effective_rate`); real ima
 update, where the public code walks through its data; pixels are clamped after every update, published once a network; effects of real
 images are those on the squared distance also where absolute differences are descended, because the derivative of an absolute difference
 does not see how far a mean moves. Left out: IDC on ImageNet, which trains its networks (ResNetAP-10) before they are matched.
-
-Known of the public README without a deviation, and so not among the numbers, for 1 / 10 / 50 images a class: CIFAR-10, IDC-I
-36.7 / 58.3 / 69.5, IDC 50.6 / 67.5 / 74.5; SVHN, IDC-I 46.7 / 77.0 / 87.9, IDC 68.5 / 87.5 / 90.1; MNIST, IDC-I 88.9 / 98.0 / 98.8, IDC
-94.2 / 98.4 / 99.1; FashionMNIST, IDC-I 70.7 / 85.3 / 89.1, IDC 81.0 / 86.0 / 86.2; CIFAR-100 at 10 / 20, IDC-I 36.6 / 41.5, IDC 45.1 / 49.0.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -40,17 +38,12 @@ def convolutions(params: Params) -> list[str]:
     return [n for n, value in trainable(params).items() if n.endswith(".weight") and value.ndim == 5]
 
 
-def squared_distance(ours: dict[str, Tensor], real: dict[str, Tensor]) -> Tensor:
-    """Squared differences of gradients (classes, ...), summed over all weights, (classes,) float."""
-    return sum((a - real[name]).flatten(1).square().sum(1) for name, a in ours.items())
+def difference(of: Callable[[Tensor], Tensor], ours: dict[str, Tensor], real: dict[str, Tensor]) -> Tensor:
+    """Squares or absolute values of differences of gradients (classes, ...), summed over all weights, (classes,) float."""
+    return sum(of(a - real[name]).flatten(1).sum(1) for name, a in ours.items())
 
 
-def absolute_distance(ours: dict[str, Tensor], real: dict[str, Tensor]) -> Tensor:
-    """Absolute differences, as `squared_distance`."""
-    return sum((a - real[name]).flatten(1).abs().sum(1) for name, a in ours.items())
-
-
-METRICS = {"mse": squared_distance, "l1": absolute_distance}
+METRICS = {"mse": partial(difference, torch.square), "l1": partial(difference, torch.abs)}
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ class MultiFormation(GradientMatching):
     """
 
     names = staticmethod(convolutions)
-    compare = staticmethod(squared_distance)
+    compare = staticmethod(METRICS["mse"])
 
     def __init__(self, network, batch: int = 64, augmentation: str = "color+crop+cutout", real_network=None, *, formation: str = "partition2",
                  metric: str = "mse", inner: int = 100, n_data: int = 2000, train_batch: int = 64, optimizer: SGD = SGD(0.01, 0.9, 5e-4),
@@ -128,13 +121,11 @@ class MultiFormation(GradientMatching):
         return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
-        """The loss of some classes, ()."""
         if context.picked is not None:
             images = images.take_along_dim(context.picked[:, :, None, None, None], 1)
         return super().loss(context, real, weights, images, here)
 
     def distance(self, context: StepContext, images: Tensor, means: Tensor, c: int) -> Tensor:
-        """Squared distance of the gradient on images (rows, m, C, H, W) to each of means (rows, D): (rows,)."""
         if context.picked is not None:
             images = images[:, context.picked[c]]
         return super().distance(context, images, means, c)

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_positive_int
 from distillery.data.synthetic import Synthetic
-from distillery.matching.distribution import DistributionMatching, class_means
+from distillery.matching.distribution import DistributionMatching
 from distillery.matching.step import StepContext, prefixed, train_on_real, under
 from distillery.methods.base import TINY, register
 from distillery.methods.matched import Formed, FormedSettings
@@ -38,20 +38,6 @@ class QueueContext(StepContext):
     """push: () the weight of the cross-entropy, lambda times the accuracy in percent."""
 
     push: Tensor | float = 0.0
-
-
-def queue_loss(network, params: Params, real: Tensor, weights: Tensor, synthetic: Tensor, labels: Tensor, push: Tensor | float,
-               drawn: Draw | None, train_mode: bool = False, real_network=None) -> Tensor:  # fmt: skip
-    """The loss above, () float: `distribution_loss` and the cross-entropy from one pass of the synthetic images.
-
-    Arguments as `distribution_loss`; labels (classes,), push () the factor of the cross-entropy. Slow reference: `queue_loss_plain`.
-    """
-    real_mean = class_means(real_network or network, params, real, weights, drawn, train_mode)
-    classes, m = synthetic.shape[:2]
-    output = network.apply(params, augment(synthetic, drawn).flatten(0, 1), train=train_mode)
-    features = output.embedding[0].unflatten(0, (classes, m))
-    wrong = cross_entropy(output.logits[0].unflatten(0, (classes, m)), labels[:, None].expand(classes, m))
-    return (real_mean - features.mean(1)).square().sum() + push * wrong.mean(1).sum()
 
 
 def queue_loss_plain(
@@ -115,9 +101,12 @@ class QueueMatching(DistributionMatching):
         return {"images": gradient}, queue, {"loss": loss, "accuracy": accuracy}
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
-        """The loss of some classes, ()."""
-        pairs = real[here], weights[here], images[here], context.labels[here], context.push
-        return queue_loss(self.network, context.params, *pairs, context.drawn_for(here), context.train_mode, self.real_network)
+        """The loss of some classes, (), from one pass of the synthetic images. Slow reference: `queue_loss_plain`."""
+        seen, labels = augment(images[here], context.drawn_for(here)), context.labels[here, None]
+        output = self.network.apply(context.params, seen.flatten(0, 1), train=context.train_mode)
+        features, logits = (values[0].unflatten(0, seen.shape[:2]) for values in (output.embedding, output.logits))
+        gap = self.real_means(context, real[here], weights[here], here) - features.mean(1)
+        return gap.square().sum() + context.push * cross_entropy(logits, labels.expand(seen.shape[:2])).mean(1).sum()
 
     def _fresh(self, k: int, device: torch.device, generator: Generator) -> dict[str, Tensor]:
         """k networks that have seen nothing."""

@@ -117,8 +117,6 @@ def _most(fraction: float, n: int) -> int:
 
 @dataclass(frozen=True)
 class KakurenboSettings(Settings):
-    """Settings of KAKURENBO."""
-
     fraction: float  # the most that an epoch hides, in (0, 1)
 
     def __post_init__(self):

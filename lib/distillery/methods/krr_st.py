@@ -11,8 +11,7 @@ $\mathrm{MSE}(f(X_s), Y_s)$ over the whole set: no augmentation, so that neither
 `krrst_loss_plain`.
 
 Published are sets of 1000 images (CIFAR-100, ImageNet-1K at 64 x 64) and 2000 (Tiny-ImageNet), real ones at first, not balanced over
-classes; for CIFAR-10 there are none, and MKDT's authors took those of CIFAR-100. Left out: Imagenette at 224 pixels, whose rate is not in
-the README any more.
+classes; for CIFAR-10 there are none, and MKDT's authors took those of CIFAR-100.
 
 Our choices: real batches are not augmented and the teacher's targets made once (the public code crops and flips each batch and asks the
 teacher again). Synthetic images are standardized as the real ones are (there they are pixels in [0, 1] that meet networks as they are, at

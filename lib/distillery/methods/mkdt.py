@@ -21,6 +21,7 @@ from distillery.methods.self_supervised import StudentTrajectories
 from distillery.methods.trajectories import FlatSettings, load_bank, make_bank, row
 from distillery.networks.precision import float32_matmul, images_at_once
 from distillery.scores import ORDERS, register_score
+from distillery.selection import select
 from distillery.starts import start
 from distillery.training import squared_error
 from distillery.training.losses import check_targets
@@ -50,11 +51,9 @@ class MKDT(StudentTrajectories):
     source = "paper: Tables 8 and 9 of arXiv 2410.02116"
     start = "high loss"
     Settings = MKDTSettings
-    common = {
-        "iterations": 5000, "momentum": 0.5, "optimizer": "SGD", "expert_lr": 0.1, "expert_momentum": 0.9, "expert_weight_decay": 1e-4,
-        "expert_batch": 256, "rho": 0.01, "alpha": 1.0, "expert_training_epochs": 20, "experts": 100, "student_batch": 256,
-        "lr_step_size": 1e-4, "step_size": 0.1, "lr_targets": 1.0, "momentum_targets": 0.5, "gradient": "exact",
-        "normalization": "published",
+    common = StudentTrajectories.common | {
+        "expert_lr": 0.1, "expert_momentum": 0.9, "expert_weight_decay": 1e-4, "rho": 0.01, "alpha": 1.0, "lr_targets": 1.0,
+        "momentum_targets": 0.5,
     }  # fmt: skip
     published = {
         "cifar10": {100: row(40, 2, 5, 1000), 250: row(40, 2, 5, 10000)},
@@ -89,17 +88,12 @@ def losses(network, students: Experts, source, epoch: int = 1) -> Tensor:
     return (torch.cat(parts) / len(students)).cpu()
 
 
-def highest(losses: Tensor, m: int) -> Tensor:
-    """Indices (m,) of the highest losses, highest first; of equal ones the lower index comes first."""
-    return losses.sort(descending=True, stable=True).indices[:m]
-
-
 def high_loss(network, students: Experts, source, m: int, epoch: int = 1) -> Tensor:
     """Indices (m,) of the images of highest `losses`, highest first, on the CPU. Slow reference: `high_loss_plain`.
 
     Classes are not balanced. Raises InputError as `losses` does. Source: MKDT; `epoch` as in the paper's final runs.
     """
-    return highest(losses(network, students, source, epoch), m)
+    return select(losses(network, students, source, epoch), m, rule="highest")
 
 
 def high_loss_plain(network, students: Experts, source, m: int, epoch: int = 1) -> list[int]:
@@ -152,7 +146,7 @@ def by_high_loss(job, n: int) -> Tensor:
     """Of highest loss under students after one epoch, highest first, who are trained on the images that are kept."""
     bank = _students_of(job)
     if job.recipe.prune is None and bank == _students(job.experiment, {}):
-        return highest(job.score("student loss"), n)
+        return select(job.score("student loss"), n, rule="highest")
     return high_loss(job.network, load_bank(job.experiment, job.source, *bank), job.source, n)
 
 

@@ -19,10 +19,6 @@ class MTT(Trajectories):
 
     name, paper = "MTT", "2203.11932"
     source = "other paper: commands of the authors in DC-bench, arXiv 2207.09639"
-    common = {
-        "iterations": 5000, "momentum": 0.5, "optimizer": "SGD", "expert_lr": 0.01, "expert_batch": 256, "expert_training_epochs": 50,
-        "experts": 100, "gradient": "exact", "normalization": "published",
-    }  # fmt: skip
     published = {
         "cifar10": {
             1: row(50, 2, 2, 100, 1e-7, 0.01, normalization="zca"),

@@ -1,8 +1,7 @@
 """What methods share that fit a kernel ridge regression on the set: KIP, FRePo, RFAD, and KRR-ST. The mathematics is in `matching/ridge.py`.
 
-Left out: the evaluations of KIP and RFAD by networks of width 1024 with scaled and centred labels, and by convolutional kernels of infinite
-width. Our choices: nothing is chosen on test images, validation images are no training images; one scale is fitted to outputs where they
-stand for logits; images of sizes that are not published get as many blocks as the field gives them (`networks.depth_for`). ZCA adds .1 to
+Our choices: nothing is chosen on test images, validation images are no training images; one scale is fitted to outputs where they stand
+for logits; images of sizes that are not published get as many blocks as the field gives them (`networks.depth_for`). ZCA adds .1 to
 eigenvalues of pixels in [0, 1]; the public codes of FRePo and RFAD add .1 of the mean eigenvalue of standardized ones, which whitens more.
 """
 

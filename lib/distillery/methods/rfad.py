@@ -6,8 +6,7 @@ $$\min_S\; \mathrm{mean}\; \mathrm{CE}\big( e^k K_{TS} (K_{SS} + \lambda I)^{-1}
 with the last features $\psi$ of random networks side by side, drawn anew in every step, and a learned scale $k$ (Platt's); or half the mean
 squared error. Slow references: `rfad_kernel_plain`, `rfad_loss_plain`.
 
-Left out: the learned linear map of all pixels, the stop by validation loss (published: after 100,000 steps at most), and evaluations
-with scaled and centred labels. The public code normalizes images of SVHN one by one before it whitens them.
+The public code normalizes images of SVHN one by one before it whitens them, and stops by validation loss, after 100,000 steps at most.
 """
 
 from collections.abc import Callable, Sequence
@@ -102,14 +101,12 @@ def rfad_loss_plain(
     kernel_ss, kernel_ts = rfad_kernel_plain(networks, images, images), rfad_kernel_plain(networks, real, images)  # (m, m), (n, m)
     penalty = 5e-3 * torch.trace(kernel_ss) / len(images)
     predictions = kernel_ridge_plain(kernel_ss, labels, kernel_ts, penalty)  # (n, C)
-    loss = torch.zeros_like(penalty)
-    for weight, prediction, truth in zip(weights, predictions, real_labels, strict=True):
-        if log_scale is None:
-            loss = loss + weight * (prediction - truth).square().mean() / 2
-        else:
-            logits = torch.exp(log_scale) * prediction  # (C,)
-            loss = loss + weight * (torch.logsumexp(logits, dim=0) - logits[truth.argmax()])
-    return loss
+    if log_scale is None:
+        wrong = [(prediction - truth).square().mean() / 2 for prediction, truth in zip(predictions, real_labels, strict=True)]
+    else:
+        logits = torch.exp(log_scale) * predictions  # (n, C)
+        wrong = [torch.logsumexp(one, dim=0) - one[truth.argmax()] for one, truth in zip(logits, real_labels, strict=True)]
+    return sum(weight * one for weight, one in zip(weights, wrong, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,19 +7,8 @@ from dataclasses import dataclass
 
 from distillery.checks import check_choice
 from distillery.data.synthetic import INTERPOLATIONS
-from distillery.methods.base import Made, Method, Settings, register
+from distillery.methods.base import Method, Settings, register
 from distillery.starts import STARTS
-
-
-class Selected(Method):
-    """The real images that a start chooses."""
-
-    def chooses(self, job) -> str:
-        return self.name
-
-    def make(self, job) -> Made:
-        return Made(job.packed(job.chosen(self.name)))
-
 
 # of random and herded images under the evaluation of DC and DSA [other paper]; under that of DATM those of random images are higher
 NUMBERS = {
@@ -40,7 +29,7 @@ def register_selections() -> None:
     for one in STARTS.values():
         if one.selection:
             declared = {"name": one.name, "labels": one.labels, "numbers": NUMBERS.get(one.name, {}), "__doc__": one.choose.__doc__}
-            register(type("Selected", (Selected,), declared))
+            register(type("Selected", (Method,), declared | {"selects": one.name}))
 
 
 @dataclass(frozen=True)
@@ -58,11 +47,8 @@ class PackedSettings(Settings):
 class RandomPacked(Method):
     """Random images shrunk to a quarter, four in each stored one: as many stored pixels, four times as many images to train on."""
 
-    name = "random, packed"
+    name, selects = "random, packed", "random"
     Settings = PackedSettings
 
     def stored(self, job) -> tuple[int, str, str]:
         return job.recipe.size, "partition2", job.settings.interpolation
-
-    def make(self, job) -> Made:
-        return Made(job.packed(job.chosen("random")))

@@ -2,29 +2,16 @@
 
 Real images come with a teacher's embeddings in place of labels (`encoders.regression_set`). An encoder learns to regress those of the set,
 or learns by SimCLR without them; a protocol then fits linear probes on few labels of some tasks.
-
-| images | what an encoder learns on them |
-|---|---|
-| none | nothing |
-| real: random, k-means, high loss, whole | the teacher's embeddings, by squared error |
-| distilled: MKDT, KRR-ST | their targets; those of KRR-ST are learned |
-| random, self-supervised; distilled: MTT-SSL | SimCLR, without the teacher |
 """
 
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
 from distillery.checks import InputError
-from distillery.data import TensorSource
 from distillery.encoders.teacher import SIMCLR, pretrain
-from distillery.methods.base import Made, Method, Settings, register
+from distillery.methods.base import Method, Settings, register
 from distillery.methods.trajectories import Trajectories
-from distillery.seeds import split
-from distillery.training import Stats, train
-from distillery.training.contrastive import two_views_apart
-from distillery.training.views import TwoViews, Views
+from distillery.training import Stats
+from distillery.training.views import Views
 
 
 class WithoutLabels(Method):
@@ -39,6 +26,7 @@ class StudentTrajectories(WithoutLabels, Trajectories):
     """Trajectory matching without labels. Published are sets of 2 and 5% of the images, given as images over classes."""
 
     judged = None
+    common = Trajectories.common | {"expert_training_epochs": 20, "student_batch": 256, "lr_step_size": 1e-4, "step_size": 0.1}
 
     def cell(self, dataset: str, size: int, n: int) -> dict:
         """The published settings of the nearer of the two published sizes, for `size` images of n."""
@@ -89,12 +77,9 @@ class SelfSupervised(Method):
     They see as many images as the protocol's passes over the set, or, with equal steps, over all images.
     """
 
-    name, kind, labels = "random, self-supervised", "selection", False
+    name, labels, selects = "random, self-supervised", False, "random"
 
     Settings = ViewSettings
-
-    def make(self, job) -> Made:
-        return Made(job.packed(job.chosen("random")))
 
     def train(self, job, network, source, protocol, stream, steps_of: int) -> tuple:
         images = job.experiment.real.images.subset(job.chosen("random"))  # as bytes: views are made before standardization
@@ -104,24 +89,3 @@ class SelfSupervised(Method):
         how = replace(SIMCLR, epochs=epochs, batch=batch, warmup=min(SIMCLR.warmup, epochs - 1))
         how = replace(how, views=job.settings.views, seed=job.recipe.seed)
         return pretrain(network, images, how, protocol.networks), Stats(steps=epochs * steps), {}
-
-
-def contrast(network, source, protocol, stream, steps_of: int, views: Views, transform, seed: int) -> tuple[dict[str, Tensor], Stats]:
-    """Encoders trained on a set by SimCLR under a protocol's optimizer, their output taken for the projection.
-
-    source  standardized images; `transform` standardized them, None = nothing did
-    """
-    k, n, steps = protocol.networks, len(source), protocol.optimizer(steps_of or len(source))[1]
-    first, order = split(stream, 2)
-    params = {name: value.to(source.images.device) for name, value in network.init(first, k).items()}
-    pixels = transform.inverse(source.images) if transform else source.images
-    seen = TwoViews(Pixels(pixels, torch.zeros(n, dtype=torch.int64, device=pixels.device), transform), views, seed)
-    options = {"generator": order, "steps": steps, "batch": min(protocol.batch, n), "whole_batches": True, "chunk": k}
-    return train(network, params, seen, two_views_apart, protocol.optimizer(n)[0], **options)
-
-
-@dataclass(frozen=True)
-class Pixels(TensorSource):
-    """Made images as `TwoViews` takes them, in [0, 1] but for what distillation moved out of it; `transform` standardizes them."""
-
-    transform: object = None

@@ -17,8 +17,6 @@ from distillery.methods.trajectories import Trajectories, TrajectorySettings, ro
 
 @dataclass(frozen=True, kw_only=True)
 class TESLASettings(TrajectorySettings):
-    """Settings of TESLA."""
-
     gradient_scale: float  # of the rate of the pixels: the public code's pixel gradient is half its formula, so our rate is half of its
 
 
@@ -33,10 +31,7 @@ class TESLA(Trajectories):
     name, paper = "TESLA", "2211.10586"
     source = "code: README of justincui03/tesla"
     Settings = TESLASettings
-    common = {
-        "iterations": 10000, "momentum": 0.5, "optimizer": "SGD", "expert_lr": 0.01, "expert_batch": 256, "expert_training_epochs": 50,
-        "experts": 100, "gradient": "frozen", "gradient_scale": 0.5, "normalization": "published",
-    }  # fmt: skip
+    common = Trajectories.common | {"iterations": 10000, "gradient": "frozen", "gradient_scale": 0.5}
     published = {
         "cifar10": {1: row(50, 2, 5, 1000, 1e-7, 0.01)},
         "cifar100": {50: row(80, 2, 40, 1000, 1e-5, 0.01, student_batch=125, normalization="zca")},

@@ -111,6 +111,10 @@ class Trajectories(Method):
     kind = "trajectory matching"
     Settings = TrajectorySettings
     objective = TrajectoryMatching
+    common = {
+        "iterations": 5000, "momentum": 0.5, "optimizer": "SGD", "expert_lr": 0.01, "expert_batch": 256, "expert_training_epochs": 50,
+        "experts": 100, "gradient": "exact", "normalization": "published",
+    }  # fmt: skip
     no_batches = "experts have seen the real images"
     start = "random"
     own_starts = ("correct",)  # of DATM

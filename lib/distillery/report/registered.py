@@ -13,7 +13,8 @@ def compatibility() -> str:
     rows = []
     for method in METHODS.values():
         starts = [f"**{one}**" if one == method.start else one for one in method.starts]
-        drawn = ", ".join(["uniform", *(name for name, sampler in batches.items() if method.samples_with(sampler))])
+        fitting = (name for name, sampler in batches.items() if not (method.no_batches or method.lacks(sampler)))
+        drawn = ", ".join(["uniform", *fitting])
         learns = method.learns or (("nothing",) if method.makes_set else ("no set",))
         first = [method.name, _paper(method), method.kind, ", ".join(starts) or "-"]
         real = f"none: {method.no_batches}" if method.no_batches else drawn
