@@ -11,11 +11,13 @@ from distillery.checks import InputError, first_line
 from distillery.methods import published, published_probe
 from distillery.report.records import decided, find, tally
 from distillery.report.registered import compatibility, settings_page
-from distillery.report.tables import found, markdown, minutes, rows_by_record, table
+from distillery.report.tables import found, markdown, minutes, percent, rows_by_record, table
+from distillery.report.tables import published as published_value
 
 SHOWN = 7  # claims in the first cell of a notebook
 CELL = ("<!-- headline: generated -->", "<!-- headline: end -->")
 README = ("<!-- headlines: generated -->", "<!-- headlines: end -->")
+PAPER = ("<!-- published settings: generated -->", "<!-- published settings: end -->")
 REFUTED = "not reproduced"
 
 
@@ -77,6 +79,16 @@ def headline_table(records: list[dict], chosen: list[dict]) -> str:
         where = f"[{claim['data'] or record['data']['label']}, {record['scale']}](results/{record['notebook']}.md)"
         rows.append([claim["statement"], one["paper"], gap or value, where, f"**{claim['verdict']}**"])
     return markdown(["claim", "the paper says", "we found, 95% interval", "data, scale", "verdict"], rows)
+
+
+def published_rows(records: list[dict]) -> str:
+    """Rows that ran at the published settings and have a published number, as Markdown."""
+    rows = []
+    for record in (one for one in records if one["scale"] == "paper"):
+        for one in (row for row in record["rows"] if row["measured"] and row["published"]):
+            where = f"[{record['data']['label']}](results/{record['notebook']}.md)"
+            rows.append([one["method"], one["ipc"], published_value(one["published"]), percent(one["measured"]), where])
+    return markdown(["method", "images a class", "published, %", "here (sets x networks)", "data"], rows)
 
 
 def scoreboard(records: list[dict], notebook: str) -> str:
@@ -143,6 +155,7 @@ def write(results: str | Path) -> list[Path]:
     readme = root / "README.md"
     if readme.is_file() and README[0] in (text := readme.read_text()):
         text = between(text, README, headline_table(records, chosen_claims(results / "headlines.yaml")))
+        text = between(text, PAPER, published_rows(records))
         cell = r"<!-- scoreboard (\w+) -->[^|\n]*"
         text = re.sub(cell, lambda m: f"<!-- scoreboard {m[1]} --> {scoreboard(records, m[1])} ", text)
         texts[readme] = anchored(text, root)
