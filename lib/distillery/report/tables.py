@@ -1,6 +1,7 @@
 """Tables in Markdown, from records."""
 
 from distillery.report.records import PERCENT
+from distillery.report.statistics import counted, detectable
 
 
 def markdown(head: list, rows: list[list]) -> str:
@@ -13,7 +14,7 @@ def markdown(head: list, rows: list[list]) -> str:
 
 
 def rows_table(rows: list[dict], against: str = "random") -> str:
-    """Rows as Markdown: accuracy with both spreads, paired difference, steps, seconds a set."""
+    """Rows as Markdown: accuracy with both spreads, difference, steps, seconds a set."""
     difference = f"difference to {against}, 95% interval"
     head = ["method", "ipc", "published, %", "accuracy, %", "± sets", "± networks", "sets x networks", difference, "steps", "seconds a set"]
     lines = []
@@ -24,9 +25,9 @@ def rows_table(rows: list[dict], against: str = "random") -> str:
             lines.append([*named, "not run", *[""] * 6])
             continue
         spreads = ["-" if value[key] is None else f"{100 * value[key]:.1f}" for key in ("std_sets", "std_networks")]
-        shown = "-" if gap is None or one["method"].split(",")[0] == against else points(gap)
-        counted = [f"{value['n_sets']} x {value['n_networks']}", shown, one["steps"] or "-", f"{one['seconds'] / value['n_sets']:.1f}"]
-        lines.append([*named, f"{100 * value['value']:.1f}", *spreads, *counted])
+        shown = "-" if gap is None or one["method"].split(",")[0] == against else f"{points(gap)} ({counted(gap)})"
+        sizes = [f"{value['n_sets']} x {value['n_networks']}", shown, one["steps"] or "-", f"{one['seconds'] / value['n_sets']:.1f}"]
+        lines.append([*named, f"{100 * value['value']:.1f}", *spreads, *sizes])
     return markdown(head, lines)
 
 
@@ -71,10 +72,13 @@ def percent(row: dict | None, unit: str = "", factor: float = 100, digits: int =
 def found(claim: dict) -> tuple[str, str]:
     """What a claim measured, and its difference with the interval, in its unit: '0.77 ± 0.04 correlation (20 x 1)', '+0.77 [+0.73, +0.80]
     correlation'; '' for no difference."""
-    unit, gap = claim["unit"], claim["difference"]
-    how = {"factor": 100 if unit in PERCENT else 1, "digits": claim["digits"]}
+    unit, gap, how = claim["unit"], claim["difference"], _numbers(claim)
     value = percent(claim["measured"], f" {'%' if unit in PERCENT else unit}", **how)
     return value, f"{points(gap, **how)} {unit}" if gap else ""
+
+
+def _numbers(claim: dict) -> dict:
+    return {"factor": 100 if claim["unit"] in PERCENT else 1, "digits": claim["digits"]}
 
 
 def table(records: list[dict]) -> str:
@@ -95,9 +99,15 @@ def verdicts(claims: list[dict]) -> str:
 
 
 def _cells(claim: dict) -> list[str]:
-    value, gap = found(claim)
-    sure = gap and claim["difference"]["ci95"]
-    return [value, f"{gap} to {claim['against']}" if sure else "-", f"**{claim['verdict']}**"]
+    value, shown = found(claim)
+    gap, expected, how = claim["difference"], claim["published_difference"], _numbers(claim)
+    if not gap or not gap["ci95"]:
+        return [value, "-", f"**{claim['verdict']}**"]
+    power = ""
+    if expected is not None:
+        known = points({"mean": expected, "ci95": None}, **how)
+        power = f"; published {known}, detectable {how['factor'] * detectable(gap):.{how['digits']}f}"
+    return [value, f"{shown} to {claim['against']} ({counted(gap)}{power})", f"**{claim['verdict']}**"]
 
 
 def cost_table(records: list[dict]) -> str:
