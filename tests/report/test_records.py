@@ -21,38 +21,23 @@ def gap(low, high, n=5):
     return {"mean": (low + high) / 2, "ci95": [low, high], "n_pairs": n}
 
 
+def apart(difference):
+    return PUBLISHED | {"difference": difference}
+
+
 PUBLISHED = {"mean": 0.6, "std": 0.005}
+ONE_SIDED = {"mean": 0.1, "ci95": None, "how": "welch", "n_sets": [1, 5]}
 CASES = {
     "nothing has run": (None, None, PUBLISHED, True, "not run"),
     "one pair": (row(0.6), {"mean": 0.1, "ci95": None, "n_pairs": 1}, PUBLISHED, True, "inconclusive"),
     "both answers": (row(0.6), gap(-0.01, 0.05), PUBLISHED, True, "inconclusive"),
-    "both answers, where the published difference would show": (
-        row(0.6),
-        gap(-0.01, 0.05),
-        PUBLISHED,
-        True,
-        0.0,
-        "points",
-        1,
-        0.031,
-        "inconclusive",
-    ),
-    "both answers, where it would not": (row(0.6), gap(-0.01, 0.05), PUBLISHED, True, 0.0, "points", 1, 0.029, "under-powered"),
-    "a published difference below": (row(0.6), gap(-0.01, 0.05), PUBLISHED, True, 0.0, "points", 1, -0.031, "inconclusive"),
-    "a margin is part of what would show": (row(0.6), gap(-0.05, 0.01), PUBLISHED, True, 0.02, "points", 1, 0.011, "inconclusive"),
-    "a margin, and less beside it": (row(0.6), gap(-0.05, 0.01), PUBLISHED, True, 0.02, "points", 1, 0.009, "under-powered"),
-    "a side that is decided": (row(0.6), gap(-0.05, -0.01), PUBLISHED, True, 0.0, "points", 1, 0.001, "not reproduced"),
-    "no interval to be too wide": (
-        row(0.6),
-        {"mean": 0.1, "ci95": None, "how": "welch", "n_sets": [1, 5]},
-        PUBLISHED,
-        True,
-        0.0,
-        "points",
-        1,
-        0.001,
-        "inconclusive",
-    ),
+    "both answers, where a published difference would show": (row(0.6), gap(-0.01, 0.05), apart(0.031), True, "inconclusive"),
+    "both answers, where it would not": (row(0.6), gap(-0.01, 0.05), apart(0.029), False, "under-powered"),
+    "a published difference below": (row(0.6), gap(-0.01, 0.05), apart(-0.031), True, "inconclusive"),
+    "a margin is part of what would show": (row(0.6), gap(-0.05, 0.01), apart(0.011), True, 0.02, "inconclusive"),
+    "a margin, and less beside it": (row(0.6), gap(-0.05, 0.01), apart(0.009), True, 0.02, "under-powered"),
+    "a side that is decided": (row(0.6), gap(-0.05, -0.01), apart(0.001), True, "not reproduced"),
+    "no interval to be too wide": (row(0.6), ONE_SIDED, apart(0.001), True, "inconclusive"),
     "touching zero": (row(0.6), gap(0.0, 0.05), PUBLISHED, True, "inconclusive"),
     "other side": (row(0.6), gap(-0.05, -0.01), PUBLISHED, True, "not reproduced"),
     "other side, not comparable": (row(0.6), gap(-0.05, -0.01), None, False, "not reproduced"),
@@ -160,7 +145,7 @@ def test_a_published_difference_stands_in_the_claim_and_smoke_is_not_judged():
     ours, baseline, known = [[0.5], [0.56]], [[0.5], [0.51], [0.5], [0.52]], {"mean": 0.468, "std": 0.0}
     how = {"published": known, "published_baseline": {"mean": 0.462, "std": None}, "against": "MTT"}
     one = claim("a", "s", "p", ours, baseline, **how)
-    assert one["verdict"] == "under-powered" and one["published_difference"] == pytest.approx(0.006)
+    assert one["verdict"] == "under-powered" and one["published"]["difference"] == pytest.approx(0.006)
     assert one["why"].endswith("published difference 0.6%")
     assert claim("a", "s", "p", ours, baseline, known, against="MTT")["verdict"] == "inconclusive"
     smoke = [claim("a", "s", "p", mine, baseline, scale="smoke", **how) for mine in (ours, [[0.9], [0.91]], [], ours[:1])]
@@ -230,11 +215,9 @@ def lay_down(root, **changes):
 
 def test_records_of_differences_of_both_kinds_are_read(tmp_path):
     both = [CLAIM, claim("b", "s", "p", *[[[0.5], [0.6], [0.8]]] * 2, against="random")]
-    earlier = {name: value for name, value in both[1].items() if name != "published_difference"}
-    earlier["difference"] = {name: value for name, value in both[1]["difference"].items() if name != "how"}
+    earlier = both[1] | {"difference": {name: value for name, value in both[1]["difference"].items() if name != "how"}}
     found = records.load(lay_down(tmp_path, claims=[*both, earlier]))["claims"]
     assert [counted(one["difference"]) for one in found] == ["2 against 2 sets", "3 pairs", "3 pairs"]
-    assert found[2]["published_difference"] is None
     with pytest.raises(InputError, match="difference"):
         lay_down(tmp_path, claims=[CLAIM | {"difference": {"mean": 0.1, "ci95": None}}])
 

@@ -17,7 +17,6 @@ from distillery.report.tables import found, markdown, minutes, rows_by_record, t
 SHOWN = 7  # claims in the first cell of a notebook
 CELL = ("<!-- headline: generated -->", "<!-- headline: end -->")
 README = ("<!-- headlines: generated -->", "<!-- headlines: end -->")
-REFUTED = "not reproduced"
 
 
 def headline(told: list[tuple[dict, dict]]) -> str:
@@ -28,7 +27,7 @@ def headline(told: list[tuple[dict, dict]]) -> str:
     """
     label = told[0][0]["data"]["label"]
     told = [(record, claim) for record, claim in told if record["data"]["label"] == label]
-    order = [REFUTED, "reproduced", "direction reproduced", "inconclusive", "under-powered"]
+    order = ["not reproduced", "reproduced", "direction reproduced", "inconclusive", "under-powered"]
     shown = [(record, one) for record, one in told if one["verdict"] in order]
     shown.sort(key=lambda pair: (pair[1]["published"] is None, order.index(pair[1]["verdict"])))
     families = [one["id"].split("-")[0] for _, one in shown]
@@ -75,9 +74,9 @@ def headline_table(records: list[dict], chosen: list[dict]) -> str:
             continue
         record, claim = known[0]
         value, gap = found(claim)
-        gap = gap and f"{gap} ({counted(claim['difference'])})"
         where = f"[{claim['data'] or record['data']['label']}, {record['scale']}](results/{record['notebook']}.md)"
-        rows.append([claim["statement"], one["paper"], gap or value, where, f"**{claim['verdict']}**"])
+        shown = f"{gap} ({counted(claim['difference'])})" if gap else value
+        rows.append([claim["statement"], one["paper"], shown, where, f"**{claim['verdict']}**"])
     return markdown(["claim", "the paper says", "we found, 95% interval", "data, scale", "verdict"], rows)
 
 

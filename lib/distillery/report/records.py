@@ -20,7 +20,7 @@ from typing_extensions import TypedDict  # that of typing serves from Python 3.1
 from distillery import store
 from distillery.checks import InputError, check_choice, local_path
 from distillery.report.provenance import notebook_digest, provenance
-from distillery.report.statistics import counted, detectable, difference, measured
+from distillery.report.statistics import counted, difference, measured
 from distillery.runs import Runs
 
 SCHEMA = 1
@@ -38,25 +38,18 @@ EARLIER = {  # unit, digits and data of claims recorded before they said so, by 
 
 
 def verdict(
-    row: dict | None,
-    gap: dict | None,
-    published: dict | None,
-    comparable: bool,
-    margin: float = 0.0,
-    unit: str = "points",
-    digits: int = 1,
-    expected: float | None = None,
+    row: dict | None, gap: dict | None, published: dict | None, comparable: bool, margin: float = 0.0, unit: str = "points", digits: int = 1
 ) -> tuple[str, str]:
     """(verdict, why) by one rule, fixed before anything is measured.
 
     row         `measured(...)` of the claimed method
     gap         `difference(...)` that the claim says is positive, None if the claim is about a value alone
-    published   {'mean', 'std'} as fractions, or None
+    published   {'mean', 'std'} as fractions, where it is known also 'difference' to the published baseline; or None
     comparable  whether data, network and loops are those of the published number
     margin      and unit and digits of the numbers: as `claim` has them
-    expected    the published difference, None = not known. An interval that holds both answers is under-powered where this, from
-                -margin on, is smaller than its detectable effect
 
+    An interval that holds both answers detects effects of half its width; it is under-powered where the published difference, from
+    -margin on, is smaller.
     A comparable value counts as reproduced within twice the summed published deviation and standard error of our mean,
     at least one point and at most three.
     """
@@ -73,11 +66,11 @@ def verdict(
         if high < 0:
             return "not reproduced", "the whole interval lies on the other side"
         if low <= 0:
-            why = f"the interval holds both answers; detectable effect {shown(detectable(gap))}"
-            if expected is None:
+            why = f"the interval holds both answers; detectable effect {shown((high - low) / 2)}"
+            if published is None or "difference" not in published:
                 return "inconclusive", why
-            weak = abs(expected + margin) < detectable(gap)
-            return "under-powered" if weak else "inconclusive", f"{why}, published difference {shown(expected)}"
+            weak = abs(published["difference"] + margin) < (high - low) / 2
+            return "under-powered" if weak else "inconclusive", f"{why}, published difference {shown(published['difference'])}"
     if published is None or not comparable:
         other = "data, network or loops are not the published ones" if published else "it is held against no published number"
         if gap is None:
@@ -122,15 +115,16 @@ def claim(
     untestable      why nothing was run, where a condition fixed beforehand is not met; '' = it is
     unit, digits    of what was measured, and how many of its decimals are shown; 'points' = of accuracies, '%' = of other shares
     data            what it was measured on, '' = the data of the notebook
-    published_baseline  the published number of the baseline, {'mean', 'std'} as fractions, or None
+    published_baseline  the published number of the baseline
     scale           'smoke' is not judged
     """
     row = measured(ours)
-    expected = published["mean"] - published_baseline["mean"] if published and published_baseline else None
+    if published and published_baseline:
+        published = published | {"difference": published["mean"] - published_baseline["mean"]}
     gap = difference(ours, baseline) if against else None
     if against and gap is None:
         row = None  # its comparison has not run
-    verdict_, why = verdict(row, gap, published, comparable, margin, unit, digits, expected)
+    verdict_, why = verdict(row, gap, published, comparable, margin, unit, digits)
     if scale == "smoke" and verdict_ not in UNJUDGED:
         verdict_ = "smoke: not judged"
     if untestable:
@@ -141,7 +135,6 @@ def claim(
         "statement": statement,
         "source": source,
         "published": published,
-        "published_difference": expected,
         "measured": row,
         "difference": gap,
         "unit": unit,
@@ -247,7 +240,7 @@ def load(path: str | Path) -> dict:
     _check(Path(path), record)
     for claim in record["claims"]:
         unit, digits, data = EARLIER.get(claim["id"].split("-")[0], ("points", 1, ""))
-        claim |= {"unit": unit, "digits": digits, "data": data, "published_difference": None} | claim
+        claim |= {"unit": unit, "digits": digits, "data": data} | claim
     return record | {"path": str(path)}
 
 

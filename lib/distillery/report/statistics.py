@@ -63,11 +63,6 @@ def counted(gap: dict) -> str:
     return f"{gap['n_pairs']} pair{'s' * (gap['n_pairs'] != 1)}"
 
 
-def detectable(gap: dict) -> float:
-    """The smallest difference whose interval would leave out none: half the width of the interval."""
-    return (gap["ci95"][1] - gap["ci95"][0]) / 2
-
-
 def critical_size(kept: dict[float, list[list[float] | None] | None], full: list[list[float] | None] | None, margin: float) -> dict:
     """The critical sample size: the smallest measured part of the data that, like every larger one, serves as well as all.
 

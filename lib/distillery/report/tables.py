@@ -1,7 +1,7 @@
 """Tables in Markdown, from records."""
 
 from distillery.report.records import PERCENT
-from distillery.report.statistics import counted, detectable
+from distillery.report.statistics import counted
 
 
 def markdown(head: list, rows: list[list]) -> str:
@@ -72,13 +72,10 @@ def percent(row: dict | None, unit: str = "", factor: float = 100, digits: int =
 def found(claim: dict) -> tuple[str, str]:
     """What a claim measured, and its difference with the interval, in its unit: '0.77 ± 0.04 correlation (20 x 1)', '+0.77 [+0.73, +0.80]
     correlation'; '' for no difference."""
-    unit, gap, how = claim["unit"], claim["difference"], _numbers(claim)
+    unit, gap = claim["unit"], claim["difference"]
+    how = {"factor": 100 if unit in PERCENT else 1, "digits": claim["digits"]}
     value = percent(claim["measured"], f" {'%' if unit in PERCENT else unit}", **how)
     return value, f"{points(gap, **how)} {unit}" if gap else ""
-
-
-def _numbers(claim: dict) -> dict:
-    return {"factor": 100 if claim["unit"] in PERCENT else 1, "digits": claim["digits"]}
 
 
 def table(records: list[dict]) -> str:
@@ -100,14 +97,12 @@ def verdicts(claims: list[dict]) -> str:
 
 def _cells(claim: dict) -> list[str]:
     value, shown = found(claim)
-    gap, expected, how = claim["difference"], claim["published_difference"], _numbers(claim)
-    if not gap or not gap["ci95"]:
-        return [value, "-", f"**{claim['verdict']}**"]
-    power = ""
-    if expected is not None:
-        known = points({"mean": expected, "ci95": None}, **how)
-        power = f"; published {known}, detectable {how['factor'] * detectable(gap):.{how['digits']}f}"
-    return [value, f"{shown} to {claim['against']} ({counted(gap)}{power})", f"**{claim['verdict']}**"]
+    gap, known = claim["difference"], claim["published"] or {}
+    if sure := gap and gap["ci95"]:
+        shown = f"{shown} to {claim['against']} ({counted(gap)}"
+        if "difference" in known:  # of accuracies
+            shown += f"; published {100 * known['difference']:+.1f}, detectable {50 * (sure[1] - sure[0]):.1f}"
+    return [value, f"{shown})" if sure else "-", f"**{claim['verdict']}**"]
 
 
 def cost_table(records: list[dict]) -> str:
