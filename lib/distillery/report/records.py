@@ -49,9 +49,8 @@ def verdict(
     margin      and unit and digits of the numbers: as `claim` has them
 
     An interval that holds both answers detects effects of half its width; it is under-powered where the published difference, from
-    -margin on, is smaller.
-    A comparable value counts as reproduced within twice the summed published deviation and standard error of our mean,
-    at least one point and at most three.
+    -margin on, is smaller. A comparable value counts as reproduced within twice the summed published deviation and standard error
+    of our mean, at least one point and at most three.
     """
     if row is None:
         return "not run", "no run of it, or none of what it is compared with, has finished"

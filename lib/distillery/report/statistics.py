@@ -50,8 +50,8 @@ def difference(ours: list[list[float]] | None, baseline: list[list[float]] | Non
         if min(n) < 2:
             return {"mean": mean, "ci95": None} | how
         squared = [side.var(ddof=1) / len(side) for side in sides]  # of the standard error of each mean
-        error, spread = math.sqrt(sum(squared)), sum(one**2 / (len(side) - 1) for one, side in zip(squared, sides))
-        freedom = sum(squared) ** 2 / spread if spread else 1
+        error = math.sqrt(sum(squared))
+        freedom = error**4 / sum(one**2 / (len(side) - 1) for one, side in zip(squared, sides)) if error else 1
     half = float(stats.t.ppf(0.975, freedom) * error)
     return {"mean": mean, "ci95": [mean - half, mean + half]} | how
 
@@ -67,9 +67,9 @@ def critical_size(kept: dict[float, list[list[float] | None] | None], full: list
     """The critical sample size: the smallest measured part of the data that, like every larger one, serves as well as all.
 
     BiLP's m' (ICLR version) = min {|X'| : Acc(X') >= Acc(X) - margin}, made testable: a part is non-inferior if the 95%
-    interval of its difference to all data lies above -margin, inferior if it lies below, and undecided where it
-    holds -margin. Parts are asked from the largest down, until one is not non-inferior; the size is undefined where that one
-    is undecided and its interval reaches further below its mean than the margin.
+    interval of its difference to all data lies above -margin, inferior if it lies below, and undecided where it holds -margin.
+    Parts are asked from the largest down, until one is not non-inferior; the size is undefined where that one is undecided and
+    its interval reaches further below its mean than the margin.
 
     kept     accuracies[set][network] of each part, by fractions or by images of every class, in the order of the seeds
              of `full`
