@@ -43,8 +43,8 @@ def difference(ours: list[list[float]] | None, baseline: list[list[float]] | Non
     if not all(n):
         return None
     if len(gaps) >= 3 and sum(n) - 2 * len(gaps) <= sum(n) / 4:
-        mean, error, freedom = float(gaps.mean()), gaps.std(ddof=1) / math.sqrt(len(gaps)), len(gaps) - 1
-        how = {"how": "paired", "n_pairs": len(gaps)}
+        mean, how = float(gaps.mean()), {"how": "paired", "n_pairs": len(gaps)}
+        half = float(stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps)))
     else:
         mean, how = float(sides[0].mean() - sides[1].mean()), {"how": "welch", "n_sets": n}
         if min(n) < 2:
@@ -52,7 +52,7 @@ def difference(ours: list[list[float]] | None, baseline: list[list[float]] | Non
         squared = [side.var(ddof=1) / len(side) for side in sides]  # of the standard error of each mean
         error = math.sqrt(sum(squared))
         freedom = error**4 / sum(one**2 / (len(side) - 1) for one, side in zip(squared, sides)) if error else 1
-    half = float(stats.t.ppf(0.975, freedom) * error)
+        half = float(stats.t.ppf(0.975, freedom) * error)
     return {"mean": mean, "ci95": [mean - half, mean + half]} | how
 
 
@@ -103,12 +103,8 @@ def critical_size(kept: dict[float, list[list[float] | None] | None], full: list
 def _point(gap: dict | None, margin: float) -> dict:
     if gap is None:
         return {"mean": None, "ci95": None, "n_pairs": 0, "verdict": "not run"}
-    if gap["ci95"] is None:
-        return gap | {"verdict": "undecided"}
-    low, high = gap["ci95"]
-    if low > -margin:
-        return gap | {"verdict": "non-inferior"}
-    return gap | {"verdict": "inferior" if high < -margin else "undecided"}
+    low, high = gap["ci95"] or (-math.inf, math.inf)
+    return gap | {"verdict": "non-inferior" if low > -margin else "inferior" if high < -margin else "undecided"}
 
 
 def rank_correlation(ours: list[float], theirs: list[float]) -> dict:
