@@ -75,4 +75,4 @@ def test_what_has_not_run_has_no_mean(parts):
     S.add("lost, 50%", [None, S.results["random, 50%"][1]])
     S.add("lost, 25%", S.results["random, 25%"])
     assert [one is None for one in parts.mean("lost")] == [True, False]
-    assert parts.gap("lost", "random")["n_pairs"] == 1
+    assert parts.gap("lost", "random")["n_sets"] == [1, 2]

@@ -40,7 +40,8 @@ def test_rows_claims_figures_files_and_the_record(session, capsys):
     S.claim("nobody", "what was not asked for is not claimed", "DC", "random")
     S.claim_values("numbers", "ones are above zeros", [[1.0], [1.0]], [[0.0], [0.0]], "zeros")
     assert [one["id"] for one in S.claims] == ["dm", "numbers"]
-    assert S.claims[0]["difference"]["n_pairs"] == 2 and METHODS["DM"].paper in S.claims[0]["source"]
+    assert [one["verdict"] for one in S.claims] == ["smoke: not judged"] * 2
+    assert S.claims[0]["difference"]["n_sets"] == [2, 2] and METHODS["DM"].paper in S.claims[0]["source"]
     assert "DM, pruned" in S.table().data and "ones are above zeros" in S.verdicts().data
     S.save(S.sets_and_bars(["DM"], ["random", "DM"], ("sets", "accuracies"), start_of="DM"), "headline")
     for name, file in (("DM", "dm"), ("all", "kept")):
@@ -63,7 +64,7 @@ def test_a_view_judges_the_same_sets_in_another_way_and_is_not_paid_again(sessio
     S.view("start", "KIP", "at_start")
     S.view("end", "KIP", "regression", label="KIP", against="start")
     assert S.accuracies("end") == [one["regression"] for one in S.results["KIP"]] and S.set_of("end") is not None
-    assert S.summary("end")["difference"]["n_pairs"] == 2 and S.summary("start")["difference"] is None
+    assert S.summary("end")["difference"]["n_sets"] == [2, 2] and S.summary("start")["difference"] is None
     table = S.grid(["from", "start", "end", "else"], {"random": ["start", "end", "nowhere"]}).data
     assert "| random |" in table and table.rstrip().endswith("| - |")
     S.record()
@@ -78,8 +79,11 @@ def test_a_row_keeps_what_it_is_compared_with(session):
     for name, value, against in (("random", 0.1, ""), ("low", 0.2, ""), ("mine", 0.5, "low"), ("other", 0.5, "")):
         S.add(name, [{"accuracies": [value], "seconds": 1.0, "steps": 1, "samples": 1, "stored_numbers": 1}], against=against)
     gaps = [line.split(" | ")[7] for line in S.table(["mine", "other"], "random").data.splitlines()[2:]]
-    assert gaps == ["+30.0", "+40.0"] and S.summary("mine")["difference"]["mean"] == pytest.approx(0.3)
-    assert [line.split(" | ")[7] for line in S.table(["mine", "other"], "random", every=True).data.splitlines()[2:]] == ["+40.0"] * 2
+    assert gaps == ["+30.0 (1 against 1 sets)", "+40.0 (1 against 1 sets)"] and S.summary("mine")["difference"]["mean"] == pytest.approx(
+        0.3
+    )
+    assert [line.split(" | ")[7] for line in S.table(["mine", "other"], "random", every=True).data.splitlines()[2:]] == [gaps[1]] * 2
+    assert S.summary("random")["difference"] is None  # to itself
     assert "difference to low" in S.table(["mine"]).data and "difference to random" in S.table(["other"]).data
 
 

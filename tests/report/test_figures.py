@@ -123,7 +123,7 @@ def test_intervals_are_in_points_and_what_has_not_run_is_left_out(axis):
     drawn = [line.get_xdata() for line in axis.lines[:-1]]
     assert np.concatenate(drawn) == pytest.approx([1, 3, 2, -1])
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["a", "b", "c"]
-    assert "above random" in axis.get_xlabel() and "95% interval, 1 or 2 pairs" in axis.get_xlabel()
+    assert "above random" in axis.get_xlabel() and "95% interval, 1 pair, 2 pairs" in axis.get_xlabel()
 
 
 def test_differences_are_a_table_bold_where_the_interval_leaves_out_none(axis):

@@ -10,7 +10,7 @@ from distillery.checks import InputError
 from distillery.report import records
 from distillery.report.provenance import provenance
 from distillery.report.records import VERDICTS, claim, verdict
-from distillery.report.statistics import critical_size, difference, measured, rank_correlation
+from distillery.report.statistics import counted, critical_size, difference, measured, rank_correlation
 
 
 def row(value, std_sets=0.0):
@@ -21,11 +21,23 @@ def gap(low, high, n=5):
     return {"mean": (low + high) / 2, "ci95": [low, high], "n_pairs": n}
 
 
+def apart(difference):
+    return PUBLISHED | {"difference": difference}
+
+
 PUBLISHED = {"mean": 0.6, "std": 0.005}
+ONE_SIDED = {"mean": 0.1, "ci95": None, "how": "welch", "n_sets": [1, 5]}
 CASES = {
     "nothing has run": (None, None, PUBLISHED, True, "not run"),
     "one pair": (row(0.6), {"mean": 0.1, "ci95": None, "n_pairs": 1}, PUBLISHED, True, "inconclusive"),
     "both answers": (row(0.6), gap(-0.01, 0.05), PUBLISHED, True, "inconclusive"),
+    "both answers, where a published difference would show": (row(0.6), gap(-0.01, 0.05), apart(0.031), True, "inconclusive"),
+    "both answers, where it would not": (row(0.6), gap(-0.01, 0.05), apart(0.029), False, "under-powered"),
+    "a published difference below": (row(0.6), gap(-0.01, 0.05), apart(-0.031), True, "inconclusive"),
+    "a margin is part of what would show": (row(0.6), gap(-0.05, 0.01), apart(0.011), True, 0.02, "inconclusive"),
+    "a margin, and less beside it": (row(0.6), gap(-0.05, 0.01), apart(0.009), True, 0.02, "under-powered"),
+    "a side that is decided": (row(0.6), gap(-0.05, -0.01), apart(0.001), True, "not reproduced"),
+    "no interval to be too wide": (row(0.6), ONE_SIDED, apart(0.001), True, "inconclusive"),
     "touching zero": (row(0.6), gap(0.0, 0.05), PUBLISHED, True, "inconclusive"),
     "other side": (row(0.6), gap(-0.05, -0.01), PUBLISHED, True, "not reproduced"),
     "other side, not comparable": (row(0.6), gap(-0.05, -0.01), None, False, "not reproduced"),
@@ -52,7 +64,7 @@ def test_verdict(case):
 
 
 def test_every_verdict_has_a_case():
-    assert {case[-1] for case in CASES.values()} == set(VERDICTS)
+    assert {case[-1] for case in CASES.values()} | {"smoke: not judged"} == set(VERDICTS)
 
 
 def test_an_inconclusive_interval_states_the_detectable_effect():
@@ -86,11 +98,61 @@ def test_paired_interval_equals_scipys():
     assert found["mean"] == pytest.approx(0.0375) and found["n_pairs"] == 4
 
 
-def test_pairs_are_as_many_as_both_have():
-    found = difference([[0.5], [0.6], [0.7]], [[0.4], [0.4]])
-    assert found["n_pairs"] == 2 and found["mean"] == pytest.approx(0.15)
-    assert difference([[0.5]], [[0.4]])["ci95"] is None
-    assert difference([], [[0.4]]) is None and difference([[0.5]], None) is None
+ON = [[0.1], [0.2], [0.4], [0.3], [0.2], [0.5]]  # seeds in order
+HOW = {  # our sets, those of the baseline, and how they are compared: 'paired', or 'welch' where few pairs would lose more than a quarter
+    "as many": (ON[:3], ON[3:], "3 pairs"),
+    "two of eight left out": (ON[:3], ON[:5], "3 pairs"),
+    "three of nine left out": (ON[:3], ON, "3 against 6 sets"),
+    "one of nine left out": (ON[:5], ON[1:5], "4 pairs"),
+    "five of fifteen left out": (ON[:5], [*ON, *ON[:4]], "5 pairs"),
+    "holes on one side": ([None, *ON[:3]], ON[:4], "3 pairs"),
+    "holes on both sides": ([None, *ON[:3]], [*ON[:3], None], "3 against 3 sets"),
+    "two pairs": (ON[:2], ON[2:4], "2 against 2 sets"),
+    "two beside five": (ON[:2], ON[:5], "2 against 5 sets"),
+    "a side of one set": (ON[:1], ON[:5], "1 against 5 sets"),
+    "no seed in common": ([None, *ON[:2]], [ON[3]], "2 against 1 sets"),
+}
+
+
+@pytest.mark.parametrize("case", HOW)
+def test_all_sets_are_used_and_the_interval_is_scipys(case):
+    ours, baseline, made_of = HOW[case]
+    found = difference(ours, baseline)
+    a, b = ([one[0] for one in side if one] for side in (ours, baseline))
+    if "pairs" in made_of:
+        both = [(x[0], y[0]) for x, y in zip(ours, baseline) if x and y]
+        test, mean = stats.ttest_rel(*zip(*both)), sum(x - y for x, y in both) / len(both)
+    else:
+        mean = sum(a) / len(a) - sum(b) / len(b)
+        test = stats.ttest_ind(a, b, equal_var=False) if min(len(a), len(b)) > 1 else None
+    assert counted(found) == made_of and found["mean"] == pytest.approx(mean)
+    assert found["ci95"] == (pytest.approx(list(test.confidence_interval(0.95))) if test else None)
+
+
+def test_welch_by_hand():
+    """Variances 1/2 and 1 of 2 and 3 sets: squared errors 1/4 and 1/3, (7/12)^2 / (1/16 + 1/18) = 2.88 degrees of freedom, t 3.261."""
+    found = difference([[5.0], [6.0]], [[1.0], [2.0], [3.0]])
+    assert found["how"] == "welch" and found["mean"] == pytest.approx(3.5)
+    assert (found["ci95"][1] - 3.5) / (7 / 12) ** 0.5 == pytest.approx(stats.t.ppf(0.975, 2.8824), rel=1e-4)
+    one_spread = difference([[0.5], [0.5]], [[0.3], [0.4]])["ci95"]  # one degree of freedom, as of one sample
+    assert one_spread == pytest.approx([0.15 - 12.7062 * 0.05, 0.15 + 12.7062 * 0.05], rel=1e-4)
+    same = difference([[0.5], [0.5]], [[0.4], [0.4]])  # no spread at all
+    assert same["ci95"] == pytest.approx([0.1, 0.1])
+    assert difference([], [[0.4]]) is None and difference([[0.5]], None) is None and difference([None], [[0.5]]) is None
+    assert counted({"mean": 0.1, "ci95": None, "n_pairs": 1}) == "1 pair"  # of a record that does not say how
+
+
+def test_a_published_difference_stands_in_the_claim_and_smoke_is_not_judged():
+    ours, baseline, known = [[0.5], [0.56]], [[0.5], [0.51], [0.5], [0.52]], {"mean": 0.468, "std": 0.0}
+    how = {"published": known, "published_baseline": {"mean": 0.462, "std": None}, "against": "MTT"}
+    one = claim("a", "s", "p", ours, baseline, **how)
+    assert one["verdict"] == "under-powered" and one["published"]["difference"] == pytest.approx(0.006)
+    assert one["why"].endswith("published difference 0.6%")
+    assert claim("a", "s", "p", ours, baseline, known, against="MTT")["verdict"] == "inconclusive"
+    smoke = [claim("a", "s", "p", mine, baseline, scale="smoke", **how) for mine in (ours, [[0.9], [0.91]], [], ours[:1])]
+    assert [one["verdict"] for one in smoke] == ["smoke: not judged"] * 2 + ["not run", "smoke: not judged"]
+    closed = claim("a", "s", "p", ours, baseline, untestable="the gate is closed", scale="smoke", **how)
+    assert closed["verdict"] == "not testable at this scale"
 
 
 def test_claims():
@@ -128,9 +190,9 @@ def test_provenance_names_no_person_and_no_path():
 
 def test_claims_pair_equal_seeds_only():
     """A set that has not run leaves its pair out, it does not shift the others."""
-    found = claim("c", "s", "p", [None, [0.9], [0.8]], [[0.1], [0.5], [0.6]], against="random")
-    assert found["difference"]["n_pairs"] == 2 and found["difference"]["mean"] == pytest.approx(0.3)
-    assert found["measured"]["n_sets"] == 2
+    found = claim("c", "s", "p", [None, [0.9], [0.8], [0.7]], [[0.1], [0.5], [0.6], [0.4]], against="random")
+    assert found["difference"]["n_pairs"] == 3 and found["difference"]["mean"] == pytest.approx(0.3)
+    assert found["measured"]["n_sets"] == 3
 
 
 def test_a_folder_that_changed_has_another_key(tmp_path):
@@ -150,6 +212,15 @@ RECORD["data"] = {"label": "x", "train": 9, "test": 5}
 
 def lay_down(root, **changes):
     return records.write(root / "small" / "n" / "x" / "record.json", notebook="n", **RECORD | changes)
+
+
+def test_records_of_differences_of_both_kinds_are_read(tmp_path):
+    both = [CLAIM, claim("b", "s", "p", *[[[0.5], [0.6], [0.8]]] * 2, against="random")]
+    earlier = both[1] | {"difference": {name: value for name, value in both[1]["difference"].items() if name != "how"}}
+    found = records.load(lay_down(tmp_path, claims=[*both, earlier]))["claims"]
+    assert [counted(one["difference"]) for one in found] == ["2 against 2 sets", "3 pairs", "3 pairs"]
+    with pytest.raises(InputError, match="difference"):
+        lay_down(tmp_path, claims=[CLAIM | {"difference": {"mean": 0.1, "ci95": None}}])
 
 
 BROKEN = {

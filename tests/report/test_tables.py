@@ -29,6 +29,20 @@ def test_lines_have_as_many_cells_as_heads(page):
         assert n == cells > 1, line
 
 
+def test_what_an_interval_is_made_of_and_could_show_stands_beside_it():
+    known = {"published": {"mean": 0.468, "std": None}, "published_baseline": {"mean": 0.462, "std": None}, "against": "MTT"}
+    ours, theirs = [[0.5], [0.52], [0.51]], [[0.4], [0.43], [0.4]]
+    paired, rest = (records.claim("a", "s", "p", ours, theirs[:n], **known) for n in (3, 1))
+    assert "+10.0 [+7.5, +12.5] points to MTT (3 pairs; published +0.6, detectable 2.5)" in tables.verdicts([paired])
+    assert "| - | **inconclusive** | no interval from 3 against 1 sets" in tables.verdicts([rest])
+    results = [
+        [one and {"accuracies": one, "steps": 3, "seconds": 1.0, "samples": 4, "stored_numbers": 5} for one in side]
+        for side in (ours, theirs)
+    ]
+    for n, told in ((3, "+10.0 [+7.5, +12.5] (3 pairs)"), (2, "(3 against 2 sets)"), (1, "(3 against 1 sets)")):
+        assert told in tables.rows_table([records.row("DM", 1, results[0], results[1][:n])])
+
+
 def test_every_method_is_in_the_compatibility_table():
     from distillery.methods import METHODS
 

@@ -61,7 +61,7 @@ class Parts:
         return [[float(np.mean(one))] if all(one) else None for one in zip(*by_part)]
 
     def gap(self, ours: str, theirs: str) -> dict | None:
-        """The paired difference of two ways, mean over the parts."""
+        """The difference of two ways, mean over the parts."""
         return records.difference(self.mean(ours), self.mean(theirs))
 
     def curves(self, names: Iterable[str]) -> dict[str, dict[float, list]]:
@@ -69,7 +69,7 @@ class Parts:
         return {name: {part: self.session.accuracies(self.at(name, part)) for part in self.keep} for name in names}
 
     def gaps(self, names: Iterable[str]) -> dict[str, dict[str, dict | None]]:
-        """Paired differences to `against` by way and part, for `figures.differences`."""
+        """Differences to `against` by way and part, for `figures.differences`."""
         return {name: {f"{part:.0%}": self._gap(name, part) for part in self.keep} for name in names}
 
     def _gap(self, name: str, part: float) -> dict | None:

@@ -92,7 +92,8 @@ class Probed:
         if mine in self.session.rows and base in self.session.rows:
             beats = f"is no worse by {100 * margin:g} point than" if margin else "beats"
             how = {"source": source or self.session.source, "note": note, "margin": margin, "untestable": self.untestable}
-            how["published"] = None if source else self.session.rows[mine].published
+            if not source:
+                how |= {"published": self.session.rows[mine].published, "published_baseline": self.session.rows[base].published}
             statement = f"{ours} {beats} {theirs}: {task}, {part:.0%} of the labels"
             numbers = self.session.accuracies(mine), self.session.accuracies(base)
             self.session.claim_values(f"{id}-{task}-{part:g}", statement, *numbers, theirs, **how)

@@ -143,12 +143,12 @@ class Session(Standard, Shown):
 
     def summary(self, name: str, against: str = "") -> dict:
         """A row as records and tables hold it."""
-        row = self.rows[name]
-        baseline = self.results.get(against or row.against or self.against)
+        row, other = self.rows[name], against or self.rows[name].against or self.against
+        baseline = self.results.get(other) if other != name else None
         return records.row(row.label, row.size, self.results[name], baseline, row.published)
 
     def table(self, names: Iterable[str] = (), against: str = "", every: bool = False) -> Markdown:
-        """Rows as a table, () = all; differences are paired by seed.
+        """Rows as a table, () = all; differences are paired by seed where `records.difference` pairs.
 
         against  the row that differences are to where a row names none of its own, '' = that of the session
         every    compare every row with `against`, whatever its own is
@@ -209,12 +209,13 @@ class Session(Standard, Shown):
         same = self.comparable(ours) if comparable is None else comparable
         theirs = self.accuracies(against) if against else None
         called = self.rows[against].label if against else ""
+        how |= {"scale": self.p.scale, "published_baseline": self.rows[against].published if against else None}
         found = records.claim(id, statement, source, self.accuracies(ours), theirs, row.published, same, called, note, **how)
         self.claims.append(found)
 
     def claim_values(self, id: str, statement: str, ours: list, theirs: list | None, against: str, *, source: str = "ours", **how) -> None:
-        """Claim that numbers are above others: a list for each seed, class or image, paired; `how` as `records.claim` has it."""
-        self.claims.append(records.claim(id, statement, source, ours, theirs, against=against, **how))
+        """Claim that numbers are above others: a list for each seed, class or image; `how` as `records.claim` has it."""
+        self.claims.append(records.claim(id, statement, source, ours, theirs, against=against, scale=self.p.scale, **how))
 
     def verdicts(self, fresh: bool = True) -> Markdown:
         """Claims since it was last asked with what was measured and their verdicts, once a section; all of them where not `fresh`."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from distillery import store
-from distillery.report.records import measured
+from distillery.report.statistics import counted, measured
 
 BASELINES = {"random": "#9a9a9a", "all|whole|full": "#555555", "none|no|start": "#c8c8c8"}  # first words of names
 ALL = BASELINES["all|whole|full"]
@@ -111,7 +111,7 @@ def accuracy_bars(axis, rows: list[dict], colors: dict[str, str] | None = None) 
 
 
 def intervals(axis, gaps: dict[str, dict | None], against: str, color: str | None = None) -> None:
-    """Draw paired differences (`records.difference`) in points: a dot with its 95% interval for each name, a line at none.
+    """Draw differences (`records.difference`) in points: a dot with its 95% interval for each name, a line at none.
 
     gaps     None or without an interval where too few have run: no line, or nothing at all
     against  what the differences are to
@@ -126,13 +126,12 @@ def intervals(axis, gaps: dict[str, dict | None], against: str, color: str | Non
     axis.set_yticks(range(len(gaps)), list(gaps))
     axis.set_ylim(len(gaps) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
-    pairs = sorted({gap["n_pairs"] for gap in gaps.values() if gap})
-    counted = f", {' or '.join(map(str, pairs))} pairs" if pairs else ""
-    axis.set_xlabel(f"points above {against}\n(95% interval{counted})")
+    made_of = sorted({counted(gap) for gap in gaps.values() if gap})
+    axis.set_xlabel(f"points above {against}\n(95% interval{''.join(f', {one}' for one in made_of)})")
 
 
 def differences(axis, gaps: dict[str, dict[str, dict | None]], xlabel: str) -> None:
-    """Draw paired differences (`records.difference`) in points as a coloured table, bold where the 95% interval leaves out 0.
+    """Draw differences (`records.difference`) in points as a coloured table, bold where the 95% interval leaves out 0.
 
     gaps  row -> column -> difference, None or without an interval where too few have run; all rows have the same columns
     """

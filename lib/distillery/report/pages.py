@@ -11,6 +11,7 @@ from distillery.checks import InputError, first_line
 from distillery.methods import published, published_probe
 from distillery.report.records import decided, find, tally
 from distillery.report.registered import compatibility, settings_page
+from distillery.report.statistics import counted
 from distillery.report.tables import found, markdown, minutes, percent, rows_by_record, table
 from distillery.report.tables import published as published_value
 
@@ -18,7 +19,6 @@ SHOWN = 7  # claims in the first cell of a notebook
 CELL = ("<!-- headline: generated -->", "<!-- headline: end -->")
 README = ("<!-- headlines: generated -->", "<!-- headlines: end -->")
 PAPER = ("<!-- published settings: generated -->", "<!-- published settings: end -->")
-REFUTED = "not reproduced"
 
 
 def headline(told: list[tuple[dict, dict]]) -> str:
@@ -29,7 +29,7 @@ def headline(told: list[tuple[dict, dict]]) -> str:
     """
     label = told[0][0]["data"]["label"]
     told = [(record, claim) for record, claim in told if record["data"]["label"] == label]
-    order = [REFUTED, "reproduced", "direction reproduced", "inconclusive"]
+    order = ["not reproduced", "reproduced", "direction reproduced", "inconclusive", "under-powered"]
     shown = [(record, one) for record, one in told if one["verdict"] in order]
     shown.sort(key=lambda pair: (pair[1]["published"] is None, order.index(pair[1]["verdict"])))
     families = [one["id"].split("-")[0] for _, one in shown]
@@ -77,7 +77,8 @@ def headline_table(records: list[dict], chosen: list[dict]) -> str:
         record, claim = known[0]
         value, gap = found(claim)
         where = f"[{claim['data'] or record['data']['label']}, {record['scale']}](results/{record['notebook']}.md)"
-        rows.append([claim["statement"], one["paper"], gap or value, where, f"**{claim['verdict']}**"])
+        shown = f"{gap} ({counted(claim['difference'])})" if gap else value
+        rows.append([claim["statement"], one["paper"], shown, where, f"**{claim['verdict']}**"])
     return markdown(["claim", "the paper says", "we found, 95% interval", "data, scale", "verdict"], rows)
 
 

@@ -20,12 +20,13 @@ from typing_extensions import TypedDict  # that of typing serves from Python 3.1
 from distillery import store
 from distillery.checks import InputError, check_choice, local_path
 from distillery.report.provenance import notebook_digest, provenance
-from distillery.report.statistics import difference, measured
+from distillery.report.statistics import counted, difference, measured
 from distillery.runs import Runs
 
 SCHEMA = 1
 SCALES = ("smoke", "small", "night", "paper")  # smallest first
-VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "inconclusive", "not testable at this scale", "not run")
+UNJUDGED = ("smoke: not judged", "not testable at this scale", "not run")
+VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "inconclusive", "under-powered", *UNJUDGED)
 PERCENT = ("points", "%")  # units of numbers that are kept as fractions
 EARLIER = {  # unit, digits and data of claims recorded before they said so, by the first word of their id; others are of accuracies
     "agrees": ("correlation", 3, ""), "masks": ("correlation", 3, ""), "magnitude": ("correlation", 3, ""), "cheaper": ("times", 2, ""),
@@ -43,12 +44,13 @@ def verdict(
 
     row         `measured(...)` of the claimed method
     gap         `difference(...)` that the claim says is positive, None if the claim is about a value alone
-    published   {'mean', 'std'} as fractions, or None
+    published   {'mean', 'std'} as fractions, where it is known also 'difference' to the published baseline; or None
     comparable  whether data, network and loops are those of the published number
     margin      and unit and digits of the numbers: as `claim` has them
 
-    A comparable value counts as reproduced within twice the summed published deviation and standard error of our mean,
-    at least one point and at most three.
+    An interval that holds both answers detects effects of half its width; it is under-powered where the published difference, from
+    -margin on, is smaller. A comparable value counts as reproduced within twice the summed published deviation and standard error
+    of our mean, at least one point and at most three.
     """
     if row is None:
         return "not run", "no run of it, or none of what it is compared with, has finished"
@@ -58,12 +60,16 @@ def verdict(
 
     if gap is not None:
         if gap["ci95"] is None:
-            return "inconclusive", f"{gap['n_pairs']} pair(s) give no interval"
+            return "inconclusive", f"no interval from {counted(gap)}"
         low, high = (bound + margin for bound in gap["ci95"])
         if high < 0:
             return "not reproduced", "the whole interval lies on the other side"
         if low <= 0:
-            return "inconclusive", f"the interval holds both answers; detectable effect {shown((high - low) / 2)}"
+            why = f"the interval holds both answers; detectable effect {shown((high - low) / 2)}"
+            if published is None or "difference" not in published:
+                return "inconclusive", why
+            weak = abs(published["difference"] + margin) < (high - low) / 2
+            return "under-powered" if weak else "inconclusive", f"{why}, published difference {shown(published['difference'])}"
     if published is None or not comparable:
         other = "data, network or loops are not the published ones" if published else "it is held against no published number"
         if gap is None:
@@ -95,6 +101,8 @@ def claim(
     unit: str = "points",
     digits: int = 1,
     data: str = "",
+    published_baseline: dict | None = None,
+    scale: str = "",
 ) -> dict:
     """One claim with its verdict.
 
@@ -106,12 +114,18 @@ def claim(
     untestable      why nothing was run, where a condition fixed beforehand is not met; '' = it is
     unit, digits    of what was measured, and how many of its decimals are shown; 'points' = of accuracies, '%' = of other shares
     data            what it was measured on, '' = the data of the notebook
+    published_baseline  the published number of the baseline
+    scale           'smoke' is not judged
     """
     row = measured(ours)
+    if published and published_baseline:
+        published = published | {"difference": published["mean"] - published_baseline["mean"]}
     gap = difference(ours, baseline) if against else None
     if against and gap is None:
         row = None  # its comparison has not run
     verdict_, why = verdict(row, gap, published, comparable, margin, unit, digits)
+    if scale == "smoke" and verdict_ not in UNJUDGED:
+        verdict_ = "smoke: not judged"
     if untestable:
         verdict_, why = "not testable at this scale", untestable
     why = f"{why}; {note}" if note and verdict_ != "not run" else why
@@ -192,8 +206,10 @@ _numbers = {
     "published": {"mean": float, "std": float | None},
     "measured": {"value": float, "n_sets": int, "std_sets": float | None, "n_networks": int, "std_networks": float | None},
     "difference": {"mean": float, "ci95": list[float] | None, "n_pairs": int},
+    "welch": {"mean": float, "ci95": list[float] | None, "how": Literal["welch"], "n_sets": list[int]},
 }
 _found = {name: TypedDict(name, kinds) | None for name, kinds in _numbers.items()}
+_found["difference"] |= _found.pop("welch")
 _Claim = TypedDict("_Claim", _found | {"id": str, "statement": str, "against": str, "verdict": Literal[VERDICTS], "why": str})
 _Row = TypedDict("_Row", _found | {"method": str, "ipc": int | None, "accuracies": list[list[float]], "steps": int, "seconds": float})
 _counts = dict.fromkeys(("samples_all_runs", "runs_computed", "runs_reused"), int)
@@ -283,7 +299,7 @@ def best_of(candidates: list[list[dict | None]], by: str = "validation") -> list
 def row(
     method: str, ipc: int | None, results: list[dict | None], baseline: list[dict | None] | None = None, published: dict | None = None
 ) -> dict:
-    """One row of a table: a method at a size, over its seeds, with its paired difference to the baseline.
+    """One row of a table: a method at a size, over its seeds, with its difference to the baseline.
 
     results, baseline  stored results by seed, in the same order of seeds; None = not run
     published          {'mean', 'std'} as fractions, shown beside

@@ -1,4 +1,4 @@
-"""Means with two spreads, paired differences, critical sizes, rank correlations: what claims are made of."""
+"""Means with two spreads, differences, critical sizes, rank correlations: what claims are made of."""
 
 import math
 
@@ -29,35 +29,54 @@ def measured(accuracies: list[list[float] | None] | None) -> dict | None:
 
 
 def difference(ours: list[list[float]] | None, baseline: list[list[float]] | None) -> dict | None:
-    """Paired difference of two rows under the same seeds, with a 95% t-interval over pairs of sets that have both run.
+    """Difference of the means of two rows, accuracies[set][network] in the same order of seeds, with a 95% t-interval.
 
-    ci95 is None with fewer than two pairs.
+    Paired by seed where five pairs have run, or three and no more than a quarter of all sets is left without its other half: seeds
+    carry much of the variance. Else over all sets, by Welch's interval for unequal variances (Biometrika 34, 1947).
+
+    returns  {'mean', 'ci95', 'how': 'paired', 'n_pairs'} or {'mean', 'ci95', 'how': 'welch', 'n_sets': [ours, baseline]}; ci95 None where
+             a side has one set; None where a side has not run
     """
-    pairs = [(a, b) for a, b in zip(ours or [], baseline or []) if a and b]
-    if not pairs:
+    gaps = np.array([np.mean(a) - np.mean(b) for a, b in zip(ours or [], baseline or []) if a and b])
+    sides = [np.array([np.mean(one) for one in side or [] if one]) for side in (ours, baseline)]
+    n = [len(side) for side in sides]
+    if not all(n):
         return None
-    gaps = np.array([np.mean(a) - np.mean(b) for a, b in pairs])
-    ci95 = None
-    if len(gaps) > 1:
+    if len(gaps) >= 5 or len(gaps) >= 3 and sum(n) - 2 * len(gaps) <= sum(n) / 4:
+        mean, how = float(gaps.mean()), {"how": "paired", "n_pairs": len(gaps)}
         half = float(stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps)))
-        ci95 = [float(gaps.mean()) - half, float(gaps.mean()) + half]
-    return {"mean": float(gaps.mean()), "ci95": ci95, "n_pairs": len(gaps)}
+    else:
+        mean, how = float(sides[0].mean() - sides[1].mean()), {"how": "welch", "n_sets": n}
+        if min(n) < 2:
+            return {"mean": mean, "ci95": None} | how
+        squared = [side.var(ddof=1) / len(side) for side in sides]  # of the standard error of each mean
+        error = math.sqrt(sum(squared))
+        freedom = error**4 / sum(one**2 / (len(side) - 1) for one, side in zip(squared, sides)) if error else 1
+        half = float(stats.t.ppf(0.975, freedom) * error)
+    return {"mean": mean, "ci95": [mean - half, mean + half]} | how
+
+
+def counted(gap: dict) -> str:
+    """What a difference is made of: '5 pairs', '2 against 5 sets'; records without 'how' are paired."""
+    if gap.get("how") == "welch":
+        return "{} against {} sets".format(*gap["n_sets"])
+    return f"{gap['n_pairs']} pair{'s' * (gap['n_pairs'] != 1)}"
 
 
 def critical_size(kept: dict[float, list[list[float] | None] | None], full: list[list[float] | None] | None, margin: float) -> dict:
     """The critical sample size: the smallest measured part of the data that, like every larger one, serves as well as all.
 
     BiLP's m' (ICLR version) = min {|X'| : Acc(X') >= Acc(X) - margin}, made testable: a part is non-inferior if the 95%
-    interval of its paired difference to all data lies above -margin, inferior if it lies below, and undecided where it
-    holds -margin. Parts are asked from the largest down, until one is not non-inferior; the size is undefined where that one
-    is undecided and its interval reaches further below its mean than the margin.
+    interval of its difference to all data lies above -margin, inferior if it lies below, and undecided where it holds -margin.
+    Parts are asked from the largest down, until one is not non-inferior; the size is undefined where that one is undecided and
+    its interval reaches further below its mean than the margin.
 
     kept     accuracies[set][network] of each part, by fractions or by images of every class, in the order of the seeds
              of `full`
     full     accuracies[set][network] with all data
     margin   the loss of accuracy that is tolerated, a fraction, fixed before anything is measured
-    returns  keep (None where none is found), why, margin, and points: for each part, largest first, mean, ci95, n_pairs of
-             the difference, and its verdict: 'non-inferior', 'inferior', 'undecided' or 'not run'
+    returns  keep (None where none is found), why, margin, and points: for each part, largest first, its `difference`
+             and its verdict: 'non-inferior', 'inferior', 'undecided' or 'not run'
     raises   InputError on a margin outside (0, 1], no part, parts that are not numbers above 0, and fractions beside numbers
     """
     check_fraction("margin", margin)
@@ -84,12 +103,8 @@ def critical_size(kept: dict[float, list[list[float] | None] | None], full: list
 def _point(gap: dict | None, margin: float) -> dict:
     if gap is None:
         return {"mean": None, "ci95": None, "n_pairs": 0, "verdict": "not run"}
-    if gap["ci95"] is None:
-        return gap | {"verdict": "undecided"}
-    low, high = gap["ci95"]
-    if low > -margin:
-        return gap | {"verdict": "non-inferior"}
-    return gap | {"verdict": "inferior" if high < -margin else "undecided"}
+    low, high = gap["ci95"] or (-math.inf, math.inf)
+    return gap | {"verdict": "non-inferior" if low > -margin else "inferior" if high < -margin else "undecided"}
 
 
 def rank_correlation(ours: list[float], theirs: list[float]) -> dict:

@@ -1,6 +1,7 @@
 """Tables in Markdown, from records."""
 
 from distillery.report.records import PERCENT
+from distillery.report.statistics import counted
 
 
 def markdown(head: list, rows: list[list]) -> str:
@@ -13,7 +14,7 @@ def markdown(head: list, rows: list[list]) -> str:
 
 
 def rows_table(rows: list[dict], against: str = "random") -> str:
-    """Rows as Markdown: accuracy with both spreads, paired difference, steps, seconds a set."""
+    """Rows as Markdown: accuracy with both spreads, difference, steps, seconds a set."""
     difference = f"difference to {against}, 95% interval"
     head = ["method", "ipc", "published, %", "accuracy, %", "± sets", "± networks", "sets x networks", difference, "steps", "seconds a set"]
     lines = []
@@ -24,9 +25,9 @@ def rows_table(rows: list[dict], against: str = "random") -> str:
             lines.append([*named, "not run", *[""] * 6])
             continue
         spreads = ["-" if value[key] is None else f"{100 * value[key]:.1f}" for key in ("std_sets", "std_networks")]
-        shown = "-" if gap is None or one["method"].split(",")[0] == against else points(gap)
-        counted = [f"{value['n_sets']} x {value['n_networks']}", shown, one["steps"] or "-", f"{one['seconds'] / value['n_sets']:.1f}"]
-        lines.append([*named, f"{100 * value['value']:.1f}", *spreads, *counted])
+        shown = "-" if gap is None or one["method"].split(",")[0] == against else f"{points(gap)} ({counted(gap)})"
+        sizes = [f"{value['n_sets']} x {value['n_networks']}", shown, one["steps"] or "-", f"{one['seconds'] / value['n_sets']:.1f}"]
+        lines.append([*named, f"{100 * value['value']:.1f}", *spreads, *sizes])
     return markdown(head, lines)
 
 
@@ -95,9 +96,13 @@ def verdicts(claims: list[dict]) -> str:
 
 
 def _cells(claim: dict) -> list[str]:
-    value, gap = found(claim)
-    sure = gap and claim["difference"]["ci95"]
-    return [value, f"{gap} to {claim['against']}" if sure else "-", f"**{claim['verdict']}**"]
+    value, shown = found(claim)
+    gap, known = claim["difference"], claim["published"] or {}
+    if sure := gap and gap["ci95"]:
+        shown = f"{shown} to {claim['against']} ({counted(gap)}"
+        if "difference" in known:  # of accuracies
+            shown += f"; published {100 * known['difference']:+.1f}, detectable {50 * (sure[1] - sure[0]):.1f}"
+    return [value, f"{shown})" if sure else "-", f"**{claim['verdict']}**"]
 
 
 def cost_table(records: list[dict]) -> str:
