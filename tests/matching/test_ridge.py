@@ -59,6 +59,15 @@ def twin(objective, params, made, real, targets, weights):
     return rfad_loss_plain(networks, images, labels, *rest, scale)
 
 
+@pytest.mark.parametrize("kind", ["KIP", "FRePo", "RFAD"])
+def test_real_images_of_a_step_have_their_labels_and_weights_that_sum_to_one(kind, tiny, net):
+    """Also where batches are balanced: class by class."""
+    real, targets, weights = KINDS[kind](net).draw_batch(RealBatches(tiny, Uniform(tiny.targets), generator(0, "real")))
+    assert weights.shape == targets.shape == (12,) and float(weights.sum()) == pytest.approx(1)
+    same = (real[:, None] == tiny.batch(torch.arange(24))).flatten(2).all(2)  # (12, 24)
+    assert torch.equal(tiny.targets[same.int().argmax(1)], targets) and same.any(1).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_is_its_twin(kind, tiny, net):
     objective = KINDS[kind](net)
