@@ -11,7 +11,7 @@ from distillery import store
 from distillery.data import fit_standardize
 from distillery.lock import lock
 from distillery.networks import ConvNet
-from distillery.training.optimizers import GSAM, SGD
+from distillery.training.optimizers import GSAM, SGD, Nesterov
 
 FLAT = GSAM(0.05, 0.0, 0.0, rho=0.02, alpha=0.3)
 
@@ -76,6 +76,12 @@ def test_chunks_train_the_same_experts(tiny, tmp_path):
 
 class Stop(Exception):
     pass
+
+
+def test_optimizers_with_equal_numbers_have_banks_of_their_own(tiny, tmp_path):
+    plain, ahead = (made(tmp_path, tiny, 1, optimizer=kind(0.05, 0.9, 0.0)) for kind in (SGD, Nesterov))
+    assert len(list(tmp_path.glob("experts-*"))) == 2
+    assert not same(plain, ahead)
 
 
 @pytest.mark.parametrize("writes", range(6))
