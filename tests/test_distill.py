@@ -314,6 +314,12 @@ def test_best_by_validation_beside_the_last(tiny):
     assert torch.allclose(begin - done.last.tensors["images"], torch.tensor(0.7), atol=1e-5)
 
 
+def test_of_equal_scores_the_first_is_best(tiny):
+    scores = {1: 0.0, 2: 0.5, 3: 0.5, 4: 0.25}
+    done = go(start(tiny), Constant(), tiny, {"images": Optimizer(0.1)}, 4, validate=lambda made, step: scores[step], validate_every=1)
+    assert (done.best_step, done.best_score) == (2, 0.5)
+
+
 def test_the_given_set_is_not_modified(tiny):
     begin = start(tiny)
     before = begin.tensors["images"].clone()
