@@ -11,7 +11,7 @@ from distillery import store
 from distillery.data import fit_standardize
 from distillery.lock import lock
 from distillery.networks import ConvNet
-from distillery.training.optimizers import GSAM, SGD, Nesterov
+from distillery.training.optimizers import GSAM, SGD, Adam, Nesterov
 
 FLAT = GSAM(0.05, 0.0, 0.0, rho=0.02, alpha=0.3)
 
@@ -55,7 +55,10 @@ def test_an_epoch_beyond_the_stored_ones_is_refused(tiny, tmp_path, epoch, refus
         experts.at(0, epoch)
 
 
-@pytest.mark.parametrize("optimizer", [FLAT, SGD(0.05, 0.9, 1e-3)], ids=["GSAM", "momentum"])
+GOING_ON = {"GSAM": FLAT, "momentum": SGD(0.05, 0.9, 1e-3), "a drop": SGD(0.05, 0.9, drops=(4,)), "Adam": Adam(0.01)}
+
+
+@pytest.mark.parametrize("optimizer", GOING_ON.values(), ids=GOING_ON)
 def test_more_epochs_go_on_from_the_stored_ones_with_the_same_bits(tiny, tmp_path, optimizer):
     made(tmp_path / "parts", tiny, 1, optimizer=optimizer)
     parts = made(tmp_path / "parts", tiny, 4, optimizer=optimizer)
