@@ -290,6 +290,15 @@ def test_moving_average(tiny):
     assert torch.equal(done.ema.tensors["targets"], done.last.tensors["targets"])
 
 
+def test_a_skipped_update_leaves_the_moving_average(tiny):
+    answers = iter([True, False, False, True])
+    some = Constant(lambda synthetic: {"images": torch.ones_like(synthetic.tensors["images"])} if next(answers) else None)
+    done = go(start(tiny), some, tiny, {"images": Optimizer(1.0)}, steps=4, ema=0.5)
+    first = start(tiny).tensors["images"]
+    assert done.cost["skipped"] == 2
+    assert torch.allclose(done.ema.tensors["images"], average_plain(first, [first - 1, first - 2], decay=0.5), atol=1e-5)
+
+
 def test_best_by_validation_beside_the_last(tiny):
     begin, seen = start(tiny).tensors["images"], []
 
@@ -303,6 +312,12 @@ def test_best_by_validation_beside_the_last(tiny):
     assert done.best_step == 4 and done.best_score == pytest.approx(-0.05, abs=1e-4)
     assert torch.allclose(begin - done.best.tensors["images"], torch.tensor(0.4), atol=1e-5)
     assert torch.allclose(begin - done.last.tensors["images"], torch.tensor(0.7), atol=1e-5)
+
+
+def test_of_equal_scores_the_first_is_best(tiny):
+    scores = {1: 0.0, 2: 0.5, 3: 0.5, 4: 0.25}
+    done = go(start(tiny), Constant(), tiny, {"images": Optimizer(0.1)}, 4, validate=lambda made, step: scores[step], validate_every=1)
+    assert (done.best_step, done.best_score) == (2, 0.5)
 
 
 def test_the_given_set_is_not_modified(tiny):
@@ -338,6 +353,19 @@ def test_every_step_draws_anew(tiny, label):
     for ours, theirs in ((first.real, again.real), (first.numbers, again.numbers)):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
         assert len({tuple(one.tolist()) for one in ours}) == 5
+
+
+def test_what_an_objective_draws_is_not_what_real_images_are_drawn_with(tiny):
+    """Two streams in each step, also where nothing else is drawn."""
+    seen = []
+
+    class Looking(Constant):
+        def step(self, synthetic, state, draw, generator):
+            seen.append((draw.generator.initial_seed(), generator.initial_seed()))
+            return super().step(synthetic, state, draw, generator)
+
+    go(start(tiny), Looking(), tiny, steps=3)
+    assert len({seed for pair in seen for seed in pair}) == 6
 
 
 def test_a_finished_run_starts_no_second_time(tiny, tmp_path):

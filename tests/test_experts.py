@@ -11,7 +11,7 @@ from distillery import store
 from distillery.data import fit_standardize
 from distillery.lock import lock
 from distillery.networks import ConvNet
-from distillery.training.optimizers import GSAM, SGD
+from distillery.training.optimizers import GSAM, SGD, Adam, Nesterov
 
 FLAT = GSAM(0.05, 0.0, 0.0, rho=0.02, alpha=0.3)
 
@@ -55,7 +55,10 @@ def test_an_epoch_beyond_the_stored_ones_is_refused(tiny, tmp_path, epoch, refus
         experts.at(0, epoch)
 
 
-@pytest.mark.parametrize("optimizer", [FLAT, SGD(0.05, 0.9, 1e-3)], ids=["GSAM", "momentum"])
+GOING_ON = {"GSAM": FLAT, "momentum": SGD(0.05, 0.9, 1e-3), "a drop": SGD(0.05, 0.9, drops=(4,)), "Adam": Adam(0.01)}
+
+
+@pytest.mark.parametrize("optimizer", GOING_ON.values(), ids=GOING_ON)
 def test_more_epochs_go_on_from_the_stored_ones_with_the_same_bits(tiny, tmp_path, optimizer):
     made(tmp_path / "parts", tiny, 1, optimizer=optimizer)
     parts = made(tmp_path / "parts", tiny, 4, optimizer=optimizer)
@@ -76,6 +79,12 @@ def test_chunks_train_the_same_experts(tiny, tmp_path):
 
 class Stop(Exception):
     pass
+
+
+def test_optimizers_with_equal_numbers_have_banks_of_their_own(tiny, tmp_path):
+    plain, ahead = (made(tmp_path, tiny, 1, optimizer=kind(0.05, 0.9, 0.0)) for kind in (SGD, Nesterov))
+    assert len(list(tmp_path.glob("experts-*"))) == 2
+    assert not same(plain, ahead)
 
 
 @pytest.mark.parametrize("writes", range(6))

@@ -131,6 +131,26 @@ def test_looks_come_at_their_period_and_are_averaged(tiny, losses):
     torch.testing.assert_close(sampler.state["loss"], 0.5 * losses + 0.5, rtol=1e-4, atol=1e-5)
 
 
+def test_draws_follow_the_last_look(tiny, losses):
+    sampler = looked(tiny, losses, share=1.0, every=2)
+    _, before = sampler.chances(None)
+    assert torch.allclose(before, (losses / losses.sum()).double(), atol=1e-5)
+    sampler.refresh(2, Known(losses.flip(0)), {}, None)
+    _, after = sampler.chances(None)
+    both = losses + losses.flip(0)
+    assert torch.allclose(after, (both / both.sum()).double(), atol=1e-5)
+
+
+def test_every_look_is_at_other_images(tiny, losses, monkeypatch):
+    monkeypatch.setattr("distillery.sampling.LOOKED", 6)
+    sampler = Importance(tiny, 1.0, every=2, generator=generator(0, "look"))
+    known = []
+    for step in (0, 2, 4):
+        sampler.refresh(step, Known(losses), {}, None)
+        known.append(int((~sampler.state["loss"].isnan()).sum()))
+    assert known[0] == 6 < known[1] < known[2]
+
+
 def test_a_part_is_looked_at_and_the_rest_counts_as_its_mean(tiny, monkeypatch):
     monkeypatch.setattr("distillery.sampling.LOOKED", 10)
     sampler = Importance(tiny, 1.0, generator=generator(0, "look"))

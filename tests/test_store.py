@@ -326,10 +326,20 @@ def test_a_spent_budget_starts_nothing_and_lists_what_is_missing(tmp_path, monke
     runs = Runs(tmp_path, budget_minutes=2)
     compute, calls = counting()
     assert runs.get("p", 1, {"ipc": 1}, "data", compute)
+    now[0] = 119
+    assert not runs.spent()
     now[0] = 121
     assert runs.get("p", 1, {"ipc": 2}, "data", compute) is None
     assert runs.get("p", 1, {"ipc": 1}, "data", compute)  # what is there is read all the same
     assert runs.missing == [{"ipc": 2}] and len(calls) == 1
+
+
+def test_a_budget_that_waiting_for_another_process_took_starts_nothing(tmp_path, monkeypatch):
+    runs, answers = Runs(tmp_path, budget_minutes=2), iter([False, True])
+    monkeypatch.setattr(runs, "spent", lambda: next(answers))
+    compute, calls = counting()
+    assert runs.get("p", 1, {"ipc": 1}, "data", compute) is None
+    assert not calls and runs.missing == [{"ipc": 1}]
 
 
 @pytest.mark.parametrize(

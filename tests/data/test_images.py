@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distillery.data import ImageSet, fit_standardize, fit_zca, flip_labels, load, split_per_class, subset_per_class
+from distillery.data import ImageSet, Splits, fit_standardize, fit_zca, flip_labels, load, split_per_class, subset_per_class
 from distillery.seeds import generator
 
 
@@ -145,6 +145,21 @@ def test_digest_sees_pixels_labels_and_names():
     ]
     assert len({image_set.digest for image_set in [images, *others]}) == 5
     assert images.subset(torch.arange(40)).digest == images.digest
+
+
+def test_digest_of_splits_sees_every_part():
+    images, other = numbered(), numbered((10, 8, 22))
+    parts = {"train": images, "validation": images, "test": images}
+    assert len({Splits(**parts).digest, *(Splits(**parts | {name: other}).digest for name in parts)}) == 4
+
+
+def test_validation_images_follow_the_seed(class_folder):
+    """Also where the test images are given."""
+    class_folder("images/train", n=30)
+    root = class_folder("images/test").parent
+    splits = [load("folder", root, seed=seed) for seed in (0, 0, 1)]
+    assert len({one.test.digest for one in splits}) == 1
+    assert splits[0].validation.digest == splits[1].validation.digest != splits[2].validation.digest
 
 
 def test_folder_split_by_the_seed(class_folder):

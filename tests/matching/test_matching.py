@@ -179,7 +179,7 @@ def test_pixel_gradient_of_dc_equals_finite_differences(drawn):
 def test_loops_of_the_published_settings():
     published = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
     assert {ipc: loops(ipc) for ipc in published} == published
-    assert loops(5) == (5, 100) and loops(2000) == (2000, 1)
+    assert loops(3) == (3, 167) and loops(5) == (5, 100) and loops(2000) == (2000, 1)
 
 
 def selected(images, ipc):
@@ -228,11 +228,15 @@ def test_batch_norm_statistics_come_from_real_images_and_are_frozen(tiny):
     net = ConvNet((1, 8, 8), 3, width=4, depth=1, normalization="batch")
     params = net.init(generator(0, "x"))
     real = tiny.batch(torch.arange(24)).unflatten(0, (3, 8))
-    context = GradientMatching(net).with_real(StepContext(params, torch.arange(3)), real)
+    fresh = StepContext(params, torch.arange(3))
+    context = GradientMatching(net).with_real(fresh, real)
     frozen = context.params
     mean = torch.nn.functional.conv2d(real.flatten(0, 1), params["conv0.weight"][0], params["conv0.bias"][0], padding=1).mean((0, 2, 3))
     assert context.train_mode is False
     assert torch.allclose(frozen["norm0.running_mean"][0], 0.1 * mean, atol=1e-5)
+    more = torch.randn(3, 20, 1, 8, 8, generator=generator(0, "more"))
+    means = [GradientMatching(net).with_real(fresh, more[:, :n]).params["norm0.running_mean"] for n in (15, 16, 20)]
+    assert torch.equal(means[1], means[2]) and not torch.allclose(means[0], means[1], atol=1e-6)
     done = run(GradientMatching(net), tiny, steps=3)
     assert done.last.tensors["images"].isfinite().all()
 
@@ -281,6 +285,14 @@ def test_every_step_of_dm_has_a_new_network(tiny):
     net = Counting(ConvNet((1, 8, 8), 3, width=4, depth=1))
     run(DistributionMatching(net, augmentation=DSA), tiny, steps=5)
     assert net.drawn == 5
+
+
+def test_networks_of_dm_differ_from_step_to_step(tiny):
+    net, drawn = ConvNet((1, 8, 8), 3, width=4, depth=1), []
+    init = net.init
+    net.init = lambda *args: drawn.append(init(*args)) or drawn[-1]
+    run(DistributionMatching(net), tiny, steps=4)
+    assert len({float(params["head.weight"].sum()) for params in drawn}) == 4
 
 
 # Both

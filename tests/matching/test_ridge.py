@@ -59,6 +59,15 @@ def twin(objective, params, made, real, targets, weights):
     return rfad_loss_plain(networks, images, labels, *rest, scale)
 
 
+@pytest.mark.parametrize("kind", ["KIP", "FRePo", "RFAD"])
+def test_real_images_of_a_step_have_their_labels_and_weights_that_sum_to_one(kind, tiny, net):
+    """Also where batches are balanced: class by class."""
+    real, targets, weights = KINDS[kind](net).draw_batch(RealBatches(tiny, Uniform(tiny.targets), generator(0, "real")))
+    assert weights.shape == targets.shape == (12,) and float(weights.sum()) == pytest.approx(1)
+    same = (real[:, None] == tiny.batch(torch.arange(24))).flatten(2).all(2)  # (12, 24)
+    assert torch.equal(tiny.targets[same.int().argmax(1)], targets) and same.any(1).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_is_its_twin(kind, tiny, net):
     objective = KINDS[kind](net)
@@ -104,6 +113,8 @@ def test_a_distillation_lowers_its_loss_and_repeats_its_bits(kind, tiny, net):
     assert 0 <= accuracy <= 1 and accuracy == objective.accuracy(done.last, tiny, generator(0, "judge"))
     logits = objective.predict(done.last, objective.start(done.last, generator(0, "s")), tiny, generator(0, "p"))
     assert logits.shape == (len(tiny), 3) and bool(logits.isfinite().all())
+    wrong = [float(torch.nn.functional.cross_entropy(k * logits, tiny.targets)) for k in (0.8, 1, 1.25)]
+    assert wrong[1] == min(wrong)  # their scale is that of the labels
 
 
 @pytest.mark.parametrize("kind", ["KIP", "FRePo", "RFAD"])

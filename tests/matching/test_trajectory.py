@@ -428,6 +428,13 @@ def test_updates_above_the_threshold_are_skipped(tiny, threshold, skipped):
     assert torch.equal(done.last.tensors["images"], first(tiny).tensors["images"]) == (skipped == 5)
 
 
+def test_skipped_updates_count_as_steps_and_use_their_expert(tiny):
+    """The range of start epochs grows with the steps, whether or not they update anything."""
+    made, start = objective(tiny, threshold=1e-9), first(tiny)
+    gradients, after, _ = made.step(start, made.start(start, generator(0, "start")), None, generator(3, "step"))
+    assert gradients is None and (int(after["used"]), int(after["step"])) == (1, 1)
+
+
 def test_a_step_size_that_leaves_the_positive_numbers_stops_the_run(tiny, tmp_path, refused):
     """The step is named, and the checkpoint holds the set of before."""
     experts, path = trained(tiny), tmp_path / "c.safetensors"

@@ -134,12 +134,22 @@ def test_images_that_an_expert_classifies_right(tiny, tmp_path, refused):
 
 
 def test_first_logits_are_the_mean_over_experts_that_are_right(tiny, tmp_path):
-    experts = made(tmp_path, tiny, 6)
-    indices = torch.arange(24)
+    """Of experts that have learned and agree, and of fresh ones that do not."""
+    fresh = ex.Experts({name: value[:, None] for name, value in network().init(generator(0, "fresh"), 3).items()})
+    found = [first_logits_by_hand(experts, tiny) for experts in (made(tmp_path, tiny, 6), fresh)]
+    assert {1, 2} <= found[1] <= {0, 1, 2, 3}
+
+
+def first_logits_by_hand(experts, tiny):
+    """Compare them; how many experts are right about an image."""
+    indices, counts = torch.arange(24), set()
     last = {name: value[:, -1] for name, value in experts.weights.items()}
     logits = network().apply(last, tiny.batch(indices), train=False).logits  # (E, M, classes)
     first = first_logits(network(), experts, tiny, indices)
     for i in range(24):
-        right = [e for e in range(3) if logits[e, i].argmax() == tiny.targets[i]] or [0, 1, 2]
+        right = [e for e in range(3) if logits[e, i].argmax() == tiny.targets[i]]
+        counts.add(len(right))
+        right = right or [0, 1, 2]
         assert torch.allclose(first[i], logits[right, i].mean(0), atol=1e-5)
     assert torch.allclose(first_logits(network(), experts, tiny, indices, one=2), logits[2], atol=1e-5)
+    return counts

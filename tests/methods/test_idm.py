@@ -85,6 +85,17 @@ def test_a_network_that_has_learned_nothing_teaches_nothing(tiny):
     assert not torch.equal(later.last.tensors["images"], pushed.last.tensors["images"])
 
 
+def test_cross_entropy_counts_by_accuracy_in_percent(tiny, monkeypatch):
+    """3 of 12 right are 25 percent, times the weight."""
+    pushed, loss = [], QueueMatching.loss
+    monkeypatch.setattr(QueueMatching, "loss", lambda self, context, *more: pushed.append(context.push) or loss(self, context, *more))
+    made, start = objective(ce_weight=0.2), packed(tiny)
+    state = made.start(start, generator(0, "start"))
+    state |= {"correct": torch.full_like(state["correct"], 3), "seen": torch.full_like(state["seen"], 12)}
+    _, _, log = made.step(start, state, RealBatches(tiny, Uniform(tiny.targets), generator(0, "real")), generator(0, "step"))
+    assert float(log["accuracy"]) == 25 and float(pushed[0]) == pytest.approx(5)
+
+
 def test_the_queue_grows_up_to_its_capacity_and_the_oldest_leaves(tiny, monkeypatch):
     monkeypatch.setattr(QueueMatching, "_train", lambda self, queue, *_: queue)
     made, start = objective(interval=2, capacity=4), packed(tiny)

@@ -1,15 +1,18 @@
 """Hiding of learned samples: candidates and move-back by hand, the plain twin, the log of whole trainings."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from distillery.data import TensorSource
+from distillery.evaluation import FineTuning, fit
 from distillery.methods.kakurenbo import CHUNK, Hiding, plan_plain, visible
 from distillery.networks import ConvNet, Output
+from distillery.networks.encoder import Encoder
 from distillery.seeds import generator
-from distillery.training import Stats, train
+from distillery.training import Plan, Stats, train
 from distillery.training.optimizers import SGD
 
 EPOCHS = 6
@@ -119,6 +122,21 @@ def test_the_rate_follows_the_schedule_and_not_what_is_hidden():
     second = hiding.plan(1, after(1, 6, **SIX))
     assert second.indices.tolist() == [1, 2, 4, 5] and second.scale == pytest.approx(2)
     assert hiding.hidden == [0, 2]
+
+
+def test_a_fine_tuning_goes_at_the_rates_of_the_plan(tiny):
+    """Its own drops at the milestones, times what the plan says: as the same training at twice the rate."""
+    net = network()
+    weights = {name: value for name, value in net.init(generator(0, "encoder"), 1).items() if not name.startswith("head")}
+
+    def tuned(scale, lr):
+        everything = SimpleNamespace(plan=lambda *_: Plan(torch.arange(24), scale=scale), collect=(), after_epoch=None)
+        options = {"encoder": Encoder(net, weights), "hiding": everything}
+        return fit(net, tiny, FineTuning(epochs=4, lr=lr, batch=8, weight_decay=0.0), generator(0, "tune"), **options)[0]
+
+    twice, plain, once = tuned(2.0, 0.01), tuned(1.0, 0.02), tuned(1.0, 0.01)
+    assert all(torch.allclose(twice[name], plain[name], atol=1e-6) for name in plain)
+    assert not torch.allclose(twice["head.weight"], once["head.weight"], atol=1e-3)
 
 
 def test_hidden_samples_are_refreshed_and_can_come_back():

@@ -137,6 +137,7 @@ def test_initialization_is_pytorchs():
         weight = params[f"{name}.weight"]
         assert weight.abs().max() <= bound and params[f"{name}.bias"].abs().max() <= bound
         assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert params[f"{name}.bias"].abs().max() > bound / 2
     assert (params["norm1.weight"] == 1).all() and (params["norm1.bias"] == 0).all()
 
 

@@ -14,7 +14,7 @@ from distillery.report.statistics import counted, critical_size, difference, mea
 
 
 def row(value, std_sets=0.0):
-    return {"value": value, "n_sets": 5, "std_sets": std_sets, "n_networks": 5, "std_networks": 0.01}
+    return {"value": value, "n_sets": 5, "std_sets": std_sets, "n_networks": 2, "std_networks": 0.01}
 
 
 def gap(low, high, n=5):
@@ -174,7 +174,8 @@ def test_record_key_follows_what_decides_the_numbers():
     base = {"seed": 1, "results_dir": "/a", "budget_minutes": 1.0, "progress": True}
     silent = base | {"results_dir": "/b", "budget_minutes": 0.0, "progress": False}
     assert records.record_key("n", base) == records.record_key("n", silent)
-    assert records.record_key("n", base) != records.record_key("n", base | {"seed": 2})
+    for more in ({"seed": 2}, {"device": "cuda"}, {"dataset": "digits"}):
+        assert records.record_key("n", base) != records.record_key("n", base | more)
     assert records.record_key("n", base) != records.record_key("m", base)
 
 
@@ -326,6 +327,7 @@ SAME, WORSE, FAR, WIDE = off(0.0), off(-0.05), off(-0.4, 0.03), off(0.0, 0.02)
 SIZES = {
     "the smallest that is as good": ({0.5: SAME, 0.1: SAME, 0.01: WORSE}, 0.1, "at 0.01"),
     "whatever the order of the parts": ({0.01: WORSE, 0.5: SAME, 0.1: SAME}, 0.1, "at 0.01"),
+    "an interval a little wider than the margin": ({0.5: SAME, 0.1: off(-0.01, 0.012)}, None, "undefined, undecided at 0.1"),
     "all are as good": ({0.5: SAME, 0.1: SAME}, 0.1, "a smaller one may be too"),
     "all data are as good as all data": ({1: FULL, 0.1: WORSE}, 1, "at 0.1"),
     "a better one in between does not count": ({0.5: SAME, 0.1: WORSE, 0.01: SAME}, 0.5, "at 0.1"),

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 
 from distillery.networks import ConvNet, pool
 from distillery.scores import dynamics as scores
-from distillery.scores.dynamics import Dynamics, dynamics
+from distillery.scores.dynamics import Dynamics, drawn_forgetting, dynamics
 from distillery.seeds import generator
 from distillery.training import COLLECTORS, Stats, train
 from distillery.training.optimizers import SGD
@@ -256,3 +257,13 @@ def test_grand_by_hand(tiny):
     error = math.sqrt((2 / 3) ** 2 + 2 * (1 / 3) ** 2)
     wanted = error * (z.square().sum(1) + 1).sqrt()
     assert torch.allclose(scores.grand(network, params, tiny), wanted, rtol=1e-5)
+
+
+def test_ties_of_forgetting_are_drawn_and_no_event_is_passed_over():
+    events = torch.tensor([0.0, 0.25, 0.5]).repeat(200)  # of four networks
+    passed = SimpleNamespace(images=range(600), tunings=4, tuned=lambda seed: {"forgetting": events})
+    first, again, other = (drawn_forgetting(passed, seed, 1) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    by_events = [first[events == value] for value in (0.0, 0.25, 0.5)]
+    assert by_events[0].max() < by_events[1].min() and by_events[1].max() < by_events[2].min()
+    assert len(first.unique()) > 590
