@@ -20,8 +20,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from torchvision import datasets
+from PIL import Image, ImageDraw, ImageOps
+from torchvision import datasets, transforms
 
 from distillery import data
 from distillery.checks import InputError
@@ -119,6 +119,10 @@ def test_top_folder_is_entered_and_junk_passed_over(tmp_path, kind):
         "set/train/.DS_Store": b"x",
         "set/train/cat/._0.png": b"x",
         "set/train/cat/Thumbs.db": b"x",
+        "set/train/cat/thumbs.DB": b"x",
+        "set/train/cat/Desktop.ini": b"x",
+        "set/train/@eaDir/0.png@SynoResource": b"x",
+        "set/train/cat/@eaDir/0.png": b"x",
         "set/README.txt": b"hello",
     }
     path = WRITERS[kind](tmp_path / f"a.{kind}", {f"set/{n}": v for n, v in content.items()} | junk)
@@ -235,6 +239,51 @@ def test_resize_and_max_side(tmp_path):
             load(path, resize=value)
         with refusal("max_side", repr(value)):
             data.load("digits", max_side=value)
+
+
+def circle(size, center, radius):
+    image = Image.new("L", size)
+    box = (center[0] - radius, center[1] - radius, center[0] + radius, center[1] + radius)
+    ImageDraw.Draw(image).ellipse(box, fill=255)
+    return image
+
+
+@pytest.mark.parametrize("size", [(200, 100), (100, 200), (120, 120)])
+def test_resize_keeps_a_circle_round(tmp_path, size):
+    drawn = circle(size, (size[0] / 2, size[1] / 2), 40)
+    content = files(parts=("",), mode="L", size=size) | {"cat/0.png": encoded(drawn)}
+    found = folders.load_files(to_folder(tmp_path / "a", content), resize=50)
+    small = found.pixels[0, 0] > 127  # (50, 50)
+    tall, wide = (int(small.any(axis).sum()) for axis in (1, 0))
+    assert abs(tall - wide) <= 1 and abs(wide - 80 * 50 / min(size)) <= 2
+    square = size[0] == size[1]
+    assert any(note.startswith("8 image(s) that are not square") for note in found.notes) != square
+    if square:  # the same bits as ever
+        assert np.array_equal(found.pixels[0, 0], drawn.resize((50, 50), Image.Resampling.BILINEAR))
+    public = transforms.Compose([transforms.Resize(50), transforms.CenterCrop(50)])(drawn)  # as MTT's code has it
+    assert np.abs(found.pixels[0, 0].numpy().astype(float) - np.asarray(public)).mean() < 1
+    pixels = np.asarray(drawn)[None, None].repeat(2, 0)
+    again, notes = decoding.fit(pixels, 50, 0)  # images decoded before
+    assert np.array_equal(again[0], found.pixels[0]) and len(notes) == (1 if square else 2)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_photographs_are_turned_upright(tmp_path, kind):
+    content, upright = files(parts=("",), size=(12, 12)), {}
+    for orientation in range(10):  # 0 and 9 mean nothing
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        name = f"cat/{orientation}.{kind.lower()}"
+        content[name] = encoded(circle((12, 12), (3, 5), 2), kind, exif=exif)
+        upright[name] = ImageOps.exif_transpose(Image.open(io.BytesIO(content[name])))
+    content["dog/odd.jpg"] = encoded(picture(size=(12, 12)), "JPEG", exif=b"Exif\0\0no EXIF")
+    path = to_folder(tmp_path / "a", content)
+    found = folders.load_files(path)
+    for name, pixels in zip(folders.plan_of(archives.origin(path)).files, found.pixels):
+        if name in upright:
+            assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(upright[name].convert("RGB"))), name
+    note = "7 image(s) turned upright, as their EXIF orientation says"
+    assert note in found.notes and f"note: {note}" in check(path)[0]
 
 
 def test_named_sets_are_resized_too():

@@ -2,7 +2,7 @@
 
 An archive is refused before any member is read if one has ../ or an absolute path, is a link or a device, is encrypted, is an archive
 itself, occurs twice, or if more is declared than the limit allows. Members are then read one at a time, never more bytes than declared.
-Hidden files and what macOS and Windows leave behind are passed over.
+Hidden files and what macOS, Windows and Synology leave behind are passed over.
 """
 
 import gzip
@@ -30,7 +30,7 @@ TEST_FOLDERS = ("test", "val", "valid", "validation")
 MAX_UNPACKED, MAX_MEMBER = 64 * 10**9, 1 << 28  # bytes of an archive's content, of one encoded image
 _MAX_HEADER = 1 << 24  # bytes tarfile may read at once while listing: names and attributes, never content
 _NESTED = (*SUFFIXES, ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-_JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")
+_JUNK = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")  # of macOS, Windows and Synology
 
 
 def shown(name) -> str:
@@ -266,4 +266,4 @@ def readable(path: Path):
 
 
 def _junk(part: str) -> bool:
-    return part.startswith(".") or part in _JUNK
+    return part.startswith(".") or part.casefold() in _JUNK

@@ -1,15 +1,15 @@
-"""Encoded images to one uint8 array, decoded in threads: as stored, without EXIF rotation, of an animation the first frame."""
+"""Encoded images to one uint8 array, decoded in threads: turned as their EXIF orientation says, of an animation the first frame."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from distillery.checks import InputError
@@ -18,6 +18,8 @@ from distillery.data.archives import shown, threads
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 1 << 26  # of one image; more is taken for a decompression bomb
 _CHUNK = 256  # files read at a time
+# by EXIF orientation, from 2; ImageOps.exif_transpose would write the EXIF anew, and fail where some of it is odd
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 
 
 def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Callable, color=False) -> tuple[np.ndarray, list[str]]:
@@ -46,8 +48,8 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
         if image is None:
             return name, None, met
         if mode in ("RGB", image.mode) and (resize or image.size == source):
-            _put(image, mode, size, out[rows[name]])
-        return name, image.size, met
+            _put(image, mode, size, out[rows[name]], crop=resize > 0)
+        return name, image.size, met + ["cropped"] * (resize > 0 and image.width != image.height)
 
     with closing(scan(files, len(rows), work, "decoding", progress)) as scanned:
         for name, seen, met in scanned:
@@ -78,6 +80,8 @@ def said(facts: Counter, n: int, mode: str) -> list[str]:
         f"gray image(s) of {n} made RGB": facts["gray"] if mode == "RGB" else 0,
         "image(s) with an alpha channel laid on white": facts["alpha"],
         "image(s) of 16 bits scaled to 8": facts["16-bit"],
+        "image(s) turned upright, as their EXIF orientation says": facts["turned"],
+        "image(s) that are not square cut to their centre": facts["cropped"],
     }
     return [f"{count} {what}" for what, count in found.items() if count]
 
@@ -94,12 +98,13 @@ def target_size(size: tuple[int, int], resize: int, max_side: int) -> tuple[tupl
     return size, notes
 
 
-def _put(image: Image.Image, mode: str, size: tuple[int, int], out: np.ndarray) -> None:
-    """Write an image as (C, H, W) into `out`."""
+def _put(image: Image.Image, mode: str, size: tuple[int, int], out: np.ndarray, crop: bool) -> None:
+    """Write an image as (C, H, W) into `out`; `crop`: the short side is resized and the centre kept, as the public codes of MTT and FTD do."""
     if image.mode != mode:
         image = image.convert(mode)
     if image.size != size:
-        image = image.resize(size, Image.Resampling.BILINEAR)  # averages over the shrunk area
+        shape = ImageOps.fit if crop else Image.Image.resize
+        image = shape(image, size, Image.Resampling.BILINEAR)  # averages over the shrunk area
     out[:] = np.asarray(image).reshape(size[1], size[0], -1).transpose(2, 0, 1)
 
 
@@ -112,12 +117,12 @@ def fit(pixels: np.ndarray, resize: int, max_side: int) -> tuple[np.ndarray, lis
     out = np.empty((n, channels, size[1], size[0]), np.uint8)
     for image, slot in zip(pixels.transpose(0, 2, 3, 1), out):
         image = Image.fromarray(np.ascontiguousarray(image if channels == 3 else image[..., 0]))
-        _put(image, image.mode, size, slot)
-    return out, notes
+        _put(image, image.mode, size, slot, crop=resize > 0)
+    return out, notes + said(Counter(cropped=n * (resize > 0 and height != width)), n, "")
 
 
 def open_image(payload: bytes | Path) -> tuple[Image.Image | None, list[str]]:
-    """One decoded image as L or RGB, None if it cannot be read; and facts: 'gray', 'alpha' (laid on white), '16-bit', 'mode ...'."""
+    """One decoded image as L or RGB, None if it cannot be read; and facts: 'gray', 'alpha' (laid on white), '16-bit', 'turned', 'mode ...'."""
     try:
         file = BytesIO(payload) if isinstance(payload, bytes) else payload
         with Image.open(file, formats=FORMATS) as image:
@@ -128,6 +133,9 @@ def open_image(payload: bytes | Path) -> tuple[Image.Image | None, list[str]]:
             if mode.startswith("I") or ";16" in rawmode:
                 facts.append("16-bit")
             image.load()
+            turn = 1
+            with suppress(Exception):  # EXIF that cannot be read says nothing
+                turn = image.getexif().get(ExifTags.Base.Orientation, 1)
             gray = mode in ("1", "L", "LA", "La") or mode.startswith("I")
             if mode.startswith("I"):  # Pillow would clip at 255; for color it keeps the high byte, as here
                 image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
@@ -135,6 +143,9 @@ def open_image(payload: bytes | Path) -> tuple[Image.Image | None, list[str]]:
                 facts.append("alpha")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             image = image.convert("L" if gray else "RGB")
+            if turn in range(2, 9):
+                image = image.transpose(Image.Transpose[_TURNS[turn - 2]])
+                facts.append("turned")
             facts += [f"mode {mode}{' 16 bits' if '16-bit' in facts else ''}", *(["gray"] if gray else [])]
             return image, facts
     except Exception:  # Pillow's decoders raise a dozen kinds on broken files: all mean the same here

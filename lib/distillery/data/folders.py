@@ -15,7 +15,7 @@ from distillery.checks import InputError, local_path
 from distillery.data.archives import EXTENSIONS, TEST_FOLDERS, Folder, Listing, is_image, origin, shown
 from distillery.data.decoding import decode
 
-VERSION = 2  # of the decoding: a change makes older cache files stale
+VERSION = 3  # of the decoding: a change makes older cache files stale
 _TABLE = "val/val_annotations.txt"  # of Tiny-ImageNet
 
 
