@@ -127,6 +127,15 @@ def _card_digest(tensors: dict[str, Tensor], card) -> str:
     return hashlib.sha256((tensor_digest(tensors) + canonical(card)).encode()).hexdigest()
 
 
+def has_card(path: str | Path) -> bool:
+    """Whether a safetensors file is one of `save_tensors`, or broken, as `load_tensors` then says."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return _META in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return True
+
+
 def load_foreign(path: str | Path):
     """What a file of PyTorch or safetensors holds, never run. Raises InputError if it cannot be read as tensors."""
     path = Path(path)

@@ -135,7 +135,7 @@ def open_image(payload: bytes | Path) -> tuple[Image.Image | None, list[str]]:
             image.load()
             turn = 1
             with suppress(Exception):  # EXIF that cannot be read says nothing
-                turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+                turn = int(image.getexif().get(ExifTags.Base.Orientation, 1))
             gray = mode in ("1", "L", "LA", "La") or mode.startswith("I")
             if mode.startswith("I"):  # Pillow would clip at 255; for color it keeps the high byte, as here
                 image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))

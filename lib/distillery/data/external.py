@@ -30,12 +30,8 @@ def read(path: str | Path, labels: str | Path = "", pixels: str = "auto", splits
     """
     check_choice("pixels", pixels, PIXELS)
     path = Path(path)
-    if path.suffix == ".safetensors" and not labels:
-        try:
-            return synthetic.load(path)
-        except InputError as error:
-            if "no distillery card" not in str(error):
-                raise
+    if path.suffix == ".safetensors" and not labels and store.has_card(path):
+        return synthetic.load(path)
     images, targets = _pair(store.load_foreign(path))
     if labels:
         content = store.load_foreign(labels)
