@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 from torchvision import datasets, transforms
 
 from distillery import data
@@ -432,8 +432,8 @@ def test_folders_that_are_no_data_set(tmp_path):
     with refusal("emu", "1 non-image file(s)", "notes.txt"):
         load(root)
     (root / "emu/notes.txt").unlink()
-    (root / "emu/deeper").mkdir()
-    with refusal("emu", "deeper"):
+    (root / "emu/deeper.png").mkdir()
+    with refusal("emu", "1 folder(s)", "deeper.png"):
         load(root)
 
 
@@ -448,6 +448,46 @@ def test_unreadable_images_are_counted_and_named(tmp_path):
             load(WRITERS[kind](tmp_path / f"a.{kind}", content))
     with refusal("140 of 140"):
         load(to_zip(tmp_path / "b.zip", dict.fromkeys(content, b"x")))
+
+
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        (encoded(picture(), "GIF"), "GIF"),
+        (encoded(picture(), "TIFF"), "TIFF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"<!DOCTYPE html>\n<html>", "text"),
+        (b"", "an empty file"),
+        (encoded(picture(), "JPEG")[:-20], "truncated"),
+        (b"\x01\x02\xff\xfe" * 9, "no image"),
+    ],
+)
+def test_what_an_unreadable_file_is(tmp_path, content, why):
+    path = to_folder(tmp_path / "a", files(parts=("",)) | {"cat/1.jpg": content})
+    with refusal("cat/1.jpg (", why, "JPEG, PNG"):
+        load(path)
+    with refusal("cat/1.jpg (", why):
+        load(to_zip(tmp_path / "a.zip", files(parts=("",)) | {"cat/1.jpg": content}))
+    (line,) = (line for line in check(path)[0] if line.startswith("  cat/1.jpg: "))
+    assert why in line
+
+
+def test_a_long_text_or_color_profile_in_a_png(tmp_path):
+    prompt = PngImagePlugin.PngInfo()
+    prompt.add_text("prompt", "x" * 2_000_000, zip=True)
+    longer = {"cat/0.png": encoded(picture(0), pnginfo=prompt), "cat/1.png": encoded(picture(1), icc_profile=bytes(2_000_000))}
+    plain = folders.load_files(to_folder(tmp_path / "a", files(parts=("",))))
+    assert torch.equal(folders.load_files(to_folder(tmp_path / "b", files(parts=("",)) | longer)).pixels, plain.pixels)
+
+
+def test_a_zip_by_a_method_that_zipfile_does_not_know(tmp_path):
+    path = to_zip(tmp_path / "a.zip", files())
+    content = bytearray(path.read_bytes())
+    for mark, at in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        content[content.index(mark) + at] = 9
+    path.write_bytes(content)
+    with refusal("compression method 9 (deflate64)", "pack it again"):
+        load(path)
 
 
 def test_an_image_of_too_many_pixels(tmp_path, monkeypatch):
@@ -726,6 +766,21 @@ def test_tiny_imagenet(tmp_path, monkeypatch):
     for place in (root, root / "tiny-imagenet-200"):
         again = data.load("tiny-imagenet", place)
         assert again.digest == splits.digest and any("no published checksum" in note for note in again.notes)
+    top = root / "tiny-imagenet-200"
+    for i in range(4):  # as the usual scripts sort them, the table left in place
+        (top / f"val/n0{i % 2 + 1}").mkdir(exist_ok=True)
+        (top / f"val/images/val_{i}.JPEG").rename(top / f"val/n0{i % 2 + 1}/val_{i}.JPEG")
+    (top / "val/images").rmdir()
+    assert load(top).digest == load(root).digest == splits.digest
+    (top / "val/val_annotations.txt").unlink()
+    assert load(top).digest == splits.digest and check(top)[1]
+    (top / "train/n01/odd.JPEG").write_bytes(encoded(picture()))
+    with refusal("n01", "1 folder(s), first 'images'"):
+        load(top)
+
+
+def test_a_label_table_that_names_missing_files(tmp_path):
+    root = to_folder(tmp_path / "a", tiny_files())
     (root / "tiny-imagenet-200/val/images/val_0.JPEG").unlink()
     with refusal("val_0.JPEG", "not there"):
         data.load("tiny-imagenet", root)

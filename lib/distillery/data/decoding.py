@@ -9,15 +9,24 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
-from distillery.checks import InputError
+from distillery.checks import InputError, first_line
 from distillery.data.archives import shown, threads
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 1 << 26  # of one image; more is taken for a decompression bomb
 _CHUNK = 256  # files read at a time
+_OTHERS = {
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"ftyphe": "HEIC",
+    b"ftypmif1": "HEIC",
+    b"ftypavif": "AVIF",
+}  # by first bytes
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # bytes: prompts and color profiles of more than 1 MB are no bombs
 # by EXIF orientation, from 2; ImageOps.exif_transpose would write the EXIF anew, and fail where some of it is odd
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 
@@ -30,18 +39,18 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
     raises    InputError on unreadable files (with their number) and on images of unequal size without `resize`
     """
     rows = {name: row for row, name in enumerate(plan.files)}
-    sizes, facts, unreadable = Counter(), Counter(), []
+    sizes, facts, unreadable = Counter(), Counter(), {}
     first: dict[tuple[int, int], str] = {}  # image of each size
     files = where.read(plan.files)
     for name, payload in files:  # the first image that can be decoded fixes shape and mode
-        image, _ = open_image(payload)
+        image, met = open_image(payload)
         if image is not None:
             source, mode = image.size, "RGB" if color else image.mode
             size, notes = target_size(source, resize, max_side)
             out = allocate((len(rows), len(mode), size[1], size[0]))
             files = chain([(name, payload)], files)
             break
-        unreadable.append(name)
+        unreadable[name] = met[0]
 
     def work(name: str, payload) -> tuple:
         image, met = open_image(payload)
@@ -54,7 +63,7 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
     with closing(scan(files, len(rows), work, "decoding", progress)) as scanned:
         for name, seen, met in scanned:
             if seen is None:
-                unreadable.append(name)
+                unreadable[name] = met[0]
                 continue
             sizes[seen] += 1
             first.setdefault(seen, name)
@@ -65,8 +74,9 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
     if color and mode == "L":
         return decode(where, plan, resize, max_side, progress, allocate, True)
     if unreadable:
-        name = shown(where.path / min(unreadable, key=rows.get))
-        raise InputError(f"{len(unreadable)} of {len(rows)} images cannot be read, first {name}; accepted: whole image files")
+        name = min(unreadable, key=rows.get)
+        found = f"{len(unreadable)} of {len(rows)} images cannot be read, first {shown(where.path / name)} ({unreadable[name]})"
+        raise InputError(f"{found}; accepted: whole files of {', '.join(FORMATS)}")
     if len(sizes) > 1 and not resize:
         (usual, _), *_, (odd, _) = sizes.most_common()
         example = f"{shown(first[odd].rpartition('/')[2])} is {odd[0]}x{odd[1]} and most are {usual[0]}x{usual[1]}"
@@ -122,12 +132,12 @@ def fit(pixels: np.ndarray, resize: int, max_side: int) -> tuple[np.ndarray, lis
 
 
 def open_image(payload: bytes | Path) -> tuple[Image.Image | None, list[str]]:
-    """One decoded image as L or RGB, None if it cannot be read; and facts: 'gray', 'alpha' (laid on white), '16-bit', 'turned', 'mode ...'."""
+    """One decoded image as L or RGB, and facts: 'gray', 'alpha' (laid on white), '16-bit', 'turned', 'mode ...'; None and why if unreadable."""
     try:
         file = BytesIO(payload) if isinstance(payload, bytes) else payload
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                return None, []
+                raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
             mode, facts = image.mode, []
             rawmode = str(image.tile[0].args) if image.format == "PNG" and image.tile else ""
             if mode.startswith("I") or ";16" in rawmode:
@@ -148,8 +158,21 @@ def open_image(payload: bytes | Path) -> tuple[Image.Image | None, list[str]]:
                 facts.append("turned")
             facts += [f"mode {mode}{' 16 bits' if '16-bit' in facts else ''}", *(["gray"] if gray else [])]
             return image, facts
-    except Exception:  # Pillow's decoders raise a dozen kinds on broken files: all mean the same here
-        return None, []
+    except Exception as error:  # Pillow's decoders raise a dozen kinds on broken files: all mean the same here
+        return None, [_why(payload, error)]
+
+
+def _why(payload: bytes | Path, error: Exception) -> str:
+    """Why a file cannot be decoded: what else it is, or what its decoder says."""
+    if not isinstance(error, UnidentifiedImageError):
+        return shown(getattr(error, "strerror", None) or first_line(error))
+    if isinstance(payload, Path):
+        with payload.open("rb") as file:
+            payload = file.read(256)
+    start = payload[:256]
+    known = [kind for magic, kind in _OTHERS.items() if start.find(magic) in (0, 4)]
+    text = "".join(start.decode("utf-8", "ignore").split())
+    return known[0] if known else "an empty file" if not start else "text" if text.isprintable() and text.isascii() else "no image"
 
 
 def scan(files: Iterator[tuple], n: int, work: Callable, title: str, progress: bool) -> Iterator:
