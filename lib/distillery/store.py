@@ -142,6 +142,9 @@ def load_foreign(path: str | Path):
     try:
         return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        start = path.read_bytes()[:200]
+        if start.isascii() and b"\0" not in start:
+            raise InputError(f"{path} is text ({start[:30]!r}..): a web page or a pointer of git-lfs; accepted: the file itself") from error
         raise InputError(f"{path} holds more than tensors, which is not run; accepted: files that load with weights_only") from error
     except Exception as error:
         raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a whole .safetensors, .pt or .pth file") from error

@@ -63,6 +63,8 @@ def _report(where, plan: Plan, sizes, facts, unreadable: list[tuple[int, str]], 
         why.append(f"{len(small)} class(es) with fewer than {least} images, first {shown(small[0])} (to be split in {split})")
     if why:
         return [*lines, f"not usable: {'; '.join(why)}"], False
+    if any(max(size) > 8 * min(size) for size in sizes):
+        lines.append("note: long and thin images: resize=SIDE, or max_side 0")
     return [*lines, "usable" if len(sizes) == 1 else "usable with resize=SIDE: the sizes differ"], True
 
 

@@ -103,6 +103,10 @@ def target_size(size: tuple[int, int], resize: int, max_side: int) -> tuple[tupl
         size, notes = (resize, resize), [f"resized to {resize}x{resize}"]
     if max_side and max(size) > max_side:
         small = tuple(max(1, round(side * max_side / max(size))) for side in size)
+        if min(small) < 2 <= min(size):
+            raise InputError(
+                f"max_side: {max_side} shrinks {size[0]}x{size[1]} to {small[0]}x{small[1]}; accepted: max_side 0, or resize=SIDE"
+            )
         notes.append(f"shrunk from {size[0]}x{size[1]} to {small[0]}x{small[1]} (max_side {max_side})")
         size = small
     return size, notes
