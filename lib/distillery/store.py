@@ -8,7 +8,7 @@ import json
 import math
 import os
 import pickle
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -129,11 +129,9 @@ def _card_digest(tensors: dict[str, Tensor], card) -> str:
 
 def has_card(path: str | Path) -> bool:
     """Whether a safetensors file is one of `save_tensors`, or broken, as `load_tensors` then says."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return _META in (file.metadata() or {})
-    except (OSError, SafetensorError):
-        return True
+    with suppress(OSError, SafetensorError), safe_open(str(path), framework="pt") as file:
+        return _META in (file.metadata() or {})
+    return True
 
 
 def load_foreign(path: str | Path):

@@ -18,14 +18,7 @@ from distillery.data.archives import shown, threads
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 1 << 26  # of one image; more is taken for a decompression bomb
 _CHUNK = 256  # files read at a time
-_OTHERS = {
-    b"GIF8": "GIF",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"ftyphe": "HEIC",
-    b"ftypmif1": "HEIC",
-    b"ftypavif": "AVIF",
-}  # by first bytes
+_OTHERS = {b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"ftyphe": "HEIC", b"ftypmif1": "HEIC", b"ftypavif": "AVIF"}
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # bytes: prompts and color profiles of more than 1 MB are no bombs
 # by EXIF orientation, from 2; ImageOps.exif_transpose would write the EXIF anew, and fail where some of it is odd
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
@@ -104,9 +97,7 @@ def target_size(size: tuple[int, int], resize: int, max_side: int) -> tuple[tupl
     if max_side and max(size) > max_side:
         small = tuple(max(1, round(side * max_side / max(size))) for side in size)
         if min(small) < 2 <= min(size):
-            raise InputError(
-                f"max_side: {max_side} shrinks {size[0]}x{size[1]} to {small[0]}x{small[1]}; accepted: max_side 0, or resize=SIDE"
-            )
+            raise InputError(f"max_side: {max_side} makes {size[0]}x{size[1]} {small[0]}x{small[1]}; accepted: 0, or resize=SIDE")
         notes.append(f"shrunk from {size[0]}x{size[1]} to {small[0]}x{small[1]} (max_side {max_side})")
         size = small
     return size, notes

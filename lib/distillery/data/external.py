@@ -48,11 +48,11 @@ def read(
         store.check_plain(f"{file}: {what}", value)
     if images.ndim != 4 or images.dtype == torch.bool or images.numel() == 0:
         raise InputError(f"{path}: images {tuple(images.shape)} of {images.dtype}; accepted: numbers (M, C, H, W), M > 0")
-    images, pixels = _standardized(images.detach(), pixels, splits, path)
+    images, how = _standardized(images.detach(), pixels, splits, path)
     targets = _targets(targets.detach(), len(images), apart)
     if logits and not targets.is_floating_point():
         raise InputError(f"{apart}: logits, but labels are whole numbers; accepted: ({len(images)}, classes) real numbers")
-    return Synthetic({"images": images, "targets": targets.softmax(1) if logits else targets}, None, formation, {"pixels": pixels})
+    return Synthetic({"images": images, "targets": targets.softmax(1) if logits else targets}, None, formation, {"pixels": how})
 
 
 def _pair(content) -> tuple:
@@ -91,11 +91,12 @@ def _standardized(images: Tensor, pixels: str, splits: Splits | None, path: Path
         pixels = "bytes" if whole else "unit" if low >= 0 and high <= 1 else "standardized"
         if pixels == "standardized" and max(-low, high) > _LARGEST:
             raise InputError(f"{path}: real pixels from {low:g} to {high:g}; accepted: pixels 'bytes', or 'standardized' if they are")
+    how = f"{pixels} ({low:g} to {high:g})"
     if pixels == "standardized":
-        return images, pixels
+        return images, how
     top = 255 if pixels == "bytes" else 1
     if low < 0 or high > top:
         raise InputError(f"{path}: pixels in {pixels} from {low:g} to {high:g}; accepted: 0 to {top}")
     if splits is None:
         raise InputError(f"{path}: pixels in {pixels} and no data set to standardize them by; accepted: a data set, or standardized")
-    return splits.train.transform(images / top), pixels
+    return splits.train.transform(images / top), how

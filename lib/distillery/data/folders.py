@@ -103,11 +103,8 @@ def arrange_tiny(where, table: str) -> Plan:
 
     The validation images serve as test images; those of test/ have no labels and are passed over.
     """
-    files, label, top, train = where.listing.files, shown(where.path), table.removesuffix(_TABLE), {}
-    for name in sorted(files):
-        parts = name.removeprefix(top).split("/")
-        if name.startswith(top) and len(parts) == 4 and parts[0] == "train" and parts[2] == "images":
-            train.setdefault(parts[1], []).append(name)
+    files, label, top = where.listing.files, shown(where.path), table.removesuffix(_TABLE)
+    train = _class_folders(where.listing, f"{top}train/", label)
     classes = sorted(train)
     test: dict[str, list[str]] = {name: [] for name in classes}
     _, content = next(iter(where.read([table])))
@@ -118,10 +115,8 @@ def arrange_tiny(where, table: str) -> Plan:
             accepted = "train/<class>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt"
             raise InputError(f"{label}: val_annotations.txt names {row!r}, which is not there; accepted: {accepted}")
         test[row[1]].append(file)
-    empty = [name for name in classes if not test[name]]
-    if empty or len(classes) < 2:
-        found = f"{len(classes)} classes in train/, of which {empty[:5]} have no image in val/"
-        raise InputError(f"{label}: {found}; accepted: at least two, with images in both")
+    if empty := [name for name in classes if not test[name]]:
+        raise InputError(f"{label}: classes {empty[:5]} of train/ have no image in val/; accepted: images in both")
     return _ordered([train, test], classes, ["the published validation images serve as test"])
 
 

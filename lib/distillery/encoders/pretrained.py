@@ -17,7 +17,7 @@ from distillery.seeds import generator as stream
 from distillery.training import train
 from distillery.training.optimizers import SGD
 
-# eight digits of sha256, as in the names of torchvision and timm (resnet18-f37072fd.pth); a date is none
+# of sha256, as torchvision and timm name files (resnet18-f37072fd.pth); a date is none
 _HASH = re.compile(r"-(?!20[0-9]{6}\.)([0-9a-f]{8})\.\w+$")
 
 
@@ -63,7 +63,6 @@ def save(path: str | Path, network, weights: Params, card: dict) -> str:
 def load(path: str | Path, network) -> Encoder:
     """The encoder in a file for a network: one saved by `save`, or a state dict of PyTorch (.pt, .pth, .safetensors).
 
-    What identifies it is `Encoder.digest`, sha256 of the weights.
     raises  InputError on a file that is missing, corrupt, holds more than tensors, or is not the published one by the hash in its name;
             and on weights of another network
     """
@@ -145,10 +144,7 @@ def torchvision(name: str, classes: int, weights: str = "DEFAULT") -> Encoder:
 
 
 def timm(name: str, classes: int, weights: str) -> Encoder:
-    """A model of timm ('resnet18', 'vit_tiny_patch16_224') with the weights of a file of `load` and a fresh classifier of `classes`.
-
-    raises  InputError on an unknown model, no file, and as `load` does
-    """
+    """A model of timm, 'vit_tiny_patch16_224' for example, as `torchvision` does it, but from a file alone."""
     import timm as models
 
     try:
@@ -161,10 +157,7 @@ def timm(name: str, classes: int, weights: str) -> Encoder:
 
 
 def of(source: str, network) -> Encoder:
-    """The encoder that a parameter names.
-
-    It is 'torchvision:NAME', 'torchvision:NAME:WEIGHTS', 'torchvision:NAME:FILE', 'timm:NAME:FILE', or a local file for `network`.
-    """
+    """The encoder that a parameter names: 'torchvision:NAME', 'torchvision:NAME:WEIGHTS or FILE', 'timm:NAME:FILE', or a file for `network`."""
     kind, _, rest = source.partition(":")
     name, _, weights = rest.partition(":")
     if kind == "torchvision":
