@@ -271,9 +271,10 @@ def _evaluate(arguments) -> int:
     made = external.read(arguments.file, arguments.labels, arguments.pixels, splits, arguments.logits, arguments.formation)
     network = ConvNet(splits.train.shape, len(splits.train.classes), arguments.width)
     rows = judged.compare_with_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
-    how = f"pixels read as {made.card['pixels']}" if "pixels" in made.card else "an export"
-    print(f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers, {how}")
-    print(f"{network.name}, E {protocol.epochs}, {protocol.loss}, augmentation {protocol.augmentation or 'none'}, final weights\n")
+    print(f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers")
+    print(
+        f"{network.name}, E {protocol.epochs}, {protocol.loss}, augmentation {protocol.augmentation or 'none'}, final weights, pixels {made.card.get('pixels', 'as exported')}\n"
+    )
     for row in rows:
         print(f"  {row['method']:<8} {tables.percent(row['measured'])}")
     if arguments.json:

@@ -238,7 +238,7 @@ def test_command(tmp_path, tensors, capsys):
     assert cli.main(words) == 0
     out = capsys.readouterr().out
     assert (
-        "pixels read as standardized" in out
+        "pixels standardized (-" in out
         and "20 stored images" in out
         and "random" in out
         and "(2 x 2)" in out

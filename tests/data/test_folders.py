@@ -490,7 +490,7 @@ def test_a_zip_by_a_method_that_zipfile_does_not_know(tmp_path):
     for mark, at in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
         content[content.index(mark) + at] = 9
     path.write_bytes(content)
-    with refusal("compression method 9 (deflate64)", "pack it again"):
+    with refusal("packed by method 9 (deflate64)", "pack it again"):
         load(path)
 
 

@@ -160,9 +160,9 @@ def test_wrong_files_under_the_right_name(tmp_path, refused):
     """A deeper network's file holds all the names and shapes of a shallower one's."""
     states = {name: models.get_model(name, num_classes=10).state_dict() for name in ("resnet18", "resnet34")}
     for found, content in {
-        "96 tensors more than torchvision resnet18, the first 'layer1.2.conv1.weight'": states["resnet34"],
+        "0 of 120 tensors of torchvision resnet18 are missing, 96 are too many, the first 'layer1.2.conv1.weight'": states["resnet34"],
         "'conv1.weight' is (64, 1, 7, 7); accepted: (64, 3, 7, 7)": states["resnet18"] | {"conv1.weight": torch.zeros(64, 1, 7, 7)},
-        "of 120 tensors of torchvision resnet18 are missing, the first 'conv1.weight'": {
+        "of 120 tensors of torchvision resnet18 are missing, 0 are too many, the first 'conv1.weight'": {
             f"net.{k}": v for k, v in states["resnet18"].items()
         },
     }.items():

@@ -179,7 +179,7 @@ class Zip(_Archive):
                     self._refuse(info.filename, "is encrypted")
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
                     how = f"{info.compress_type} ({zipfile.compressor_names.get(info.compress_type, 'unknown')})"
-                    raise InputError(f"{shown(self.path)}: compression method {how}; accepted: Deflate, so pack it again as a plain zip")
+                    self._refuse(info.filename, f"is packed by method {how}, so pack it again by Deflate")
                 self._add(info.filename.replace("\\", "/"), info.file_size, info.is_dir(), info)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:

@@ -164,10 +164,9 @@ def _why(payload: bytes | Path, error: Exception) -> str:
     if isinstance(payload, Path):
         with payload.open("rb") as file:
             payload = file.read(256)
-    start = payload[:256]
-    known = [kind for magic, kind in _OTHERS.items() if start.find(magic) in (0, 4)]
-    text = "".join(start.decode("utf-8", "ignore").split())
-    return known[0] if known else "an empty file" if not start else "text" if text.isprintable() and text.isascii() else "no image"
+    known = [kind for magic, kind in _OTHERS.items() if payload.find(magic) in (0, 4)]
+    text = b"".join(payload[:256].split()).decode("latin1")
+    return known[0] if known else "an empty file" if not payload else "text" if text.isprintable() and text.isascii() else "no image"
 
 
 def scan(files: Iterator[tuple], n: int, work: Callable, title: str, progress: bool) -> Iterator:

@@ -21,9 +21,7 @@ PIXELS = ("auto", "standardized", "unit", "bytes")
 _LARGEST = 20  # standardized pixels beyond are none: those of photographs reach about 3, whitened ones 10
 
 
-def read(
-    path: str | Path, labels: str | Path = "", pixels: str = "auto", splits: Splits | None = None, logits=False, formation="identity"
-) -> Synthetic:
+def read(path, labels="", pixels="auto", splits: Splits | None = None, logits=False, formation="identity") -> Synthetic:
     """Read a set: one of our exports, or a foreign file with images (M, C, H, W) and labels (M,) or (M, classes).
 
     labels  a second file that holds the labels alone

@@ -19,6 +19,7 @@ from distillery.training.optimizers import SGD
 
 # of sha256, as torchvision and timm name files (resnet18-f37072fd.pth); a date is none
 _HASH = re.compile(r"-(?!20[0-9]{6}\.)([0-9a-f]{8})\.\w+$")
+_PART = re.compile("[^.0-9]*")  # of a network, without numbers: 'layer' of 'layer1.0.conv2.weight'
 
 
 def pretrain(
@@ -95,15 +96,11 @@ def _fitting(found: dict, network, where: str) -> Params:
     # older files have no counts of batches; PyTorch too starts them at 0
     found = {name: value for name, value in wanted.items() if name.endswith("num_batches_tracked")} | found
     lacking = [name for name in wanted if name not in found]
-    parts = set(map(_part, wanted))
-    more = [name for name, value in found.items() if isinstance(value, Tensor) and name not in drawn and _part(name) in parts]
-    if lacking or more:
-        what = (
-            f"{len(lacking)} of {len(wanted)} tensors of {network.name} are missing"
-            if lacking
-            else f"{len(more)} tensors more than {network.name}"
-        )
-        raise InputError(f"{where}: {what}, the first {(lacking or more)[0]!r}; accepted: weights of the same architecture")
+    parts = {_PART.match(name)[0] for name in wanted}
+    more = [name for name, value in found.items() if isinstance(value, Tensor) and name not in drawn and _PART.match(name)[0] in parts]
+    if odd := lacking or more:
+        what = f"{len(lacking)} of {len(wanted)} tensors of {network.name} are missing, {len(more)} are too many, the first {odd[0]!r}"
+        raise InputError(f"{where}: {what}; accepted: weights of the same architecture")
     for name, value in wanted.items():
         store.check_plain(f"{where}: {name!r}", found[name])
         if found[name].shape != value.shape:
@@ -111,11 +108,6 @@ def _fitting(found: dict, network, where: str) -> Params:
         weights[name] = found[name].detach().to(value.dtype)[None]
         check_finite(f"{where}: {name!r}", weights[name])
     return weights
-
-
-def _part(name: str) -> str:
-    """The part of a network that a tensor is of, without numbers: 'layer' of 'layer1.0.conv2.weight'."""
-    return re.match(r"[^.0-9]*", name)[0]
 
 
 def torchvision(name: str, classes: int, weights: str = "DEFAULT") -> Encoder:

@@ -20,10 +20,7 @@ from distillery.checks import InputError, first_line
 
 
 def _absolute(value: str, *, named: bool = False) -> str:
-    """A path made absolute, since kernels start in another folder; where it may be `named` instead, only if there is one.
-
-    Of KIND:NAME:PATH, an encoder in a file, the last part is the path.
-    """
+    """A path (of 'timm:NAME:PATH' the last part) made absolute, for kernels start elsewhere; where it may be `named`, only if there is one."""
     try:
         path = Path(value).expanduser().resolve()
         if named and value.count(":") == 2 and not path.exists():
