@@ -74,6 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     judge.add_argument("file", help="an exported set, or a foreign .pt, .pth or .safetensors file of images and labels")
     judge.add_argument("--labels", default="", help="file of the labels, where they are apart")
     judge.add_argument("--pixels", default="auto", help="auto, standardized, unit or bytes")
+    judge.add_argument("--logits", action="store_true", help="labels of a foreign file are logits (DATM)")
+    judge.add_argument("--formation", default="identity", help="of a foreign file: identity, or partition2 (IDC's factor 2)")
     judge.add_argument("--dataset", required=True, help="digits, folder, cifar10, ...: the data to test on")
     judge.add_argument("--data-root", default="", help="where that data set lies")
     judge.add_argument("--normalization", default="own", help="own, zca, published or published:NAME")
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     judge.add_argument("--no-augmentation", action="store_true", help="train without DSA augmentation")
     judge.add_argument("--loss", default="cross-entropy", help="cross-entropy, or 'half squared error' for real-valued labels")
     judge.add_argument("--width", type=int, default=128, help="channels of the ConvNet")
-    for name, default in {"--max-side": 0, "--networks": 5, "--epochs": 1000, "--seed": 0}.items():
+    for name, default in {"--max-side": 0, "--resize": 0, "--networks": 5, "--epochs": 1000, "--seed": 0}.items():
         judge.add_argument(name, type=int, default=default)
     judge.add_argument("--seeds", type=int, default=1, help="evaluations; random images are drawn anew in each")
     judge.add_argument("--device", default="auto")
@@ -256,7 +258,7 @@ def _evaluate(arguments) -> int:
     from distillery.report import tables
     from distillery.training.dsa import DSA, DSA_NO_FLIP
 
-    for name, least in {"seeds": 1, "networks": 1, "width": 1, "seed": 0, "epochs": 0, "max_side": 0}.items():
+    for name, least in {"seeds": 1, "networks": 1, "width": 1, "seed": 0, "epochs": 0, "max_side": 0, "resize": 0}.items():
         if getattr(arguments, name) < least:
             raise InputError(f"--{name.replace('_', '-')}: {getattr(arguments, name)}; accepted: a whole number of at least {least}")
     if arguments.json:
@@ -264,13 +266,15 @@ def _evaluate(arguments) -> int:
     families = "" if arguments.no_augmentation else DSA_NO_FLIP if arguments.no_flip else DSA
     protocol = Protocol(arguments.networks, arguments.epochs, augmentation=families, loss=arguments.loss)
     device = parameters.device(arguments.device)
-    options = {name: getattr(arguments, name) for name in ("seed", "max_side", "normalization")}
+    options = {name: getattr(arguments, name) for name in ("seed", "max_side", "resize", "normalization")}
     splits = data.load(arguments.dataset, arguments.data_root, **options, progress=sys.stderr.isatty()).to(device)
-    made = external.read(arguments.file, arguments.labels, arguments.pixels, splits)
+    made = external.read(arguments.file, arguments.labels, arguments.pixels, splits, arguments.logits, arguments.formation)
     network = ConvNet(splits.train.shape, len(splits.train.classes), arguments.width)
     rows = judged.compare_with_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
     print(f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers")
-    print(f"{network.name}, E {protocol.epochs}, {protocol.loss}, augmentation {protocol.augmentation or 'none'}, final weights\n")
+    print(
+        f"{network.name}, E {protocol.epochs}, {protocol.loss}, augmentation {protocol.augmentation or 'none'}, final weights, pixels {made.card.get('pixels', 'as exported')}\n"
+    )
     for row in rows:
         print(f"  {row['method']:<8} {tables.percent(row['measured'])}")
     if arguments.json:

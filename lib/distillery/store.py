@@ -8,7 +8,7 @@ import json
 import math
 import os
 import pickle
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -127,12 +127,22 @@ def _card_digest(tensors: dict[str, Tensor], card) -> str:
     return hashlib.sha256((tensor_digest(tensors) + canonical(card)).encode()).hexdigest()
 
 
+def has_card(path: str | Path) -> bool:
+    """Whether a safetensors file is one of `save_tensors`, or broken, as `load_tensors` then says."""
+    with suppress(OSError, SafetensorError), safe_open(str(path), framework="pt") as file:
+        return _META in (file.metadata() or {})
+    return True
+
+
 def load_foreign(path: str | Path):
     """What a file of PyTorch or safetensors holds, never run. Raises InputError if it cannot be read as tensors."""
     path = Path(path)
     try:
         return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        start = path.read_bytes()[:200]
+        if start.isascii() and b"\0" not in start:
+            raise InputError(f"{path} is text ({start[:30]!r}..): a web page or a pointer of git-lfs; accepted: the file itself") from error
         raise InputError(f"{path} holds more than tensors, which is not run; accepted: files that load with weights_only") from error
     except Exception as error:
         raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a whole .safetensors, .pt or .pth file") from error

@@ -85,6 +85,28 @@ def test_soft_labels_are_float32(tmp_path, tensors):
     assert targets.dtype == torch.float32 and targets.sum() == 10
 
 
+def test_logits_formations_and_how_pixels_were_read(tmp_path, splits, tensors, refused):
+    logits = ONE_HOT(tensors[1], 10) * 5.0 - 1
+    torch.save((tensors[0], logits), tmp_path / "a.pt")
+    made = external.read(tmp_path / "a.pt", splits=splits, logits=True, formation="partition2")
+    assert torch.equal(made.decode()[1], logits.softmax(1).repeat_interleave(4, 0)) and len(made.decode()[0]) == 4 * len(logits)
+    assert made.card["pixels"].startswith("standardized (-")
+    torch.save((torch.rand(20, 1, 8, 8), tensors[1]), tmp_path / "a.pt")
+    assert external.read(tmp_path / "a.pt", splits=splits).card["pixels"].startswith("unit (0")
+    with refused("logits", "whole numbers"):
+        external.read(tmp_path / "a.pt", splits=splits, logits=True)
+    torch.save(torch.tensor(1.0), tmp_path / "lr.pt")
+    with refused(tmp_path / "lr.pt", "labels ()"):
+        external.read(tmp_path / "a.pt", tmp_path / "lr.pt", splits=splits)
+
+
+@pytest.mark.parametrize("text", ["version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "<!DOCTYPE html><html>"])
+def test_text_under_the_name_of_tensors(tmp_path, text, refused):
+    (tmp_path / "a.pt").write_text(text)
+    with refused(tmp_path / "a.pt", "is text", text[:15]):
+        external.read(tmp_path / "a.pt")
+
+
 IMAGES, LABELS = torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 0, 1])
 NAN = float("nan")
 
@@ -116,6 +138,9 @@ NAN = float("nan")
         (IMAGES.to_sparse(), LABELS, "sparse_coo"),
         (torch.quantize_per_tensor(IMAGES, 0.1, 0, torch.quint8), LABELS, "quint8"),
         (IMAGES / 0, LABELS, "images: 16 of 16"),
+        (IMAGES + 21, LABELS, "from 21 to 21"),
+        (IMAGES - 21, LABELS, "from -21 to -21"),
+        (IMAGES, IMAGES, "no labels"),
         (IMAGES.long() + 256, LABELS, "256 to 256"),
     ],
 )
@@ -129,7 +154,7 @@ def test_tensors_that_are_no_set(tmp_path, splits, refused, images, labels, foun
 def test_label_files_without_labels(tmp_path, content, refused):
     torch.save(IMAGES, tmp_path / "a.pt")
     torch.save(content, tmp_path / "labels.pt")
-    with refused(tmp_path / "a.pt", "labels"):
+    with refused(tmp_path / "labels.pt", "labels"):
         external.read(tmp_path / "a.pt", tmp_path / "labels.pt", "standardized")
 
 
@@ -212,11 +237,19 @@ def test_command(tmp_path, tensors, capsys):
     ]
     assert cli.main(words) == 0
     out = capsys.readouterr().out
-    assert "20 stored images" in out and "random" in out and "(2 x 2)" in out and (tmp_path / "rows.json").exists()
+    assert (
+        "pixels standardized (-" in out
+        and "20 stored images" in out
+        and "random" in out
+        and "(2 x 2)" in out
+        and (tmp_path / "rows.json").exists()
+    )
     real = torch.nn.functional.one_hot(tensors[1], 10) - 0.1  # labels as kernel methods learn them
     torch.save((tensors[0], real), tmp_path / "pair.pt")
     assert cli.main(words) == 2 and "squared error" in capsys.readouterr().err
     assert cli.main([*words, "--loss", "half squared error"]) == 0 and "squared error" in capsys.readouterr().out
+    assert cli.main([*words, "--logits"]) == 0 and cli.main([*words, "--formation", "partition2", "--logits"]) == 0
+    assert cli.main([*words, "--resize", "4"]) == 2 and "(1, 4, 4)" in capsys.readouterr().err
     assert cli.main([*words, "--loss", "hinge"]) == 2
     assert cli.main(["evaluate", str(tmp_path / "none.pt"), "--dataset", "digits"]) == 2
     assert cli.main(["evaluate", str(tmp_path / "pair.pt"), "--dataset", "dogs"]) == 2

@@ -20,8 +20,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from torchvision import datasets
+from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
+from torchvision import datasets, transforms
 
 from distillery import data
 from distillery.checks import InputError
@@ -119,6 +119,10 @@ def test_top_folder_is_entered_and_junk_passed_over(tmp_path, kind):
         "set/train/.DS_Store": b"x",
         "set/train/cat/._0.png": b"x",
         "set/train/cat/Thumbs.db": b"x",
+        "set/train/cat/thumbs.DB": b"x",
+        "set/train/cat/Desktop.ini": b"x",
+        "set/train/@eaDir/0.png@SynoResource": b"x",
+        "set/train/cat/@eaDir/0.png": b"x",
         "set/README.txt": b"hello",
     }
     path = WRITERS[kind](tmp_path / f"a.{kind}", {f"set/{n}": v for n, v in content.items()} | junk)
@@ -230,11 +234,60 @@ def test_resize_and_max_side(tmp_path):
     with refusal("2 sizes", "0.png is 9x9", "12x8", "resize="):
         load(uneven)
     assert load(uneven, resize=5).train.shape == (3, 5, 5)
+    thin = to_folder(tmp_path / "thin", files(parts=("",), size=(300, 5)))
+    with refusal("max_side", "300x5 16x1", "resize"):
+        load(thin, max_side=16)
+    assert load(thin, resize=4).train.shape == (3, 4, 4) and "note: long and thin images: resize=SIDE, or max_side 0" in check(thin)[0]
     for value in (-1, 2.5, True, "8"):
         with refusal("resize", repr(value)):
             load(path, resize=value)
         with refusal("max_side", repr(value)):
             data.load("digits", max_side=value)
+
+
+def circle(size, center, radius):
+    image = Image.new("L", size)
+    box = (center[0] - radius, center[1] - radius, center[0] + radius, center[1] + radius)
+    ImageDraw.Draw(image).ellipse(box, fill=255)
+    return image
+
+
+@pytest.mark.parametrize("size", [(200, 100), (100, 200), (120, 120)])
+def test_resize_keeps_a_circle_round(tmp_path, size):
+    drawn = circle(size, (size[0] / 2, size[1] / 2), 40)
+    content = files(parts=("",), mode="L", size=size) | {"cat/0.png": encoded(drawn)}
+    found = folders.load_files(to_folder(tmp_path / "a", content), resize=50)
+    small = found.pixels[0, 0] > 127  # (50, 50)
+    tall, wide = (int(small.any(axis).sum()) for axis in (1, 0))
+    assert abs(tall - wide) <= 1 and abs(wide - 80 * 50 / min(size)) <= 2
+    square = size[0] == size[1]
+    assert any(note.startswith("8 image(s) that are not square") for note in found.notes) != square
+    if square:  # the same bits as ever
+        assert np.array_equal(found.pixels[0, 0], drawn.resize((50, 50), Image.Resampling.BILINEAR))
+    public = transforms.Compose([transforms.Resize(50), transforms.CenterCrop(50)])(drawn)  # as MTT's code has it
+    assert np.abs(found.pixels[0, 0].numpy().astype(float) - np.asarray(public)).mean() < 1
+    pixels = np.asarray(drawn)[None, None].repeat(2, 0)
+    again, notes = decoding.fit(pixels, 50, 0)  # images decoded before
+    assert np.array_equal(again[0], found.pixels[0]) and len(notes) == (1 if square else 2)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_photographs_are_turned_upright(tmp_path, kind):
+    content, upright = files(parts=("",), size=(12, 12)), {}
+    for orientation in range(10):  # 0 and 9 mean nothing
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        name = f"cat/{orientation}.{kind.lower()}"
+        content[name] = encoded(circle((12, 12), (3, 5), 2), kind, exif=exif)
+        upright[name] = ImageOps.exif_transpose(Image.open(io.BytesIO(content[name])))
+    content["dog/odd.jpg"] = encoded(picture(size=(12, 12)), "JPEG", exif=b"Exif\0\0no EXIF")
+    path = to_folder(tmp_path / "a", content)
+    found = folders.load_files(path)
+    for name, pixels in zip(folders.plan_of(archives.origin(path)).files, found.pixels):
+        if name in upright:
+            assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(upright[name].convert("RGB"))), name
+    note = "7 image(s) turned upright, as their EXIF orientation says"
+    assert note in found.notes and f"note: {note}" in check(path)[0]
 
 
 def test_named_sets_are_resized_too():
@@ -383,8 +436,8 @@ def test_folders_that_are_no_data_set(tmp_path):
     with refusal("emu", "1 non-image file(s)", "notes.txt"):
         load(root)
     (root / "emu/notes.txt").unlink()
-    (root / "emu/deeper").mkdir()
-    with refusal("emu", "deeper"):
+    (root / "emu/deeper.png").mkdir()
+    with refusal("emu", "1 folder(s)", "deeper.png"):
         load(root)
 
 
@@ -399,6 +452,46 @@ def test_unreadable_images_are_counted_and_named(tmp_path):
             load(WRITERS[kind](tmp_path / f"a.{kind}", content))
     with refusal("140 of 140"):
         load(to_zip(tmp_path / "b.zip", dict.fromkeys(content, b"x")))
+
+
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        (encoded(picture(), "GIF"), "GIF"),
+        (encoded(picture(), "TIFF"), "TIFF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"<!DOCTYPE html>\n<html>", "text"),
+        (b"", "an empty file"),
+        (encoded(picture(), "JPEG")[:-20], "truncated"),
+        (b"\x01\x02\xff\xfe" * 9, "no image"),
+    ],
+)
+def test_what_an_unreadable_file_is(tmp_path, content, why):
+    path = to_folder(tmp_path / "a", files(parts=("",)) | {"cat/1.jpg": content})
+    with refusal("cat/1.jpg (", why, "JPEG, PNG"):
+        load(path)
+    with refusal("cat/1.jpg (", why):
+        load(to_zip(tmp_path / "a.zip", files(parts=("",)) | {"cat/1.jpg": content}))
+    (line,) = (line for line in check(path)[0] if line.startswith("  cat/1.jpg: "))
+    assert why in line
+
+
+def test_a_long_text_or_color_profile_in_a_png(tmp_path):
+    prompt = PngImagePlugin.PngInfo()
+    prompt.add_text("prompt", "x" * 2_000_000, zip=True)
+    longer = {"cat/0.png": encoded(picture(0), pnginfo=prompt), "cat/1.png": encoded(picture(1), icc_profile=bytes(2_000_000))}
+    plain = folders.load_files(to_folder(tmp_path / "a", files(parts=("",))))
+    assert torch.equal(folders.load_files(to_folder(tmp_path / "b", files(parts=("",)) | longer)).pixels, plain.pixels)
+
+
+def test_a_zip_by_a_method_that_zipfile_does_not_know(tmp_path):
+    path = to_zip(tmp_path / "a.zip", files())
+    content = bytearray(path.read_bytes())
+    for mark, at in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        content[content.index(mark) + at] = 9
+    path.write_bytes(content)
+    with refusal("packed by method 9 (deflate64)", "pack it again"):
+        load(path)
 
 
 def test_an_image_of_too_many_pixels(tmp_path, monkeypatch):
@@ -677,6 +770,21 @@ def test_tiny_imagenet(tmp_path, monkeypatch):
     for place in (root, root / "tiny-imagenet-200"):
         again = data.load("tiny-imagenet", place)
         assert again.digest == splits.digest and any("no published checksum" in note for note in again.notes)
+    top = root / "tiny-imagenet-200"
+    for i in range(4):  # as the usual scripts sort them, the table left in place
+        (top / f"val/n0{i % 2 + 1}").mkdir(exist_ok=True)
+        (top / f"val/images/val_{i}.JPEG").rename(top / f"val/n0{i % 2 + 1}/val_{i}.JPEG")
+    (top / "val/images").rmdir()
+    assert load(top).digest == load(root).digest == splits.digest
+    (top / "val/val_annotations.txt").unlink()
+    assert load(top).digest == splits.digest and check(top)[1]
+    (top / "train/n01/odd.JPEG").write_bytes(encoded(picture()))
+    with refusal("n01", "1 folder(s), first 'images'"):
+        load(top)
+
+
+def test_a_label_table_that_names_missing_files(tmp_path):
+    root = to_folder(tmp_path / "a", tiny_files())
     (root / "tiny-imagenet-200/val/images/val_0.JPEG").unlink()
     with refusal("val_0.JPEG", "not there"):
         data.load("tiny-imagenet", root)

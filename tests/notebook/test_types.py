@@ -53,6 +53,20 @@ def test_paths_of_this_machine_are_absolute_and_in_no_record(tmp_path, tiny_note
     assert shown["data_root"] == "here" and "results_dir" not in shown
 
 
+def test_a_path_behind_the_name_of_a_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.pth").touch()
+    kinds = {"encoder": types.NameOrPath}
+    for given, absolute, shown in (
+        ("timm:resnet18:a.pth", f"timm:resnet18:{tmp_path}/a.pth", "timm:resnet18:a.pth"),
+        ("torchvision:resnet18:DEFAULT", "torchvision:resnet18:DEFAULT", "torchvision:resnet18:DEFAULT"),
+        ("a.pth", f"{tmp_path}/a.pth", "a.pth"),
+        ("simclr", "simclr", "simclr"),
+    ):
+        found = parameters.check(kinds, {"encoder": given})["encoder"]
+        assert found == absolute and parameters.public(kinds, {"encoder": found}) == {"encoder": shown}
+
+
 @pytest.mark.parametrize(
     "source, named",
     [

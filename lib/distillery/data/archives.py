@@ -2,7 +2,7 @@
 
 An archive is refused before any member is read if one has ../ or an absolute path, is a link or a device, is encrypted, is an archive
 itself, occurs twice, or if more is declared than the limit allows. Members are then read one at a time, never more bytes than declared.
-Hidden files and what macOS and Windows leave behind are passed over.
+Hidden files and what macOS, Windows and Synology leave behind are passed over.
 """
 
 import gzip
@@ -30,7 +30,7 @@ TEST_FOLDERS = ("test", "val", "valid", "validation")
 MAX_UNPACKED, MAX_MEMBER = 64 * 10**9, 1 << 28  # bytes of an archive's content, of one encoded image
 _MAX_HEADER = 1 << 24  # bytes tarfile may read at once while listing: names and attributes, never content
 _NESTED = (*SUFFIXES, ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-_JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")
+_JUNK = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")  # of macOS, Windows and Synology
 
 
 def shown(name) -> str:
@@ -177,6 +177,9 @@ class Zip(_Archive):
                     self._refuse(info.filename, "is a link or a device")
                 if info.flag_bits & 1:
                     self._refuse(info.filename, "is encrypted")
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+                    how = f"{info.compress_type} ({zipfile.compressor_names.get(info.compress_type, 'unknown')})"
+                    self._refuse(info.filename, f"is packed by method {how}, so pack it again by Deflate")
                 self._add(info.filename.replace("\\", "/"), info.file_size, info.is_dir(), info)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
@@ -266,4 +269,4 @@ def readable(path: Path):
 
 
 def _junk(part: str) -> bool:
-    return part.startswith(".") or part in _JUNK
+    return part.startswith(".") or part.casefold() in _JUNK

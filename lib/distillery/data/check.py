@@ -14,7 +14,7 @@ def check(path: str | Path, progress: bool = False) -> tuple[list[str], bool]:
     where = origin(path)
     plan = plan_of(where)
     rows = {name: row for row, name in enumerate(plan.files)}
-    sizes, facts, unreadable = Counter(), Counter(), []
+    sizes, facts, unreadable = Counter(), Counter(), {}
     pixels: dict[bytes, list[int]] = {}  # rows by what identifies the decoded pixels
 
     def work(name: str, payload) -> tuple:
@@ -25,15 +25,15 @@ def check(path: str | Path, progress: bool = False) -> tuple[list[str], bool]:
 
     for row, size, met, digest in scan(where.read(plan.files), len(rows), work, "checking", progress):
         if size is None:
-            unreadable.append(row)
+            unreadable[row] = met[0]
             continue
         sizes[size] += 1
         facts.update(met)
         pixels.setdefault(digest, []).append(row)
-    return _report(where, plan, sizes, facts, sorted(unreadable), list(pixels.values()))
+    return _report(where, plan, sizes, facts, sorted(unreadable.items()), list(pixels.values()))
 
 
-def _report(where, plan: Plan, sizes, facts, unreadable: list[int], groups: list[list[int]]) -> tuple[list[str], bool]:
+def _report(where, plan: Plan, sizes, facts, unreadable: list[tuple[int, str]], groups: list[list[int]]) -> tuple[list[str], bool]:
     n, n_train = len(plan.files), plan.n_train
     train, test = (Counter(part) for part in (plan.labels[:n_train], plan.labels[n_train:]))
     parts = f"{n_train} training and {n - n_train} test images" if test else f"{n} images, no test part"
@@ -52,7 +52,7 @@ def _report(where, plan: Plan, sizes, facts, unreadable: list[int], groups: list
     lines.append(f"{'sizes:':<19}{', '.join(shape) or 'none'}" + (" ..." if len(sizes) > 5 else ""))
     lines.append(f"{'modes:':<19}{', '.join(modes) or 'none'}")
     lines += [*_duplicates(plan, groups), f"{'unreadable:':<19}{len(unreadable)}"]
-    lines += [f"  {shown(plan.files[row])}" for row in unreadable[:10]]
+    lines += [f"  {shown(plan.files[row])}: {why}" for row, why in unreadable[:10]]
     lines += [f"  ... and {len(unreadable) - 10} more"] * (len(unreadable) > 10)
     gray = facts["gray"] == n - len(unreadable)
     lines += [f"note: {note}" for note in plan.notes + said(facts, n, "L" if gray else "RGB")]
@@ -63,6 +63,8 @@ def _report(where, plan: Plan, sizes, facts, unreadable: list[int], groups: list
         why.append(f"{len(small)} class(es) with fewer than {least} images, first {shown(small[0])} (to be split in {split})")
     if why:
         return [*lines, f"not usable: {'; '.join(why)}"], False
+    if any(max(size) > 8 * min(size) for size in sizes):
+        lines.append("note: long and thin images: resize=SIDE, or max_side 0")
     return [*lines, "usable" if len(sizes) == 1 else "usable with resize=SIDE: the sizes differ"], True
 
 

@@ -1,23 +1,27 @@
-"""Encoded images to one uint8 array, decoded in threads: as stored, without EXIF rotation, of an animation the first frame."""
+"""Encoded images to one uint8 array, decoded in threads: turned as their EXIF orientation says, of an animation the first frame."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
-from distillery.checks import InputError
+from distillery.checks import InputError, first_line
 from distillery.data.archives import shown, threads
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 1 << 26  # of one image; more is taken for a decompression bomb
 _CHUNK = 256  # files read at a time
+_OTHERS = {b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"ftyphe": "HEIC", b"ftypmif1": "HEIC", b"ftypavif": "AVIF"}
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # bytes: prompts and color profiles of more than 1 MB are no bombs
+# by EXIF orientation, from 2; ImageOps.exif_transpose would write the EXIF anew, and fail where some of it is odd
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 
 
 def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Callable, color=False) -> tuple[np.ndarray, list[str]]:
@@ -28,31 +32,31 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
     raises    InputError on unreadable files (with their number) and on images of unequal size without `resize`
     """
     rows = {name: row for row, name in enumerate(plan.files)}
-    sizes, facts, unreadable = Counter(), Counter(), []
+    sizes, facts, unreadable = Counter(), Counter(), {}
     first: dict[tuple[int, int], str] = {}  # image of each size
     files = where.read(plan.files)
     for name, payload in files:  # the first image that can be decoded fixes shape and mode
-        image, _ = open_image(payload)
+        image, met = open_image(payload)
         if image is not None:
             source, mode = image.size, "RGB" if color else image.mode
             size, notes = target_size(source, resize, max_side)
             out = allocate((len(rows), len(mode), size[1], size[0]))
             files = chain([(name, payload)], files)
             break
-        unreadable.append(name)
+        unreadable[name] = met[0]
 
     def work(name: str, payload) -> tuple:
         image, met = open_image(payload)
         if image is None:
             return name, None, met
         if mode in ("RGB", image.mode) and (resize or image.size == source):
-            _put(image, mode, size, out[rows[name]])
-        return name, image.size, met
+            _put(image, mode, size, out[rows[name]], crop=resize > 0)
+        return name, image.size, met + ["cropped"] * (resize > 0 and image.width != image.height)
 
     with closing(scan(files, len(rows), work, "decoding", progress)) as scanned:
         for name, seen, met in scanned:
             if seen is None:
-                unreadable.append(name)
+                unreadable[name] = met[0]
                 continue
             sizes[seen] += 1
             first.setdefault(seen, name)
@@ -63,8 +67,9 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
     if color and mode == "L":
         return decode(where, plan, resize, max_side, progress, allocate, True)
     if unreadable:
-        name = shown(where.path / min(unreadable, key=rows.get))
-        raise InputError(f"{len(unreadable)} of {len(rows)} images cannot be read, first {name}; accepted: whole image files")
+        name = min(unreadable, key=rows.get)
+        found = f"{len(unreadable)} of {len(rows)} images cannot be read, first {shown(where.path / name)} ({unreadable[name]})"
+        raise InputError(f"{found}; accepted: whole files of {', '.join(FORMATS)}")
     if len(sizes) > 1 and not resize:
         (usual, _), *_, (odd, _) = sizes.most_common()
         example = f"{shown(first[odd].rpartition('/')[2])} is {odd[0]}x{odd[1]} and most are {usual[0]}x{usual[1]}"
@@ -78,6 +83,8 @@ def said(facts: Counter, n: int, mode: str) -> list[str]:
         f"gray image(s) of {n} made RGB": facts["gray"] if mode == "RGB" else 0,
         "image(s) with an alpha channel laid on white": facts["alpha"],
         "image(s) of 16 bits scaled to 8": facts["16-bit"],
+        "image(s) turned upright, as their EXIF orientation says": facts["turned"],
+        "image(s) that are not square cut to their centre": facts["cropped"],
     }
     return [f"{count} {what}" for what, count in found.items() if count]
 
@@ -89,17 +96,20 @@ def target_size(size: tuple[int, int], resize: int, max_side: int) -> tuple[tupl
         size, notes = (resize, resize), [f"resized to {resize}x{resize}"]
     if max_side and max(size) > max_side:
         small = tuple(max(1, round(side * max_side / max(size))) for side in size)
+        if min(small) < 2 <= min(size):
+            raise InputError(f"max_side: {max_side} makes {size[0]}x{size[1]} {small[0]}x{small[1]}; accepted: 0, or resize=SIDE")
         notes.append(f"shrunk from {size[0]}x{size[1]} to {small[0]}x{small[1]} (max_side {max_side})")
         size = small
     return size, notes
 
 
-def _put(image: Image.Image, mode: str, size: tuple[int, int], out: np.ndarray) -> None:
-    """Write an image as (C, H, W) into `out`."""
+def _put(image: Image.Image, mode: str, size: tuple[int, int], out: np.ndarray, crop: bool) -> None:
+    """Write an image as (C, H, W) into `out`; `crop`: the short side is resized and the centre kept, as the public codes of MTT and FTD do."""
     if image.mode != mode:
         image = image.convert(mode)
     if image.size != size:
-        image = image.resize(size, Image.Resampling.BILINEAR)  # averages over the shrunk area
+        shape = ImageOps.fit if crop else Image.Image.resize
+        image = shape(image, size, Image.Resampling.BILINEAR)  # averages over the shrunk area
     out[:] = np.asarray(image).reshape(size[1], size[0], -1).transpose(2, 0, 1)
 
 
@@ -112,22 +122,25 @@ def fit(pixels: np.ndarray, resize: int, max_side: int) -> tuple[np.ndarray, lis
     out = np.empty((n, channels, size[1], size[0]), np.uint8)
     for image, slot in zip(pixels.transpose(0, 2, 3, 1), out):
         image = Image.fromarray(np.ascontiguousarray(image if channels == 3 else image[..., 0]))
-        _put(image, image.mode, size, slot)
-    return out, notes
+        _put(image, image.mode, size, slot, crop=resize > 0)
+    return out, notes + said(Counter(cropped=n * (resize > 0 and height != width)), n, "")
 
 
 def open_image(payload: bytes | Path) -> tuple[Image.Image | None, list[str]]:
-    """One decoded image as L or RGB, None if it cannot be read; and facts: 'gray', 'alpha' (laid on white), '16-bit', 'mode ...'."""
+    """One decoded image as L or RGB, and facts: 'gray', 'alpha' (laid on white), '16-bit', 'turned', 'mode ...'; None and why if unreadable."""
     try:
         file = BytesIO(payload) if isinstance(payload, bytes) else payload
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                return None, []
+                raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
             mode, facts = image.mode, []
             rawmode = str(image.tile[0].args) if image.format == "PNG" and image.tile else ""
             if mode.startswith("I") or ";16" in rawmode:
                 facts.append("16-bit")
             image.load()
+            turn = 1
+            with suppress(Exception):  # EXIF that cannot be read says nothing
+                turn = int(image.getexif().get(ExifTags.Base.Orientation, 1))
             gray = mode in ("1", "L", "LA", "La") or mode.startswith("I")
             if mode.startswith("I"):  # Pillow would clip at 255; for color it keeps the high byte, as here
                 image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
@@ -135,10 +148,25 @@ def open_image(payload: bytes | Path) -> tuple[Image.Image | None, list[str]]:
                 facts.append("alpha")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             image = image.convert("L" if gray else "RGB")
+            if turn in range(2, 9):
+                image = image.transpose(Image.Transpose[_TURNS[turn - 2]])
+                facts.append("turned")
             facts += [f"mode {mode}{' 16 bits' if '16-bit' in facts else ''}", *(["gray"] if gray else [])]
             return image, facts
-    except Exception:  # Pillow's decoders raise a dozen kinds on broken files: all mean the same here
-        return None, []
+    except Exception as error:  # Pillow's decoders raise a dozen kinds on broken files: all mean the same here
+        return None, [_why(payload, error)]
+
+
+def _why(payload: bytes | Path, error: Exception) -> str:
+    """Why a file cannot be decoded: what else it is, or what its decoder says."""
+    if not isinstance(error, UnidentifiedImageError):
+        return shown(getattr(error, "strerror", None) or first_line(error))
+    if isinstance(payload, Path):
+        with payload.open("rb") as file:
+            payload = file.read(256)
+    known = [kind for magic, kind in _OTHERS.items() if payload.find(magic) in (0, 4)]
+    text = b"".join(payload[:256].split()).decode("latin1")
+    return known[0] if known else "an empty file" if not payload else "text" if text.isprintable() and text.isascii() else "no image"
 
 
 def scan(files: Iterator[tuple], n: int, work: Callable, title: str, progress: bool) -> Iterator:

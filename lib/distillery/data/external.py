@@ -18,36 +18,39 @@ from distillery.data.synthetic import Synthetic
 IMAGES = ("images", "image_syn", "image", "x", "inputs")
 LABELS = ("targets", "labels", "label_syn", "label", "y")
 PIXELS = ("auto", "standardized", "unit", "bytes")
+_LARGEST = 20  # standardized pixels beyond are none: those of photographs reach about 3, whitened ones 10
 
 
-def read(path: str | Path, labels: str | Path = "", pixels: str = "auto", splits: Splits | None = None) -> Synthetic:
+def read(path, labels="", pixels="auto", splits: Splits | None = None, logits=False, formation="identity") -> Synthetic:
     """Read a set: one of our exports, or a foreign file with images (M, C, H, W) and labels (M,) or (M, classes).
 
     labels  a second file that holds the labels alone
-    pixels  what foreign pixels are: 'standardized' (used as they are), 'unit' ([0, 1]), 'bytes' (0 to 255), or 'auto': bytes if
+    pixels  what foreign pixels are (card['pixels'] says how they were read): 'standardized' (used as they are), 'unit' ([0, 1]), 'bytes' (0 to 255), or 'auto': bytes if
             whole-number typed, unit if all lie in [0, 1], else standardized. Units and bytes are standardized by `splits`, or refused
+    logits  foreign labels are logits, whose softmax are the soft labels (DATM)
+    formation  of foreign images, that of `Synthetic` ('partition2': four in one, IDC's factor 2)
     raises  InputError if the file is missing, corrupt, not loadable with weights_only, or holds no such tensors
     """
     check_choice("pixels", pixels, PIXELS)
     path = Path(path)
-    if path.suffix == ".safetensors" and not labels:
-        try:
-            return synthetic.load(path)
-        except InputError as error:
-            if "no distillery card" not in str(error):
-                raise
+    if path.suffix == ".safetensors" and not labels and store.has_card(path):
+        return synthetic.load(path)
     images, targets = _pair(store.load_foreign(path))
     if labels:
         content = store.load_foreign(labels)
         targets = _named(content, LABELS) if isinstance(content, dict) else content
-    for what, value, names in (("images", images, IMAGES), ("labels", targets, LABELS)):
-        if value is None:
-            raise InputError(f"{path}: no {what}; accepted: a dict with {'/'.join(names)}, or a pair of images and labels")
-        store.check_plain(f"{path}: {what}", value)
+    apart = labels or path  # the file of the labels
+    for what, value, file, names in (("images", images, path, IMAGES), ("labels", targets, apart, LABELS)):
+        if value is None or isinstance(value, Tensor) and value.ndim == 4 and what == "labels":
+            raise InputError(f"{file}: no {what}; accepted: a dict with {'/'.join(names)}, or a pair of images and labels")
+        store.check_plain(f"{file}: {what}", value)
     if images.ndim != 4 or images.dtype == torch.bool or images.numel() == 0:
         raise InputError(f"{path}: images {tuple(images.shape)} of {images.dtype}; accepted: numbers (M, C, H, W), M > 0")
-    images = _standardized(images.detach(), pixels, splits, path)
-    return Synthetic({"images": images, "targets": _targets(targets.detach(), len(images), path)})
+    images, how = _standardized(images.detach(), pixels, splits, path)
+    targets = _targets(targets.detach(), len(images), apart)
+    if logits and not targets.is_floating_point():
+        raise InputError(f"{apart}: logits, but labels are whole numbers; accepted: ({len(images)}, classes) real numbers")
+    return Synthetic({"images": images, "targets": targets.softmax(1) if logits else targets}, None, formation, {"pixels": how})
 
 
 def _pair(content) -> tuple:
@@ -78,17 +81,20 @@ def _targets(labels: Tensor, n: int, path: Path) -> Tensor:
     return labels.float() if soft else labels.long()
 
 
-def _standardized(images: Tensor, pixels: str, splits: Splits | None, path: Path) -> Tensor:
+def _standardized(images: Tensor, pixels: str, splits: Splits | None, path: Path) -> tuple[Tensor, str]:
     whole, images = not images.is_floating_point(), images.float()
     check_finite(f"{path}: images", images)
     low, high = (float(one) for one in images.aminmax())
     if pixels == "auto":
         pixels = "bytes" if whole else "unit" if low >= 0 and high <= 1 else "standardized"
+        if pixels == "standardized" and max(-low, high) > _LARGEST:
+            raise InputError(f"{path}: real pixels from {low:g} to {high:g}; accepted: pixels 'bytes', or 'standardized' if they are")
+    how = f"{pixels} ({low:g} to {high:g})"
     if pixels == "standardized":
-        return images
+        return images, how
     top = 255 if pixels == "bytes" else 1
     if low < 0 or high > top:
         raise InputError(f"{path}: pixels in {pixels} from {low:g} to {high:g}; accepted: 0 to {top}")
     if splits is None:
         raise InputError(f"{path}: pixels in {pixels} and no data set to standardize them by; accepted: a data set, or standardized")
-    return splits.train.transform(images / top)
+    return splits.train.transform(images / top), how

@@ -15,7 +15,7 @@ from distillery.checks import InputError, local_path
 from distillery.data.archives import EXTENSIONS, TEST_FOLDERS, Folder, Listing, is_image, origin, shown
 from distillery.data.decoding import decode
 
-VERSION = 2  # of the decoding: a change makes older cache files stale
+VERSION = 3  # of the decoding: a change makes older cache files stale
 _TABLE = "val/val_annotations.txt"  # of Tiny-ImageNet
 
 
@@ -59,8 +59,10 @@ def load_files(path, *, resize=0, max_side=0, cache_dir="", mapped=False, progre
 
 def plan_of(where) -> Plan:
     """The files of an origin, with their classes and parts."""
-    table = next((name for name in where.listing.files if f"/{name}".endswith(f"/{_TABLE}")), None)
-    return arrange(where.listing, shown(where.path)) if table is None else arrange_tiny(where, table)
+    files = where.listing.files
+    table = next((name for name in files if f"/{name}".endswith(f"/{_TABLE}")), None)
+    sorted_by_class = table and not any(name.startswith(f"{table.removesuffix(_TABLE)}val/images/") for name in files)
+    return arrange(where.listing, shown(where.path)) if table is None or sorted_by_class else arrange_tiny(where, table)
 
 
 def arrange(listing: Listing, label: str) -> Plan:
@@ -101,11 +103,8 @@ def arrange_tiny(where, table: str) -> Plan:
 
     The validation images serve as test images; those of test/ have no labels and are passed over.
     """
-    files, label, top, train = where.listing.files, shown(where.path), table.removesuffix(_TABLE), {}
-    for name in sorted(files):
-        parts = name.removeprefix(top).split("/")
-        if name.startswith(top) and len(parts) == 4 and parts[0] == "train" and parts[2] == "images":
-            train.setdefault(parts[1], []).append(name)
+    files, label, top = where.listing.files, shown(where.path), table.removesuffix(_TABLE)
+    train = _class_folders(where.listing, f"{top}train/", label)
     classes = sorted(train)
     test: dict[str, list[str]] = {name: [] for name in classes}
     _, content = next(iter(where.read([table])))
@@ -116,10 +115,8 @@ def arrange_tiny(where, table: str) -> Plan:
             accepted = "train/<class>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt"
             raise InputError(f"{label}: val_annotations.txt names {row!r}, which is not there; accepted: {accepted}")
         test[row[1]].append(file)
-    empty = [name for name in classes if not test[name]]
-    if empty or len(classes) < 2:
-        found = f"{len(classes)} classes in train/, of which {empty[:5]} have no image in val/"
-        raise InputError(f"{label}: {found}; accepted: at least two, with images in both")
+    if empty := [name for name in classes if not test[name]]:
+        raise InputError(f"{label}: classes {empty[:5]} of train/ have no image in val/; accepted: images in both")
     return _ordered([train, test], classes, ["the published validation images serve as test"])
 
 
@@ -141,18 +138,22 @@ def _base(listing: Listing) -> str:
 
 
 def _class_folders(listing: Listing, base: str, label: str) -> dict[str, list[str]]:
-    """Sorted image files by class folder below `base`; any other file in a class folder is refused with a count."""
+    """Sorted image files by class folder below `base`, or in its images/ (Tiny-ImageNet); anything else there is refused with a count."""
     found: dict[str, list[str]] = {name[len(base) :]: [] for name in _below(listing.folders, base)}
     here = f"{label}/{shown(base)}".rstrip("/")
     if len(found) < 2:
         raise InputError(f"{here} holds {len(found)} class folder(s); accepted: at least 2")
     for name in sorted([*listing.files, *listing.folders]):
         folder, *rest = name[len(base) :].split("/")
-        if name.startswith(base) and len(rest) == 1:
+        deeper = f"{base}{folder}/images" in listing.folders
+        if name.startswith(base) and len(rest) == 1 + deeper and rest[:-1] == ["images"] * deeper:
             found[folder].append(name)
+        elif deeper and len(rest) == 1 and is_image(name):
+            found[folder].append(f"{base}{folder}/images")
     for name, inside in found.items():
-        if foreign := [one for one in inside if one not in listing.files or not is_image(one)]:
-            what = f"{len(foreign)} non-image file(s), first {foreign[0].rpartition('/')[2]!r}"
+        folders = [one for one in inside if one in listing.folders]
+        if foreign := folders or [one for one in inside if not is_image(one)]:
+            what = f"{len(foreign)} {'folder(s)' if folders else 'non-image file(s)'}, first {foreign[0].rpartition('/')[2]!r}"
             raise InputError(f"{here}/{shown(name)}: {what}; accepted: {' '.join(EXTENSIONS)}")
         if not inside:
             raise InputError(f"class {name!r} in {here} is empty; accepted: at least one image in every class folder")

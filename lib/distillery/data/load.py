@@ -38,7 +38,7 @@ def load(
                     itself a folder, .zip, .tar.gz, .tgz or .tar, either inside train/ and test/ (or val/) or directly, of which the
                     seed then draws a fifth of each class as test images
     max_side        shrink larger images so that no side exceeds it, 0 = never
-    resize          make every image a square of this side, 0 = images must have equal sizes
+    resize          make every image a square of this side, the short side resized and the centre kept; 0 = images must have equal sizes
     per_class       at most so many training images a class (before the validation split), drawn by the seed, 0 = all
     test_per_class  likewise for test images
     normalization   'own' (channel mean and std), 'zca' (eps 0.1), 'published' (the constants of the named set) or 'published:NAME' (those

@@ -155,11 +155,7 @@ def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -
     """Write a set for others: NAME.safetensors, NAME.json (what it is) and NAME.safetensors.sha256.
 
     `transform` is the standardization the images live in; its tensors are stored as 'transform.*', so that `images * std + mean` gives
-    pixels in [0, 1]. Learned labels are written as soft 'targets'. Readable without this package:
-
-        from safetensors.torch import load_file
-        tensors = load_file("NAME.safetensors")
-        images, targets = tensors["images"], tensors["targets"]
+    pixels in [0, 1]. Learned labels are written as soft 'targets'. `safetensors.torch.load_file` reads it without this package.
     """
     path = Path(path).with_suffix(".safetensors")
     for name, value in synthetic.tensors.items():

@@ -1,10 +1,11 @@
 """Pre-trained encoders, networks without their classifiers: torchvision's by name, of a local file, or trained on other images."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
-from torch import Generator
+from torch import Generator, Tensor
 
 from distillery import store
 from distillery.checks import InputError, check_choice, check_finite, first_line
@@ -15,6 +16,10 @@ from distillery.runs import Runs
 from distillery.seeds import generator as stream
 from distillery.training import train
 from distillery.training.optimizers import SGD
+
+# of sha256, as torchvision and timm name files (resnet18-f37072fd.pth); a date is none
+_HASH = re.compile(r"-(?!20[0-9]{6}\.)([0-9a-f]{8})\.\w+$")
+_PART = re.compile("[^.0-9]*")  # of a network, without numbers: 'layer' of 'layer1.0.conv2.weight'
 
 
 def pretrain(
@@ -57,20 +62,24 @@ def save(path: str | Path, network, weights: Params, card: dict) -> str:
 
 
 def load(path: str | Path, network) -> Encoder:
-    """The encoder in a file for a network: one saved by `save`, or a state dict of PyTorch (.pt, .pth).
+    """The encoder in a file for a network: one saved by `save`, or a state dict of PyTorch (.pt, .pth, .safetensors).
 
-    raises  InputError on a file that is missing, corrupt or holds more than tensors, and weights that lack or do not fit
-            tensors of the network
+    raises  InputError on a file that is missing, corrupt, holds more than tensors, or is not the published one by the hash in its name;
+            and on weights of another network
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and store.has_card(path):
         stacked, card = store.load_tensors(path)
         if card.get("kind") != "encoder":
             raise InputError(f"{path} holds no encoder; accepted: a file saved by encoders.save")
         found = {name: value.squeeze(0) for name, value in stacked.items()}
     else:
         content = store.load_foreign(path)
-        content = content.get("state_dict", content) if isinstance(content, dict) else content
+        published = _HASH.search(path.name)
+        if published and not (digest := store.file_digest(path)).startswith(published[1]):
+            raise InputError(f"{path}: sha256 {digest[:8]}.. is not that of its name; accepted: the published file, or another name")
+        if isinstance(content, dict):
+            content = content.get("state_dict", content.get("model", content))
         if not isinstance(content, dict):
             raise InputError(f"{path} holds a {type(content).__name__}; accepted: a state dict")
         found = {str(name).removeprefix("module."): value for name, value in content.items()}
@@ -78,13 +87,20 @@ def load(path: str | Path, network) -> Encoder:
 
 
 def _fitting(found: dict, network, where: str) -> Params:
-    """The tensors of a network's encoder among those found, of one network, with a leading axis 1."""
-    heads, weights = head_names(network), {}
-    wanted = {name: value[0] for name, value in network.init(Generator(), 1).items() if name not in heads}
+    """The tensors of a network's encoder among those found, of one network, with a leading axis 1.
+
+    Tensors of other parts (a projector, another classifier) are passed over; more layers of the same parts are another network's.
+    """
+    heads, drawn, weights = head_names(network), network.init(Generator(), 1), {}
+    wanted = {name: value[0] for name, value in drawn.items() if name not in heads}
+    # older files have no counts of batches; PyTorch too starts them at 0
+    found = {name: value for name, value in wanted.items() if name.endswith("num_batches_tracked")} | found
     lacking = [name for name in wanted if name not in found]
-    if lacking:
-        missing = f"{len(lacking)} of {len(wanted)} tensors of {network.name} are missing, the first {lacking[0]!r}"
-        raise InputError(f"{where}: {missing}; accepted: weights of the same architecture")
+    parts = {_PART.match(name)[0] for name in wanted}
+    more = [name for name, value in found.items() if isinstance(value, Tensor) and name not in drawn and _PART.match(name)[0] in parts]
+    if odd := lacking or more:
+        what = f"{len(lacking)} of {len(wanted)} tensors of {network.name} are missing, {len(more)} are too many, the first {odd[0]!r}"
+        raise InputError(f"{where}: {what}; accepted: weights of the same architecture")
     for name, value in wanted.items():
         store.check_plain(f"{where}: {name!r}", found[name])
         if found[name].shape != value.shape:
@@ -95,11 +111,11 @@ def _fitting(found: dict, network, where: str) -> Params:
 
 
 def torchvision(name: str, classes: int, weights: str = "DEFAULT") -> Encoder:
-    """A model of torchvision with its published ImageNet weights and a fresh classifier of `classes`.
+    """A model of torchvision with its published ImageNet weights, or those of a file, and a fresh classifier of `classes`.
 
     name     of `torchvision.models.list_models`, 'resnet18' for example; images should be 224 x 224, standardized by
              'published:tiny-imagenet', which are ImageNet's constants
-    weights  'DEFAULT', or one of the model's, 'IMAGENET1K_V1' for example
+    weights  'DEFAULT', one of the model's, 'IMAGENET1K_V1' for example, or a file of `load`
     raises   InputError on an unknown model or weights, and where they cannot be fetched
     """
     from torchvision import models
@@ -107,8 +123,10 @@ def torchvision(name: str, classes: int, weights: str = "DEFAULT") -> Encoder:
     if name not in models.list_models(module=models):
         raise InputError(f"encoder: {name!r} is no model of torchvision; accepted: resnet18, resnet50, vit_b_16, ..")
     options = models.get_model_weights(name)
-    check_choice(f"weights of {name}", weights, options.__members__)
     network = ModuleNetwork(lambda: models.get_model(name, num_classes=classes), f"torchvision {name}")
+    if Path(weights).suffix:
+        return load(weights, network)
+    check_choice(f"weights of {name}", weights, options.__members__)
     try:
         state = options[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
@@ -117,10 +135,23 @@ def torchvision(name: str, classes: int, weights: str = "DEFAULT") -> Encoder:
     return Encoder(network, _fitting(state, network, name), f"{name} {weights}")
 
 
+def timm(name: str, classes: int, weights: str) -> Encoder:
+    """A model of timm, 'vit_tiny_patch16_224' for example, as `torchvision` does it, but from a file alone."""
+    import timm as models
+
+    try:
+        network = ModuleNetwork(lambda: models.create_model(name, num_classes=classes), f"timm {name}")
+    except RuntimeError as error:
+        raise InputError(f"encoder: timm {name!r}: {first_line(error)}; accepted: one of timm.list_models()") from error
+    if not weights:
+        raise InputError(f"encoder: timm {name!r} without a file of weights; accepted: timm:NAME:FILE")
+    return load(weights, network)
+
+
 def of(source: str, network) -> Encoder:
-    """The encoder that a parameter names: 'torchvision:NAME', 'torchvision:NAME:WEIGHTS', or a local file for `network`."""
+    """The encoder that a parameter names: 'torchvision:NAME', 'torchvision:NAME:WEIGHTS or FILE', 'timm:NAME:FILE', or a file for `network`."""
     kind, _, rest = source.partition(":")
+    name, _, weights = rest.partition(":")
     if kind == "torchvision":
-        name, _, weights = rest.partition(":")
         return torchvision(name, network.classes, weights or "DEFAULT")
-    return load(source, network)
+    return timm(name, network.classes, weights) if kind == "timm" else load(source, network)

@@ -88,7 +88,7 @@ class Protocol:
         """Raise InputError on a set (a source of `training.train`) that cannot be learned by its loss."""
         if self.loss == "cross-entropy" and not distributions(source.targets):
             raise InputError(
-                "loss: 'cross-entropy' with labels that are no distributions; accepted: 'half squared error', for learned labels"
+                "loss: 'cross-entropy' with labels that are no distributions; accepted: 'half squared error' for learned labels, --logits for logits"
             )
 
     def context(self, experiment: "Experiment") -> dict:

@@ -173,7 +173,7 @@ def public(kinds: dict, values: dict) -> dict:
     for name, value in shown.items():
         one = get_args(kinds[name])[0] if get_origin(kinds[name]) is list else kinds[name]
         if one in (types.LocalPath, types.NameOrPath):
-            last = [Path(path).name if Path(path).is_absolute() else path for path in (value if isinstance(value, list) else [value])]
+            last = [re.sub(r"(^|:)/(.*/)?", r"\1", path) for path in (value if isinstance(value, list) else [value])]
             shown[name] = last if isinstance(value, list) else last[0]
     return shown
 

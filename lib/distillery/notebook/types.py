@@ -20,9 +20,12 @@ from distillery.checks import InputError, first_line
 
 
 def _absolute(value: str, *, named: bool = False) -> str:
-    """A path made absolute, since kernels start in another folder; where it may be `named` instead, only if there is one."""
+    """A path (of 'timm:NAME:PATH' the last part) made absolute, for kernels start elsewhere; where it may be `named`, only if there is one."""
     try:
         path = Path(value).expanduser().resolve()
+        if named and value.count(":") == 2 and not path.exists():
+            kind, _, file = value.rpartition(":")
+            return f"{kind}:{_absolute(file, named=True)}"
         return str(path) if value and (path.exists() or not named) else value
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero in it, nobody's home
         raise InputError(f"path {value[:200]!r}: {first_line(error)}; accepted: a path of this machine") from error
