@@ -167,18 +167,16 @@ def test_cost_is_known_before(tiny, tmp_path):
 
 
 def test_the_sum_of_chunks_covers_the_experts_on_any_shape(tiny):
-    big = ConvNet((3, 32, 32), 10, width=128)
-
     class Source:
         shape, device = (3, 32, 32), torch.device("cuda")
 
         def __len__(self):
             return 50000
 
-    assert ex._chunk(big, Source(), ex.Training(100)) == 1  # one fills a GPU
-    assert ex._chunk(big, Source(), ex.Training(100, batch=16)) == 100
-    assert ex._chunk(network(), tiny, training()) == 3
-    assert ex._chunk(network(), tiny, training(chunk=2)) == 2
+    assert ex._chunk(Source(), ex.Training(100)) == 1  # one fills a GPU
+    assert ex._chunk(Source(), ex.Training(100, batch=16)) == 100
+    assert ex._chunk(tiny, training()) == 3
+    assert ex._chunk(tiny, training(chunk=2)) == 2
 
 
 def test_statistics_of_batch_norm_are_stored_too(tiny, tmp_path):

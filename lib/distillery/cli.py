@@ -134,9 +134,8 @@ def _row(arguments) -> int:
 
     notebook = _find(arguments.notebook)
     given = _given(arguments, parameters.declared(notebook)[0])
-    seeds = list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
     changes = {name: parameters.from_text(text) for name, text in arguments.set}
-    asked = arguments.method, arguments.size, seeds
+    asked = arguments.method, arguments.size, list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
     for recipe, result in rows.run(notebook, given, *asked, keep=arguments.keep, changes=changes):
         called = f"{recipe.method} at {recipe.size}, seed {recipe.seed}"
         if isinstance(result, str):
@@ -272,9 +271,8 @@ def _evaluate(arguments) -> int:
     network = ConvNet(splits.train.shape, len(splits.train.classes), arguments.width)
     rows = judged.compare_with_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
     print(f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers")
-    print(
-        f"{network.name}, E {protocol.epochs}, {protocol.loss}, augmentation {protocol.augmentation or 'none'}, final weights, pixels {made.card.get('pixels', 'as exported')}\n"
-    )
+    how = f"augmentation {protocol.augmentation or 'none'}, final weights, pixels {made.card.get('pixels', 'as exported')}"
+    print(f"{network.name}, E {protocol.epochs}, {protocol.loss}, {how}\n")
     for row in rows:
         print(f"  {row['method']:<8} {tables.percent(row['measured'])}")
     if arguments.json:

@@ -31,7 +31,6 @@ from distillery.training.optimizers import SGD, Adam
 from distillery.training.views import TwoViews, Views
 
 VERSION = 1  # of everything that decides an expert's weights; raise it when a change makes stored ones stale
-MAP_LIMIT = 2**30  # numbers in the widest feature map of the experts that train together on a GPU
 
 
 @dataclass(frozen=True)
@@ -236,19 +235,16 @@ def _check_source(network, source, training: Training) -> None:
         raise InputError(f"loss: {training.loss!r} with real-valued targets; accepted: 'squared error'")
 
 
-def _chunk(network, source, training: Training) -> int:
-    if training.chunk:
-        return min(training.chunk, training.experts)
-    images = min(training.batch, len(source))
-    numbers = images * (2 if training.views else 1) * network.channels * source.shape[-2] * source.shape[-1]
-    return min(max(1, MAP_LIMIT // numbers), networks_at_once(training.experts, images, source.shape, source.device))
+def _chunk(source, training: Training) -> int:
+    shapes = min(training.batch, len(source)), source.shape, source.device
+    return min(training.chunk, training.experts) if training.chunk else networks_at_once(training.experts, *shapes)
 
 
 def _chunks(folder: str | Path, network, source, training: Training) -> list[tuple[int, int, dict, Path]]:
     """First expert, number of experts, card, which identifies them as JSON gives it back, and artifact of each chunk."""
     shared = {name: value for name, value in training.spec().items() if name in ("batch", "augmentation", "seed", "loss", "views")}
     shared |= {"network": network.spec(), "optimizer": {"name": type(training.optimizer).__name__, **asdict(training.optimizer)}}
-    size, chunks = _chunk(network, source, training), []
+    size, chunks = _chunk(source, training), []
     for first in range(0, training.experts, size):
         n = min(size, training.experts - first)
         inputs = shared | {"preprocessing": store.transform_digest(source.transform), "experts": [first, n]}

@@ -59,13 +59,10 @@ def random(job: "Job", n: int) -> Tensor:
     return select(None, n, job.kept_labels, "random", job.stream("random subset"), total=len(job.kept))
 
 
-def as_noise(job: "Job", real: Synthetic) -> Synthetic:
-    """Standard normal images in place of real ones, whose labels stay."""
-    noise = torch.randn(real.tensors["images"].shape, generator=job.stream("noise"))
-    return real.replace(images=noise.to(real.device))
-
-
-start("noise", selection=False, labels=True, then=as_noise)(random)
+start(  # standard normal images in place of real ones, whose labels stay
+    "noise", selection=False, labels=True,
+    then=lambda job, real: real.replace(images=torch.randn(real.tensors["images"].shape, generator=job.stream("noise")).to(real.device)),
+)(random)  # fmt: skip
 
 
 @start("herding", score="loss", labels=True)

@@ -13,8 +13,7 @@ from distillery.experiment import Experiment
 from distillery.methods import METHODS
 from distillery.networks import ConvNet
 from distillery.notebook import display
-from distillery.notebook.comparable import as_published
-from distillery.notebook.session import Session
+from distillery.notebook.session import Session, as_published
 from distillery.recipe import Evaluate, Prune, Recipe
 from distillery.report import records
 from distillery.runs import Runs

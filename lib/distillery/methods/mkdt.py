@@ -137,11 +137,10 @@ def _students_of(job) -> tuple:
     return _students(job.experiment, job.recipe.settings if job.method is METHODS["MKDT"] else {})
 
 
-def _make_students(job, where: str) -> None:
-    make_bank(job.experiment, job.source, *_students_of(job), where)
-
-
-@start("high loss", score="high loss", general=False, labels=False, prepare=_make_students)
+@start(
+    "high loss", score="high loss", general=False, labels=False,
+    prepare=lambda job, where: make_bank(job.experiment, job.source, *_students_of(job), where),
+)  # fmt: skip
 def by_high_loss(job, n: int) -> Tensor:
     """Of highest loss under students after one epoch, highest first, who are trained on the images that are kept."""
     bank = _students_of(job)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from distillery.checks import InputError
 from distillery.notebook import parameters
 from distillery.notebook.session import Session
 from distillery.recipe import Prune, Recipe
@@ -28,13 +27,8 @@ def run(
     raises   InputError on a recipe that does not fit, or a notebook without the standard parameters
     """
     here = session(notebook, given)
-    prune = None
-    if keep:
-        rule, _, share = keep.rpartition(" ")
-        try:
-            prune = Prune(float(share) if "." in share else int(share), rule or "lowest")
-        except ValueError as error:
-            raise InputError(f"keep: {keep!r}; accepted: a rule and a share or number, such as 'lowest 0.1'") from error
+    rule, _, share = keep.rpartition(" ")
+    prune = Prune(parameters.from_text(share), rule or "lowest") if keep else None
     experiment, recipes = here.experiment(presets=changes or {}), [Recipe(method, size, seed, prune=prune) for seed in seeds]
     for recipe in recipes:
         experiment.check(recipe)

@@ -10,7 +10,7 @@ import platform
 import time
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ import distillery
 from distillery.data.synthetic import Synthetic, export
 from distillery.experiment import Experiment
 from distillery.methods import METHODS, published
+from distillery.networks import ConvNet
 from distillery.notebook import parameters
-from distillery.notebook.comparable import as_published
 from distillery.notebook.display import Shown
 from distillery.notebook.standard import Standard
 from distillery.recipe import Recipe
@@ -282,3 +282,32 @@ class Session(Standard, Shown):
         )
         left = f"{len(self.runs.missing)} not run within the budget"
         print(f"record written: {len(listed)} rows, {len(finished)} sets, {len(self.claims)} claims; {left}")
+
+
+def as_published(experiment, recipe: Recipe, p, dataset: str) -> bool:
+    """Whether data, standardization, network, settings and evaluation are those of a method's published numbers.
+
+    p        parameters of the notebook
+    dataset  the published data set
+    """
+    method = METHODS[recipe.method]
+    limited = any(getattr(p, name, 0) for name in ("per_class", "test_per_class", "max_side", "resize"))
+    if p.dataset != dataset or method.judged is None or limited:
+        return False
+    size, n = recipe.size, len(experiment.real)
+    cell = method.common | method.cell(dataset, size, n)
+    whole = ConvNet(experiment.real.shape, len(experiment.classes), 128, **({"depth": cell["depth"]} if "depth" in cell else {}))
+    protocol = experiment.protocol
+    judged = {"epochs": protocol.epochs, "batch": protocol.batch, "augmented": bool(protocol.augmentation)}
+    return (
+        p.normalization == cell.get("normalization", "published")
+        and experiment.network.spec() == whole.spec()
+        and judged == method.judged
+        and _decisive(method, experiment.job(recipe).settings, size) == _decisive(method, method.settings(dataset, size, n), size)
+    )
+
+
+def _decisive(method, settings, size: int) -> dict:
+    """Settings, with the number of updates in place of the several ways to give it."""
+    values = {name: value for name, value in asdict(settings).items() if name not in ("steps", "iterations")}
+    return values | {"updates": method.updates(settings, size)}

@@ -113,7 +113,8 @@ class CachedScores:
         if name in ORDERS:
             return ORDERS[name](self)
         score = self._registered(name)
-        needed = {"": dict, "encoder": self._encoder_spec, "tuning": self._tuning_spec}[score.needs]
+        of_encoder = lambda: {"encoder": self._encoder().digest, "path": self.path, "version": VERSION}  # noqa: E731
+        needed = {"": dict, "encoder": of_encoder, "tuning": self._tuning_spec}[score.needs]
         found = score.spec(self) if score.spec else needed()
         if score.version == 1:
             return found
@@ -171,9 +172,6 @@ class CachedScores:
             names = ", ".join(name for name, one in SCORES.items() if one.needs)
             raise InputError(f"encoder: None; accepted: an encoder for the scores {names}")
         return self.encoder
-
-    def _encoder_spec(self) -> dict:
-        return {"encoder": self._encoder().digest, "path": self.path, "version": VERSION}
 
     # By fine-tuning
 

@@ -14,7 +14,6 @@ with the loss taken from the training pass itself, before the step that uses the
 - any weights, usually the first or early ones: `grand` (Paul et al. 2021)
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -225,9 +224,5 @@ def early_grand(scores: "CachedScores", seed: int, k: int) -> Tensor:
     return scores.gradients(seed)
 
 
-def _of_tuning(name: str) -> Callable[["CachedScores", int, int], Tensor]:
-    return lambda scores, seed, k: scores.tuned(seed)[name]
-
-
 for _name in ("cumulative loss", "AUM", "least confidence", "entropy", "margin"):
-    register_score(_name, needs="tuning", labels=True)(_of_tuning(_name))
+    register_score(_name, needs="tuning", labels=True)(lambda scores, seed, k, name=_name: scores.tuned(seed)[name])

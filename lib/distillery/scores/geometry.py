@@ -311,12 +311,10 @@ def encoder_d2(scores: "CachedScores", seed: int, k: int) -> Tensor:
     return d2(F.normalize(found["features"]), found["losses"].mean(0), targets=scores.images.targets.cpu())
 
 
-def _of_encoder(rank: Callable[[Tensor, Tensor, int], Tensor]) -> Callable[["CachedScores", int, int], Tensor]:
-    return lambda scores, seed, k: rank(scores.free()["features"], scores.images.targets.cpu(), len(scores.images))
-
-
 for _name, _rank_by in {"herding": herding, "k-center": k_center}.items():
-    register_score(_name, needs="encoder", seeded=False, labels=True)(_of_encoder(_rank_by))
+    register_score(_name, needs="encoder", seeded=False, labels=True)(
+        lambda scores, seed, k, rank=_rank_by: rank(scores.free()["features"], scores.images.targets.cpu(), len(scores.images))
+    )
 
 
 @register_score("contextual diversity", needs="tuning", labels=True)
