@@ -10,8 +10,8 @@ quickstart: env
 
 test: env lint
 	$(BIN)/python -m pytest tests -n 2 --dist loadgroup
-	@# the notebooks compute everything anew, in a results folder of their own
-	results=$$(mktemp -d) && DISTILLERY_RESULTS=$$results $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
+	@# the notebooks compute everything anew, in a results folder of their own, two at a time with a thread each
+	results=$$(mktemp -d) && OMP_NUM_THREADS=1 DISTILLERY_RESULTS=$$results $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval_sanitize.cfg -p no:cacheprovider notebooks/ ; \
 	code=$$? ; rm -rf "$$results" ; exit $$code
 
