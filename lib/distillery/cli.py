@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         "--section", type=int, action="append", default=[], metavar="N", help="only the first section and this one (repeatable)"
     )
     run.add_argument("--again", action="store_true", help="execute even if a complete record exists (stored runs are reused)")
-    row = command("row", _row, "run one row of a notebook without the notebook; it finds the row when it is executed")
+    row = command("row", _row, "run one row by published settings, which a notebook of the same settings finds")
     row.add_argument("notebook", help="name such as 03_ftd, or a path")
     row.add_argument("method", help="a method, as `distillery methods` names it")
     row.add_argument("size", type=int, help="images a class")

@@ -26,8 +26,10 @@ def test_a_notebook_finds_the_row_that_was_run_alone(tmp_path, capsys):
     assert session.runs.computed == 0 and all(found)
 
 
-@pytest.mark.parametrize("wrong", [{"keep": "lowest a"}, {"keep": "lowest"}, {"keep": "nearest 0.1"}, {"changes": {"stepz": 1}}])
+@pytest.mark.parametrize(
+    "wrong", [{"keep": "lowest a"}, {"keep": "lowest"}, {"keep": "nearest 0.1"}, {"changes": {"stepz": 1}}, {"seeds": []}]
+)
 def test_refused_before_anything_runs(tmp_path, wrong):
     with pytest.raises(InputError):
-        list(rows.run(NOTEBOOK, TINY | {"results_dir": str(tmp_path)}, "DM", 1, [0], **wrong))
+        list(rows.run(NOTEBOOK, TINY | {"results_dir": str(tmp_path)}, "DM", 1, **{"seeds": [0]} | wrong))
     assert not list(tmp_path.rglob("*.json"))

@@ -65,8 +65,7 @@ class RecordedSweep:
             path.append(self.theta.clone())
         distance, gap = (path[0] - goal).square().sum(), path[-1] - goal
         self.multiplier.copy_(2 / distance * gap)
-        for value in self.gradients.values():
-            value.zero_()
+        torch._foreach_zero_(list(self.gradients.values()))
         for theta, drawn in zip(reversed(path[:-1]), reversed(draws)):
             self.theta.copy_(theta)
             self._step(drawn, "backward")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from distillery.checks import check_positive_int
 from distillery.notebook import parameters
 from distillery.notebook.session import Session
 from distillery.recipe import Prune, Recipe
@@ -10,8 +11,7 @@ from distillery.recipe import Prune, Recipe
 
 def session(notebook: Path, given: dict) -> Session:
     """A notebook's session from its parameters, the given ones checked."""
-    kinds, _ = parameters.declared(notebook)
-    _, values = parameters.planned(notebook, given)
+    (kinds, _), (_, values) = parameters.declared(notebook), parameters.planned(notebook, given)
     made = Session(notebook.stem, values | {"__annotations__": kinds})
     made.runs.wait = True  # other processes fill the same folder
     return made
@@ -23,9 +23,10 @@ def run(
     """Each recipe of a row with its result, seed by seed, or a text, why there is none; what is stored is not run again.
 
     keep     what is left of the real images, as 'lowest 0.1': a rule and a share, or a number of each class
-    changes  of published settings by name, beside those of the notebook's parameter file
-    raises   InputError on a recipe that does not fit, or a notebook without the standard parameters
+    changes  of published settings by name; those that the notebook's own parameters make are not read
+    raises   InputError on no seed, on a recipe that does not fit, or a notebook without the standard parameters
     """
+    check_positive_int("seeds", len(seeds))
     here = session(notebook, given)
     rule, _, share = keep.rpartition(" ")
     prune = Prune(parameters.from_text(share), rule or "lowest") if keep else None

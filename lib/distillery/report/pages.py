@@ -83,10 +83,10 @@ def headline_table(records: list[dict], chosen: list[dict]) -> str:
 
 
 def published_rows(records: list[dict]) -> str:
-    """Rows that ran at the published settings and have a published number, as Markdown."""
+    """Distilled rows that ran at the published settings and have a published number; those of real images are of various evaluations."""
     rows = []
     for record in (one for one in records if one["scale"] == "paper"):
-        for one in (row for row in record["rows"] if row["measured"] and row["published"]):
+        for one in (row for row in record["rows"] if row["measured"] and row["published"] and row["steps"]):
             where = f"[{record['data']['label']}](results/{record['notebook']}.md)"
             rows.append([one["method"], one["ipc"], published_value(one["published"]), percent(one["measured"]), where])
     return markdown(["method", "images a class", "published, %", "here (sets x networks)", "data"], rows)
