@@ -91,8 +91,8 @@ def test_logits_formations_and_how_pixels_were_read(tmp_path, splits, tensors, r
     made = external.read(tmp_path / "a.pt", splits=splits, logits=True, formation="partition2")
     assert torch.equal(made.decode()[1], logits.softmax(1).repeat_interleave(4, 0)) and len(made.decode()[0]) == 4 * len(logits)
     assert made.card["pixels"].startswith("standardized (-")
-    torch.save((torch.rand(20, 1, 8, 8), tensors[1]), tmp_path / "a.pt")
-    assert external.read(tmp_path / "a.pt", splits=splits).card["pixels"].startswith("unit (0")
+    torch.save((torch.linspace(0, 1, 20 * 64).view(20, 1, 8, 8), tensors[1]), tmp_path / "a.pt")
+    assert external.read(tmp_path / "a.pt", splits=splits).card["pixels"] == "unit (0 to 1)"
     with refused("logits", "whole numbers"):
         external.read(tmp_path / "a.pt", splits=splits, logits=True)
     torch.save(torch.tensor(1.0), tmp_path / "lr.pt")
