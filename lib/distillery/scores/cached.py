@@ -256,7 +256,8 @@ class CachedScores:
             values |= {"dimension": torch.tensor(found.effective_dimension), "penalty": torch.tensor(penalty)}
             return {name: value.cpu().float() for name, value in values.items()}, n
 
-        return self._stored("ridge-scores", self.space("ridge") | {"transform": self.transform}, make, ("ridge", 0))
+        inputs = self.spec("ridge sensitivity") | {"transform": self.transform}
+        return self._stored("ridge-scores", inputs, make, ("ridge", 0))
 
     def clusters(self, seed: int, k: int) -> Tensor:
         """K-means sensitivities (N,) with k clusters within each class: exact at k = 1, which no seed changes, else bounds."""
