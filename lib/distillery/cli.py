@@ -301,7 +301,7 @@ def _given(arguments, kinds: dict) -> dict:
 
     values: dict = {}
     for file in arguments.f:
-        values |= parameters.read_values(file)
+        values |= parameters.typed(parameters.read_values(file), kinds)
     values |= {name: parameters.from_text(text, kinds.get(name)) for name, text in arguments.p}
     return values | ({"budget_minutes": budget(arguments.budget)} if arguments.budget else {})
 
