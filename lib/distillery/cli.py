@@ -8,10 +8,13 @@ import argparse
 import logging
 import os
 import re
+import signal
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from distillery import __version__
@@ -92,12 +95,21 @@ def main(argv: list[str] | None = None) -> int:
     check = command("check", _data_check, "classes, sizes, modes, duplicates, unreadable files; exit code 0 if usable, else 2", looks)
     check.add_argument("path", help="a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one")
 
-    arguments = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # where it is no text file
+            stream.reconfigure(errors="backslashreplace")  # of a terminal that knows ASCII alone
     try:
-        return arguments.call(arguments)
+        try:
+            arguments = parser.parse_args(argv)
+            return arguments.call(arguments)
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `distillery report | head -1`: what is left is written nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("stopped; finished runs are kept, the same command goes on from there", file=sys.stderr)
         return 130
@@ -172,28 +184,36 @@ def _records(folder: Path, key: str) -> list[dict]:
 
 
 def _execute(notebook: Path, content, given: dict, folder: Path) -> int:
+    from distillery import store
+
     # every name was checked before; papermill's own reader trips over a '=' in a comment and calls names unknown
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import papermill
+        from ipykernel.kernelspec import write_kernel_spec
         from papermill.exceptions import PapermillException, PapermillExecutionError
 
     library = str(Path(__file__).resolve().parents[1])  # so that the kernel finds an uninstalled package too
     os.environ["PYTHONPATH"] = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
-    executed, temporary = folder / f"{notebook.stem}.executed.ipynb", folder / f".{notebook.stem}.{os.getpid()}.ipynb"
-    kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
-    try:
-        papermill.execute_notebook(content, str(temporary), given, progress_bar=True, **kernel)
+    executed, failure = folder / f"{notebook.stem}.executed.ipynb", None
+    with tempfile.TemporaryDirectory(prefix="distillery-") as scratch:
+        running = Path(scratch) / executed.name  # written cell by cell, so a kill leaves no part of it in the results
+        write_kernel_spec(Path(scratch) / "kernels" / "python3", extra_arguments=["--log-level=ERROR"])  # of this Python, before any other
+        os.environ["JUPYTER_PATH"] = os.pathsep.join([scratch, *filter(None, [os.environ.get("JUPYTER_PATH")])])
+        kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
+        try:
+            papermill.execute_notebook(content, str(running), given, progress_bar=True, **kernel)
+        except PapermillExecutionError as error:
+            failure = error
+        except (PapermillException, RuntimeError, OSError, ValueError) as error:  # a kernel that died or never started
+            print(f"error: {type(error).__name__}: {first_line(error)}; finished runs are kept in {folder}", file=sys.stderr)
+            return 1
+        finally:
+            if running.exists():
+                store.write_bytes(executed, running.read_bytes())
+    if failure is None:
         return 0
-    except PapermillExecutionError as error:
-        failure = error
-    except (PapermillException, RuntimeError, OSError, ValueError) as error:  # a kernel that died or never started
-        print(f"error: {type(error).__name__}: {first_line(error)}; finished runs are kept in {folder}", file=sys.stderr)
-        return 1
-    finally:
-        if temporary.exists():
-            os.replace(temporary, executed)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(failure.evalue)).splitlines()
     message = next(filter(str.strip, lines), "no message")
     if failure.ename == "InputError":

@@ -116,7 +116,9 @@ def test_names_of_cells_are_names_of_folders(grid):
 
 def test_long_names_of_cells_are_cut_and_told_apart(grid, stub):
     words = ["\u6f22" * 40, "\u5b57" * 40]
-    path = stub(grid({"data_root": [words[0]], "rate": [0.1234567890123], "engine": ["local"], "seed": [1], "ipc": [[1, 2]], "fail": words}))
+    path = stub(
+        grid({"data_root": [words[0]], "rate": [0.1234567890123], "engine": ["local"], "seed": [1], "ipc": [[1, 2]], "fail": words})
+    )
     assert cli.main(["sweep", str(path)]) == 0 and len({one["cell"] for one in summary(path)}) == 2
     assert all(len(one["cell"].encode()) < 200 and one["status"] == "done" for one in summary(path))
 
