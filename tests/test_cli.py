@@ -122,7 +122,7 @@ def test_evaluate_refuses_before_compute_is_spent(tmp_path, monkeypatch, capsys,
 
 
 def test_a_summary_without_claims(capsys):
-    record = {"path": "a/b/record.json", "claims": [], "missing": [], "scale": "smoke", "data": {"label": "x"}}
+    record = {"path": "a/b/record.json", "notebook": "tiny", "claims": [], "missing": [], "scale": "smoke", "data": {"label": "x"}}
     cli._summary(record, "tiny")
     assert "tiny on x" in capsys.readouterr().out
 
@@ -138,11 +138,12 @@ def test_done_by_its_record_and_only_once(tiny, run):
     folder = tiny.parent / "results" / "smoke" / "tiny"
     record = json.loads((folder / "made-up" / "record.json").read_text())
     assert record["parameters"]["ipc"] == [1, 10] and record["parameters"]["rate"] == 0.001
-    assert (folder / "tiny.executed.ipynb").exists()
+    assert (folder / "made-up" / "tiny.executed.ipynb").exists() and "replaced" not in out
     starts = len(list((folder / "made-up" / "starts").iterdir()))
     assert cli.main(["run", str(tiny), "-p", "ipc", "1,10", "-p", "rate", "1e-3"]) == 0
     assert len(list((folder / "made-up" / "starts").iterdir())) == starts  # nothing was executed again
     assert cli.main(["report"]) == 0
+    assert "record of other parameters" in run("run", tiny, "-p", "ipc", "2")[1]
 
 
 def test_a_complete_record_stays_beside_an_incomplete_run(tiny, run):

@@ -124,7 +124,8 @@ def _run(arguments) -> int:
     name = notebook.stem
     folder = parameters.results_root(values.get("results_dir", "")) / values.get("scale", "smoke") / name
     key = records.record_key(name, values)
-    done = [record for record in _records(folder, key) if not record.get("missing")]
+    before = {one["path"]: one["key"] for one in _records(folder)}
+    done = [record for record in _records(folder, key) if not record["missing"]]
     if done and not arguments.again:
         print(f"{name} is done with these parameters, record {done[0]['path']} (--again executes it once more)")
     else:
@@ -136,6 +137,9 @@ def _run(arguments) -> int:
         if not done:
             print(f"error: {name} ended without its record; it does not count as done", file=sys.stderr)
             return 1
+        if before.get(done[0]["path"], key) != key:
+            print(f"\nthe record of other parameters in {Path(done[0]['path']).parent} was replaced")
+        os.replace(folder / f"{name}.executed.ipynb", _executed(done[0]))
     _summary(done[0], name)
     return 0
 
@@ -175,12 +179,17 @@ def _sweep(arguments) -> int:
     return 1 if counts["failed"] else 0
 
 
-def _records(folder: Path, key: str) -> list[dict]:
-    """Records of a notebook's runs with these parameters; an incomplete one beside a complete one comes first, as it is the newer."""
+def _records(folder: Path, key: str = "") -> list[dict]:
+    """Records of a notebook's runs (with these parameters); an incomplete one beside a complete one comes first, as it is the newer."""
     from distillery.report import records
 
     found = records.find(folder.parents[1], name="record*.json")
-    return [one for one in found if Path(one["path"]).parents[1] == folder and one["key"] == key]
+    return [one for one in found if Path(one["path"]).parents[1] == folder and one["key"] == (key or one["key"])]
+
+
+def _executed(record: dict) -> Path:
+    """Where the executed notebook of a record lies."""
+    return Path(record["path"]).with_name(f"{record['notebook']}.executed.ipynb")
 
 
 def _execute(notebook: Path, content, given: dict, folder: Path) -> int:
@@ -233,7 +242,7 @@ def _summary(record: dict, name: str) -> None:
         print(f"  {one['statement']:<{width}}  {one['verdict']}  {tables.found(one)[1]}".rstrip())
     if record["missing"]:
         print(f"  {len(record['missing'])} run(s) are not run; the same command goes on with them")
-    print(f"\npictures and record: {folder}\nexecuted notebook:   {folder.parent / (name + '.executed.ipynb')}")
+    print(f"\npictures and record: {folder}\nexecuted notebook:   {_executed(record)}")
     print("next: `make lab` to read it, or your own images:")
     print(f"  .venv/bin/distillery run {name} -p dataset folder -p data_root FOLDER_OF_CLASS_FOLDERS")
 

@@ -76,6 +76,24 @@ def test_verdicts_shown_are_those_of_the_record(session):
     assert [one["verdict"] for one in S.claims] == ["direction reproduced"] * 2 + [""]
 
 
+def test_records_of_two_sets_of_one_name_and_of_two_seeds_are_kept(tmp_path, class_folder, capsys):
+    roots = [class_folder(f"{one}/pets") for one in "ab"]
+
+    def run(root, **more):
+        S = Session("90_tiny", namespace(tmp_path / "results", dataset="folder", data_root=str(root), label="pets", **more))
+        S.row("random", "random", 1)
+        S.record()
+        return S.here
+
+    first = run(roots[0])
+    before = (first / "record.json").read_bytes()
+    places = [first, run(roots[1]), run(roots[0], seed=1)]
+    assert first.name == "pets" and len(set(places)) == 3 and "which stays" in capsys.readouterr().out
+    assert run(roots[1]) == places[1] and run(roots[0], seed=1) == places[2] and (first / "record.json").read_bytes() == before
+    assert len(records.find(tmp_path / "results")) == 3
+    assert run(roots[0], ipc=[2]) == first
+
+
 def test_a_view_judges_the_same_sets_in_another_way_and_is_not_paid_again(session):
     S = session
     regressed = S.experiment(protocol=Protocol(1, 1, loss="half squared error"))
