@@ -297,11 +297,12 @@ def _evaluate(arguments) -> int:
     options = {name: getattr(arguments, name) for name in ("seed", "max_side", "resize", "normalization")}
     splits = data.load(arguments.dataset, arguments.data_root, **options, progress=sys.stderr.isatty()).to(device)
     made = external.read(arguments.file, arguments.labels, arguments.pixels, splits, arguments.logits, arguments.formation)
+    notes = external.compare(made, splits)
     network = ConvNet(splits.train.shape, len(splits.train.classes), arguments.width)
     rows = judged.compare_with_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
     print(f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers")
     how = f"augmentation {protocol.augmentation or 'none'}, final weights, pixels {made.card.get('pixels', 'as exported')}"
-    print(f"{network.name}, E {protocol.epochs}, {protocol.loss}, {how}\n")
+    print("\n".join([f"{network.name}, E {protocol.epochs}, {protocol.loss}, {how}", *(f"note: {note}" for note in notes), ""]))
     for row in rows:
         print(f"  {row['method']:<8} {tables.percent(row['measured'])}")
     if arguments.json:
