@@ -130,7 +130,7 @@ def test_verdicts_are_told_once(session):
         assert f"claim {i}" in (shown := session.verdicts().data) and f"claim {3 - i}" not in shown
 
 
-@pytest.mark.parametrize("name", ["US$ and A$", "$x", "$$", "a$b_{c$"])
+@pytest.mark.parametrize("name", ["US$ and A$", "$x", "$$", "a$b_{c$", "$caf\\xe9$"])
 def test_a_dollar_in_a_name_is_a_dollar(session, name):
     figure, axes = matplotlib.pyplot.subplots(1, 2)
     axes[0].barh([0, 1], [1, 2], label=name)
