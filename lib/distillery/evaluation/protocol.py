@@ -114,7 +114,7 @@ class Protocol:
     def steps_of(self, size: int, classes: int, n: int) -> int:
         """The number of images whose training steps the evaluation of a set takes, 0 = those of its own.
 
-        size     images of each class; stored ones, where each holds several
+        size     images of each class, those of one stored image counted apart
         classes  how many, 0 = there are none
         n        number of real images
         """
