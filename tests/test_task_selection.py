@@ -68,10 +68,10 @@ def test_the_path_of_the_experiment_is_that_of_the_encoder(splits, encoder, tmp_
     found = experiment(splits, encoder, tmp_path).scores.get("complexity", 7)
     shares = [1 - 0.98**t for t in range(5)]  # as published
     weights = {name: encoder.params[name] for name in complexity.maskable(complexity._skeleton(encoder.network))}
-    wanted = []
+    wanted, centres = [], None
     for one in complexity.masked(weights, shares):
         features = embed(encoder.network, encoder.params | one, splits.train)[0].cpu()
-        centres = complexity.prototypes(features, splits.train.targets) if not wanted else centres
+        centres = complexity.prototypes(features, splits.train.targets) if centres is None else centres
         wanted.append(F.cross_entropy(complexity.prototype_logits(features, centres), splits.train.targets, reduction="none"))
     assert torch.allclose(found, torch.stack(wanted).mean(0).float())
 
@@ -79,7 +79,10 @@ def test_the_path_of_the_experiment_is_that_of_the_encoder(splits, encoder, tmp_
 def test_other_masks_make_another_score_but_not_another_k_center(splits, encoder, tmp_path):
     """What went by five even shares is not taken for what goes by the published ones; features alone know no masks."""
     even = {"steps": 5, "schedule": "linear"}
-    default, linear = experiment(splits, encoder, tmp_path).scores, experiment(splits, encoder, tmp_path, scores=ScoreSettings(path=even)).scores
+    default, linear = (
+        experiment(splits, encoder, tmp_path).scores,
+        experiment(splits, encoder, tmp_path, scores=ScoreSettings(path=even)).scores,
+    )
     for name in ("complexity", "D2"):
         assert default.spec(name) != linear.spec(name) and linear.spec(name)["path"] == even
     for name in ("k-center", "herding", "prototype distance", "prototype loss"):

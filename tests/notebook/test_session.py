@@ -158,6 +158,11 @@ def test_comparable_is_the_published_setting_alone(tmp_path, changed):
     assert as_published(experiment, recipe, p, "cifar10") == (changed == {})
 
 
+def test_classes_of_wordnet_are_named_in_words():
+    assert display.in_words(["n01443537", "n02123045", "own"]) == ["goldfish", "tabby", "own"]
+    assert display.in_words(["0", "n0144"]) == ["0", "n0144"]
+
+
 def test_source_and_committed_figures(tmp_path, monkeypatch):
     shown = display.source(display.embedded).data
     assert shown.startswith("`distillery.notebook.display.embedded`\n```python\ndef embedded(")

@@ -131,9 +131,7 @@ class Pool:
         return {name: [float((-text.response_losses(model, one)).exp().mean())] for name, one in parts.items()}
 
 
-def prepare(
-    runs: Runs, model: str, file: str, n: int, seed: int, *, masks: int, length: int, steps: int, lr: float, batch: int
-) -> Pool:
+def prepare(runs: Runs, model: str, file: str, n: int, seed: int, *, masks: int, length: int, steps: int, lr: float, batch: int) -> Pool:
     """Read or make up instructions and split them.
 
     model   a folder or hub name, '' = a small model of characters, which is first trained on some of the instructions

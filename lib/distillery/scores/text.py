@@ -115,7 +115,9 @@ def encode(tokenizer, entries: Sequence[Instruction], max_length: int = 1024) ->
         room = min(len(response), max(1, max_length // 4)) if len(before) >= max_length else 0
         kept = before[: max_length - room]
         if not kept:
-            raise InputError(f"instruction {i}: nothing is left of a prompt of {len(before)} tokens at max_length {max_length}; accepted: more")
+            raise InputError(
+                f"instruction {i}: nothing is left of a prompt of {len(before)} tokens at max_length {max_length}; accepted: more"
+            )
         found.append(Encoded(torch.tensor((kept + response)[:max_length]), len(kept), len(before) - len(kept)))
     return found
 
