@@ -224,6 +224,11 @@ def test_ten_classes_of_imagenet_come_as_a_folder(tmp_path, changed):
     assert not as_published(experiment, Recipe("FTD", 10, 0), p, "cifar10")
 
 
+def test_classes_of_wordnet_are_named_in_words():
+    assert display.in_words(["n01443537", "n02123045", "own"]) == ["goldfish", "tabby", "own"]
+    assert display.in_words(["0", "n0144"]) == ["0", "n0144"]
+
+
 def test_source_and_committed_figures(tmp_path, monkeypatch):
     shown = display.source(display.embedded).data
     assert shown.startswith("`distillery.notebook.display.embedded`\n```python\ndef embedded(")

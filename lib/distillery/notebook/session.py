@@ -121,9 +121,12 @@ class Session(Standard, Shown):
         self.results[f"{name}, again"] = row.experiment.run_all(recipes)
         return self.results[f"{name}, again"]
 
-    def add(self, name: str, results: list[dict | None], against: str = "") -> None:
-        """Keep a row whose results, by seed, are known already: the best of several, or numbers of another kind."""
-        self.rows[name], self.results[name] = Row(name, None, None, against), results
+    def add(self, name: str, results: list[dict | None], against: str = "", published: dict | None = None, **how) -> None:
+        """Keep a row whose results, by seed, are known already: the best of several, or numbers of another kind.
+
+        how  view and listed, as a `Row` has them
+        """
+        self.rows[name], self.results[name] = Row(name, None, published, against, **how), results
 
     def view(self, name: str, of: str, by: str, *, label: str = "", published: dict | None = None, against: str = "") -> None:
         """Keep the sets of row `of` as another row, judged by accuracies that their results hold under `by`, such as 'regression'."""
