@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import matplotlib
 import pytest
+import torch
 
 from distillery.data import synthetic
 from distillery.evaluation import Protocol
-from distillery.experiment import Experiment
+from distillery.experiment import Experiment, Presets
 from distillery.methods import METHODS
 from distillery.networks import ConvNet
 from distillery.notebook import display
@@ -17,6 +18,7 @@ from distillery.notebook.session import Session, as_published
 from distillery.recipe import Evaluate, Prune, Recipe
 from distillery.report import records
 from distillery.runs import Runs
+from distillery.training.dsa import DSA, DSA_NO_FLIP
 from made_up import blobs, namespace
 
 
@@ -183,17 +185,48 @@ def test_numbers_are_those_of_the_published_set(session):
 COMPARABLE = {"dataset": "cifar10", "normalization": "published", "per_class": 0}
 
 
-@pytest.mark.parametrize("changed", [{}, {"dataset": "folder"}, {"normalization": "own"}, {"per_class": 5}, "width", "epochs", "steps"])
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"dataset": "folder"}, {"normalization": "own"}, {"per_class": 5}, {"resize": 32}, "width", "epochs", "steps", "families", "flip"],
+)
 def test_comparable_is_the_published_setting_alone(tmp_path, changed):
     from distillery.data import Splits
 
     tiny = blobs(classes=10, shape=(3, 32, 32), per_class=2)
     network = ConvNet(tiny.shape, 10, 64 if changed == "width" else 128)
-    protocol = Protocol(5, 300 if changed == "epochs" else 1000, augmentation="flip")
-    experiment = Experiment(Splits(tiny, tiny, tiny), network, protocol, Runs(tmp_path))
+    protocol = Protocol(5, 300 if changed == "epochs" else 1000, augmentation="flip" if changed == "families" else DSA)
+    matched = DSA_NO_FLIP if changed == "flip" else DSA
+    experiment = Experiment(Splits(tiny, tiny, tiny), network, protocol, Runs(tmp_path), augmentation=matched)
     p = SimpleNamespace(**(COMPARABLE | (changed if isinstance(changed, dict) else {})))
     recipe = Recipe("DM", 1, 0, settings={"steps": 10} if changed == "steps" else {"steps": 20_000})
     assert as_published(experiment, recipe, p, "cifar10") == (changed == {})
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"dataset": "cifar10"}, {"resize": 64}, {"normalization": "own"}, "test images", "training images"]
+)
+def test_ten_classes_of_imagenet_come_as_a_folder(tmp_path, changed):
+    """Those of the public code of MTT, 128 x 128: 50 test images of each, where other parts of the same name have hundreds."""
+    from distillery.data import ImageSet, Splits
+
+    def images(n):
+        pixels = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(10 * n, 3, 128, 128)
+        return ImageSet(pixels, torch.arange(10).repeat(n), tuple("abcdefghij"), None)
+
+    train, test = 700 if changed == "training images" else 900, 390 if changed == "test images" else 50
+    data = Splits(images(train), images(10), images(test))
+    experiment = Experiment(
+        data, ConvNet((3, 128, 128), 10), Protocol(augmentation=DSA), Runs(tmp_path), presets=Presets("imagenet-subset")
+    )
+    folder = {"dataset": "folder", "normalization": "published:tiny-imagenet", "resize": 128}
+    p = SimpleNamespace(**(folder | (changed if isinstance(changed, dict) else {})))
+    assert as_published(experiment, Recipe("FTD", 10, 0), p, "imagenette") == (changed == {})
+    assert not as_published(experiment, Recipe("FTD", 10, 0), p, "cifar10")
+
+
+def test_classes_of_wordnet_are_named_in_words():
+    assert display.in_words(["n01443537", "n02123045", "own"]) == ["goldfish", "tabby", "own"]
+    assert display.in_words(["0", "n0144"]) == ["0", "n0144"]
 
 
 def test_source_and_committed_figures(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import re
 import textwrap
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -40,6 +41,18 @@ def _is_mathematics(text: str) -> bool:
     with suppress(ValueError):
         return "$" not in text or ("\\" in text and MathTextParser("path").parse(text) is not None)
     return False
+
+
+def in_words(classes: Iterable[str]) -> list[str]:
+    """Names of classes, those of WordNet's numbers (n01443537) in words (goldfish)."""
+    classes = list(classes)
+    if not any(re.fullmatch(r"n\d{8}", one) for one in classes):
+        return classes
+    from timm.data import ImageNetInfo
+
+    known = ImageNetInfo("imagenet22k")
+    names = set(known.label_names())
+    return [known.label_name_to_description(one, detailed=False).split(",")[0] if one in names else one for one in classes]
 
 
 class Shown:

@@ -342,6 +342,20 @@ def best_of(candidates: list[list[dict | None]], by: str = "validation") -> list
     return [max(results, key=lambda one: float(np.mean(one[by]))) if all(results) else None for results in by_seed]
 
 
+def pooled(candidates: list[list[dict | None]]) -> list[dict | None]:
+    """For each seed all accuracies of several draws in one result, with their mean cost; None where none of them has run.
+
+    Draws of one seed share its classifier and its data order: the seed is what is independent, and what pairs with other rows.
+    """
+    found = []
+    for results in zip(*candidates, strict=True):
+        done = [one for one in results if one]
+        joined = {name: [value for one in done for value in one[name]] for name in ("accuracies", "validation")}
+        costs = {name: float(np.mean([one[name] for one in done])) if done else 0 for name in ("seconds", "samples")}
+        found.append(done[0] | joined | costs if done else None)
+    return found
+
+
 def row(
     method: str, ipc: int | None, results: list[dict | None], baseline: list[dict | None] | None = None, published: dict | None = None
 ) -> dict:
