@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import matplotlib
 import pytest
+import torch
 
 from distillery.data import synthetic
 from distillery.evaluation import Protocol
@@ -156,6 +157,19 @@ def test_comparable_is_the_published_setting_alone(tmp_path, changed):
     p = SimpleNamespace(**(COMPARABLE | (changed if isinstance(changed, dict) else {})))
     recipe = Recipe("DM", 1, 0, settings={"steps": 10} if changed == "steps" else {"steps": 20_000})
     assert as_published(experiment, recipe, p, "cifar10") == (changed == {})
+
+
+@pytest.mark.parametrize(("method", "expected"), [("DM", {0: True, 1: True}), ("MTT", {0: True, 1: False}), ("FTD", {0: True, 1: False})])
+def test_experts_of_shortened_epochs_are_not_published_ones(tmp_path, method, expected):
+    """A held-out tenth leaves 176 of 196 steps to an epoch of an expert; a loop over batches it leaves as it is."""
+    from distillery.data import Splits
+
+    tiny = blobs(classes=10, shape=(3, 32, 32), per_class=2)
+    network, protocol = ConvNet(tiny.shape, 10, 128), Protocol(5, 1000, augmentation="flip")
+    p = SimpleNamespace(**COMPARABLE | {"normalization": "published" if method == "DM" else "zca"})
+    for held_out, published in expected.items():
+        splits = Splits(tiny, tiny.subset(torch.arange(held_out)), tiny)
+        assert as_published(Experiment(splits, network, protocol, Runs(tmp_path)), Recipe(method, 1, 0), p, "cifar10") == published
 
 
 def test_source_and_committed_figures(tmp_path, monkeypatch):

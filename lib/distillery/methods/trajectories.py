@@ -116,6 +116,7 @@ class Trajectories(Method):
         "experts": 100, "gradient": "exact", "normalization": "published",
     }  # fmt: skip
     no_batches = "experts have seen the real images"
+    by_epochs = True  # a student covers epochs of an expert
     start = "random"
     own_starts = ("correct",)  # of DATM
     learns = TrajectoryMatching.learns
