@@ -18,20 +18,26 @@ SEGMENTS = 10  # fewest along which errors are said to pile up; in the first one
 CONTRAST = 0.1  # least distance of two kinds of experts, as a share of the way they went
 
 
+def segments(epochs: int, span: int) -> int:
+    """How many segments of `span` epochs the path of an expert has. Raises InputError on fewer than `SEGMENTS`."""
+    if epochs // span < SEGMENTS:
+        found = f"{epochs // span} segments of {span} in {epochs} epochs of an expert"
+        raise InputError(f"{found}; accepted: {SEGMENTS} segments or more, which are {SEGMENTS * span} epochs")
+    return epochs // span
+
+
 def accumulated(objective: TrajectoryMatching, made: Synthetic, expert: int, seed: int) -> dict[str, list[float]]:
     """Squared errors of a student that runs through the segments of an expert's path on its own.
 
     returns  after each segment: 'accumulated', 'initialization' and 'matching' as in `flatness.trajectory_errors`, and 'way', the squared
              distance of the expert from its start
-    raises   InputError on an expert that is stored for fewer than `SEGMENTS` segments
+    raises   InputError as `segments` does
     """
     bank, span = objective.experts, objective.expert_epochs
-    if (segments := bank.epochs // span) < SEGMENTS:
-        found = f"{segments} segments of {span} in {bank.epochs} epochs of an expert"
-        raise InputError(f"{found}; accepted: {SEGMENTS} segments or more, which are {SEGMENTS * span} epochs")
-    path = [trainable(bank.at(expert, epoch)) for epoch in range(0, segments * span + 1, span)]
+    n = segments(bank.epochs, span)
+    path = [trainable(bank.at(expert, epoch)) for epoch in range(0, n * span + 1, span)]
     streams = split(generator(seed, "segments", expert), 2 * len(path))
-    draws = [objective.draws(made, *streams[2 * k : 2 * k + 2]) for k in range(segments)]
+    draws = [objective.draws(made, *streams[2 * k : 2 * k + 2]) for k in range(n)]
     tensors = {name: made.tensors[name] for name in objective.learns}
     errors = flatness.trajectory_errors(objective.step_loss(made, {}), path, tensors, draws).squared()
     way = [float(sum((p[n] - path[0][n]).square().sum() for n in p)) for p in path[1:]]
