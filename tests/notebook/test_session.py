@@ -214,7 +214,7 @@ def test_ten_classes_of_imagenet_come_as_a_folder(tmp_path, changed):
         return ImageSet(pixels, torch.arange(10).repeat(n), tuple("abcdefghij"), None)
 
     train, test = 700 if changed == "training images" else 900, 390 if changed == "test images" else 50
-    data = Splits(images(train), images(10), images(test))
+    data = Splits(images(train), images(0), images(test))
     experiment = Experiment(
         data, ConvNet((3, 128, 128), 10), Protocol(augmentation=DSA), Runs(tmp_path), presets=Presets("imagenet-subset")
     )
@@ -227,6 +227,19 @@ def test_ten_classes_of_imagenet_come_as_a_folder(tmp_path, changed):
 def test_classes_of_wordnet_are_named_in_words():
     assert display.in_words(["n01443537", "n02123045", "own"]) == ["goldfish", "tabby", "own"]
     assert display.in_words(["0", "n0144"]) == ["0", "n0144"]
+
+
+@pytest.mark.parametrize(("method", "expected"), [("DM", {0: True, 1: True}), ("MTT", {0: True, 1: False}), ("FTD", {0: True, 1: False})])
+def test_experts_of_shortened_epochs_are_not_published_ones(tmp_path, method, expected):
+    """A held-out tenth leaves 176 of 196 steps to an epoch of an expert; a loop over batches it leaves as it is."""
+    from distillery.data import Splits
+
+    tiny = blobs(classes=10, shape=(3, 32, 32), per_class=2)
+    network, protocol = ConvNet(tiny.shape, 10, 128), Protocol(5, 1000, augmentation=DSA)
+    p = SimpleNamespace(**COMPARABLE | {"normalization": "published" if method == "DM" else "zca"})
+    for held_out, published in expected.items():
+        splits = Splits(tiny, tiny.subset(torch.arange(held_out)), tiny)
+        assert as_published(Experiment(splits, network, protocol, Runs(tmp_path)), Recipe(method, 1, 0), p, "cifar10") == published
 
 
 def test_source_and_committed_figures(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """What every notebook needs and no paper is about, in one object.
 
 Standard parameters, each used where the notebook declares it: dataset, data_root, label, published_for, normalization, resize,
-max_side, per_class, test_per_class, flip, seed, ipc, width, networks, evaluation_epochs, evaluation_batch, evaluation_augmentation,
-settings_for, score_trials, score_epochs, converged_trials, converged_epochs, validations, validation_networks, validation_epochs,
+max_side, per_class, test_per_class, held_out, flip, seed, ipc, width, networks, evaluation_epochs, evaluation_batch,
+evaluation_augmentation, settings_for, score_trials, score_epochs, converged_trials, converged_epochs, validations, validation_networks, validation_epochs,
 scale, results_dir, device, precision, compiled, engine, budget_minutes, progress.
 """
 
@@ -305,11 +305,14 @@ class Session(Standard, Shown):
 def as_published(experiment, recipe: Recipe, p, dataset: str) -> bool:
     """Whether data, standardization, network, settings and evaluation are those of a method's published numbers.
 
+    Images held out for validation are not the data's fault: a method that draws batches runs the published loop on fewer images, and its
+    claims say so. An epoch of nine tenths of the images has nine tenths of the steps, so a loop that counts epochs is another one.
+
     p        parameters of the notebook
     dataset  the published data set
     """
     method, size, n, flip = METHODS[recipe.method], recipe.size, len(experiment.real), dataset not in ("mnist", "svhn")
-    if method.judged is None:
+    if method.judged is None or (method.by_epochs and len(experiment.data.validation)):
         return False
     named = "imagenet-subset" if dataset in SUBSETS else dataset
     try:
