@@ -65,6 +65,11 @@ def test_every_method_is_in_the_compatibility_table():
     assert pages.headline([(RECORD, claim) for claim in RECORD["claims"]])
 
 
+def test_a_section_of_further_comparisons_alone_has_no_table_of_claims():
+    assert "| verdict |" in tables.verdicts([CLAIM, *MORE]) and "| verdict |" not in tables.verdicts(MORE)
+    assert tables.verdicts([]) == ""
+
+
 def test_published_numbers_beside_another_setting_say_so():
     known = {"mean": 0.286, "std": 0.002}
     row = records.row("DC", 1, [{"accuracies": [0.2], "steps": 3, "seconds": 1.0, "samples": 4, "stored_numbers": 5}], published=known)

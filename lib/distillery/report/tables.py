@@ -16,7 +16,7 @@ def markdown(head: list, rows: list[list]) -> str:
 def rows_table(rows: list[dict], against: str = "random", scale: str = "paper") -> str:
     """Rows as Markdown: accuracy with both spreads, difference, steps, seconds a set; published numbers are those of the scale 'paper'."""
     difference = f"difference to {against}, 95% interval"
-    other = "published, %" if scale == "paper" else "published, % (in another setting)"
+    other = "published, %" + " (in another setting)" * (scale != "paper" and any(one["published"] for one in rows))
     head = ["method", "ipc", other, "accuracy, %", "± sets", "± networks", "sets x networks", difference, "steps", "seconds a set"]
     lines = []
     for one in rows:
@@ -98,11 +98,11 @@ def table(records: list[dict], further: bool = False) -> str:
 def verdicts(claims: list[dict]) -> str:
     """Claims in Markdown with what was measured, their verdicts and why; below them further comparisons, without verdicts."""
     told, more = ([one for one in claims if one["further"] == further] for further in (False, True))
-    shown = markdown(["claim", *MEASURED, "verdict", "why"], [[one["statement"], *_cells(one), one["why"]] for one in told])
+    parts = [markdown(["claim", *MEASURED, "verdict", "why"], [[one["statement"], *_cells(one), one["why"]] for one in told])] * bool(told)
     if more:
-        shown += "\n\nFurther comparisons, with p-values by Holm among all of their kind, and no verdict:\n\n"
-        shown += markdown(["comparison", *MEASURED, "p (Holm)"], [[one["statement"], *_cells(one)] for one in more])
-    return shown
+        parts.append("Further comparisons, with p-values by Holm among all of their kind, and no verdict:")
+        parts.append(markdown(["comparison", *MEASURED, "p (Holm)"], [[one["statement"], *_cells(one)] for one in more]))
+    return "\n\n".join(parts)
 
 
 def _cells(claim: dict) -> list[str]:
