@@ -72,7 +72,7 @@ class Shown:
 
     def sets_and_bars(self, sets: Iterable[str], bars: Iterable[str], titles: tuple[str, str], start_of: str = ""):
         """Images of some rows at the left, accuracies at the right; returns the figure."""
-        sets, bars = list(sets), list(bars)
+        sets, bars = list(sets), [name for name in bars if any(self.results.get(name, ()))]
         figure = plt.figure(figsize=(10.5, max(3.0, 0.9 + 0.36 * max(len(bars), 1.6 * len(sets)))))
         left, right = figure.subfigures(1, 2, width_ratios=[1.15, 1])
         self.strips(sets, left, start_of)
