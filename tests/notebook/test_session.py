@@ -58,6 +58,26 @@ def test_rows_claims_figures_files_and_the_record(session, capsys):
     assert again.runs.computed == 0
 
 
+def strip(S, names):
+    """Label and picture of each strip that is drawn of rows."""
+    figure = matplotlib.pyplot.figure()
+    S.strips(names, figure.subfigures(1, 2)[0])
+    drawn = [(axis.get_yticklabels()[0].get_text(), axis.images[0].get_array()) for axis in figure.axes]
+    matplotlib.pyplot.close(figure)
+    return drawn
+
+
+def test_sets_that_are_mostly_noise_are_shown_by_what_has_changed(session):
+    S, short = session, {"steps": 1, "batch": 4}
+    S.row("DC", "DC", 1, 1, settings=short | {"lr": 1e-6})
+    S.row("DM", "DM", 1, 1, settings=short)
+    [(label, picture)] = strip(S, ["DC"])
+    assert label == "DC, change" and 0 < (picture < 0.25).mean() < 0.3  # stretched, however little it is
+    assert [label for label, _ in strip(S, ["DC", "DM"])] == ["DC", "DM"]
+    S.row("DC, far", "DC", 1, 1, settings=short | {"lr": 1e6})
+    assert [label for label, _ in strip(S, ["DC", "DC, far"])] == ["DC", "DC, far"]
+
+
 def test_a_row_again_has_other_seeds_and_is_held_against_the_first(session):
     S = session
     S.row("random", "random", 1, 2)

@@ -175,7 +175,7 @@ class Session(Standard, Shown):
         other = against or self.rows[names[0]].against or self.against
         called = self.rows[other].label if other in self.rows else other
         base = {name: against if every else self.rows[name].against or against for name in names}
-        return Markdown(tables.rows_table([self.summary(name, base[name]) for name in names], called))
+        return Markdown(tables.rows_table([self.summary(name, base[name]) for name in names], called, self.p.scale))
 
     def grid(self, head: list[str], lines: dict[str, list[str]]) -> Markdown:
         """Accuracies in percent, with the deviation over sets, of several rows side by side: what a line is called -> names of rows."""
