@@ -131,6 +131,16 @@ def test_encoders_share_a_set_which_is_billed_once(results):
         assert second == {"seconds": one["seconds_evaluation"], "samples": 0}
 
 
+@pytest.mark.parametrize("name, normalization", [("ResNet10", "batch"), ("ResNet18", "batch"), ("LeNet", "none"), ("ResNet18_AP", "batch")])
+def test_larger_encoders_have_batch_normalization_where_they_can(results, name, normalization):
+    """As in MKDT's public code ("Batchnorm Added")."""
+    here, _ = results
+    judged = here.judged_network(recipe("random", evaluate=Evaluate(network=name)))
+    assert judged.spec()["normalization"] == normalization
+    assert any("running_mean" in name for name in judged.init(generator(0, "x"), 1)) == (normalization == "batch")
+    assert here.judged_network(recipe("random")).spec() == here.fast.spec()
+
+
 def test_students_are_billed_apart(results):
     """A bank of MKDT's on 24 images, and one of MTT-SSL's."""
     here, found = results

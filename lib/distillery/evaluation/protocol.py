@@ -55,6 +55,7 @@ class Protocol:
     losses: ClassVar[tuple[str, ...]] = ("cross-entropy", "half squared error")
     extra: ClassVar[int] = 1  # passes over the set beyond `epochs`
     descent: ClassVar[type[SGD]] = SGD
+    normalization: ClassVar[str] = ""  # of other architectures that can have it, '' = the field's default
 
     def __post_init__(self):
         check_positive_int("networks", self.networks)
