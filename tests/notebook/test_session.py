@@ -56,6 +56,26 @@ def test_rows_claims_figures_files_and_the_record(session, capsys):
     assert again.runs.computed == 0
 
 
+def test_a_row_again_has_other_seeds_and_is_held_against_the_first(session):
+    S = session
+    S.row("random", "random", 1, 2)
+    assert len(S.again("random")) == 2 and S.rows["random, again"].against == "random"
+    assert not {one.seed for one in S.rows["random"].recipes} & {one.seed for one in S.rows["random, again"].recipes}
+    shown = S.summary("random, again")
+    assert shown["difference"]["n_sets"] == [2, 2] and "(2 against 2 sets)" in S.table().data
+    assert S.accuracies("random, again") != S.accuracies("random")
+
+
+def test_verdicts_shown_are_those_of_the_record(session):
+    S, values = session, ([0.015, 0.055, 0.025, 0.006, 0.035], [0.1, 0.11, 0.09, 0.1, 0.12])
+    S.p.scale = "small"
+    for i, ours in enumerate(values):
+        S.claim_values(f"kind-{i}", f"claim {i}", [[x] for x in ours], [[0.0]] * 5, "zero", family="ones")
+    S.claim_values("kind-2", "more", [[x, x - 0.02] for x in values[0]], [[0.0]] * 5, "zero", family="ones", further=True)
+    assert "among the 3 comparisons 'ones'" in S.verdicts().data
+    assert [one["verdict"] for one in S.claims] == ["direction reproduced"] * 2 + [""]
+
+
 def test_a_view_judges_the_same_sets_in_another_way_and_is_not_paid_again(session):
     S = session
     regressed = S.experiment(protocol=Protocol(1, 1, loss="half squared error"))

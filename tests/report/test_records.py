@@ -64,7 +64,52 @@ def test_verdict(case):
 
 
 def test_every_verdict_has_a_case():
-    assert {case[-1] for case in CASES.values()} | {"smoke: not judged"} == set(VERDICTS)
+    assert {case[-1] for case in CASES.values()} | {"smoke: not judged", "same as random"} == set(VERDICTS)
+
+
+def one_of(id, ours, zeros=5, **how):
+    return claim(id, "ours is better", "nobody", [[x] for x in ours], [[0.0]] * zeros, against="zero", **how)
+
+
+STRONG, WEAK = [0.10, 0.11, 0.09, 0.10, 0.12], [0.01, 0.05, 0.02, 0.001, 0.03]
+
+
+def test_a_p_value_is_scipys_and_goes_by_the_margin():
+    found = difference([[x] for x in WEAK], [[0.0]] * 5, 0.01)
+    assert found["p"] == pytest.approx(stats.ttest_1samp(WEAK, -0.01).pvalue)
+    welch = difference([[x] for x in WEAK], [[x] for x in STRONG[:2]])
+    assert welch["p"] == pytest.approx(stats.ttest_ind(WEAK, STRONG[:2], equal_var=False).pvalue)
+    assert difference([[0.1]] * 3, [[0.1]] * 3)["p"] == 1.0 and difference([[0.2]] * 3, [[0.1]] * 3)["p"] < 1e-9
+    assert difference([[0.1]], [[0.2], [0.3]])["p"] is None
+
+
+def test_claims_of_a_kind_are_judged_together():
+    """By hand: of three the smallest p counts three times, the next twice, the last once but no less than that."""
+    alone = [one_of("a-1", STRONG), one_of("a-2", [x + 0.005 for x in WEAK]), one_of("b-1", [x + 0.005 for x in WEAK])]
+    alone += [one_of("a-3", [0.02, -0.02, 0.01, 0.0, 0.01], further=True)]
+    p = [one["difference"]["p"] for one in alone]
+    assert p[0] < p[1] < 0.05 < p[3] and 2 * p[1] > 0.05
+    found = records.corrected(alone)
+    assert [one["p_holm"] for one in found] == pytest.approx([3 * p[0], 2 * p[1], p[2], max(p[3], 2 * p[1])])
+    assert [one["verdict"] for one in found] == ["direction reproduced", "inconclusive", "direction reproduced", ""]
+    assert "among the 3 comparisons 'a'" in found[1]["why"] and [one["verdict"] for one in alone[:2]] == ["direction reproduced"] * 2
+    assert records.corrected(found) == found  # once more changes nothing
+
+
+def test_families_are_named_or_go_by_the_first_word():
+    assert one_of("start-kip-1", STRONG)["family"] == "start" and one_of("start-kip-1", STRONG, family="KIP")["family"] == "KIP"
+
+
+def test_what_is_not_judged_corrects_nothing():
+    others = [one_of("a-2", WEAK, same="total variation .01"), one_of("a-3", WEAK, untestable="too short"), one_of("a-4", [0.1], zeros=1)]
+    found = records.corrected([one_of("a-1", STRONG), *others])
+    assert found[0]["p_holm"] == found[0]["difference"]["p"] and not any("p_holm" in one for one in found[1:])
+
+
+def test_a_treatment_that_is_its_control_is_no_finding():
+    found = one_of("a", STRONG, same="total variation .01")
+    assert (found["verdict"], found["why"]) == ("same as random", "total variation .01")
+    assert claim("a", "s", "p", None, [[0.0]], against="zero", same="total variation .01")["verdict"] == "not run"
 
 
 def test_an_inconclusive_interval_states_the_detectable_effect():

@@ -28,6 +28,8 @@ from distillery.recipe import Recipe
 from distillery.report import figures, records, tables
 from distillery.scores import files
 
+AGAIN = 1000  # between the seeds of a row and those of the same row again
+
 
 @dataclass(frozen=True)
 class Row:
@@ -107,6 +109,14 @@ class Session(Standard, Shown):
         self.rows[name] = Row(label or name, shown, number, against, recipes, experiment, listed=listed)
         self.results[name] = experiment.run_all(recipes)
         return self.results[name]
+
+    def again(self, name: str) -> list[dict | None]:
+        """Run a row once more under as many other seeds, as 'NAME, again': its difference to the row is the noise of every other one."""
+        row = self.rows[name]
+        recipes = [replace(one, seed=one.seed + AGAIN) for one in row.recipes]
+        self.rows[f"{name}, again"] = replace(row, label=f"{row.label}, again", against=name, recipes=recipes, published=None)
+        self.results[f"{name}, again"] = row.experiment.run_all(recipes)
+        return self.results[f"{name}, again"]
 
     def add(self, name: str, results: list[dict | None], against: str = "") -> None:
         """Keep a row whose results, by seed, are known already: the best of several, or numbers of another kind."""
@@ -198,7 +208,7 @@ class Session(Standard, Shown):
         against     a row, '' = the claim is about the value of `ours`
         source      who says so, '' = as the session says
         comparable  whether the published number is of this setting, None = by `comparable`
-        how         margin, untestable, unit, digits and data: of `records.claim`
+        how         margin, untestable, unit, digits, data, family, further and same: of `records.claim`
         """
         if ours not in self.rows or (against and against not in self.rows):
             return
@@ -219,7 +229,7 @@ class Session(Standard, Shown):
 
     def verdicts(self, fresh: bool = True) -> Markdown:
         """Claims since it was last asked with what was measured and their verdicts, once a section; all of them where not `fresh`."""
-        claims, self.told = self.claims[self.told if fresh else 0 :], len(self.claims)
+        claims, self.told = records.corrected(self.claims)[self.told if fresh else 0 :], len(self.claims)
         return Markdown(tables.verdicts(claims))
 
     # What is left behind
@@ -273,7 +283,7 @@ class Session(Standard, Shown):
             key=records.record_key(self.notebook, vars(self.p)),
             scale=self.p.scale,
             parameters=parameters.public(self.kinds, vars(self.p)),
-            claims=self.claims,
+            claims=records.corrected(self.claims),
             rows=[self.summary(name) for name in listed],
             costs=records.cost(time.monotonic() - self.began, self.runs, billed, passes),
             missing=self.runs.missing,
@@ -281,7 +291,9 @@ class Session(Standard, Shown):
             data={"label": self.label, "digest": splits.digest, "notes": list(splits.notes)} | sizes | data,
         )
         left = f"{len(self.runs.missing)} not run within the budget"
-        print(f"record written: {len(listed)} rows, {len(finished)} sets, {len(self.claims)} claims; {left}")
+        further = sum(one["further"] for one in self.claims)
+        made = f"{len(self.claims) - further} claims, {further} further comparisons"
+        print(f"record written: {len(listed)} rows, {len(finished)} sets, {made}; {left}")
 
 
 def as_published(experiment, recipe: Recipe, p, dataset: str) -> bool:

@@ -26,7 +26,8 @@ from distillery.runs import Runs
 SCHEMA = 1
 SCALES = ("smoke", "small", "night", "paper")  # smallest first
 UNJUDGED = ("smoke: not judged", "not testable at this scale", "not run")
-VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "inconclusive", "under-powered", *UNJUDGED)
+DECIDED = ("reproduced", "direction reproduced", "not reproduced")
+VERDICTS = (*DECIDED, "inconclusive", "under-powered", "same as random", *UNJUDGED)
 PERCENT = ("points", "%")  # units of numbers that are kept as fractions
 EARLIER = {  # unit, digits and data of claims recorded before they said so, by the first word of their id; others are of accuracies
     "agrees": ("correlation", 3, ""), "masks": ("correlation", 3, ""), "magnitude": ("correlation", 3, ""), "cheaper": ("times", 2, ""),
@@ -103,8 +104,11 @@ def claim(
     data: str = "",
     published_baseline: dict | None = None,
     scale: str = "",
+    family: str = "",
+    further: bool = False,
+    same: str = "",
 ) -> dict:
-    """One claim with its verdict.
+    """One claim with its verdict, as long as it stands alone; `corrected` judges those of one kind together.
 
     ours, baseline  accuracies[set][network] in the same order of seeds, None for a set that has not run; without a
                     baseline the claim is about the value
@@ -116,11 +120,14 @@ def claim(
     data            what it was measured on, '' = the data of the notebook
     published_baseline  the published number of the baseline
     scale           'smoke' is not judged
+    family          claims of one kind, '' = those whose ids begin with the same word, up to the first '-'
+    further         a further comparison: shown with its interval, without a verdict
+    same            why what is claimed does not differ from its control, so that no difference can be a finding; '' = it does
     """
     row = measured(ours)
     if published and published_baseline:
         published = published | {"difference": published["mean"] - published_baseline["mean"]}
-    gap = difference(ours, baseline) if against else None
+    gap = difference(ours, baseline, margin) if against else None
     if against and gap is None:
         row = None  # its comparison has not run
     verdict_, why = verdict(row, gap, published, comparable, margin, unit, digits)
@@ -128,7 +135,10 @@ def claim(
         verdict_ = "smoke: not judged"
     if untestable:
         verdict_, why = "not testable at this scale", untestable
+    if same and verdict_ != "not run":
+        verdict_, why = "same as random", same
     why = f"{why}; {note}" if note and verdict_ != "not run" else why
+    verdict_ = "" if further and verdict_ != "not run" else verdict_
     return {
         "id": id,
         "statement": statement,
@@ -141,9 +151,30 @@ def claim(
         "data": data,
         "against": against,
         "margin": margin,
+        "family": family or id.split("-")[0],
+        "further": further,
         "verdict": verdict_,
         "why": why,
     }
+
+
+def corrected(claims: list[dict]) -> list[dict]:
+    """Claims and further comparisons with 'p_holm', their p-values among all of their family; claims that lose their verdict by it say so.
+
+    Step-down: of m p-values the k-th smallest counts m + 1 - k times, and no less than those before it (Holm, Scand. J. Stat. 6, 1979).
+    """
+    claims, families = [dict(one) for one in claims], {}
+    for one in claims:
+        if one["difference"] and one["difference"].get("p") is not None and one["verdict"] not in ("same as random", *UNJUDGED[1:]):
+            families.setdefault(one["family"], []).append(one)
+    for family, members in families.items():
+        least = 0.0
+        for k, one in enumerate(sorted(members, key=lambda one: one["difference"]["p"])):
+            least = one["p_holm"] = min(1.0, max(least, (len(members) - k) * one["difference"]["p"]))
+            if one["verdict"] in DECIDED and least >= 0.05:
+                one["verdict"] = "inconclusive"
+                one["why"] = f"its interval decides alone, not among the {len(members)} comparisons '{family}' (Holm: p = {least:.2g})"
+    return claims
 
 
 def cost(seconds: float, runs: Runs, results: list[dict], scoring: list[dict] = ()) -> dict:
@@ -210,7 +241,7 @@ _numbers = {
 }
 _found = {name: TypedDict(name, kinds) | None for name, kinds in _numbers.items()}
 _found["difference"] |= _found.pop("welch")
-_Claim = TypedDict("_Claim", _found | {"id": str, "statement": str, "against": str, "verdict": Literal[VERDICTS], "why": str})
+_Claim = TypedDict("_Claim", _found | {"id": str, "statement": str, "against": str, "verdict": Literal[(*VERDICTS, "")], "why": str})
 _Row = TypedDict("_Row", _found | {"method": str, "ipc": int | None, "accuracies": list[list[float]], "steps": int, "seconds": float})
 _counts = dict.fromkeys(("samples_all_runs", "runs_computed", "runs_reused"), int)
 _costs = dict.fromkeys(("seconds_all_runs", "seconds_scoring"), float) | _counts
@@ -239,7 +270,7 @@ def load(path: str | Path) -> dict:
     _check(Path(path), record)
     for claim in record["claims"]:
         unit, digits, data = EARLIER.get(claim["id"].split("-")[0], ("points", 1, ""))
-        claim |= {"unit": unit, "digits": digits, "data": data} | claim
+        claim |= {"unit": unit, "digits": digits, "data": data, "family": claim["id"].split("-")[0], "further": False} | claim
     return record | {"path": str(path)}
 
 
@@ -262,12 +293,14 @@ def find(root: str | Path, broken: Callable[[InputError], None] | None = None, n
 def decided(records: list[dict], notebook: str) -> list[tuple[dict, dict]]:
     """(record, claim) for each claim of a notebook on each data set, that of CIFAR-10 first, of records as `find` gives them.
 
+    Further comparisons are left out.
+
     It is taken from the largest scale above smoke at which it has an interval, else from the largest at which it was measured.
     """
     best: dict[tuple, tuple] = {}
     for record in (one for one in records if one["notebook"] == notebook and one["scale"] != "smoke"):
         name = Path(record["path"]).parent.name
-        for claim in record["claims"]:
+        for claim in (one for one in record["claims"] if not one["further"]):
             sure = 2 if (gap := claim["difference"]) and gap["ci95"] else int(claim["measured"] is not None)
             if sure > best.get((name, claim["id"]), (-1,))[0]:
                 best[name, claim["id"]] = sure, record, claim
