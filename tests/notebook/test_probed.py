@@ -43,23 +43,26 @@ def test_published_numbers_stand_beside_rows_of_the_paper_alone(rows):
     rows.row("none, ResNet18", "none", 0, 1, evaluate=Evaluate("ResNet18"))
     rows.row("random, 3 images", "random", 3, 2, published="random")  # 5% of 60
     rows.row("MKDT, 3 images", "MKDT", 3, 2, published="MKDT")
-    rows.at_rate_of("MKDT, 3 images", "random, 3 images, at MKDT's rate", "random", 3)
+    rows.at_rate_of("MKDT, 3 images", "random, 3 images", ", at MKDT's rate")
     numbers = {name: rows.session.rows[rows.key(name, "own", 0.05)].published for name in rows.raw}
     assert numbers["none"]["mean"] == pytest.approx(0.4623) and numbers["none, ResNet18"] is None
     assert numbers["random, 3 images"]["mean"] == pytest.approx(0.4813) and numbers["random, 3 images, at MKDT's rate"] is None
     assert "58.4" in rows.table(list(rows.raw)).data
+    rows.better("mkdt", "MKDT, 3 images", "random, 3 images, at MKDT's rate", "own", 0.05)  # what the paper found is known
+    assert rows.session.claims[0]["published"]["difference"] == pytest.approx(0.5837 - 0.4813)
 
 
 def test_rivals_are_trained_at_the_rates_of_the_sets(rows):
     made = rows.row("MKDT", "MKDT", 3, 2)
     rates = [one["step_size"] for one in made]
     assert rates[0] != rates[1] and 0.05 not in rates
-    other = rows.at_rate_of("MKDT", "random at its rate", "random", 3)
-    assert [one.evaluate.lr for one in rows.recipes["random at its rate"]] == pytest.approx(rates, rel=1e-4)
+    rows.row("random", "random", 3, 2)
+    other = rows.at_rate_of("MKDT", "random", ", at its rate")
+    assert [one.evaluate.lr for one in rows.recipes["random, at its rate"]] == pytest.approx(rates, rel=1e-4)
     wanted = rows.session.bench.run(Recipe("random", 3, 1, evaluate=Evaluate(lr=round(rates[1], 6))))
     assert other[1] == wanted
     rows.raw["MKDT"][0] = None  # a set that has not run has brought no rate
-    assert rows.at_rate_of("MKDT", "x", "random", 3) == [wanted]
+    assert rows.at_rate_of("MKDT", "random", ", again") == [wanted]
 
 
 def test_a_row_again_has_other_seeds(rows):

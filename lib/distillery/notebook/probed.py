@@ -14,7 +14,7 @@ from distillery.job import Job
 from distillery.measure.gates import repeated
 from distillery.networks.encoder import Encoder
 from distillery.notebook.session import AGAIN, Row, Session
-from distillery.recipe import Evaluate, Recipe
+from distillery.recipe import Recipe
 from distillery.report import figures, records, tables
 from distillery.training import Stats
 
@@ -32,7 +32,8 @@ class Probed:
         self.session, self.tasks = session, tasks
         self.unlabelled, self.known, self.untestable = unlabelled, known, untestable
         self.raw: dict[str, list[dict | None]] = {}
-        self.recipes: dict[str, list[Recipe | None]] = {}
+        self.recipes: dict[str, list[Recipe]] = {}
+        self.plain: dict[str, str] = {}  # rows at another rate -> as they are
         warnings.filterwarnings("ignore", message="labels: ")  # few labels a class are what is asked about
 
     def key(self, name: str, task: str, part: float) -> str:
@@ -48,11 +49,15 @@ class Probed:
         recipes = [Recipe(method, size, seed, **recipe) for seed in self.session.seeds(n)]
         return self.keep(name, recipes, published, against, experiment)
 
-    def at_rate_of(self, other: str, name: str, method: str, size: int, *, against="", network="") -> list[dict | None]:
-        """Run a row seed by seed at the rates that the sets of another row brought; seeds without one are left out."""
-        pairs = zip(self.recipes[other], self.raw[other])
-        rates = {recipe.seed: round(one["step_size"], 6) for recipe, one in pairs if one}
-        return self.keep(name, [Recipe(method, size, s, evaluate=Evaluate(network, lr=rate)) for s, rate in rates.items()], against=against)
+    def rated(self, other: str, recipes: list[Recipe]) -> list[Recipe]:
+        """Recipes, seed by seed at the rates that the sets of another row brought; seeds without one are left out."""
+        rates = {recipe.seed: round(one["step_size"], 6) for recipe, one in zip(self.recipes[other], self.raw[other]) if one}
+        return [replace(one, evaluate=replace(one.evaluate, lr=rates[one.seed])) for one in recipes if one.seed in rates]
+
+    def at_rate_of(self, other: str, name: str, suffix: str) -> list[dict | None]:
+        """Run a row once more at the rates of another one, as NAME with a suffix; the published numbers behind its claims are those of NAME."""
+        self.plain[name + suffix] = name
+        return self.keep(name + suffix, self.rated(other, self.recipes[name]))
 
     def again(self, name: str) -> list[dict | None]:
         """Run a row once more with as many other seeds: the difference of the two is noise."""
@@ -134,11 +139,12 @@ class Probed:
         untestable  why it cannot be tested, beside what holds for all rows; how: `note`, `family`, `further`, `same` of `records.claim`
         """
         mine, base = self.key(ours, task, part), self.key(theirs, task, part)
-        if mine in self.session.rows and base in self.session.rows:
+        if mine in self.session.rows and base in self.session.rows and self.raw[ours] and self.raw[theirs]:
             beats = f"is no worse by {100 * margin:g} point than" if margin else "beats"
             how |= {"source": source or self.session.source, "margin": margin, "untestable": self.untestable or untestable}
             if not source:
-                how |= {"published": self.session.rows[mine].published, "published_baseline": self.session.rows[base].published}
+                known = [self.session.rows[self.key(self.plain.get(name, name), task, part)].published for name in (ours, theirs)]
+                how |= {"published": known[0], "published_baseline": known[1]}
             statement = f"{ours} {beats} {theirs}: {task}, {part:.0%} of the labels"
             numbers = self.session.accuracies(mine), self.session.accuracies(base)
             self.session.claim_values(f"{id}-{task}-{part:g}", statement, *numbers, theirs, **how)
