@@ -13,6 +13,7 @@ from distillery.measure.spread import (
     Pairs,
     Spread,
     epoch_gradient,
+    factor,
     of_trajectories,
     partition_variance,
     problems,
@@ -141,6 +142,12 @@ def test_losses_are_compared_at_equal_randomness_and_displacement(tiny):
         for rate, curve in spreads.values():
             assert rate > 0 and len(curve) == 2 and curve[0].distance == pytest.approx(start, rel=0.25)
             assert all(least <= one.ratio <= most for one in curve)
+
+
+def test_a_factor_in_words():
+    ours = [[Spread(9.0, 1.0), Spread(8.0, 2.0)], None, [Spread(1.0, 1.0)]]
+    theirs = [[Spread(5.0, 1.0), Spread(1.0, 1.0)], [Spread(1.0, 1.0)], [Spread(1.0, 9.0)]]
+    assert factor(ours, theirs) == "6 (4 to 9 over seeds)" and factor([None], theirs) == "an unknown number of"
 
 
 def test_a_rate_is_found_by_bisection():

@@ -162,10 +162,19 @@ def over_partitions(problems: dict[str, tuple], batch: int, partitions: int, see
     return found
 
 
+def factor(ours: list[list[Spread] | None], theirs: list[list[Spread] | None]) -> str:
+    """How many times as large the last ratios of one loss are as those of another: geometric mean over seeds, and the range, in words."""
+    found = [a[-1].ratio / b[-1].ratio for a, b in zip(ours, theirs) if a and b]
+    return (
+        f"{math.prod(found) ** (1 / len(found)):.0f} ({min(found):.0f} to {max(found):.0f} over seeds)" if found else "an unknown number of"
+    )
+
+
 def of_trajectories(
     problems: dict[str, tuple], rate: float, batch: int, copies: int, epochs: int, seed: int, device
-) -> dict[str, tuple[float, list[Spread]]]:
-    """Each loss -> its rate, and the spread of the weights after each epoch over copies of one initialization, without the output layer.
+) -> dict[str, tuple[float, list[Spread]] | None]:
+    """Each loss -> its rate, and the spread of the weights after each epoch over copies of one initialization, without the output layer;
+    None where one diverged.
 
     rate  of KD; that of each other loss is the one at which a network moves as far from its start in an epoch, see `rate_for`
     """
@@ -183,8 +192,11 @@ def of_trajectories(
 
     goal, found = spread("KD", rate, 1, 2)[0].distance, {}
     for name in problems:
-        own = rate if name == "KD" else rate_for(goal, lambda rate, name=name: spread(name, rate, 1, 2)[0].distance, rate)
-        found[name] = own, spread(name, own, epochs, copies)
+        try:
+            own = rate if name == "KD" else rate_for(goal, lambda rate, name=name: spread(name, rate, 1, 2)[0].distance, rate)
+            found[name] = own, spread(name, own, epochs, copies)
+        except RunFailed:
+            found[name] = None
     return found
 
 

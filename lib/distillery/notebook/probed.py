@@ -167,13 +167,11 @@ class Probed:
         ]
         return tuple(map(list, zip(*(pair for pair in pairs if pair[1] is not None)))) or ([], [])
 
-    def matching(self, name: str, epoch: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """(updates, matching losses there) of the updates of a row's sets that started from one epoch, in order."""
-        places, losses = [], []
-        for one in self.raw.get(name, []):
-            if one and one["loss"]:
-                at = np.linspace(0, one["steps"] - 1, len(one["loss"])).astype(int)
-                chosen = [i for i, start in enumerate(one["starts"]) if start == epoch]
-                places, losses = [*places, *at[chosen]], [*losses, *np.array(one["loss"])[chosen]]
-        order = np.argsort(places, kind="stable")
-        return (np.array(places)[order], np.array(losses)[order]) if places else None
+    def matching(self, name: str, epoch: int, updates: int, parts: int = 8) -> tuple[list[float], list[float]]:
+        """(update, matching loss there) of a row's first updates, those that started from one epoch, averaged over so many parts of them."""
+        found = []
+        for one in filter(None, self.raw.get(name, [])):
+            places = np.linspace(1, one["steps"], len(one["loss"])).astype(int)
+            found += [(at, loss) for at, start, loss in zip(places, one["starts"], one["loss"]) if start == epoch and at <= updates]
+        groups = [part for part in np.array_split(sorted(found), parts) if len(part)]
+        return [float(part[:, 0].mean()) for part in groups], [float(part[:, 1].mean()) for part in groups]
