@@ -21,6 +21,7 @@ from distillery.experts import Experts, Training
 from distillery.matching.trajectory import GRADIENTS, StartEpochs, TrajectoryMatching
 from distillery.methods.base import Made, Method, Settings, made
 from distillery.networks.precision import float32_matmul
+from distillery.runs import subsample
 from distillery.training.dsa import DSA
 from distillery.training.optimizers import GSAM, SGD, Adam
 from distillery.training.views import Views
@@ -200,7 +201,7 @@ class Trajectories(Method):
         with float32_matmul("float32"):  # matched weights
             done = job.distill(start, objective, optimizers, steps, ema=job.settings.ema or None, judge=judge)
         log = {"experts": cost, "skipped": done.cost["skipped"], "step_size": float(done.last.tensors["step_size"])}
-        log["moved"] = moved(start, done.last)
+        log |= {"moved": moved(start, done.last), "starts": subsample(done.log["start"])}  # epochs, beside 'loss'
         if done.best is not None:
             log |= {"best_step": done.best_step, "best_score": done.best_score}
         return made(start, done, **log)
