@@ -58,6 +58,26 @@ def test_rows_claims_figures_files_and_the_record(session, capsys):
     assert again.runs.computed == 0
 
 
+def strip(S, names):
+    """Label and picture of each strip that is drawn of rows."""
+    figure = matplotlib.pyplot.figure()
+    S.strips(names, figure.subfigures(1, 2)[0])
+    drawn = [(axis.get_yticklabels()[0].get_text(), axis.images[0].get_array()) for axis in figure.axes]
+    matplotlib.pyplot.close(figure)
+    return drawn
+
+
+def test_sets_that_are_mostly_noise_are_shown_by_what_has_changed(session):
+    S, short = session, {"steps": 1, "batch": 4}
+    S.row("DC", "DC", 1, 1, settings=short | {"lr": 1e-6})
+    S.row("DM", "DM", 1, 1, settings=short)
+    [(label, picture)] = strip(S, ["DC"])
+    assert label == "DC, change" and 0 < (picture < 0.25).mean() < 0.3  # stretched, however little it is
+    assert [label for label, _ in strip(S, ["DC", "DM"])] == ["DC", "DM"]
+    S.row("DC, far", "DC", 1, 1, settings=short | {"lr": 1e6})
+    assert [label for label, _ in strip(S, ["DC", "DC, far"])] == ["DC", "DC, far"]
+
+
 def test_a_row_again_has_other_seeds_and_is_held_against_the_first(session):
     S = session
     S.row("random", "random", 1, 2)
@@ -214,7 +234,7 @@ def test_ten_classes_of_imagenet_come_as_a_folder(tmp_path, changed):
         return ImageSet(pixels, torch.arange(10).repeat(n), tuple("abcdefghij"), None)
 
     train, test = 700 if changed == "training images" else 900, 390 if changed == "test images" else 50
-    data = Splits(images(train), images(10), images(test))
+    data = Splits(images(train), images(0), images(test))
     experiment = Experiment(
         data, ConvNet((3, 128, 128), 10), Protocol(augmentation=DSA), Runs(tmp_path), presets=Presets("imagenet-subset")
     )
@@ -227,6 +247,19 @@ def test_ten_classes_of_imagenet_come_as_a_folder(tmp_path, changed):
 def test_classes_of_wordnet_are_named_in_words():
     assert display.in_words(["n01443537", "n02123045", "own"]) == ["goldfish", "tabby", "own"]
     assert display.in_words(["0", "n0144"]) == ["0", "n0144"]
+
+
+@pytest.mark.parametrize(("method", "expected"), [("DM", {0: True, 1: True}), ("MTT", {0: True, 1: False}), ("FTD", {0: True, 1: False})])
+def test_experts_of_shortened_epochs_are_not_published_ones(tmp_path, method, expected):
+    """A held-out tenth leaves 176 of 196 steps to an epoch of an expert; a loop over batches it leaves as it is."""
+    from distillery.data import Splits
+
+    tiny = blobs(classes=10, shape=(3, 32, 32), per_class=2)
+    network, protocol = ConvNet(tiny.shape, 10, 128), Protocol(5, 1000, augmentation=DSA)
+    p = SimpleNamespace(**COMPARABLE | {"normalization": "published" if method == "DM" else "zca"})
+    for held_out, published in expected.items():
+        splits = Splits(tiny, tiny.subset(torch.arange(held_out)), tiny)
+        assert as_published(Experiment(splits, network, protocol, Runs(tmp_path)), Recipe(method, 1, 0), p, "cifar10") == published
 
 
 def test_source_and_committed_figures(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """What every notebook needs and no paper is about, in one object.
 
 Standard parameters, each used where the notebook declares it: dataset, data_root, label, published_for, normalization, resize,
-max_side, per_class, test_per_class, flip, seed, ipc, width, networks, evaluation_epochs, evaluation_batch, evaluation_augmentation,
-settings_for, score_trials, score_epochs, converged_trials, converged_epochs, validations, validation_networks, validation_epochs,
+max_side, per_class, test_per_class, held_out, flip, seed, ipc, width, networks, evaluation_epochs, evaluation_batch,
+evaluation_augmentation, settings_for, score_trials, score_epochs, converged_trials, converged_epochs, validations, validation_networks, validation_epochs,
 scale, results_dir, device, precision, compiled, engine, budget_minutes, progress.
 """
 
@@ -175,7 +175,7 @@ class Session(Standard, Shown):
         other = against or self.rows[names[0]].against or self.against
         called = self.rows[other].label if other in self.rows else other
         base = {name: against if every else self.rows[name].against or against for name in names}
-        return Markdown(tables.rows_table([self.summary(name, base[name]) for name in names], called))
+        return Markdown(tables.rows_table([self.summary(name, base[name]) for name in names], called, self.p.scale))
 
     def grid(self, head: list[str], lines: dict[str, list[str]]) -> Markdown:
         """Accuracies in percent, with the deviation over sets, of several rows side by side: what a line is called -> names of rows."""
@@ -305,11 +305,14 @@ class Session(Standard, Shown):
 def as_published(experiment, recipe: Recipe, p, dataset: str) -> bool:
     """Whether data, standardization, network, settings and evaluation are those of a method's published numbers.
 
+    Images held out for validation are not the data's fault: a method that draws batches runs the published loop on fewer images, and its
+    claims say so. An epoch of nine tenths of the images has nine tenths of the steps, so a loop that counts epochs is another one.
+
     p        parameters of the notebook
     dataset  the published data set
     """
     method, size, n, flip = METHODS[recipe.method], recipe.size, len(experiment.real), dataset not in ("mnist", "svhn")
-    if method.judged is None:
+    if method.judged is None or (method.by_epochs and len(experiment.data.validation)):
         return False
     named = "imagenet-subset" if dataset in SUBSETS else dataset
     try:

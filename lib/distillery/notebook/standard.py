@@ -33,7 +33,7 @@ class Standard:
 
     def load(self, dataset: str = "", root: str = "", **changes) -> Splits:
         """The data of the standard parameters, or another set, with changes such as per_class=0, on the device."""
-        names = ("max_side", "resize", "per_class", "test_per_class", "normalization", "progress")
+        names = ("max_side", "resize", "per_class", "test_per_class", "held_out", "normalization", "progress")
         where = (dataset, root) if dataset else (self.p.dataset, self.p.data_root)
         found = load(*where, seed=self.p.seed, **self._given(*names) | changes)
         return found.to(parameters.device(self.p.device))
