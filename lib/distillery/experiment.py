@@ -172,7 +172,9 @@ class Experiment:
         """The network that is trained on a recipe's set."""
         if not recipe.evaluate.network:
             return self.fast
-        other = pool.build(recipe.evaluate.network, self.real.shape, self.network.classes, self.network.channels / 128)
+        name, width = recipe.evaluate.network, self.network.channels / 128
+        wanted = self.protocol.normalization if self.protocol.normalization in pool.POOL.get(name, ((), ()))[1] else ""
+        other = pool.build(name, self.real.shape, self.network.classes, width, wanted)
         return MixedPrecision(other, self.compute.precision)
 
     def check(self, recipe: Recipe) -> None:

@@ -58,6 +58,14 @@ def test_a_claim_is_told_at_the_largest_scale_that_decides_it_and_of_cifar10_fir
     assert records.decided(records.find(tmp_path), "another") == []
 
 
+def test_further_comparisons_are_counted_nowhere_and_have_a_table(tmp_path):
+    record = records.load(write(tmp_path, "small", "x", records.corrected([one("a"), one("b", further=True)])))
+    assert [claim["id"] for _, claim in records.decided([record], "90_tiny")] == ["a"]
+    text = pages.page([record], "90_tiny")
+    assert text.index("a is better") < text.index("## Further comparisons") < text.index("b is better") < text.index("## Rows")
+    assert "## Further" not in pages.page([record | {"claims": record["claims"][:1]}], "90_tiny")
+
+
 def test_numbers_stand_in_the_unit_of_their_claim_on_its_data(tmp_path):
     claims = [one("rank", unit="correlation", digits=3, data="clips"), one("better")]
     record = records.load(write(tmp_path, "small", "x", claims, costs={"seconds_all_runs": 60.0, "seconds_scoring": 120.0}))

@@ -1,6 +1,8 @@
 """The one rule that turns numbers into a verdict, and the statistics behind it."""
 
 import json
+import os
+import shutil
 
 import pytest
 from scipy import stats
@@ -64,7 +66,52 @@ def test_verdict(case):
 
 
 def test_every_verdict_has_a_case():
-    assert {case[-1] for case in CASES.values()} | {"smoke: not judged"} == set(VERDICTS)
+    assert {case[-1] for case in CASES.values()} | {"smoke: not judged", "same as random"} == set(VERDICTS)
+
+
+def one_of(id, ours, zeros=5, **how):
+    return claim(id, "ours is better", "nobody", [[x] for x in ours], [[0.0]] * zeros, against="zero", **how)
+
+
+STRONG, WEAK = [0.10, 0.11, 0.09, 0.10, 0.12], [0.01, 0.05, 0.02, 0.001, 0.03]
+
+
+def test_a_p_value_is_scipys_and_goes_by_the_margin():
+    found = difference([[x] for x in WEAK], [[0.0]] * 5, 0.01)
+    assert found["p"] == pytest.approx(stats.ttest_1samp(WEAK, -0.01).pvalue)
+    welch = difference([[x] for x in WEAK], [[x] for x in STRONG[:2]])
+    assert welch["p"] == pytest.approx(stats.ttest_ind(WEAK, STRONG[:2], equal_var=False).pvalue)
+    assert difference([[0.1]] * 3, [[0.1]] * 3)["p"] == 1.0 and difference([[0.2]] * 3, [[0.1]] * 3)["p"] < 1e-9
+    assert difference([[0.1]], [[0.2], [0.3]])["p"] is None
+
+
+def test_claims_of_a_kind_are_judged_together():
+    """By hand: of three the smallest p counts three times, the next twice, the last once but no less than that."""
+    alone = [one_of("a-1", STRONG), one_of("a-2", [x + 0.005 for x in WEAK]), one_of("b-1", [x + 0.005 for x in WEAK])]
+    alone += [one_of("a-3", [0.02, -0.02, 0.01, 0.0, 0.01], further=True)]
+    p = [one["difference"]["p"] for one in alone]
+    assert p[0] < p[1] < 0.05 < p[3] and 2 * p[1] > 0.05
+    found = records.corrected(alone)
+    assert [one["p_holm"] for one in found] == pytest.approx([3 * p[0], 2 * p[1], p[2], max(p[3], 2 * p[1])])
+    assert [one["verdict"] for one in found] == ["direction reproduced", "inconclusive", "direction reproduced", ""]
+    assert "among the 3 comparisons 'a'" in found[1]["why"] and [one["verdict"] for one in alone[:2]] == ["direction reproduced"] * 2
+    assert records.corrected(found) == found  # once more changes nothing
+
+
+def test_families_are_named_or_go_by_the_first_word():
+    assert one_of("start-kip-1", STRONG)["family"] == "start" and one_of("start-kip-1", STRONG, family="KIP")["family"] == "KIP"
+
+
+def test_what_is_not_judged_corrects_nothing():
+    others = [one_of("a-2", WEAK, same="total variation .01"), one_of("a-3", WEAK, untestable="too short"), one_of("a-4", [0.1], zeros=1)]
+    found = records.corrected([one_of("a-1", STRONG), *others])
+    assert found[0]["p_holm"] == found[0]["difference"]["p"] and not any("p_holm" in one for one in found[1:])
+
+
+def test_a_treatment_that_is_its_control_is_no_finding():
+    found = one_of("a", STRONG, same="total variation .01")
+    assert (found["verdict"], found["why"]) == ("same as random", "total variation .01")
+    assert claim("a", "s", "p", None, [[0.0]], against="zero", same="total variation .01")["verdict"] == "not run"
 
 
 def test_an_inconclusive_interval_states_the_detectable_effect():
@@ -196,14 +243,38 @@ def test_claims_pair_equal_seeds_only():
     assert found["measured"]["n_sets"] == 3
 
 
-def test_a_folder_that_changed_has_another_key(tmp_path):
-    given = {"dataset": "folder", "data_root": str(tmp_path / "a"), "budget_minutes": 1.0}
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.png").write_bytes(b"1")
-    key = records.record_key("n", given)
-    assert key == records.record_key("n", given | {"budget_minutes": 2.0})
-    (tmp_path / "a" / "y.png").write_bytes(b"2")
-    assert key != records.record_key("n", given)
+def test_a_folder_is_known_by_what_it_holds(tmp_path, class_folder):
+    root = class_folder("a/set")
+
+    def key(path=root, **more):
+        return records.record_key("n", {"dataset": "folder", "data_root": str(path)} | more)
+
+    before = key()
+    assert before == key(budget_minutes=2.0)
+    other = shutil.copytree(root, tmp_path / "b" / "set")
+    assert before == key(other)  # wherever it lies, whenever it was written
+    (root / "cat" / "1.png").rename(root / "dog" / "9.png")  # the same files, another label
+    assert before != key()
+    for one, content in (("0.png", "1.png"), ("1.png", "0.png")):  # the same names, sizes and times
+        (other / "cat" / one).write_bytes((root / "dog" / content).read_bytes())
+    os.utime(other / "cat" / "0.png", ns=(1, 1))
+    assert before != key(other)
+    assert key(others=["digits", "folder"], other_roots=["", str(root)]) != key(others=["digits", "folder"], other_roots=["", str(other)])
+    assert key(encoder_dataset="folder", encoder_root=str(root)) != key(encoder_dataset="folder", encoder_root=str(other))
+    with pytest.raises(InputError, match="accepted"):
+        key(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["encoder", "teacher", "instructions", "language_model"])
+def test_files_behind_parameters_are_known_by_what_they_hold(tmp_path, name):
+    for place in ("a", "b", "c"):
+        (tmp_path / place / "model").mkdir(parents=True)
+        (tmp_path / place / "model" / "x.pt").write_text("other" if place == "c" else "same")
+    for way in ("{}/model/x.pt", "{}/model", "timm:resnet18:{}/model/x.pt"):
+        same, again, other = (records.record_key("n", {name: way.format(tmp_path / place)}) for place in "abc")
+        assert same == again != other
+    kept = {name: "torchvision:resnet18"}
+    assert records.record_key("n", kept) == store.identity("n", records.SCHEMA, kept, "")
 
 
 CLAIM = claim("a-1", "DM beats random", "paper", [[0.6], [0.61]], [[0.5], [0.52]], against="random")
@@ -245,6 +316,15 @@ def test_files_that_are_no_records_are_told_and_passed_over(tmp_path, fault):
     told = []
     assert records.find(tmp_path, told.append) == [] and len(told) == 1
     assert str(path) in str(told[0]) and "accepted" in str(told[0]) and "\n" not in str(told[0])
+
+
+def test_a_record_of_another_program_is_passed_over(tmp_path):
+    for text in ('{"schema": 1}', '{"schema": 1, "artist": "x", "data": []}'):
+        path = lay_down(tmp_path)
+        (path.parent.with_name("y") / "record.json").parent.mkdir(exist_ok=True)
+        (path.parent.with_name("y") / "record.json").write_text(text)
+        told = []
+        assert len(records.find(tmp_path, told.append)) == 1 and not told
 
 
 def test_a_record_that_is_none_is_not_written(tmp_path):

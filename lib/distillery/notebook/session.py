@@ -1,9 +1,9 @@
 """What every notebook needs and no paper is about, in one object.
 
 Standard parameters, each used where the notebook declares it: dataset, data_root, label, published_for, normalization, resize,
-max_side, per_class, test_per_class, flip, seed, ipc, width, networks, evaluation_epochs, evaluation_batch, evaluation_augmentation,
-published_protocols, settings_for, score_trials, score_epochs, converged_trials, converged_epochs, validations, validation_networks, validation_epochs,
-scale, results_dir, device, precision, compiled, engine, budget_minutes, progress.
+max_side, per_class, test_per_class, held_out, flip, seed, ipc, width, networks, evaluation_epochs, evaluation_batch,
+evaluation_augmentation, published_protocols, settings_for, score_trials, score_epochs, converged_trials, converged_epochs, validations,
+validation_networks, validation_epochs, scale, results_dir, device, precision, compiled, engine, budget_minutes, progress.
 """
 
 import platform
@@ -30,6 +30,8 @@ from distillery.recipe import Recipe
 from distillery.report import figures, records, tables
 from distillery.scores import files
 from distillery.training.dsa import DSA, DSA_NO_FLIP
+
+AGAIN = 1000  # between the seeds of a row and those of the same row again
 
 
 @dataclass(frozen=True)
@@ -113,22 +115,37 @@ class Session(Standard, Shown):
         self.results[name] = experiment.run_all(recipes)
         return self.results[name]
 
-    def control(self, method: str, size: int, n: int = 1) -> str:
-        """The name of the row of n sets of random images that are stored and judged as those of a method, run where it is not there yet."""
+    def control(self, method: str, size: int, n: int = 1, name: str = "random images", **parts) -> str:
+        """The name of a row of n sets of random images, stored and judged as those of a method, run where it is not there yet.
+
+        name, parts  what such a row is called where it is judged as all are, and parts of its recipes, such as prune
+        """
         here = self.judging(method, size)
         _, formation, shrunk = METHODS[method].stored(here.job(Recipe(method, size, self.p.seed)))
-        plain = formation == "identity"
-        how, settings = ("random", {}) if plain else ("random, packed", {"interpolation": shrunk})
-        wanted, alike = (Recipe(how, size, self.p.seed, settings=settings), here.protocol), here.protocol != self.bench.protocol
-        same = [name for name, row in self.rows.items() if row.recipes and (row.recipes[0], row.experiment.protocol) == wanted]
-        name = same[0] if same else ", ".join(["random images", *([] if plain else ["packed", shrunk]), *([f"judged as {method}"] * alike)])
+        packed = {} if formation == "identity" else {"settings": {"interpolation": shrunk}}
+        how, alike = "random, packed" if packed else "random", here.protocol != self.bench.protocol
+        wanted = Recipe(how, size, self.p.seed, **packed | parts), here.protocol
+        same = [one for one, row in self.rows.items() if row.recipes and (row.recipes[0], row.experiment.protocol) == wanted]
+        against = self.control(method, size, n) if alike and parts else ""
+        name = same[0] if same else ", ".join([name, *(["packed", shrunk] if packed else []), *([f"judged as {method}"] * alike)])
         if len(self.results.get(name, [])) < n:
-            self.row(name, how, size, n, settings=settings, experiment=here, published=None)
+            self.row(name, how, size, n, published=None, against=against, experiment=here, **packed | parts)
         return name
 
-    def add(self, name: str, results: list[dict | None], against: str = "") -> None:
-        """Keep a row whose results, by seed, are known already: the best of several, or numbers of another kind."""
-        self.rows[name], self.results[name] = Row(name, None, None, against), results
+    def again(self, name: str) -> list[dict | None]:
+        """Run a row once more under as many other seeds, as 'NAME, again': its difference to the row is the noise of every other one."""
+        row = self.rows[name]
+        recipes = [replace(one, seed=one.seed + AGAIN) for one in row.recipes]
+        self.rows[f"{name}, again"] = replace(row, label=f"{row.label}, again", against=name, recipes=recipes, published=None)
+        self.results[f"{name}, again"] = row.experiment.run_all(recipes)
+        return self.results[f"{name}, again"]
+
+    def add(self, name: str, results: list[dict | None], against: str = "", published: dict | None = None, **how) -> None:
+        """Keep a row whose results, by seed, are known already: the best of several, or numbers of another kind.
+
+        how  view and listed, as a `Row` has them
+        """
+        self.rows[name], self.results[name] = Row(name, None, published, against, **how), results
 
     def view(self, name: str, of: str, by: str, *, label: str = "", published: dict | None = None, against: str = "") -> None:
         """Keep the sets of row `of` as another row, judged by accuracies that their results hold under `by`, such as 'regression'."""
@@ -180,7 +197,7 @@ class Session(Standard, Shown):
         other = against or self.rows[names[0]].against or self.against
         called = self.rows[other].label if other in self.rows else other
         base = {name: against if every else self.rows[name].against or against for name in names}
-        return Markdown(tables.rows_table([self.summary(name, base[name]) for name in names], called))
+        return Markdown(tables.rows_table([self.summary(name, base[name]) for name in names], called, self.p.scale))
 
     def grid(self, head: list[str], lines: dict[str, list[str]]) -> Markdown:
         """Accuracies in percent, with the deviation over sets, of several rows side by side: what a line is called -> names of rows."""
@@ -219,7 +236,7 @@ class Session(Standard, Shown):
         against     a row, '' = the claim is about the value of `ours`
         source      who says so, '' = as the session says
         comparable  whether the published number is of this setting, None = by `comparable`
-        how         margin, untestable, unit, digits and data: of `records.claim`
+        how         margin, untestable, unit, digits, data, family, further and same: of `records.claim`
         """
         if ours not in self.rows or (against and against not in self.rows):
             return
@@ -240,7 +257,7 @@ class Session(Standard, Shown):
 
     def verdicts(self, fresh: bool = True) -> Markdown:
         """Claims since it was last asked with what was measured and their verdicts, once a section; all of them where not `fresh`."""
-        claims, self.told = self.claims[self.told if fresh else 0 :], len(self.claims)
+        claims, self.told = records.corrected(self.claims)[self.told if fresh else 0 :], len(self.claims)
         return Markdown(tables.verdicts(claims))
 
     # What is left behind
@@ -294,7 +311,7 @@ class Session(Standard, Shown):
             key=records.record_key(self.notebook, vars(self.p)),
             scale=self.p.scale,
             parameters=parameters.public(self.kinds, vars(self.p)),
-            claims=self.claims,
+            claims=records.corrected(self.claims),
             rows=[self.summary(name) for name in listed],
             costs=records.cost(time.monotonic() - self.began, self.runs, billed, passes),
             missing=self.runs.missing,
@@ -302,17 +319,22 @@ class Session(Standard, Shown):
             data={"label": self.label, "digest": splits.digest, "notes": list(splits.notes)} | sizes | data,
         )
         left = f"{len(self.runs.missing)} not run within the budget"
-        print(f"record written: {len(listed)} rows, {len(finished)} sets, {len(self.claims)} claims; {left}")
+        further = sum(one["further"] for one in self.claims)
+        made = f"{len(self.claims) - further} claims, {further} further comparisons"
+        print(f"record written: {len(listed)} rows, {len(finished)} sets, {made}; {left}")
 
 
 def as_published(experiment, recipe: Recipe, p, dataset: str) -> bool:
     """Whether data, standardization, network, settings and evaluation are those of a method's published numbers.
 
+    Images held out for validation are not the data's fault: a method that draws batches runs the published loop on fewer images, and its
+    claims say so. An epoch of nine tenths of the images has nine tenths of the steps, so a loop that counts epochs is another one.
+
     p        parameters of the notebook
     dataset  the published data set
     """
     method, size, n, flip = METHODS[recipe.method], recipe.size, len(experiment.real), dataset not in ("mnist", "svhn")
-    if method.judged is None:
+    if method.judged is None or (method.by_epochs and len(experiment.data.validation)):
         return False
     named = "imagenet-subset" if dataset in SUBSETS else dataset
     try:

@@ -18,7 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # that of typing serves from Python 3.12 on
 
 from distillery import store
-from distillery.checks import InputError, check_choice, local_path
+from distillery.checks import InputError, check_choice
+from distillery.data.load import source_digest
 from distillery.report.provenance import notebook_digest, provenance
 from distillery.report.statistics import counted, difference, measured
 from distillery.runs import Runs
@@ -26,7 +27,9 @@ from distillery.runs import Runs
 SCHEMA = 1
 SCALES = ("smoke", "small", "night", "paper")  # smallest first
 UNJUDGED = ("smoke: not judged", "not testable at this scale", "not run")
-VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "inconclusive", "under-powered", *UNJUDGED)
+DECIDED = ("reproduced", "direction reproduced", "not reproduced")
+VERDICTS = (*DECIDED, "inconclusive", "under-powered", "same as random", *UNJUDGED)
+FILES = ("encoder", "teacher", "instructions", "language_model")  # parameters that may name a file or a folder
 PERCENT = ("points", "%")  # units of numbers that are kept as fractions
 EARLIER = {  # unit, digits and data of claims recorded before they said so, by the first word of their id; others are of accuracies
     "agrees": ("correlation", 3, ""), "masks": ("correlation", 3, ""), "magnitude": ("correlation", 3, ""), "cheaper": ("times", 2, ""),
@@ -103,8 +106,11 @@ def claim(
     data: str = "",
     published_baseline: dict | None = None,
     scale: str = "",
+    family: str = "",
+    further: bool = False,
+    same: str = "",
 ) -> dict:
-    """One claim with its verdict.
+    """One claim with its verdict, as long as it stands alone; `corrected` judges those of one kind together.
 
     ours, baseline  accuracies[set][network] in the same order of seeds, None for a set that has not run; without a
                     baseline the claim is about the value
@@ -116,11 +122,14 @@ def claim(
     data            what it was measured on, '' = the data of the notebook
     published_baseline  the published number of the baseline
     scale           'smoke' is not judged
+    family          claims of one kind, '' = those whose ids begin with the same word, up to the first '-'
+    further         a further comparison: shown with its interval, without a verdict
+    same            why what is claimed does not differ from its control, so that no difference can be a finding; '' = it does
     """
     row = measured(ours)
     if published and published_baseline:
         published = published | {"difference": published["mean"] - published_baseline["mean"]}
-    gap = difference(ours, baseline) if against else None
+    gap = difference(ours, baseline, margin) if against else None
     if against and gap is None:
         row = None  # its comparison has not run
     verdict_, why = verdict(row, gap, published, comparable, margin, unit, digits)
@@ -128,7 +137,10 @@ def claim(
         verdict_ = "smoke: not judged"
     if untestable:
         verdict_, why = "not testable at this scale", untestable
+    if same and verdict_ != "not run":
+        verdict_, why = "same as random", same
     why = f"{why}; {note}" if note and verdict_ != "not run" else why
+    verdict_ = "" if further and verdict_ != "not run" else verdict_
     return {
         "id": id,
         "statement": statement,
@@ -141,9 +153,30 @@ def claim(
         "data": data,
         "against": against,
         "margin": margin,
+        "family": family or id.split("-")[0],
+        "further": further,
         "verdict": verdict_,
         "why": why,
     }
+
+
+def corrected(claims: list[dict]) -> list[dict]:
+    """Claims and further comparisons with 'p_holm', their p-values among all of their family; claims that lose their verdict by it say so.
+
+    Step-down: of m p-values the k-th smallest counts m + 1 - k times, and no less than those before it (Holm, Scand. J. Stat. 6, 1979).
+    """
+    claims, families = [dict(one) for one in claims], {}
+    for one in claims:
+        if one["difference"] and one["difference"].get("p") is not None and one["verdict"] not in ("same as random", *UNJUDGED[1:]):
+            families.setdefault(one["family"], []).append(one)
+    for family, members in families.items():
+        least = 0.0
+        for k, one in enumerate(sorted(members, key=lambda one: one["difference"]["p"])):
+            least = one["p_holm"] = min(1.0, max(least, (len(members) - k) * one["difference"]["p"]))
+            if one["verdict"] in DECIDED and least >= 0.05:
+                one["verdict"] = "inconclusive"
+                one["why"] = f"its interval decides alone, not among the {len(members)} comparisons '{family}' (Holm: p = {least:.2g})"
+    return claims
 
 
 def cost(seconds: float, runs: Runs, results: list[dict], scoring: list[dict] = ()) -> dict:
@@ -191,14 +224,19 @@ def write(path: str | Path, *, notebook: str, against: str = "random", **parts) 
 
 
 def record_key(notebook: str, parameters: dict) -> str:
-    """Identity of a notebook start: its name, what decides its numbers, and which files a folder holds."""
-    silent, stamp = ("results_dir", "budget_minutes", "progress", "data_root"), ""
-    if parameters.get("dataset") == "folder":  # its place, and number, sizes and newest time of its files
-        root = local_path("data_root", parameters.get("data_root", "")).resolve()
-        files = [path.stat() for path in (root.rglob("*") if root.is_dir() else [root]) if path.is_file()]
-        newest = max((file.st_mtime_ns for file in files), default=0)
-        stamp = store.canonical([str(root), len(files), sum(file.st_size for file in files), newest])
-    return store.identity(notebook, SCHEMA, {name: value for name, value in parameters.items() if name not in silent}, stamp)
+    """Identity of a notebook start: its name, what decides its numbers, and the content of the images and files it names, wherever they lie.
+
+    Raises InputError on images and files that cannot be read.
+    """
+    given = {name: value for name, value in parameters.items() if name not in ("results_dir", "budget_minutes", "progress", "data_root")}
+    given |= {name: store.content(given[name]) for name in FILES if name in given}
+    if given.get("encoder_root"):
+        given["encoder_root"] = source_digest(given.get("encoder_dataset", ""), given["encoder_root"])
+    if "other_roots" in given:
+        pairs = zip(given["others"], given["other_roots"])
+        given["other_roots"] = [root and source_digest(other, root) for other, root in pairs]
+    stamp = source_digest(parameters.get("dataset", ""), parameters.get("data_root", ""))
+    return store.identity(notebook, SCHEMA, given, stamp)
 
 
 # what the pages rely on of a record, by its types
@@ -210,7 +248,7 @@ _numbers = {
 }
 _found = {name: TypedDict(name, kinds) | None for name, kinds in _numbers.items()}
 _found["difference"] |= _found.pop("welch")
-_Claim = TypedDict("_Claim", _found | {"id": str, "statement": str, "against": str, "verdict": Literal[VERDICTS], "why": str})
+_Claim = TypedDict("_Claim", _found | {"id": str, "statement": str, "against": str, "verdict": Literal[(*VERDICTS, "")], "why": str})
 _Row = TypedDict("_Row", _found | {"method": str, "ipc": int | None, "accuracies": list[list[float]], "steps": int, "seconds": float})
 _counts = dict.fromkeys(("samples_all_runs", "runs_computed", "runs_reused"), int)
 _costs = dict.fromkeys(("seconds_all_runs", "seconds_scoring"), float) | _counts
@@ -219,8 +257,14 @@ _parts |= {"data": TypedDict("_Data", {"label": str, "train": int, "test": int})
 _RECORD = TypeAdapter(TypedDict("_Record", _parts | {"claims": list[_Claim], "rows": list[_Row]}))
 
 
+class ForeignRecord(InputError):
+    """A record.json of another program."""
+
+
 def _check(path: Path, record) -> None:
     """Raise InputError unless it is a record, naming its file and the first part that is not as it should be."""
+    if isinstance(record, dict) and not {"notebook", "key", "claims", "rows"} & set(record):
+        raise ForeignRecord(f"{path} is no record; accepted: one of a notebook")
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise InputError(f"{path} is no record; accepted: a JSON object with schema {SCHEMA}")
     try:
@@ -239,14 +283,14 @@ def load(path: str | Path) -> dict:
     _check(Path(path), record)
     for claim in record["claims"]:
         unit, digits, data = EARLIER.get(claim["id"].split("-")[0], ("points", 1, ""))
-        claim |= {"unit": unit, "digits": digits, "data": data} | claim
+        claim |= {"unit": unit, "digits": digits, "data": data, "family": claim["id"].split("-")[0], "further": False} | claim
     return record | {"path": str(path)}
 
 
 def find(root: str | Path, broken: Callable[[InputError], None] | None = None, name: str = "record.json") -> list[dict]:
     """All records under a results folder, by notebook, largest scale first, that of CIFAR-10 before other data.
 
-    broken  is told of files that are no records, which are passed over; it may raise
+    broken  is told of broken records, which are passed over as those of other programs are; it may raise
     name    'record*.json' = also the incomplete ones beside complete ones, which come first
     """
     found = []
@@ -254,7 +298,7 @@ def find(root: str | Path, broken: Callable[[InputError], None] | None = None, n
         try:
             found.append(load(path))
         except InputError as error:
-            if broken:
+            if broken and not isinstance(error, ForeignRecord):
                 broken(error)
     return sorted(found, key=lambda one: (one["notebook"], -SCALES.index(one["scale"]), Path(one["path"]).parent.name != "cifar10"))
 
@@ -262,12 +306,14 @@ def find(root: str | Path, broken: Callable[[InputError], None] | None = None, n
 def decided(records: list[dict], notebook: str) -> list[tuple[dict, dict]]:
     """(record, claim) for each claim of a notebook on each data set, that of CIFAR-10 first, of records as `find` gives them.
 
+    Further comparisons are left out.
+
     It is taken from the largest scale above smoke at which it has an interval, else from the largest at which it was measured.
     """
     best: dict[tuple, tuple] = {}
     for record in (one for one in records if one["notebook"] == notebook and one["scale"] != "smoke"):
         name = Path(record["path"]).parent.name
-        for claim in record["claims"]:
+        for claim in (one for one in record["claims"] if not one["further"]):
             sure = 2 if (gap := claim["difference"]) and gap["ci95"] else int(claim["measured"] is not None)
             if sure > best.get((name, claim["id"]), (-1,))[0]:
                 best[name, claim["id"]] = sure, record, claim
@@ -294,6 +340,20 @@ def best_of(candidates: list[list[dict | None]], by: str = "validation") -> list
     check_choice("by", by, ("validation", "accuracies"))
     by_seed = zip(*candidates, strict=True)
     return [max(results, key=lambda one: float(np.mean(one[by]))) if all(results) else None for results in by_seed]
+
+
+def pooled(candidates: list[list[dict | None]]) -> list[dict | None]:
+    """For each seed all accuracies of several draws in one result, with their mean cost; None where none of them has run.
+
+    Draws of one seed share its classifier and its data order: the seed is what is independent, and what pairs with other rows.
+    """
+    found = []
+    for results in zip(*candidates, strict=True):
+        done = [one for one in results if one]
+        joined = {name: [value for one in done for value in one[name]] for name in ("accuracies", "validation")}
+        costs = {name: float(np.mean([one[name] for one in done])) if done else 0 for name in ("seconds", "samples")}
+        found.append(done[0] | joined | costs if done else None)
+    return found
 
 
 def row(

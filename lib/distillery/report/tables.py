@@ -13,10 +13,11 @@ def markdown(head: list, rows: list[list]) -> str:
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
 
 
-def rows_table(rows: list[dict], against: str = "random") -> str:
-    """Rows as Markdown: accuracy with both spreads, difference, steps, seconds a set."""
+def rows_table(rows: list[dict], against: str = "random", scale: str = "paper") -> str:
+    """Rows as Markdown: accuracy with both spreads, difference, steps, seconds a set; published numbers are those of the scale 'paper'."""
     difference = f"difference to {against}, 95% interval"
-    head = ["method", "ipc", "published, %", "accuracy, %", "± sets", "± networks", "sets x networks", difference, "steps", "seconds a set"]
+    other = "published, %" + " (in another setting)" * (scale != "paper" and any(one["published"] for one in rows))
+    head = ["method", "ipc", other, "accuracy, %", "± sets", "± networks", "sets x networks", difference, "steps", "seconds a set"]
     lines = []
     for one in rows:
         value, gap = one["measured"], one["difference"]
@@ -25,7 +26,8 @@ def rows_table(rows: list[dict], against: str = "random") -> str:
             lines.append([*named, "not run", *[""] * 6])
             continue
         spreads = ["-" if value[key] is None else f"{100 * value[key]:.1f}" for key in ("std_sets", "std_networks")]
-        shown = "-" if gap is None or one["method"].split(",")[0] == against else f"{points(gap)} ({counted(gap)})"
+        itself = gap is None or not any((gap["mean"], *(gap["ci95"] or ())))
+        shown = "-" if itself else f"{points(gap)} ({counted(gap)})"
         sizes = [f"{value['n_sets']} x {value['n_networks']}", shown, one["steps"] or "-", f"{one['seconds'] / value['n_sets']:.1f}"]
         lines.append([*named, f"{100 * value['value']:.1f}", *spreads, *sizes])
     return markdown(head, lines)
@@ -38,7 +40,7 @@ def rows_by_record(records: list[dict]) -> str:
         data = record["data"]
         images = f"{data['train']} training and {data['test']} test images; {minutes(record):.0f} minutes of runs and scores"
         parts.append(f"**{data['label']}**, {record['notebook']}, {record['scale']} scale: {images}.")
-        parts.append(rows_table(record["rows"], record.get("against", "random")))
+        parts.append(rows_table(record["rows"], record.get("against", "random"), record["scale"]))
     return "\n\n".join(parts)
 
 
@@ -78,21 +80,29 @@ def found(claim: dict) -> tuple[str, str]:
     return value, f"{points(gap, **how)} {unit}" if gap else ""
 
 
-def table(records: list[dict]) -> str:
-    """The claim table in Markdown: what the paper says, what was measured, the verdict."""
-    head = ["claim", "data, scale", "published, %", "measured (sets x networks)", "difference, 95% interval", "verdict"]
+MEASURED = ["measured (sets x networks)", "difference, 95% interval"]
+
+
+def table(records: list[dict], further: bool = False) -> str:
+    """The claim table in Markdown: what the paper says, what was measured, the verdict; or that of the further comparisons."""
     lines = []
     for record in records:
-        for one in record["claims"]:
+        for one in (one for one in record["claims"] if one["further"] == further):
             where = f"{one['data'] or record['data']['label']}, {record['scale']}"
-            lines.append([one["statement"], where, published(one["published"]), *_cells(one)])
-    return markdown(head, lines)
+            number = published(one["published"])
+            number += " (other setting)" * (number != "-" and record["scale"] != "paper")
+            lines.append([one["statement"], where, number, *_cells(one)])
+    return markdown(["claim", "data, scale", "published, %", *MEASURED, "p (Holm)" if further else "verdict"], lines)
 
 
 def verdicts(claims: list[dict]) -> str:
-    """Claims in Markdown with what was measured, their verdicts and why."""
-    head = ["claim", "measured (sets x networks)", "difference, 95% interval", "verdict", "why"]
-    return markdown(head, [[one["statement"], *_cells(one), one["why"]] for one in claims])
+    """Claims in Markdown with what was measured, their verdicts and why; below them further comparisons, without verdicts."""
+    told, more = ([one for one in claims if one["further"] == further] for further in (False, True))
+    parts = [markdown(["claim", *MEASURED, "verdict", "why"], [[one["statement"], *_cells(one), one["why"]] for one in told])] * bool(told)
+    if more:
+        parts.append("Further comparisons, with p-values by Holm among all of their kind, and no verdict:")
+        parts.append(markdown(["comparison", *MEASURED, "p (Holm)"], [[one["statement"], *_cells(one)] for one in more]))
+    return "\n\n".join(parts)
 
 
 def _cells(claim: dict) -> list[str]:
@@ -102,7 +112,8 @@ def _cells(claim: dict) -> list[str]:
         shown = f"{shown} to {claim['against']} ({counted(gap)}"
         if "difference" in known:  # of accuracies
             shown += f"; published {100 * known['difference']:+.1f}, detectable {50 * (sure[1] - sure[0]):.1f}"
-    return [value, f"{shown})" if sure else "-", f"**{claim['verdict']}**"]
+    last = f"{claim['p_holm']:.2g}" if "p_holm" in claim else "-"
+    return [value, f"{shown})" if sure else "-", last if claim["further"] else f"**{claim['verdict']}**"]
 
 
 def cost_table(records: list[dict]) -> str:
