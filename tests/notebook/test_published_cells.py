@@ -66,7 +66,8 @@ def reached(tmp_path_factory):
     """cell -> a file, with changes of it, under which the cell is run as published."""
     folder, found = tmp_path_factory.mktemp("nothing"), {}
     for path in sorted(ROOT.glob("params/*.paper-*.yaml")):
-        notebook, given = ROOT / f"{path.name.split('.')[0]}.ipynb", parameters.read_values(path)
+        notebook = ROOT / f"{path.name.split('.')[0]}.ipynb"
+        given = parameters.typed(parameters.read_values(path), parameters.declared(notebook)[0])
         both = ({}, *CHANGES.get(path.name, ()))
         for changes in (*both, *(one | WHOLE for one in both if path.name.startswith(("01", "03")))):
             values = given | changes | {"device": "cpu", "results_dir": str(folder)}
@@ -98,9 +99,9 @@ def test_every_reason_is_of_a_cell():
 
 @pytest.mark.parametrize("cell, file, changes", [
     (("DM", "cifar10", 50, ""), "00_quickstart.paper-cifar10.yaml", {}), (("IDC", "cifar10", 50, ""), "01_bilp.paper-cifar10.yaml", {}),
-    (("DC", "mnist", 10, ""), "01_bilp.paper-mnist.yaml", {}), (("DATM", "cifar10", 50, ""), "03_ftd.paper-cifar10.yaml", WHOLE),
-    (("FTD", "cifar100", 50, ""), "03_ftd.paper-cifar100.yaml", WHOLE), (("MTT", "cifar10", 50, ""), "01_bilp.paper-cifar10.yaml", WHOLE),
-    (("FTD", "cifar10", 50, "ResNet18"), "03_ftd.paper-cifar10.yaml", WHOLE),
+    (("DC", "mnist", 10, ""), "01_bilp.paper-mnist.yaml", {}), (("DATM", "cifar10", 50, ""), "03_ftd.paper-cifar10-ipc50.yaml", WHOLE),
+    (("FTD", "cifar100", 50, ""), "03_ftd.paper-cifar100-ipc50.yaml", WHOLE), (("MTT", "cifar10", 50, ""), "01_bilp.paper-cifar10.yaml", WHOLE),
+    (("FTD", "cifar10", 50, "ResNet18"), "03_ftd.paper-cifar10-ipc50.yaml", WHOLE),
 ])  # fmt: skip
 def test_where_a_cell_is_run(cell, file, changes, reached):
     assert reached[cell] == (file, changes)
