@@ -46,6 +46,7 @@ def test_what_an_interval_is_made_of_and_could_show_stands_beside_it():
 
 
 def test_further_comparisons_stand_apart_with_their_p_and_no_verdict():
+    assert tables.verdicts(MORE).startswith("Further comparisons")  # and no empty table of claims
     for shown in (tables.table([RECORD], further=True), tables.verdicts(MORE).split("no verdict:")[1]):
         assert f"| {MORE[0]['p_holm']:.2g} |" in shown and "a \\| c" in shown and "**" not in shown
     assert "a \\| c" not in tables.table([RECORD]) and "Further" not in tables.verdicts([CLAIM])

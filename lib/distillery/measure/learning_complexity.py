@@ -10,6 +10,7 @@ from torch import Tensor
 from distillery.checks import InputError
 from distillery.evaluation import embed, fit
 from distillery.measure.roofline import seconds
+from distillery.recipe import Recipe
 from distillery.report.statistics import spearman
 from distillery.scores import complexity, geometry
 from distillery.scores.cached import CachedScores
@@ -45,6 +46,28 @@ def agreement(
             ranks = [within_classes(part.mean(0), reference, targets) for part in parts]
             found.setdefault((how, schedule), {})[n] = np.mean(ranks, 0)
     return found
+
+
+def knowing(scores: CachedScores, path: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of the weights that are zero along a path of masks and the accuracies of the prototypes, in percent, (T,) each."""
+    full = complexity.settled(path)
+    shares = complexity.shares(full["steps"], full["schedule"], full.get("interval", 0.02))
+    return 100 * np.array(shares), 100 * scores.along(path)["accuracies"].numpy()
+
+
+def shift(experiment, ways: dict, keep: Sequence[float], seeds: Sequence[int]) -> dict[tuple[str, float], list[list[float]]]:
+    """Squared MMD between the encoder's features of all images and of those that each way keeps: (way, part) -> [[value]] by seed."""
+    features, found = experiment.scores.free()["features"], {}
+    for (name, way), part in product(ways.items(), keep):
+        kept = [experiment.kept(Recipe("whole", 0, seed, prune=way(part))) for seed in seeds]
+        found[name, part] = [[geometry.mmd(features, one)] for one in kept]
+    return found
+
+
+def savings(ours: Sequence[dict | None], theirs: Sequence[dict | None]) -> dict[str, list[list[float]]]:
+    """How many times the 'seconds' and 'visits' of a training others took, for each seed that has run on both sides."""
+    pairs = [(a, b) for a, b in zip(ours, theirs) if a and b]
+    return {name: [[b[of] / a[of]] for a, b in pairs] for name, of in (("seconds", "seconds"), ("visits", "samples"))}
 
 
 @dataclass(frozen=True)

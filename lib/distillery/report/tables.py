@@ -97,7 +97,8 @@ def verdicts(claims: list[dict]) -> str:
     told, more = ([one for one in claims if one["further"] == further] for further in (False, True))
     shown = markdown(["claim", *MEASURED, "verdict", "why"], [[one["statement"], *_cells(one), one["why"]] for one in told])
     if more:
-        shown += "\n\nFurther comparisons, with p-values by Holm among all of their kind, and no verdict:\n\n"
+        shown = shown + "\n\n" if told else ""
+        shown += "Further comparisons, with p-values by Holm among all of their kind, and no verdict:\n\n"
         shown += markdown(["comparison", *MEASURED, "p (Holm)"], [[one["statement"], *_cells(one)] for one in more])
     return shown
 
