@@ -74,7 +74,7 @@ class Effect(Part):
 
 @dataclass(frozen=True)
 class ByLoss(Part):
-    """Real batches drawn in proportion to the present loss, see `Importance`."""
+    """Real batches drawn in proportion to the present loss, at share 0 uniformly with replacement, see `Importance`."""
 
     share: float
     every: int = 100
@@ -82,7 +82,8 @@ class ByLoss(Part):
     sampler_class = Importance
 
     def __post_init__(self):
-        check_fraction("share", self.share)
+        if self.share != 0:
+            check_fraction("share", self.share)
         check_positive_int("every", self.every)
 
     def sampler(self, real, stream) -> Importance:

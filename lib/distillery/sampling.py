@@ -140,7 +140,8 @@ class Importance(Uniform):
         """What it draws by; `recipe.ByLoss` checks the numbers.
 
         images     the real ImageSet that batches come from
-        share      1 - eta, the part of a batch that goes by the loss, in (0, 1]; 1 has weights without a bound
+        share      1 - eta, the part of a batch that goes by the loss, in [0, 1]; 1 has weights without a bound, 0 is uniform with
+                   replacement: the control of all others, since other uniform batches are drawn without
         every      steps between two looks at the losses, whose `generator` gives one draw here
         reweight   whether weights undo the preference
         """
@@ -171,7 +172,7 @@ class Importance(Uniform):
     @torch.no_grad()
     def refresh(self, step: int, objective, state: dict, synthetic) -> int:
         """Look at the losses where it is time. Returns the images looked at."""
-        if step % self.every:
+        if not self.share or step % self.every:
             return 0
         self._chances = {}
         pick, predict = split(keyed_generator(self.root, "look", step), 2)

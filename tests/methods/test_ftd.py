@@ -35,7 +35,7 @@ def test_some_cells_by_hand(dataset, size, expected):
 def test_subsets_of_imagenet_have_a_source_of_their_own():
     method = METHODS["FTD"]
     assert all(cell["source"].startswith("issue") for cell in method.published["imagenet-subset"].values())
-    assert all(cell["normalization"] == "published" for cell in method.published["imagenet-subset"].values())
+    assert all(cell["normalization"] == "published:tiny-imagenet" for cell in method.published["imagenet-subset"].values())
     assert method.common["normalization"] == "zca" and "source" not in method.published["cifar10"][1]
 
 

@@ -2,13 +2,15 @@
 
 import re
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
+from distillery.checks import InputError, check_choice, check_fraction, check_positive_int, local_path
 from distillery.data import folders, named
+from distillery.data.archives import origin
 from distillery.data.images import PUBLISHED, ImageSet, LazyImages, Splits, fit_standardize, fit_zca, published
 from distillery.seeds import generator
 
@@ -80,6 +82,29 @@ def load(
     else:
         transform = fit_zca(parts[0]) if kept == "zca" else fit_standardize(parts[0])
     return Splits(*(replace(part, transform=transform) for part in parts), tuple(notes))
+
+
+def source_digest(dataset: str, data_root: str | Path) -> str:
+    """What tells whether `load` would read the same images and labels: name and digest of a folder or archive, '' of files that `load` verifies.
+
+    A folder is read again only where names, sizes or times of its files have changed. Raises InputError as `load`.
+    """
+    path = local_path("data_root", data_root) if dataset == "folder" or data_root else None
+    if path and dataset == "tiny-imagenet":
+        path = named.unpacked(path)
+    elif dataset != "folder":
+        path = None
+    if path is None:
+        return ""
+    files = [(str(one), one.stat()) for one in (path, *path.rglob("*")) if one.exists()]
+    stamp = hash(tuple(sorted((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in files)))
+    return _digest(path, stamp)
+
+
+@lru_cache(32)
+def _digest(path: Path, stamp: int) -> str:
+    where = origin(path)
+    return f"{where.name} {where.digest()}"
 
 
 def split_per_class(images: ImageSet, fraction: float, draw: Generator) -> tuple[ImageSet, ImageSet]:

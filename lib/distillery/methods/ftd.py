@@ -43,7 +43,7 @@ class FTD(Trajectories):
     common = Trajectories.common | {"optimizer": "GSAM", "rho": 0.01, "normalization": "zca"}
     _tiny = TINY | {"alpha": 1.0, "ema": 0.999, "normalization": "published"}  # whether images were whitened is not stated
     # the first rate of the student is given as ".01/.001" for both sizes; .01 at 1 and .001 at 10 is how we read it
-    _subset = SUBSET | {"alpha": 1.0, "ema": 0.999, "normalization": "published", "student_batch": 64}
+    _subset = SUBSET | {"alpha": 1.0, "ema": 0.999, "student_batch": 64}
     _subset |= {"source": "issue: author's reply in the repository's issue thread"}
     published = {
         "cifar10": {

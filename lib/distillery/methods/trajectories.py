@@ -16,10 +16,12 @@ from distillery import experts
 from distillery.checks import check_choice, check_positive_int
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer
+from distillery.evaluation import Protocol
 from distillery.experts import Experts, Training
 from distillery.matching.trajectory import GRADIENTS, StartEpochs, TrajectoryMatching
 from distillery.methods.base import Made, Method, Settings, made
 from distillery.networks.precision import float32_matmul
+from distillery.training.dsa import DSA
 from distillery.training.optimizers import GSAM, SGD, Adam
 from distillery.training.views import Views
 
@@ -121,7 +123,7 @@ class Trajectories(Method):
     learns = TrajectoryMatching.learns
     iterates = ("last", "best")
     loss: ClassVar[str] = "cross-entropy"  # of the experts, see `experts.Training`
-    judged = {"epochs": 1000, "batch": 256, "augmented": True}  # the rate is the learned step size
+    judged = Protocol(augmentation=DSA)  # the rate is the learned step size
 
     def changed(self, values: dict, changes: dict) -> dict:
         """A changed `max_start_epoch` starts from epoch 0 and does not grow unless told otherwise."""

@@ -5,10 +5,12 @@ import io
 import re
 import textwrap
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown, display
+from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 from PIL import Image as Pictures
 
@@ -32,6 +34,13 @@ def embedded(data: bytes) -> Image:
     buffer = io.BytesIO()
     picture.quantize(256, dither=Pictures.Dither.NONE).save(buffer, "PNG", optimize=True)
     return Image(buffer.getvalue(), format="png")
+
+
+def _is_mathematics(text: str) -> bool:
+    """Whether it is of ours, which has commands that are known: a '$' of a name has none, but perhaps the '\\' of an escaped byte."""
+    with suppress(ValueError):
+        return "$" not in text or ("\\" in text and MathTextParser("path").parse(text) is not None)
+    return False
 
 
 def in_words(classes: Iterable[str]) -> list[str]:
@@ -85,8 +94,8 @@ class Shown:
 
     def save(self, figure, name: str, committed: bool = False) -> None:
         """Write a figure to `here` and show it; `committed` also shows the one of the largest scale that lies beside a committed record."""
-        for text in getattr(figure, "figure", figure).findobj(Text):  # a '$' of a name is no mathematics, which has commands
-            text.set_parse_math("\\" in text.get_text() or "$" not in text.get_text())
+        for text in getattr(figure, "figure", figure).findobj(Text):
+            text.set_parse_math(_is_mathematics(text.get_text()))
         data = figures.save(figure, self.here / f"{name}.png").read_bytes()
         plt.close(getattr(figure, "figure", figure))
         display(embedded(data))

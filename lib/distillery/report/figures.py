@@ -174,18 +174,24 @@ def lines(axis, curves: dict[str, tuple], colors: dict[str, str] | None = None, 
 def on_the_way(axis, rows: dict[str, list[dict | None]]) -> None:
     """Draw the accuracy in percent of the regression on a set against its steps: mean and standard error over sets.
 
-    rows  name -> results by seed of a kernel method that is validated: step 0 is 'at_start', on test images, all others are
-          'curve', on validation images
+    rows  name -> results by seed of a kernel method that is validated: 'curve', on validation images, is the line; 'at_start' and
+          'regression', on test images, are rings at its ends, which no line joins to it
     """
-    found = {}
+    found, tested = {}, {}
     for name, results in rows.items():
         if done := [one for one in results if one and one.get("curve")]:
-            y = 100 * np.array([[np.mean(one["at_start"]), *(score for _, score in one["curve"])] for one in done])
-            error = y.std(0, ddof=int(len(done) > 1)) / len(done) ** 0.5
-            found[name] = [0, *(step for step, _ in done[0]["curve"])], y.mean(0), error
+            on_test = [[np.mean(one[key]) for key in ("at_start", "regression")] for one in done]
+            for which, scores in ((found, [[score for _, score in one["curve"]] for one in done]), (tested, on_test)):
+                y = 100 * np.array(scores)
+                which[name] = y.mean(0), y.std(0, ddof=int(len(done) > 1)) / len(done) ** 0.5
+            steps = [step for step, _ in done[0]["curve"]]
+            found[name], tested[name] = (steps, *found[name]), ([0, steps[-1]], *tested[name])
+    colors = palette(found)
+    for name, (x, y, error) in tested.items():
+        axis.errorbar(x, y, error, fmt="o", ms=6, mfc="none", color=colors[name], elinewidth=1)
     bar = "\n(bar: ± standard error over sets)" * any(sum(map(bool, results)) > 1 for results in rows.values())
-    axis.set(xlabel="steps (0: test images, then validation)", ylabel=f"accuracy of the regression, %{bar}")
-    lines(axis, found)
+    axis.set(xlabel="steps (ring: test images, line: validation)", ylabel=f"accuracy of the regression, %{bar}")
+    lines(axis, found, colors)
 
 
 def name_ends(axis, ends: dict[str, tuple[float, float]], colors: dict[str, str]) -> None:

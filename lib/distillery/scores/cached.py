@@ -20,7 +20,7 @@ from distillery.networks.encoder import Encoder
 from distillery.networks.ridge import embeddings, gaussian, ntk
 from distillery.runs import Runs
 from distillery.scores import complexity, dynamics, sensitivity
-from distillery.scores.kmeans_sensitivity import kmeans, seeding
+from distillery.scores.kmeans_sensitivity import kmeans, one_means, seeding
 from distillery.scores.registry import ORDERS, SCORES, Score
 from distillery.seeds import generator
 from distillery.training.losses import centred
@@ -259,18 +259,19 @@ class CachedScores:
             values |= {"dimension": torch.tensor(found.effective_dimension), "penalty": torch.tensor(penalty)}
             return {name: value.cpu().float() for name, value in values.items()}, n
 
-        return self._stored("ridge-scores", self.space("ridge") | {"transform": self.transform}, make, ("ridge", 0))
+        inputs = self.spec("ridge sensitivity") | {"transform": self.transform}
+        return self._stored("ridge-scores", inputs, make, ("ridge", 0))
 
     def clusters(self, seed: int, k: int) -> Tensor:
-        """K-means sensitivities (N,) with k clusters within each class."""
-        name = "k-means sensitivity"
-        inputs = self.space("k-means") | {"transform": self.transform, "name": name, "seed": seed, "k": k}
+        """K-means sensitivities (N,) with k clusters within each class: exact at k = 1, which no seed changes, else bounds."""
+        name, seed = "k-means sensitivity", seed if k > 1 else 0
+        inputs = self.spec(name) | {"transform": self.transform, "name": name, "seed": seed, "k": k}
 
         def make() -> tuple[dict, int]:
             n = len(self.images)
             found = torch.empty(n)
             for members, rows, stream in self._by_class(seed, name, torch.arange(n)):
-                found[members] = kmeans(rows, k, stream)[0].cpu().float()
+                found[members] = (one_means(rows) if k == 1 else kmeans(rows, k, stream)[0]).cpu().float()
             return {"scores": found}, n
 
         return self._stored("cluster-scores", inputs, make, (f"{name} {k}", seed))["scores"]
