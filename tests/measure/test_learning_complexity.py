@@ -71,8 +71,12 @@ def test_the_easiest_are_farther_from_all_than_a_random_part(experiment):
     assert found["random", 0.3][1] == [geometry.mmd(experiment.scores.free()["features"], kept)]
 
 
-def test_work_is_counted_in_passes_and_timed(experiment):
+def test_work_is_counted_in_passes_and_timed(experiment, monkeypatch):
+    """Round by round, a first one for warming up: a slow hour of the machine slows all kinds of work alike."""
+    real, calls = learning_complexity.timed, []
+    monkeypatch.setattr(learning_complexity, "timed", lambda way: calls.append(way) or real(way))
     work = learning_complexity.work(experiment, 3, rounds=2)
+    assert len(calls) == 15 and calls[:5] == calls[5:10] == calls[10:]
     assert list(work)[0] == "complexity, 3 masks" and list(work)[-1] == "one epoch of fine-tuning"
     assert [one.passes for one in work.values()] == [3, 1, 1, 1, 3]
     assert all(len(one.seconds) == 2 and min(one.seconds) > 0 for one in work.values())
