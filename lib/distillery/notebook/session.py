@@ -199,10 +199,15 @@ class Session(Standard, Shown):
         base = {name: against if every else self.rows[name].against or against for name in names}
         return Markdown(tables.rows_table([self.summary(name, base[name]) for name in names], called, self.p.scale))
 
-    def grid(self, head: list[str], lines: dict[str, list[str]]) -> Markdown:
-        """Accuracies in percent, with the deviation over sets, of several rows side by side: what a line is called -> names of rows."""
+    def grid(self, head: list[str], lines: dict[str, list[str]], published: bool = False) -> Markdown:
+        """Accuracies in percent, with the deviation over sets, of several rows side by side: what a line is called -> names of rows.
+
+        published  whether published numbers follow in brackets
+        """
         cells = {name: records.measured(self.accuracies(name)) for line in lines.values() for name in line if name in self.rows}
         shown = {name: tables.percent(cell).split(" (")[0] for name, cell in cells.items()}
+        if published:
+            shown |= {name: f"{shown[name]} [{tables.published(known)}]" for name in cells if (known := self.rows[name].published)}
         return Markdown(tables.markdown(head, [[called, *(shown.get(one, "-") for one in line)] for called, line in lines.items()]))
 
     def costs(self, names: Iterable[str], against: str) -> Markdown:
