@@ -343,7 +343,7 @@ def test_recipes_that_make_no_sense(wrong, refused):
         (Prune, {"keep": 0.5, "rule": "random", "score": "leverage"}), (Prune, {"keep": 0.3, "rule": "flexrand", "gamma": 0.1}),
         (Prune, {"keep": 0.3, "gamma": 0.3}), (Prune, {"keep": 0.3, "draw": 1}), (Prune, {"keep": 0.3, "rule": "random", "draw": -1}),
         (Effect, {"drop": 1.0}), (Effect, {"drop": -0.1}), (Effect, {"drop": 0.2, "every": 0}), (Effect, {"drop": 0.2, "tails": "left"}),
-        (ByLoss, {"share": 0.0}), (ByLoss, {"share": 1.5}), (ByLoss, {"share": 0.5, "every": 0}), (Evaluate, {"network": "ResNet50"}),
+        (ByLoss, {"share": -0.1}), (ByLoss, {"share": 1.5}), (ByLoss, {"share": 0.5, "every": 0}), (Evaluate, {"network": "ResNet50"}),
         (Evaluate, {"lr": -0.1}), (Evaluate, {"lr": float("nan")}),
     ],
     ids=str,

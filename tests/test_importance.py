@@ -165,6 +165,15 @@ def test_losses_of_zero_are_uniform(tiny):
     torch.testing.assert_close(chance, torch.full((8,), 1 / 8, dtype=torch.float64))
 
 
+def test_a_share_of_nothing_is_uniform_with_replacement_and_looks_at_nothing(tiny, losses):
+    sampler, known = ByLoss(0.0, 2).sampler(tiny, generator(0, "look")), Known(losses)
+    assert [sampler.refresh(step, known, {}, None) for step in range(4)] == [0] * 4 and not known.asked
+    _, chance = sampler.chances(1)
+    torch.testing.assert_close(chance, torch.full((8,), 1 / 8, dtype=torch.float64))
+    drawn = sampler.draw(1, 8, generator(0, "draw"))
+    assert len(drawn.indices.unique()) < 8 and (drawn.weights == 1).all()
+
+
 OBJECTIVES = {
     "DM": lambda net: DistributionMatching(net, 6),
     "DC": lambda net: GradientMatching(net, updates=2, inner_epochs=1, batch=6),
@@ -196,7 +205,7 @@ def test_a_trained_predictor_knows_what_it_was_trained_on(tiny):
     assert logits.shape == (24, 3) and float(loss) < 0.5 * math.log(3)
 
 
-@pytest.mark.parametrize("bad", [{"share": 0.0}, {"share": 1.5}, {"every": 0}])
+@pytest.mark.parametrize("bad", [{"share": -0.1}, {"share": 1.5}, {"every": 0}])
 def test_bad_options_are_refused(bad, refused):
     with refused(*map(str, bad)):
         ByLoss(**{"share": 0.5} | bad)

@@ -242,6 +242,7 @@ def test_kmeans_follows_its_generator(tiny):
         (lambda: select(SCORES, 1.5, TARGETS), 1.5),
         (lambda: select(SCORES, 6, TARGETS), 6),
         (lambda: select(SCORES.log() - math.inf, 2, TARGETS), 10),
+        (lambda: select(SCORES, 6, 3 * TARGETS + 4), "class 4 has"),  # its label, which is not its place
         (lambda: prune(SCORES, 0.0, TARGETS, "lowest"), 0.0),
         (lambda: prune(SCORES, 6, TARGETS, "lowest"), 6),
         (lambda: check_enough_left(2, TARGETS, 3), 2),

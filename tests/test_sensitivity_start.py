@@ -10,9 +10,9 @@ from distillery.experiment import Experiment, Presets
 from distillery.networks import ConvNet
 from distillery.recipe import Prune, Recipe
 from distillery.runs import Runs
-from distillery.scores import sensitivity
+from distillery.scores import SCORES, sensitivity
 from distillery.scores.cached import CachedScores, ScoreSettings
-from distillery.scores.kmeans_sensitivity import kmeans
+from distillery.scores.kmeans_sensitivity import kmeans, one_means
 from distillery.seeds import generator
 from distillery.selection import proportional_plain, select
 from distillery.training.losses import centred
@@ -101,6 +101,12 @@ def test_k_means_scores_are_within_each_class(splits, tmp_path):
         bound, _ = kmeans(splits.train.batch(members).flatten(1), 2, generator(0, "k-means sensitivity", label))
         torch.testing.assert_close(values[members], bound.float())
     assert not torch.equal(values, found.get("k-means sensitivity", 1, 2))
+    assert SCORES["k-means sensitivity"].version == 2  # scores of one cluster were bounds before
+    exact = found.get("k-means sensitivity", 0, 1)
+    for label in range(10):
+        members = splits.train.of_class(label)
+        torch.testing.assert_close(exact[members], one_means(splits.train.batch(members).flatten(1)).float())
+    assert torch.equal(exact, found.get("k-means sensitivity", 1, 1))  # no seed changes it
     assert not torch.equal(values, found.get("k-means sensitivity", 0, 3))
 
 

@@ -155,6 +155,10 @@ class Experiment:
         """What identifies the evaluation of a recipe's set."""
         found = {"set": self.set_id(recipe), "method": recipe.method, "size": recipe.size, "seed": recipe.seed}
         found |= {"network": self.judged_network(recipe).spec(), "protocol": self.protocol.spec(), "transform": self.transform}
+        if (held := self.job(recipe).held) > recipe.size:  # once the steps of a set were those of its stored images
+            sizes = (self.protocol.steps_of(n, len(self.classes or ()), len(self.real)) for n in (recipe.size, held))
+            before, steps = (self.protocol.optimizer(n)[1] for n in sizes)
+            found |= {"steps": steps} if steps != before else {}
         return found | self.protocol.context(self) | ({"evaluate": spec} if (spec := recipe.evaluate.spec()) else {})
 
     def judged_network(self, recipe: Recipe) -> MixedPrecision:

@@ -99,8 +99,8 @@ class Job:
         return generator(self.recipe.seed, *purpose)
 
     def steps_of(self, protocol: Protocol) -> int:
-        """The number of images whose training steps an evaluation takes: those of the set as stored; 0 = its own."""
-        return protocol.steps_of(self.recipe.size, len(self.experiment.classes or ()), len(self.experiment.real))
+        """The number of images whose training steps an evaluation takes: those that the set holds; 0 = its own."""
+        return protocol.steps_of(self.held, len(self.experiment.classes or ()), len(self.experiment.real))
 
     def chosen(self, how: str) -> Tensor:
         """Indices of as many real images (of each class) as the set holds, chosen by a start."""

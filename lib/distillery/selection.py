@@ -114,12 +114,14 @@ def _per_class(targets, total: int, count, scores: Tensor | None, rule: str, gen
         check_finite("scores", scores)
         if scores.shape != (total,):
             raise InputError(f"scores: {tuple(scores.shape)} for {total} samples; accepted: one score a sample, ({total},)")
-    groups = [torch.arange(total)] if targets is None else [torch.nonzero(targets.cpu() == c)[:, 0] for c in targets.unique()]
+    labels = [None] if targets is None else targets.unique().tolist()
     chosen = []
-    for label, members in enumerate(groups):
+    for label in labels:
+        members = torch.arange(total) if label is None else torch.nonzero(targets.cpu() == label)[:, 0]
         size, n = len(members), count(len(members))
         if n > size:
-            raise InputError(f"ipc: class {label} has {size} images, {n} were asked for; accepted: at most {size}")
+            where = "" if label is None else f"class {label} has "
+            raise InputError(f"ipc: {where}{size} images, {n} were asked for; accepted: at most {size}")
         if rule == "flexrand":
             check_gamma(gamma, n / size, 1 / size)
         own = None if scores is None else scores.cpu()[members]

@@ -38,7 +38,7 @@ def test_a_part_of_the_longest_path_is_the_path_of_fewer_masks(experiment, refus
     found = learning_complexity.agreement(scores, reference, [1, 2, 4], 0.1, 2, 0)
     assert set(found) == {(how, schedule) for how in ("magnitude", "random") for schedule in ("linear", "geometric")}
     for schedule in ("linear", "geometric"):
-        own = scores.along({"steps": 2, "schedule": schedule, "interval": 0.1, "how": "magnitude"}).mean(0)
+        own = scores.along({"steps": 2, "schedule": schedule, "interval": 0.1, "how": "magnitude"})["losses"].mean(0)
         wanted = [spearmanr(own[targets == label], reference[targets == label])[0] for label in range(3)]
         assert found["magnitude", schedule][2] == pytest.approx(wanted)
         assert np.array_equal(found["magnitude", schedule][1], found["random", schedule][1])  # one mask is none

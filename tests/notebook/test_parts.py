@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from distillery import selection
+from distillery.methods import published_part
 from distillery.notebook.parts import Parts
 from distillery.notebook.session import Session
 from distillery.recipe import Prune
@@ -27,7 +28,7 @@ def flexrand(i):
 
 
 def test_the_best_of_several_tries_is_a_row_and_tries_are_not_listed(parts, monkeypatch):
-    S, values, run = parts.session, {"half": 0.4, "best, try 2": 0.6, "best, try 3": 0.6}, parts.run
+    S, values, run = parts.session, {"half": 0.4, "best, try 1": 0.6, "best, try 2": 0.6}, parts.run
 
     def judged(name, *more, **options):
         """Training from scratch says nothing of validation images."""
@@ -38,9 +39,10 @@ def test_the_best_of_several_tries_is_a_row_and_tries_are_not_listed(parts, monk
 
     monkeypatch.setattr(parts, "run", judged)
     parts.run("half", flexrand(1), 2)
-    tries = parts.search("best", "half", [flexrand(0), flexrand(2)], 2)
-    assert tries == ["half", "best, try 2", "best, try 3"]
-    assert S.results["best, 50%"] == S.results["best, try 2, 50%"]  # the first of equals
+    tries = ["half", *parts.tries("best", [flexrand(0), flexrand(2)], 2)]
+    parts.best("best", tries)
+    assert tries == ["half", "best, try 1", "best, try 2"]
+    assert S.results["best, 50%"] == S.results["best, try 1, 50%"]  # the first of equals
     oracle = [np.mean(one["accuracies"]) for one in S.results["best, oracle on test, 25%"]]
     by_seed = zip(*(S.results[f"{one}, 25%"] for one in tries))
     assert oracle == [max(np.mean(one["accuracies"]) for one in results) for results in by_seed]
@@ -52,6 +54,60 @@ def test_the_best_of_several_tries_is_a_row_and_tries_are_not_listed(parts, monk
     listed = {row["method"] for row in record["rows"]}
     assert listed == {parts.at(name, part) for name in ("random", "half", "best", "best, oracle on test") for part in parts.keep}
     assert "try 2" not in S.table().data
+
+
+def judged(value, validation=0.5):
+    return {
+        "accuracies": [value],
+        "validation": [validation],
+        "seconds": 2.0,
+        "samples": 8,
+        "steps": 4,
+        "stored_numbers": None,
+        "artifact": None,
+    }
+
+
+def test_all_draws_of_a_seed_are_one_entry_of_the_row_that_others_are_compared_with(parts):
+    """Three draws of two seeds: the row is their mean; the first draw again is compared with the other two alone."""
+    S = parts.session
+    values = {"one": (0.3, 0.5), "two": (0.4, 0.6), "three": (0.8, 1.0)}
+    for part in parts.keep:
+        for name, by_seed in values.items():
+            S.add(parts.at(name, part), [judged(value) for value in by_seed], listed=False)
+    parts.draws("drawn", list(values))
+    assert S.accuracies("drawn, 50%") == [[0.3, 0.4, 0.8], [0.5, 0.6, 1.0]]
+    assert S.results["drawn, 50%"][0]["seconds"] == 2 and S.rows["drawn, 50%"].view  # each draw is paid for by its own row
+    assert S.summary("drawn, 50%")["measured"]["value"] == pytest.approx(0.6)
+    again = S.summary("drawn, again, 50%")["difference"]
+    assert again["mean"] == pytest.approx((0.3 - 0.6 + 0.5 - 0.8) / 2) and parts.gaps(["drawn, again"])["drawn, again"]["50%"] == again
+    assert np.ravel(parts.mean("drawn")) == pytest.approx([0.5, 0.7])
+    S.results["two, 50%"][0] = None
+    parts.draws("drawn", list(values))
+    assert S.accuracies("drawn, 50%")[0] == [0.3, 0.8]  # what has run
+
+
+def test_whether_validation_tells_is_asked_within_seeds(parts):
+    S, tries = parts.session, ["a", "b", "c"]
+    for part in parts.keep:
+        for i, name in enumerate(tries):
+            sign = 1 if part == 0.5 else -1
+            # the second seed is far better on both, which says nothing of draws
+            S.add(parts.at(name, part), [judged(0.1 * i, 0.2 * sign * i), judged(5 + 0.1 * i, 7 + 0.2 * sign * i)])
+    assert parts.told_by_validation(tries) == {0.5: pytest.approx(1), 0.25: pytest.approx(-1)}
+
+
+def test_published_numbers_stand_beside_their_parts(tmp_path):
+    session = Session("91_parts", namespace(tmp_path))
+    parts = Parts(session, [0.5, 0.25], published=partial(published_part, "DTD"))
+    for name in ("random", "FlexRand"):
+        parts.run(name, partial(Prune, rule="random"), 1)
+    assert session.rows["FlexRand, 50%"].published == {"mean": pytest.approx(0.7178), "std": None}
+    assert session.rows["FlexRand, 25%"].published is None
+    parts.claim("gain", "FlexRand beats random at {part}", "FlexRand", "random")
+    parts.claim_mean("mean", "FlexRand beats random", "FlexRand", "random")
+    assert session.claims[0]["published"]["difference"] == pytest.approx(0.7178 - 0.7116)
+    assert session.claims[2]["published"] is None  # a part of the mean has none
 
 
 def test_means_claims_and_tables(parts):

@@ -63,3 +63,18 @@ def test_every_method_is_in_the_compatibility_table():
     page = registered.compatibility()
     assert all(f"| {name} |" in page for name in METHODS)
     assert pages.headline([(RECORD, claim) for claim in RECORD["claims"]])
+
+
+def test_a_section_of_further_comparisons_alone_has_no_table_of_claims():
+    assert "| verdict |" in tables.verdicts([CLAIM, *MORE]) and "| verdict |" not in tables.verdicts(MORE)
+    assert tables.verdicts([]) == ""
+
+
+def test_published_numbers_beside_another_setting_say_so():
+    known = {"mean": 0.286, "std": 0.002}
+    row = records.row("DC", 1, [{"accuracies": [0.2], "steps": 3, "seconds": 1.0, "samples": 4, "stored_numbers": 5}], published=known)
+    claim = records.claim("b", "DC", "nobody", [[0.2]], published=known)
+    for scale, told in (("small", 2), ("paper", 0)):
+        record = RECORD | {"rows": [row], "claims": [claim], "scale": scale}
+        shown = tables.rows_by_record([record]) + tables.table([record])
+        assert shown.count("another setting") + shown.count("28.6 ± 0.2 (other setting)") == told

@@ -8,10 +8,8 @@ from distillery.sampling import Importance
 
 
 def chances_by_loss(job: Job, share: float) -> Tensor:
-    """The chance of each real image (N,), classes alike, in the first step of a kernel method; 1 / N at a share of 0."""
+    """The chance of each real image (N,), classes alike, in the first step of a kernel method."""
     real, classes = job.source, job.experiment.classes
-    if not share:
-        return torch.full((len(real),), 1 / len(real), dtype=torch.float64)
     sampler = Importance(real, share, generator=job.stream("look"))
     sampler.refresh(0, job.method.regression(job), {}, job.first())
     found = torch.empty(len(real), dtype=torch.float64)

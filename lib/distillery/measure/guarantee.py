@@ -88,7 +88,7 @@ def sampling(
     total = float((tau / chances).max() * chances.sum())
     errors, proved = [], []
     for m in sizes:
-        proved.append(error_bound(total, m, failure, rows.shape[1] + labels.shape[1]))
+        proved.append(error_bound(total, m, failure, rows.shape[1] * labels.shape[1] + 1))
         drawn = (sample(chances, m, generator(seed, "trial", m, i)) for i in range(trials))
         errors.append([deviation(rows, labels, penalty, *one) for one in drawn])
     return Sampling(np.array(errors), np.array(proved))

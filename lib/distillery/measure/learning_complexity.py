@@ -38,7 +38,7 @@ def agreement(
         raise InputError(f"numbers of masks: {list(numbers)}; accepted: numbers that divide the largest")
     for how, schedule in product(complexity.MASKS, complexity.SCHEDULES):
         path = {"steps": most, "schedule": schedule, "interval": interval, "how": how}
-        paths = [scores.along(path, seed + i) for i in range(draws if how == "random" else 1)]  # each (most, N)
+        paths = [scores.along(path, seed + i)["losses"] for i in range(draws if how == "random" else 1)]  # each (most, N)
         for n in numbers:
             # even shares of n masks are every (most / n)-th of the longest path
             parts = [one[:: most // n] if schedule == "linear" else one[:n] for one in paths]

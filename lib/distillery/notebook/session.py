@@ -1,8 +1,8 @@
 """What every notebook needs and no paper is about, in one object.
 
 Standard parameters, each used where the notebook declares it: dataset, data_root, label, published_for, normalization, resize,
-max_side, per_class, test_per_class, flip, seed, ipc, width, networks, evaluation_epochs, evaluation_batch, evaluation_augmentation,
-settings_for, score_trials, score_epochs, converged_trials, converged_epochs, validations, validation_networks, validation_epochs,
+max_side, per_class, test_per_class, held_out, flip, seed, ipc, width, networks, evaluation_epochs, evaluation_batch,
+evaluation_augmentation, settings_for, score_trials, score_epochs, converged_trials, converged_epochs, validations, validation_networks, validation_epochs,
 scale, results_dir, device, precision, compiled, engine, budget_minutes, progress.
 """
 
@@ -17,9 +17,11 @@ import torch
 from IPython.display import Markdown
 
 import distillery
+from distillery.checks import InputError
 from distillery.data.synthetic import Synthetic, export
 from distillery.experiment import Experiment
 from distillery.methods import METHODS, published
+from distillery.methods.base import SUBSETS
 from distillery.networks import ConvNet
 from distillery.notebook import parameters
 from distillery.notebook.display import Shown
@@ -27,6 +29,7 @@ from distillery.notebook.standard import Standard
 from distillery.recipe import Recipe
 from distillery.report import figures, records, tables
 from distillery.scores import files
+from distillery.training.dsa import DSA, DSA_NO_FLIP
 
 AGAIN = 1000  # between the seeds of a row and those of the same row again
 
@@ -118,9 +121,12 @@ class Session(Standard, Shown):
         self.results[f"{name}, again"] = row.experiment.run_all(recipes)
         return self.results[f"{name}, again"]
 
-    def add(self, name: str, results: list[dict | None], against: str = "") -> None:
-        """Keep a row whose results, by seed, are known already: the best of several, or numbers of another kind."""
-        self.rows[name], self.results[name] = Row(name, None, None, against), results
+    def add(self, name: str, results: list[dict | None], against: str = "", published: dict | None = None, **how) -> None:
+        """Keep a row whose results, by seed, are known already: the best of several, or numbers of another kind.
+
+        how  view and listed, as a `Row` has them
+        """
+        self.rows[name], self.results[name] = Row(name, None, published, against, **how), results
 
     def view(self, name: str, of: str, by: str, *, label: str = "", published: dict | None = None, against: str = "") -> None:
         """Keep the sets of row `of` as another row, judged by accuracies that their results hold under `by`, such as 'regression'."""
@@ -169,7 +175,7 @@ class Session(Standard, Shown):
         other = against or self.rows[names[0]].against or self.against
         called = self.rows[other].label if other in self.rows else other
         base = {name: against if every else self.rows[name].against or against for name in names}
-        return Markdown(tables.rows_table([self.summary(name, base[name]) for name in names], called))
+        return Markdown(tables.rows_table([self.summary(name, base[name]) for name in names], called, self.p.scale))
 
     def grid(self, head: list[str], lines: dict[str, list[str]]) -> Markdown:
         """Accuracies in percent, with the deviation over sets, of several rows side by side: what a line is called -> names of rows."""
@@ -299,24 +305,42 @@ class Session(Standard, Shown):
 def as_published(experiment, recipe: Recipe, p, dataset: str) -> bool:
     """Whether data, standardization, network, settings and evaluation are those of a method's published numbers.
 
+    Images held out for validation are not the data's fault: a method that draws batches runs the published loop on fewer images, and its
+    claims say so. An epoch of nine tenths of the images has nine tenths of the steps, so a loop that counts epochs is another one.
+
     p        parameters of the notebook
     dataset  the published data set
     """
-    method = METHODS[recipe.method]
-    limited = any(getattr(p, name, 0) for name in ("per_class", "test_per_class", "max_side", "resize"))
-    if p.dataset != dataset or method.judged is None or limited:
+    method, size, n, flip = METHODS[recipe.method], recipe.size, len(experiment.real), dataset not in ("mnist", "svhn")
+    if method.judged is None or (method.by_epochs and len(experiment.data.validation)):
         return False
-    size, n = recipe.size, len(experiment.real)
-    cell = method.common | method.cell(dataset, size, n)
+    named = "imagenet-subset" if dataset in SUBSETS else dataset
+    try:
+        cell, settings = method.common | method.cell(named, size, n), method.settings(named, size, n)
+    except InputError:  # none are published
+        return False
     whole = ConvNet(experiment.real.shape, len(experiment.classes), 128, **({"depth": cell["depth"]} if "depth" in cell else {}))
-    protocol = experiment.protocol
-    judged = {"epochs": protocol.epochs, "batch": protocol.batch, "augmented": bool(protocol.augmentation)}
     return (
-        p.normalization == cell.get("normalization", "published")
+        _original(experiment.data, p, dataset, cell.get("side", 0))
+        and p.normalization == cell.get("normalization", "published")
         and experiment.network.spec() == whole.spec()
-        and judged == method.judged
-        and _decisive(method, experiment.job(recipe).settings, size) == _decisive(method, method.settings(dataset, size, n), size)
+        and experiment.augmentation == (DSA if flip else DSA_NO_FLIP)
+        and experiment.protocol == method.published_protocol(named, size, experiment.protocol, flip)
+        and _decisive(method, experiment.job(recipe).settings, size) == _decisive(method, settings, size)
     )
+
+
+def _original(data, p, dataset: str, side: int) -> bool:
+    """Whether images are the published ones: all of a set by its name, or folders of ten classes of ImageNet at the published size.
+
+    Of each of ImageNet's classes 732 to 1,300 images are for training and 50 for tests.
+    """
+    if any(getattr(p, name, 0) for name in ("per_class", "test_per_class", "max_side")):
+        return False
+    if dataset not in SUBSETS:
+        return p.dataset == dataset and not getattr(p, "resize", 0)
+    counts = [sum(parts) for parts in zip(data.train.counts(), data.validation.counts(), strict=True)]
+    return p.dataset == "folder" and p.resize == side and data.test.counts() == [50] * 10 and all(732 <= one <= 1300 for one in counts)
 
 
 def _decisive(method, settings, size: int) -> dict:

@@ -13,10 +13,11 @@ def markdown(head: list, rows: list[list]) -> str:
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
 
 
-def rows_table(rows: list[dict], against: str = "random") -> str:
-    """Rows as Markdown: accuracy with both spreads, difference, steps, seconds a set."""
+def rows_table(rows: list[dict], against: str = "random", scale: str = "paper") -> str:
+    """Rows as Markdown: accuracy with both spreads, difference, steps, seconds a set; published numbers are those of the scale 'paper'."""
     difference = f"difference to {against}, 95% interval"
-    head = ["method", "ipc", "published, %", "accuracy, %", "± sets", "± networks", "sets x networks", difference, "steps", "seconds a set"]
+    other = "published, %" + " (in another setting)" * (scale != "paper" and any(one["published"] for one in rows))
+    head = ["method", "ipc", other, "accuracy, %", "± sets", "± networks", "sets x networks", difference, "steps", "seconds a set"]
     lines = []
     for one in rows:
         value, gap = one["measured"], one["difference"]
@@ -39,7 +40,7 @@ def rows_by_record(records: list[dict]) -> str:
         data = record["data"]
         images = f"{data['train']} training and {data['test']} test images; {minutes(record):.0f} minutes of runs and scores"
         parts.append(f"**{data['label']}**, {record['notebook']}, {record['scale']} scale: {images}.")
-        parts.append(rows_table(record["rows"], record.get("against", "random")))
+        parts.append(rows_table(record["rows"], record.get("against", "random"), record["scale"]))
     return "\n\n".join(parts)
 
 
@@ -88,18 +89,20 @@ def table(records: list[dict], further: bool = False) -> str:
     for record in records:
         for one in (one for one in record["claims"] if one["further"] == further):
             where = f"{one['data'] or record['data']['label']}, {record['scale']}"
-            lines.append([one["statement"], where, published(one["published"]), *_cells(one)])
+            number = published(one["published"])
+            number += " (other setting)" * (number != "-" and record["scale"] != "paper")
+            lines.append([one["statement"], where, number, *_cells(one)])
     return markdown(["claim", "data, scale", "published, %", *MEASURED, "p (Holm)" if further else "verdict"], lines)
 
 
 def verdicts(claims: list[dict]) -> str:
     """Claims in Markdown with what was measured, their verdicts and why; below them further comparisons, without verdicts."""
     told, more = ([one for one in claims if one["further"] == further] for further in (False, True))
-    shown = markdown(["claim", *MEASURED, "verdict", "why"], [[one["statement"], *_cells(one), one["why"]] for one in told])
+    parts = [markdown(["claim", *MEASURED, "verdict", "why"], [[one["statement"], *_cells(one), one["why"]] for one in told])] * bool(told)
     if more:
-        shown += "\n\nFurther comparisons, with p-values by Holm among all of their kind, and no verdict:\n\n"
-        shown += markdown(["comparison", *MEASURED, "p (Holm)"], [[one["statement"], *_cells(one)] for one in more])
-    return shown
+        parts.append("Further comparisons, with p-values by Holm among all of their kind, and no verdict:")
+        parts.append(markdown(["comparison", *MEASURED, "p (Holm)"], [[one["statement"], *_cells(one)] for one in more]))
+    return "\n\n".join(parts)
 
 
 def _cells(claim: dict) -> list[str]:

@@ -20,7 +20,7 @@ from distillery.networks.encoder import Encoder
 from distillery.networks.ridge import embeddings, gaussian, ntk
 from distillery.runs import Runs
 from distillery.scores import complexity, dynamics, sensitivity
-from distillery.scores.kmeans_sensitivity import kmeans, seeding
+from distillery.scores.kmeans_sensitivity import kmeans, one_means, seeding
 from distillery.scores.registry import ORDERS, SCORES, Score
 from distillery.seeds import generator
 from distillery.training.losses import centred
@@ -38,7 +38,7 @@ class ScoreSettings:
     """How passes are made.
 
     early, converged  (networks, epochs) behind the scores 'loss' and 'converged loss'
-    path        options of `complexity.prototype_path`, the masks of an encoder
+    path        options of `complexity.prototype_path`, the masks of an encoder; what is not given is as published
     tunings     networks that are fine-tuned
     importance  of sensitivities: 'ridge' and 'k-means', the space each is of, one of SPACES; 'rho', the ridge over the mean
                 diagonal of the kernel; 'width' and 'networks' of random features
@@ -83,7 +83,7 @@ class CachedScores:
     ):
         self.images, self.digest, self.network, self.runs, self.encoder = images, digest, network, runs, encoder
         self.lengths = {"loss": settings.early, "converged loss": settings.converged}
-        self.path, self.tunings, self.importance = {"steps": 5} | settings.path, settings.tunings, IMPORTANCE | settings.importance
+        self.path, self.tunings, self.importance = complexity.settled(settings.path), settings.tunings, IMPORTANCE | settings.importance
         tuning = protocol if isinstance(protocol, FineTuning) else FineTuning() if encoder else None
         self.tuning = replace(tuning, networks=1, equal="epochs") if tuning else None
         self.transform = store.transform_digest(images.transform)
@@ -113,8 +113,9 @@ class CachedScores:
         if name in ORDERS:
             return ORDERS[name](self)
         score = self._registered(name)
-        of_encoder = lambda: {"encoder": self._encoder().digest, "path": self.path, "version": VERSION}  # noqa: E731
-        needed = {"": dict, "encoder": of_encoder, "tuning": self._tuning_spec}[score.needs]
+        of_encoder = lambda: {"encoder": self._encoder().digest, "version": VERSION}  # noqa: E731
+        of_masks = lambda: of_encoder() | {"path": self.path}  # noqa: E731
+        needed = {"": dict, "encoder": of_encoder, "masks": of_masks, "tuning": self._tuning_spec}[score.needs]
         found = score.spec(self) if score.spec else needed()
         if score.version == 1:
             return found
@@ -149,12 +150,12 @@ class CachedScores:
     # Through an encoder
 
     def free(self) -> dict[str, Tensor]:
-        """'losses' (T, N) along the masks and 'features' (N, F) of the encoder, which no seed changes."""
+        """What `complexity.Path` names, of the masks and the encoder, which no seed changes."""
         return self._along(self.path, 0, "encoder")
 
-    def along(self, path: dict, seed: int = 0) -> Tensor:
-        """Losses (T, N) along other masks, by the options of `complexity.prototype_path`; the seed is that of random masks."""
-        return self._along(path, seed, f"masks {store.canonical(path)}")["losses"]
+    def along(self, path: dict, seed: int = 0) -> dict[str, Tensor]:
+        """'losses' (T, N) and 'accuracies' (T,) along other masks, by options of `complexity.prototype_path`; the seed is of random masks."""
+        return self._along(complexity.settled(path), seed, f"masks {store.canonical(path)}")
 
     def _along(self, path: dict, seed: int, name: str) -> dict[str, Tensor]:
         inputs = self._inputs(encoder=self._encoder().digest, path=path, version=VERSION) | ({"seed": seed} if seed else {})
@@ -162,10 +163,12 @@ class CachedScores:
         def make() -> tuple[dict, int]:
             params = self._encoder().to(self.images.device).params
             drawn = {"generator": generator(seed, "masks")} if path.get("how") == "random" else {}
-            losses, features = complexity.prototype_path(self.network, params, self.images, **path, **drawn)
-            return {"losses": losses} | ({"features": features} if path == self.path else {}), losses.numel()
+            found = complexity.prototype_path(self.network, params, self.images, **path, **drawn)._asdict()
+            if path != self.path:
+                del found["features"]  # large, and the same under all masks
+            return found, found["losses"].numel()
 
-        return self.stored("encoder-scores", inputs, make, (name, seed))
+        return self.stored("encoder-path", inputs, make, (name, seed))
 
     def _encoder(self) -> Encoder:
         if self.encoder is None:
@@ -256,18 +259,19 @@ class CachedScores:
             values |= {"dimension": torch.tensor(found.effective_dimension), "penalty": torch.tensor(penalty)}
             return {name: value.cpu().float() for name, value in values.items()}, n
 
-        return self.stored("ridge-scores", self.space("ridge") | {"transform": self.transform}, make, ("ridge", 0))
+        inputs = self.spec("ridge sensitivity") | {"transform": self.transform}
+        return self.stored("ridge-scores", inputs, make, ("ridge", 0))
 
     def clusters(self, seed: int, k: int) -> Tensor:
-        """K-means sensitivities (N,) with k clusters within each class."""
-        name = "k-means sensitivity"
-        inputs = self.space("k-means") | {"transform": self.transform, "name": name, "seed": seed, "k": k}
+        """K-means sensitivities (N,) with k clusters within each class: exact at k = 1, which no seed changes, else bounds."""
+        name, seed = "k-means sensitivity", seed if k > 1 else 0
+        inputs = self.spec(name) | {"transform": self.transform, "name": name, "seed": seed, "k": k}
 
         def make() -> tuple[dict, int]:
             n = len(self.images)
             found = torch.empty(n)
             for members, rows, stream in self._by_class(seed, name, torch.arange(n)):
-                found[members] = kmeans(rows, k, stream)[0].cpu().float()
+                found[members] = (one_means(rows) if k == 1 else kmeans(rows, k, stream)[0]).cpu().float()
             return {"scores": found}, n
 
         return self.stored("cluster-scores", inputs, make, (f"{name} {k}", seed))["scores"]

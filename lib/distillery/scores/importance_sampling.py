@@ -28,8 +28,8 @@ def sample(scores: Tensor, m: int, generator: Generator) -> tuple[Tensor, Tensor
 def sample_size(total: float, error: float, failure: float, dimension: int) -> int:
     r"""Draws after which every loss is within `error` of its estimate, but with probability `failure`.
 
-    $m = \lceil (2t/\varepsilon^2)(1 + \varepsilon/3) \ln(2D/\delta) \rceil$: matrix Bernstein with $D$ the rank of the features plus the
-    outputs holds for all weights of a ridge regression, scalar Bernstein for $D$ given queries of any loss.
+    $m = \lceil (2t/\varepsilon^2)(1 + \varepsilon/3) \ln(2D/\delta) \rceil$: matrix Bernstein with $D$ the rank of the features times the
+    outputs, plus 1, holds for all weights of a ridge regression, scalar Bernstein for $D$ given queries of any loss.
 
     total    t, the sum of the bounds that are drawn by (`Ridge.tau` for a ridge regression whose penalty is kept)
     raises   InputError on an error or failure outside of (0, 1), or a total or dimension that is not above 0

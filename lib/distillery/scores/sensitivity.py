@@ -7,12 +7,14 @@ every query at once where enough are drawn (`sample_size`). Construction after t
 could not be read: kernel ridge regression for distillers that fit one, k-means (`kmeans_sensitivity.py`) for all others.
 
 For a ridge regression, $f_i = \lVert W^\top\varphi_i - y_i\rVert^2 + \tfrac{\lambda}{n}\lVert W\rVert^2$, the bound $\tau_i + 1/n$ of
-`Ridge` comes from the block inverse of the joint Gram matrix, and is tight to $1/n$ for one output. With features $\Phi$ (N, p), targets
-$Y$ (N, C) and $H = \Phi(\Phi^\top\Phi + \lambda I)^{-1}\Phi^\top$:
+`Ridge` is tight to $1/n$, for any number of outputs: $\tau_i$ is the largest eigenvalue of what a point adds to the loss, in terms of the
+whole loss. With features $\Phi$ (N, p), targets $Y$ (N, C) and $H = \Phi(\Phi^\top\Phi + \lambda I)^{-1}\Phi^\top$:
 
-$$\tau_i = l_i + r_i^\top G^+ r_i, \qquad l_i = H_{ii}, \quad r_i = ((I - H)\,Y)_i, \quad G = Y^\top (I - H)\,Y$$
+$$\tau_i = l_i + \frac{\lVert r_i \rVert^2}{\mathrm{OPT}}, \qquad l_i = H_{ii}, \quad r_i = ((I - H)\,Y)_i, \quad
+\mathrm{OPT} = \mathrm{tr}\,G, \quad G = Y^\top (I - H)\,Y$$
 
-All in float64. Slow references: `ridge_plain`, `ridge_exact`.
+With $r_i^\top G^+ r_i$ in place of the second term it is a bound for each output by itself too (`each`), and larger by up to that of C
+outputs. All in float64. Slow references: `ridge_plain`, `ridge_exact`.
 """
 
 import math
@@ -40,8 +42,8 @@ class Ridge:
     r"""What a ridge regression says of its samples.
 
     leverage   (N,) $l_i = \varphi_i^\top(\Phi^\top\Phi + \lambda I)^{-1}\varphi_i$: how alone a sample is
-    label      (N,) $r_i^\top G^+ r_i$: its share of what the full solution leaves unexplained; for one output $r_i^2 / \mathrm{OPT}$
-               (of several outputs a bound, sound for each output by itself; of their sum $\lVert r_i \rVert^2 / \mathrm{OPT}$ is exact)
+    label      (N,) $\lVert r_i \rVert^2 / \mathrm{OPT}$, its share of what the full solution leaves unexplained, at most 1 in all; with `each`
+               $r_i^\top G^+ r_i$, at most C in all
     optimum    the least loss, the trace of $G = Y^\top (I - H) Y$
     effective_dimension  the sum of the leverages
     penalty    lambda
@@ -72,12 +74,13 @@ def penalty_of(trace: float, n: int, rho: float = 5e-3) -> float:
     return rho * trace / n
 
 
-def ridge_features(features: Tensor, targets: Tensor, penalty: float) -> Ridge:
+def ridge_features(features: Tensor, targets: Tensor, penalty: float, each: bool = False) -> Ridge:
     """Sensitivities of a linear ridge regression on features of any number of points: by BLOCK rows, beside three matrices (p, p).
 
     features  (N, p) floats
     targets   (N, C) floats, or (N,) for one output
     penalty   lambda
+    each      bound the share that a point has in the loss of each output (and any mix of them) too, not of their sum alone
     raises    InputError on a penalty not above 0, values that are not finite, and other lengths; RunFailed as `factor`
     Source: see the module. Slow reference: `ridge_plain`.
     """
@@ -100,10 +103,10 @@ def ridge_features(features: Tensor, targets: Tensor, penalty: float) -> Ridge:
     residuals = torch.cat(residuals)  # (N, C)
     # Y^T R is the same, but where the penalty is small it is lost in rounding
     unexplained = residuals.T @ residuals + penalty * weights.T @ weights  # (C, C)
-    return _ridge(torch.cat(leverage), residuals, unexplained, penalty)
+    return _ridge(torch.cat(leverage), residuals, unexplained, penalty, each)
 
 
-def ridge_kernel(kernel: Tensor, targets: Tensor, penalty: float) -> Ridge:
+def ridge_kernel(kernel: Tensor, targets: Tensor, penalty: float, each: bool = False) -> Ridge:
     """The same from a kernel (N, N) of all points: leverages 1 - lambda A_ii and residuals lambda A Y with A = (K + lambda I)^-1.
 
     kernel  symmetric
@@ -118,7 +121,7 @@ def ridge_kernel(kernel: Tensor, targets: Tensor, penalty: float) -> Ridge:
     if float(leverage.min()) < -1e-3:  # more than rounding, unless the ridge is as small as that
         raise InputError(f"kernel: leverages down to {float(leverage.min()):.1e}; accepted: a kernel without negative eigenvalues")
     residuals = penalty * (inverse @ targets)
-    return _ridge(leverage.clamp_min(0), residuals, targets.T @ residuals, penalty)
+    return _ridge(leverage.clamp_min(0), residuals, targets.T @ residuals, penalty, each)
 
 
 def _checked(rows: Tensor, targets: Tensor, penalty: float, name: str = "features") -> Tensor:
@@ -131,16 +134,15 @@ def _checked(rows: Tensor, targets: Tensor, penalty: float, name: str = "feature
     return (targets[:, None] if targets.ndim == 1 else targets).double()
 
 
-def _ridge(leverage: Tensor, residuals: Tensor, unexplained: Tensor, penalty: float) -> Ridge:
-    unexplained = (unexplained + unexplained.T) / 2
-    half = _half_inverse(unexplained)
-    if not half.shape[1]:
+def _ridge(leverage: Tensor, residuals: Tensor, unexplained: Tensor, penalty: float, each: bool) -> Ridge:
+    optimum = float(unexplained.trace())
+    if not optimum > 0:
         raise InputError("targets: all are zero; accepted: labels of which at least one is not")
-    label = (residuals @ half).square().sum(1)
-    return Ridge(leverage, label, float(unexplained.trace()), float(leverage.sum()), float(penalty))
+    scaled = residuals @ _half_inverse((unexplained + unexplained.T) / 2) if each else residuals / optimum**0.5
+    return Ridge(leverage, scaled.square().sum(1), optimum, float(leverage.sum()), float(penalty))
 
 
-def ridge_plain(features: Tensor, targets: Tensor, penalty: float) -> Ridge:
+def ridge_plain(features: Tensor, targets: Tensor, penalty: float, each: bool = False) -> Ridge:
     """By the definitions: a dense inverse, one point after another."""
     rows = features.double()
     labels = (targets[:, None] if targets.ndim == 1 else targets).double()
@@ -148,7 +150,8 @@ def ridge_plain(features: Tensor, targets: Tensor, penalty: float) -> Ridge:
     weights = inverse @ rows.T @ labels
     hat = rows @ inverse @ rows.T
     unexplained = labels.T @ (torch.eye(len(rows), dtype=torch.float64) - hat) @ labels
-    share = torch.linalg.pinv(unexplained, rtol=CUTOFF, hermitian=True)
+    outputs = torch.eye(labels.shape[1], dtype=torch.float64)
+    share = torch.linalg.pinv(unexplained, rtol=CUTOFF, hermitian=True) if each else outputs / unexplained.trace()
     leverage, label = [], []
     for phi, y in zip(rows, labels):
         residual = y - weights.T @ phi
@@ -158,15 +161,18 @@ def ridge_plain(features: Tensor, targets: Tensor, penalty: float) -> Ridge:
 
 
 def ridge_exact(features: Tensor, targets: Tensor, penalty: float) -> Tensor:
-    """The sensitivities themselves (N,), for one output (N,): each the greatest of all ratios of two quadratic forms.
+    """The sensitivities themselves (N,), of targets (N,) or (N, C): each the greatest of all ratios of two quadratic forms.
 
-    With z = [w; -1] every f_i is z^T A_i z and their sum z^T M z, so the supremum is the largest eigenvalue of M^-1/2 A_i M^-1/2.
+    With z = [vec W; -1] every f_i is z^T A_i z and their sum z^T M z, so the supremum is the largest eigenvalue of M^-1/2 A_i M^-1/2.
     """
-    a = torch.cat([features.double(), targets.double()[:, None]], 1)  # (N, p + 1)
-    n, p = features.shape
-    ridge = torch.diag(torch.tensor([float(penalty)] * p + [0.0], dtype=torch.float64))
-    half = _half_inverse(a.T @ a + ridge)
-    return torch.stack([torch.linalg.eigvalsh(half.T @ (torch.outer(x, x) + ridge / n) @ half)[-1] for x in a])
+    labels = (targets[:, None] if targets.ndim == 1 else targets).double()
+    (n, p), c = features.shape, labels.shape[1]
+    # a point has a row [0 .. phi .. 0; y] of each output
+    rows = torch.cat([torch.kron(torch.eye(c, dtype=torch.float64), features.double()), labels.T.reshape(-1, 1)], 1)
+    points = rows.view(c, n, -1).transpose(0, 1)  # (N, C, p C + 1)
+    ridge = torch.diag(torch.tensor([float(penalty)] * (p * c) + [0.0], dtype=torch.float64))
+    half = _half_inverse(rows.T @ rows + ridge)
+    return torch.stack([torch.linalg.eigvalsh(half.T @ (one.T @ one + ridge / n) @ half)[-1] for one in points])
 
 
 def _half_inverse(matrix: Tensor) -> Tensor:
@@ -179,7 +185,7 @@ def _half_inverse(matrix: Tensor) -> Tensor:
 # Scores by name; the space they are measured in is an experiment's
 
 
-@register_score("ridge sensitivity", seeded=False, labels=True, spec=lambda scores: scores.space("ridge"))
+@register_score("ridge sensitivity", seeded=False, labels=True, version=2, spec=lambda scores: scores.space("ridge"))
 def ridge_sensitivity(scores: "CachedScores", seed: int, k: int) -> Tensor:
     """The bounds `Ridge.scores` of a ridge regression on the labels."""
     tau = scores.ridge()["tau"]
