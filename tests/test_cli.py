@@ -1,11 +1,14 @@
 """The command line: refusals are one line with exit code 2, a run is done by its record alone, and it goes on where it stopped."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from distillery import cli, data
 from distillery.checks import InputError
@@ -121,7 +124,7 @@ def test_evaluate_refuses_before_compute_is_spent(tmp_path, monkeypatch, capsys,
 
 
 def test_a_summary_without_claims(capsys):
-    record = {"path": "a/b/record.json", "claims": [], "missing": [], "scale": "smoke", "data": {"label": "x"}}
+    record = {"path": "a/b/record.json", "notebook": "tiny", "claims": [], "missing": [], "scale": "smoke", "data": {"label": "x"}}
     cli._summary(record, "tiny")
     assert "tiny on x" in capsys.readouterr().out
 
@@ -137,11 +140,12 @@ def test_done_by_its_record_and_only_once(tiny, run):
     folder = tiny.parent / "results" / "smoke" / "tiny"
     record = json.loads((folder / "made-up" / "record.json").read_text())
     assert record["parameters"]["ipc"] == [1, 10] and record["parameters"]["rate"] == 0.001
-    assert (folder / "tiny.executed.ipynb").exists()
+    assert (folder / "made-up" / "tiny.executed.ipynb").exists() and "replaced" not in out
     starts = len(list((folder / "made-up" / "starts").iterdir()))
     assert cli.main(["run", str(tiny), "-p", "ipc", "1,10", "-p", "rate", "1e-3"]) == 0
     assert len(list((folder / "made-up" / "starts").iterdir())) == starts  # nothing was executed again
     assert cli.main(["report"]) == 0
+    assert "record of other parameters" in run("run", tiny, "-p", "ipc", "2")[1]
 
 
 def test_a_complete_record_stays_beside_an_incomplete_run(tiny, run):
@@ -165,6 +169,35 @@ def test_failures_are_one_line(tiny, run, fail, code):
     assert errors[0].startswith(told.get(fail, "error: "))
 
 
+def test_a_kill_leaves_no_part_of_a_notebook(tiny_notebook, tmp_path):
+    notebook = tiny_notebook("import os, signal, time\nos.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(5)")
+    words = [sys.executable, "-m", "distillery", "run", str(notebook)]
+    assert subprocess.run(words, capture_output=True, cwd=ROOT / "lib").returncode == -9
+    assert not [one for one in (tmp_path / "results").rglob("*") if one.is_file()]
+
+
+def test_the_kernel_is_that_of_this_python(tiny_notebook, tmp_path, monkeypatch, run):
+    spec = tmp_path / "jupyter" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "another", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    notebook = tiny_notebook("import sys\nfrom distillery.checks import InputError\nraise InputError(sys.executable)")
+    assert run("run", notebook)[2] == [f"error: {sys.executable}"]
+
+
+def test_output_that_cannot_be_shown_or_is_not_read():
+    committed = ["--results", str(ROOT / "results")]
+    words = [sys.executable, "-m", "distillery", "report", *committed]
+    done = subprocess.run(words, capture_output=True, cwd=ROOT / "lib", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and b"\\xb1" in done.stdout and done.stdout.isascii() and not done.stderr
+    for ended, call in ((141, words), (0, [*words[:3], "--help"])):  # argparse minds no closed pipe
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(call, stdout=write, stderr=subprocess.PIPE, cwd=ROOT / "lib")
+        os.close(write)
+        assert done.returncode == ended and not done.stderr
+
+
 def test_report_without_records(tmp_path, capsys):
     assert cli.main(["report", "--results", str(tmp_path)]) == 2
     assert "no record" in capsys.readouterr().err
@@ -186,3 +219,23 @@ def test_quickstart_on_a_folder_nobody_tuned_for(tmp_path, run):
     code, out, errors = run("run", "00_quickstart", *words, *SHORTENED)
     assert code == 0, (out, errors)
     found_in_quickstart(tmp_path / "results" / "smoke" / "00_quickstart", "images")
+
+
+@pytest.mark.slow
+def test_quickstart_on_one_image_a_class_of_odd_names(tmp_path, run):
+    """One training image of each class is left, all black in one of them; names hold a dollar, a byte that is no UTF-8, and Markdown."""
+    root = tmp_path / "my_*pets*"
+    class_folders(root / "train", "RGB", (16, 16))
+    for label, name in enumerate(("$a_$", "caf\udce9", "*dog*")):
+        (root / "train" / f"class {label}").rename(root / "train" / name)
+        for image in sorted((root / "train" / name).iterdir())[2:]:
+            image.unlink()
+    for image in (root / "train" / "*dog*").iterdir():
+        Image.new("RGB", (16, 16)).save(image)
+    shutil.copytree(root / "train", root / "test")
+    code, out, _ = run("data", "check", root)
+    assert code == 0 and out.endswith("\nusable\n")
+    words = ["-p", "dataset", "folder", "-p", "data_root", root, "-p", "results_dir", tmp_path / "results"]
+    code, out, errors = run("run", "00_quickstart", *words, *SHORTENED)
+    assert code == 0, (out, errors)
+    found_in_quickstart(tmp_path / "results" / "smoke" / "00_quickstart", root.name)

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from distillery import data, store
 from distillery.encoders import pretrained
-from distillery.evaluation import FineTuning, Protocol
+from distillery.evaluation import FineTuning, Protocol, embed
 from distillery.experiment import Experiment
 from distillery.networks import ConvNet
 from distillery.networks.encoder import Encoder
@@ -65,8 +66,29 @@ def test_classes_are_taken_and_relabelled(splits, refused):
 
 def test_the_path_of_the_experiment_is_that_of_the_encoder(splits, encoder, tmp_path):
     found = experiment(splits, encoder, tmp_path).scores.get("complexity", 7)
-    losses, _ = complexity.prototype_path(encoder.network, encoder.params, splits.train, 5)
-    assert torch.equal(found, losses.mean(0))
+    shares = [1 - 0.98**t for t in range(5)]  # as published
+    weights = {name: encoder.params[name] for name in complexity.maskable(complexity._skeleton(encoder.network))}
+    wanted, centres = [], None
+    for one in complexity.masked(weights, shares):
+        features = embed(encoder.network, encoder.params | one, splits.train)[0].cpu()
+        centres = complexity.prototypes(features, splits.train.targets) if centres is None else centres
+        wanted.append(F.cross_entropy(complexity.prototype_logits(features, centres), splits.train.targets, reduction="none"))
+    assert torch.allclose(found, torch.stack(wanted).mean(0).float())
+
+
+def test_other_masks_make_another_score_but_not_another_k_center(splits, encoder, tmp_path):
+    """What went by five even shares is not taken for what goes by the published ones; features alone know no masks."""
+    even = {"steps": 5, "schedule": "linear"}
+    default, linear = (
+        experiment(splits, encoder, tmp_path).scores,
+        experiment(splits, encoder, tmp_path, scores=ScoreSettings(path=even)).scores,
+    )
+    for name in ("complexity", "D2"):
+        assert default.spec(name) != linear.spec(name) and linear.spec(name)["path"] == even
+    for name in ("k-center", "herding", "prototype distance", "prototype loss"):
+        assert default.spec(name) == linear.spec(name)
+        assert torch.equal(default.get(name, 0), linear.get(name, 0))
+    assert not torch.equal(default.get("complexity", 0), linear.get("complexity", 0))
 
 
 def test_every_score_has_a_name_and_is_made_once(splits, encoder, tmp_path, monkeypatch):
@@ -201,11 +223,11 @@ def test_what_a_set_took_to_make_stands_in_its_result(splits, encoder, tmp_path,
 def test_other_masks_are_kept_too(splits, encoder, tmp_path):
     one = experiment(splits, encoder, tmp_path)
     path = {"steps": 3, "how": "random"}
-    losses = one.scores.along(path, 1)
+    losses = one.scores.along(path, 1)["losses"]
     options = {"how": "random", "generator": generator(1, "masks")}
-    wanted, _ = complexity.prototype_path(encoder.network, encoder.params, splits.train, 3, **options)
-    assert torch.equal(losses, wanted) and not torch.equal(losses, one.scores.along(path, 2))
-    assert torch.equal(experiment(splits, encoder, tmp_path).scores.along(path, 1), losses)
+    wanted = complexity.prototype_path(encoder.network, encoder.params, splits.train, 3, **options).losses
+    assert torch.equal(losses, wanted) and not torch.equal(losses, one.scores.along(path, 2)["losses"])
+    assert torch.equal(experiment(splits, encoder, tmp_path).scores.along(path, 1)["losses"], losses)
 
 
 def test_experiments_that_make_no_sense(splits, encoder, tmp_path, refused):

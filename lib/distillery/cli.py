@@ -8,10 +8,13 @@ import argparse
 import logging
 import os
 import re
+import signal
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from distillery import __version__
@@ -54,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     row.add_argument("--seeds", type=int, default=1, help="sets, one a seed")
     row.add_argument("--first-seed", type=int, default=0, help="seed of the first set; the data stay those of the notebook")
     row.add_argument("--keep", default="", metavar="RULE", help="real images that are left, e.g. 'lowest 0.1' or 'random 0.1'")
+    row.add_argument("--network", default="", help="another architecture to train on the sets, e.g. ResNet18")
     row.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one published setting")
     grid = command("sweep", _sweep, "execute notebooks over a grid of parameters")
     grid.add_argument("grid", help="YAML file: notebook, parameters, grid")
@@ -92,12 +96,21 @@ def main(argv: list[str] | None = None) -> int:
     check = command("check", _data_check, "classes, sizes, modes, duplicates, unreadable files; exit code 0 if usable, else 2", looks)
     check.add_argument("path", help="a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one")
 
-    arguments = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # where it is no text file
+            stream.reconfigure(errors="backslashreplace")  # of a terminal that knows ASCII alone
     try:
-        return arguments.call(arguments)
+        try:
+            arguments = parser.parse_args(argv)
+            return arguments.call(arguments)
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `distillery report | head -1`: what is left is written nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("stopped; finished runs are kept, the same command goes on from there", file=sys.stderr)
         return 130
@@ -112,7 +125,8 @@ def _run(arguments) -> int:
     name = notebook.stem
     folder = parameters.results_root(values.get("results_dir", "")) / values.get("scale", "smoke") / name
     key = records.record_key(name, values)
-    done = [record for record in _records(folder, key) if not record.get("missing")]
+    before = {one["path"]: one["key"] for one in _records(folder)}
+    done = [record for record in _records(folder, key) if not record["missing"]]
     if done and not arguments.again:
         print(f"{name} is done with these parameters, record {done[0]['path']} (--again executes it once more)")
     else:
@@ -124,6 +138,9 @@ def _run(arguments) -> int:
         if not done:
             print(f"error: {name} ended without its record; it does not count as done", file=sys.stderr)
             return 1
+        if before.get(done[0]["path"], key) != key:
+            print(f"\nthe record of other parameters in {Path(done[0]['path']).parent} was replaced")
+        os.replace(folder / f"{name}.executed.ipynb", _executed(done[0]))
     _summary(done[0], name)
     return 0
 
@@ -136,7 +153,7 @@ def _row(arguments) -> int:
     given = _given(arguments, parameters.declared(notebook)[0])
     changes = {name: parameters.from_text(text) for name, text in arguments.set}
     asked = arguments.method, arguments.size, list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
-    for recipe, result in rows.run(notebook, given, *asked, keep=arguments.keep, changes=changes):
+    for recipe, result in rows.run(notebook, given, *asked, keep=arguments.keep, network=arguments.network, changes=changes):
         called = f"{recipe.method} at {recipe.size}, seed {recipe.seed}"
         if isinstance(result, str):
             print(f"{called}: {result}", flush=True)
@@ -163,37 +180,50 @@ def _sweep(arguments) -> int:
     return 1 if counts["failed"] else 0
 
 
-def _records(folder: Path, key: str) -> list[dict]:
-    """Records of a notebook's runs with these parameters; an incomplete one beside a complete one comes first, as it is the newer."""
+def _records(folder: Path, key: str = "") -> list[dict]:
+    """Records of a notebook's runs (with these parameters); an incomplete one beside a complete one comes first, as it is the newer."""
     from distillery.report import records
 
     found = records.find(folder.parents[1], name="record*.json")
-    return [one for one in found if Path(one["path"]).parents[1] == folder and one["key"] == key]
+    return [one for one in found if Path(one["path"]).parents[1] == folder and one["key"] == (key or one["key"])]
+
+
+def _executed(record: dict) -> Path:
+    """Where the executed notebook of a record lies."""
+    return Path(record["path"]).with_name(f"{record['notebook']}.executed.ipynb")
 
 
 def _execute(notebook: Path, content, given: dict, folder: Path) -> int:
+    from distillery import store
+
     # every name was checked before; papermill's own reader trips over a '=' in a comment and calls names unknown
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import papermill
+        from ipykernel.kernelspec import write_kernel_spec
         from papermill.exceptions import PapermillException, PapermillExecutionError
 
     library = str(Path(__file__).resolve().parents[1])  # so that the kernel finds an uninstalled package too
     os.environ["PYTHONPATH"] = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
-    executed, temporary = folder / f"{notebook.stem}.executed.ipynb", folder / f".{notebook.stem}.{os.getpid()}.ipynb"
-    kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
-    try:
-        papermill.execute_notebook(content, str(temporary), given, progress_bar=True, **kernel)
+    executed, failure = folder / f"{notebook.stem}.executed.ipynb", None
+    with tempfile.TemporaryDirectory(prefix="distillery-") as scratch:
+        running = Path(scratch) / executed.name  # written cell by cell, so a kill leaves no part of it in the results
+        write_kernel_spec(Path(scratch) / "kernels" / "python3", extra_arguments=["--log-level=ERROR"])  # of this Python, before any other
+        os.environ["JUPYTER_PATH"] = os.pathsep.join([scratch, *filter(None, [os.environ.get("JUPYTER_PATH")])])
+        kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
+        try:
+            papermill.execute_notebook(content, str(running), given, progress_bar=True, **kernel)
+        except PapermillExecutionError as error:
+            failure = error
+        except (PapermillException, RuntimeError, OSError, ValueError) as error:  # a kernel that died or never started
+            print(f"error: {type(error).__name__}: {first_line(error)}; finished runs are kept in {folder}", file=sys.stderr)
+            return 1
+        finally:
+            if running.exists():
+                store.write_bytes(executed, running.read_bytes())
+    if failure is None:
         return 0
-    except PapermillExecutionError as error:
-        failure = error
-    except (PapermillException, RuntimeError, OSError, ValueError) as error:  # a kernel that died or never started
-        print(f"error: {type(error).__name__}: {first_line(error)}; finished runs are kept in {folder}", file=sys.stderr)
-        return 1
-    finally:
-        if temporary.exists():
-            os.replace(temporary, executed)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(failure.evalue)).splitlines()
     message = next(filter(str.strip, lines), "no message")
     if failure.ename == "InputError":
@@ -213,7 +243,7 @@ def _summary(record: dict, name: str) -> None:
         print(f"  {one['statement']:<{width}}  {one['verdict']}  {tables.found(one)[1]}".rstrip())
     if record["missing"]:
         print(f"  {len(record['missing'])} run(s) are not run; the same command goes on with them")
-    print(f"\npictures and record: {folder}\nexecuted notebook:   {folder.parent / (name + '.executed.ipynb')}")
+    print(f"\npictures and record: {folder}\nexecuted notebook:   {_executed(record)}")
     print("next: `make lab` to read it, or your own images:")
     print(f"  .venv/bin/distillery run {name} -p dataset folder -p data_root FOLDER_OF_CLASS_FOLDERS")
 
@@ -268,11 +298,12 @@ def _evaluate(arguments) -> int:
     options = {name: getattr(arguments, name) for name in ("seed", "max_side", "resize", "normalization")}
     splits = data.load(arguments.dataset, arguments.data_root, **options, progress=sys.stderr.isatty()).to(device)
     made = external.read(arguments.file, arguments.labels, arguments.pixels, splits, arguments.logits, arguments.formation)
+    notes = external.compare(made, splits)
     network = ConvNet(splits.train.shape, len(splits.train.classes), arguments.width)
     rows = judged.compare_with_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
     print(f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers")
     how = f"augmentation {protocol.augmentation or 'none'}, final weights, pixels {made.card.get('pixels', 'as exported')}"
-    print(f"{network.name}, E {protocol.epochs}, {protocol.loss}, {how}\n")
+    print("\n".join([f"{network.name}, E {protocol.epochs}, {protocol.loss}, {how}", *(f"note: {note}" for note in notes), ""]))
     for row in rows:
         print(f"  {row['method']:<8} {tables.percent(row['measured'])}")
     if arguments.json:
@@ -301,7 +332,7 @@ def _given(arguments, kinds: dict) -> dict:
 
     values: dict = {}
     for file in arguments.f:
-        values |= parameters.read_values(file)
+        values |= parameters.typed(parameters.read_values(file), kinds)
     values |= {name: parameters.from_text(text, kinds.get(name)) for name, text in arguments.p}
     return values | ({"budget_minutes": budget(arguments.budget)} if arguments.budget else {})
 

@@ -99,8 +99,8 @@ class Job:
         return generator(self.recipe.seed, *purpose)
 
     def steps_of(self, protocol: Protocol) -> int:
-        """The number of images whose training steps an evaluation takes: those of the set as stored; 0 = its own."""
-        return protocol.steps_of(self.recipe.size, len(self.experiment.classes or ()), len(self.experiment.real))
+        """The number of images whose training steps an evaluation takes: those that the set holds; 0 = its own."""
+        return protocol.steps_of(self.held, len(self.experiment.classes or ()), len(self.experiment.real))
 
     def chosen(self, how: str) -> Tensor:
         """Indices of as many real images (of each class) as the set holds, chosen by a start."""
@@ -137,8 +137,8 @@ class Job:
     def validated(self, made: Synthetic) -> float:
         """Mean accuracy on validation images of fresh networks trained on a set, the same ones at every step."""
         how, experiment = self.experiment.validation, self.experiment
-        protocol, _ = self.method.protocol(self, experiment.protocol, made)
-        if not protocol.lr > 0:  # `distill` is about to stop
+        if not float(made.tensors.get("step_size", 1.0)) > 0:  # also NaN: `distill` is about to stop
             return 0.0
+        protocol, _ = self.method.protocol(self, experiment.protocol, made)
         protocol = replace(protocol, networks=how.networks, epochs=how.epochs or protocol.epochs)
         return float(evaluate(self.network, made.source(), protocol, experiment.data.validation, self.stream("validation")).mean())

@@ -63,13 +63,18 @@ class Effect(Part):
     drop: float
     every: int = 1
     tails: str = "both"
+    rule: str = "rank"
     sampler_class = TreatmentEffect
 
     def __post_init__(self):
-        TreatmentEffect(torch.zeros(1, dtype=torch.int64), self.drop, self.every, self.tails)  # it checks them
+        TreatmentEffect(torch.zeros(1, dtype=torch.int64), self.drop, self.every, self.tails, self.rule)  # it checks them
 
     def sampler(self, real, stream) -> TreatmentEffect:
-        return TreatmentEffect(real.targets, self.drop, self.every, self.tails)
+        return TreatmentEffect(real.targets, self.drop, self.every, self.tails, self.rule)
+
+    def spec(self) -> dict:
+        """Also of the rule 'rank', and not of 'normal', by which sets were made before there was another."""
+        return {name: value for name, value in (super().spec() | {"rule": self.rule}).items() if value != "normal"}
 
 
 @dataclass(frozen=True)

@@ -62,20 +62,23 @@ class Uniform:
 
 
 class TreatmentEffect(Uniform):
-    r"""Uniform draws, without the images whose effect on the synthetic pixels lies in the tails.
+    r"""Uniform draws, without the images whose effect on the synthetic pixels lies in the tails of their class.
 
-    Every `every` steps the effects of the batch are computed. Moving averages follow their mean and variance in each class; images outside
-    the quantiles of that normal distribution are dropped, from this batch and from later ones, until they are drawn and judged again. A
-    batch never loses all its images of a class. Batches of all classes, on which some objectives train networks, are not filtered.
+    Every `every` steps the effects of the batch are looked at. By the rule 'rank' they are ranked within each class, since norms under
+    different networks have no scale in common. That batch loses the tails of these ranks; between looks an image stands where the mean of
+    its ranks under all networks that judged it is, in the middle if none did. So each batch loses the same share of every class whatever
+    the tails, to the nearest image, but never all. By the rule 'normal' moving averages follow mean and variance of the norms of each
+    class, and what lies outside the quantiles of that normal distribution is dropped until it is judged again: a nominal share, since
+    norms are not normal and their scale changes with the network. Batches of all classes, on which some objectives train networks, are
+    not filtered.
     Source: BiLP (arXiv 2305.18381), the dynamic level: two tails, running mean and variance, lazy selection. Equal tails, statistics by
-    class, their momentum and the memory of verdicts are our choices, unpublished there. The share that is dropped is nominal: norms are
-    not normal, their scale changes with the network, and images never judged are kept.
+    class, their momentum, the memory of verdicts and the rule 'rank' are our choices.
     """
 
     needs = ("statistic", "distance")
 
-    def __init__(self, targets: Tensor, drop: float, every: int = 1, tails: str = "both", momentum: float = 0.9):
-        """Raises InputError on a share that keeps or drops everything, an unknown tail, a period that is no positive integer.
+    def __init__(self, targets: Tensor, drop: float, every: int = 1, tails: str = "both", rule: str = "rank", momentum: float = 0.9):
+        """Raises InputError on a share that keeps or drops everything, an unknown tail or rule, a period that is no positive integer.
 
         targets   labels (N,), of classes 0, 1, ...
         drop      share of the images to drop, in (0, 1): with tails 'both' half of it from either, or from 'low' or 'high' alone
@@ -84,15 +87,21 @@ class TreatmentEffect(Uniform):
         """
         super().__init__(targets)
         check_choice("tails", tails, ("both", "low", "high"))
+        check_choice("rule", rule, ("rank", "normal"))
         check_positive_int("every", every)
         for name, value in {"drop": drop, "momentum": momentum}.items():
             if not 0 < value < 1:
                 raise InputError(f"{name}: {value} is not accepted; accepted: a share in (0, 1)")
-        self.every, self.momentum, self.due = every, momentum, True
+        self.drop, self.every, self.tails, self.momentum, self.due = drop, every, tails, momentum, True
         low, high = {"both": (drop / 2, drop / 2), "low": (drop, 0.0), "high": (0.0, drop)}[tails]
         self.bounds = (NormalDist().inv_cdf(low) if low else -math.inf, NormalDist().inv_cdf(1 - high) if high else math.inf)
-        self.state = {name: torch.full((int(targets.max()) + 1,), math.nan, device=targets.device) for name in ("mean", "square")}
-        self.state["dropped"] = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
+        self._dropped = {"rank": self._by_rank, "normal": self._by_normal}[rule]
+        n, classes, device = len(targets), int(targets.max()) + 1, targets.device
+        if rule == "rank":  # of each image the mean rank, a share of its class, and the looks behind it
+            self.state = {"rank": torch.full((n,), 0.5, device=device), "looks": torch.zeros(n, device=device)}
+        else:
+            self.state = {name: torch.full((classes,), math.nan, device=device) for name in ("mean", "square")}
+            self.state["dropped"] = torch.zeros(n, dtype=torch.bool, device=device)
 
     def refresh(self, step: int, objective, state: dict, synthetic) -> int:
         """Know whether this step looks at the effects."""
@@ -101,24 +110,35 @@ class TreatmentEffect(Uniform):
 
     def weigh(self, labels: Tensor, indices: Tensor, weights: Tensor, effects: Callable[[], Tensor]) -> Tensor:
         """Weights (classes, n) without the dropped images, rows summing to one; labels (classes,) of the rows, effects () -> norms."""
-        if self.due:
-            self._judge(labels.to(weights.device, non_blocking=True), indices, weights, effects())
-        left = weights.masked_fill(self.state["dropped"][indices], 0)
+        seen, norms = weights > 0, effects().float() if self.due else None  # the others fill up small classes
+        left = weights.masked_fill(self._dropped(labels.to(weights.device, non_blocking=True), indices, seen, norms), 0)
         total = left.sum(1, keepdim=True)
         return torch.where(total > 0, left / total.clamp_min(1e-30), weights)  # not 0 / 0
 
-    def _judge(self, labels: Tensor, indices: Tensor, weights: Tensor, norms: Tensor) -> None:
-        seen = weights > 0  # the others fill up small classes
-        count, norms = seen.sum(1).clamp_min(1), torch.where(seen, norms.float(), 0)
-        for name, new in (("mean", norms.sum(1) / count), ("square", norms.square().sum(1) / count)):
-            old = self.state[name][labels]
-            self.state[name][labels] = torch.where(old.isnan(), new, self.momentum * old + (1 - self.momentum) * new)
-        middle, square = (self.state[name][labels][:, None] for name in ("mean", "square"))
-        spread = (square - middle.square()).clamp_min(0).sqrt()
-        low, high = (middle + bound * spread if math.isfinite(bound) else bound for bound in self.bounds)
-        dropped = (norms < low) | (norms > high)
-        # what fills up a class repeats its first image, and so its verdict
-        self.state["dropped"][indices] = torch.where(seen, dropped, dropped[:, :1])
+    def _by_rank(self, labels: Tensor, indices: Tensor, seen: Tensor, norms: Tensor | None) -> Tensor:
+        by = self.state["rank"][indices] if norms is None else norms
+        rank, count = by.masked_fill(~seen, math.inf).argsort(dim=1, stable=True).argsort(dim=1), seen.sum(1, keepdim=True)
+        if norms is not None:
+            share, looks = (rank + 0.5) / count, self.state["looks"][indices]
+            share = torch.where(seen, share, share[:, :1])  # what fills up a class repeats its first image, and so its rank
+            self.state["rank"][indices] += (share - self.state["rank"][indices]) / (looks + 1)
+            self.state["looks"][indices] = looks + 1
+        gone = torch.minimum((self.drop * count).round().long(), count - 1)
+        low = {"both": gone // 2, "low": gone, "high": 0}[self.tails]
+        return (rank < low) | (rank >= count - (gone - low))
+
+    def _by_normal(self, labels: Tensor, indices: Tensor, seen: Tensor, norms: Tensor | None) -> Tensor:
+        if norms is not None:
+            count, norms = seen.sum(1).clamp_min(1), torch.where(seen, norms, 0)
+            for name, new in (("mean", norms.sum(1) / count), ("square", norms.square().sum(1) / count)):
+                old = self.state[name][labels]
+                self.state[name][labels] = torch.where(old.isnan(), new, self.momentum * old + (1 - self.momentum) * new)
+            middle, square = (self.state[name][labels][:, None] for name in ("mean", "square"))
+            spread = (square - middle.square()).clamp_min(0).sqrt()
+            low, high = (middle + bound * spread if math.isfinite(bound) else bound for bound in self.bounds)
+            dropped = (norms < low) | (norms > high)
+            self.state["dropped"][indices] = torch.where(seen, dropped, dropped[:, :1])
+        return self.state["dropped"][indices]
 
 
 class Importance(Uniform):

@@ -162,6 +162,20 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content(name: str) -> str:
+    """A name, perhaps of 'KIND:NAME:PATH', in which the absolute path of a file or folder is replaced by its last part and its content's digest."""
+    kind, colon, place = name.rpartition(":")
+    if not os.path.isabs(place) or not os.path.exists(place):
+        return name
+    path = Path(place)
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    try:
+        digests = [[str(one.relative_to(path)), file_digest(one)] for one in files]
+    except OSError as error:
+        raise InputError(f"cannot read {name}: {error.strerror}; accepted: a readable file or folder") from error
+    return f"{kind}{colon}{path.name} {identity('content', 1, {}, canonical(digests))}"
+
+
 def identity(producer: str, version: int, inputs: dict, data_digest: str) -> str:
     """The id of an artifact: 16 hex digits of sha256 over producer, version, typed inputs and data digest."""
     key = canonical({"producer": producer, "version": version, "inputs": inputs, "data": data_digest})

@@ -1,6 +1,7 @@
 """What treatment effects cost: against their definition, and as a share of the steps they steer."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,12 +16,15 @@ from distillery.matching.gradient import GradientMatching
 from distillery.matching.step import StepContext
 from distillery.measure.workloads import first_of_class
 from distillery.networks import ConvNet
+from distillery.notebook.parameters import read_values
 from distillery.sampling import RealBatches, TreatmentEffect, Uniform
 from distillery.seeds import generator
 from distillery.training.dsa import draw
 
-PERIOD = {"DM": 100, "DC": 100}  # steps between two looks, at which level two adds at most a tenth
 PATHS = ("plain", "fast")
+FILES = sorted((Path(__file__).resolve().parents[2] / "notebooks" / "params").glob("01_bilp.*.yaml"))
+# (steps between two looks, real images a class) of the notebook's runs, at which level two adds at most a tenth
+PERIODS = sorted({(one["effect_every"], one["real_batch"] or 256) for one in map(read_values, FILES)})
 
 
 OBJECTIVES = {"distribution": DistributionMatching, "gradient": GradientMatching}
@@ -74,9 +78,9 @@ def test_effects_of_256_images(measure, small, matching, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("every, batch", PERIODS)
 @pytest.mark.parametrize("matching", OBJECTIVES)
-def test_level_two_adds_a_tenth(measure, small, matching, path):
-    every = PERIOD[matching]
-    paths = level_two(*small[:1], matching, small[1], 256, every)
-    name = f"{matching} step with effects every {every} steps, 256 images, 8 x 8"
+def test_level_two_adds_a_tenth(measure, small, matching, every, batch, path):
+    paths = level_two(*small[:1], matching, small[1], batch, every)
+    name = f"{matching} step with effects every {every} steps, {batch} images, 8 x 8"
     measure(name, path, paths[path], 1 / 1.1, per=every, rounds=5)

@@ -65,12 +65,15 @@ def test_duplicates_across_train_and_test(capsys, root):
     assert "3 image(s) repeat another, 1 of them under two labels" in out
 
 
-def test_unreadable_files(capsys, root):
+def test_unreadable_files_are_all_named(capsys, root):
     (root / "train/cat/2.png").write_bytes(b"no image")
     (root / "test/cat/3.png").write_bytes(b"")
+    for i in range(12):
+        (root / f"train/cat/x{i}.png").write_bytes(b"GIF89a")
     code, out, err = run(capsys, root)
-    assert code == 2 and not err and "unreadable:        2" in out
-    assert "  train/cat/2.png" in out and "not usable: 2 of 16 images cannot be read" in out
+    assert code == 2 and not err and "unreadable:        14" in out
+    assert "  train/cat/2.png: text" in out and all(f"  train/cat/x{i}.png: GIF" in out for i in range(12))
+    assert "not usable: 14 of 28 images cannot be read" in out
 
 
 def test_sizes_and_modes(capsys, root):

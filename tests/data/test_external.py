@@ -1,6 +1,7 @@
 """Sets made elsewhere: the public layouts are read, nothing in a file is executed, and bad files give one line."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -150,6 +151,21 @@ def test_tensors_that_are_no_set(tmp_path, splits, refused, images, labels, foun
         external.read(tmp_path / "a.pt", splits=splits)
 
 
+@pytest.mark.parametrize(
+    "content, held",
+    [
+        ([IMAGES, IMAGES[:2], IMAGES], "no labels in a list of 3: images (2, 1, 2, 2), images (4, 1, 2, 2)"),
+        ({"syn": IMAGES, "lr": 1.0}, "no images in a dict with syn, lr"),
+        ([], "no images in a list of 0"),
+        (IMAGES, "no labels in a Tensor"),
+    ],
+)
+def test_a_file_without_a_set_says_what_it_holds(tmp_path, splits, content, held, refused):
+    torch.save(content, tmp_path / "a.pt")
+    with refused(tmp_path / "a.pt", held):
+        external.read(tmp_path / "a.pt", splits=splits)
+
+
 @pytest.mark.parametrize("content", [[0, 1], {"names": LABELS}, "cat", {"labels": None}, LABELS[:2]])
 def test_label_files_without_labels(tmp_path, content, refused):
     torch.save(IMAGES, tmp_path / "a.pt")
@@ -215,6 +231,35 @@ def test_sets_that_do_not_fit(splits, tensors):
         assert named in str(caught.value)
 
 
+def test_learned_pixels_just_outside_are_units(tmp_path, splits, tensors):
+    unit = splits.train.transform.inverse(tensors[0]) * 1.03 - 0.01
+    torch.save((unit, tensors[1]), tmp_path / "a.pt")
+    for pixels in ("auto", "unit"):
+        made = external.read(tmp_path / "a.pt", pixels=pixels, splits=splits)
+        assert made.card["pixels"].startswith("unit (-0.01") and torch.equal(made.tensors["images"], splits.train.transform(unit))
+
+
+def test_the_card_of_a_set_is_held_against_the_data(tmp_path, splits, tensors, refused):
+    images, labels = tensors
+
+    def exported(classes=splits.train.classes, data=splits):
+        card = {"data_digest": data.digest}
+        made = Synthetic({"images": images, "targets": labels}, classes)
+        return external.read(synthetic.export(made, tmp_path / "set", card, data.train.transform))
+
+    assert external.compare(exported(), splits) == []
+    with refused("10 classes, of 10", "from number 8 on"):
+        external.compare(exported((*splits.train.classes[:8], "9", "8")), splits)
+    with refused("11 classes, of 10", "from number 10 on"):
+        external.compare(exported((*splits.train.classes, "x")), splits)
+    with refused("mean, std", "matrix"):
+        external.compare(exported(), load("digits", normalization="zca"))
+    [note] = external.compare(exported(), replace(splits, train=splits.train.subset(torch.arange(1000))))
+    assert "another split" in note
+    assert len(external.compare(exported(data=load("digits", seed=1, per_class=50)), splits)) == 2
+    assert external.compare(Synthetic({"images": images, "targets": labels}), splits) == []  # another program's
+
+
 def test_command(tmp_path, tensors, capsys):
     torch.save((tensors[0], tensors[1]), tmp_path / "pair.pt")
     words = [
@@ -251,5 +296,10 @@ def test_command(tmp_path, tensors, capsys):
     assert cli.main([*words, "--logits"]) == 0 and cli.main([*words, "--formation", "partition2", "--logits"]) == 0
     assert cli.main([*words, "--resize", "4"]) == 2 and "(1, 4, 4)" in capsys.readouterr().err
     assert cli.main([*words, "--loss", "hinge"]) == 2
+    made = Synthetic({"images": tensors[0], "targets": tensors[1]}, tuple(map(str, range(10))))
+    words[1] = str(synthetic.export(made, tmp_path / "own", {"data_digest": "0"}))
+    assert cli.main(words) == 0 and "note: the set was made of other images" in capsys.readouterr().out
+    words[1] = str(synthetic.export(replace(made, classes=tuple("abcdefghij")), tmp_path / "own", {}))
+    assert cli.main(words) == 2 and "10 classes, of 10" in capsys.readouterr().err
     assert cli.main(["evaluate", str(tmp_path / "none.pt"), "--dataset", "digits"]) == 2
     assert cli.main(["evaluate", str(tmp_path / "pair.pt"), "--dataset", "dogs"]) == 2

@@ -134,6 +134,15 @@ def test_only_train_is_split(tmp_path):
     assert len(splits.test) == 4 and "20% of each class drawn as test images" in splits.notes
 
 
+def test_images_held_out_are_the_share_that_is_asked_for():
+    kept, all_ = data.load("digits"), data.load("digits", held_out=0)
+    assert len(all_.validation) == 0 and len(all_.train) == len(kept.train) + len(kept.validation)
+    assert torch.equal(all_.test.pixels, kept.test.pixels) and all_.digest != kept.digest
+    assert len(data.load("digits", held_out=0.5).validation) == pytest.approx(len(all_.train) / 2, abs=10)
+    with pytest.raises(InputError, match="held_out: 2"):
+        data.load("digits", held_out=2)
+
+
 @pytest.mark.parametrize("part", ["val", "valid", "Validation"])
 def test_val_serves_as_test(tmp_path, part):
     splits = load(to_folder(tmp_path / "a", files(parts=("train", part))))
@@ -237,7 +246,10 @@ def test_resize_and_max_side(tmp_path):
     thin = to_folder(tmp_path / "thin", files(parts=("",), size=(300, 5)))
     with refusal("max_side", "300x5 16x1", "resize"):
         load(thin, max_side=16)
-    assert load(thin, resize=4).train.shape == (3, 4, 4) and "note: long and thin images: resize=SIDE, or max_side 0" in check(thin)[0]
+    assert (
+        load(thin, resize=4).train.shape == (3, 4, 4)
+        and check(thin)[0][-1] == "usable with resize=SIDE or max_side 0: long and thin images"
+    )
     for value in (-1, 2.5, True, "8"):
         with refusal("resize", repr(value)):
             load(path, resize=value)

@@ -1,15 +1,17 @@
 """The one protocol: steps, the drop of the rate, fresh networks, the linear probe."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from distillery.data import TensorSource
-from distillery.evaluation import FineTuning, Probing, Protocol, accuracy, embed, evaluate, linear_probe
+from distillery.evaluation import FineTuning, Mixing, Probing, Protocol, accuracy, embed, evaluate, fit, linear_probe
 from distillery.evaluation import protocol as evaluation_protocol
 from distillery.networks import ConvNet
 from distillery.seeds import generator, split
 from distillery.training import train
-from distillery.training.optimizers import SGD
+from distillery.training.optimizers import SGD, Scheduled
 
 
 def network():
@@ -22,6 +24,26 @@ def network():
 def test_steps_and_drop(epochs, n, batch, steps, drop):
     """E + 1 passes; the rate falls after epoch E // 2 + 1: 502 high and 499 low at E = 1000, as in the public code of DC."""
     assert Protocol(epochs=epochs, batch=batch).optimizer(n) == (SGD(drops=(drop,)), steps)
+
+
+def test_steps_and_drops_of_mixing():
+    """IDC: 666, 167 and 167 epochs at lr, a fifth and a twenty-fifth of it; seven batches of 64 of 400 images."""
+    made, steps = Mixing(epochs=1000).optimizer(400)
+    assert steps == 7000 and made == Scheduled(drops=(666 * 7, 833 * 7))
+    assert [made.rate(step) for step in (4661, 4662, 5831)] == pytest.approx([0.01, 0.002, 0.0004])
+    assert Mixing(epochs=1).optimizer(5)[0].drops == ()
+
+
+def test_mixing_trains_as_its_parts_say(tiny):
+    source = tiny.subset(torch.arange(0, 24, 2))
+    protocol = Mixing(2, 6, batch=8, augmentation="flip+color+crop_scale")
+    params, _ = fit(network(), source, protocol, generator(0, "e"))
+    init, stream = split(generator(0, "e"), 2)
+    options = {"epochs": 6, "batch": 8, "augmentation": protocol.augmentation, "generator": stream, "cutmix": 0.5}
+    expected, _ = train(network(), network().init(init, 2), source, optimizer=Scheduled(drops=(8, 10)), **options)
+    assert all(torch.equal(params[name], value) for name, value in expected.items())
+    unmixed, _ = fit(network(), source, replace(protocol, cutmix=0.0), generator(0, "e"))
+    assert any(not torch.equal(params[name], value) for name, value in unmixed.items())
 
 
 def test_evaluate_is_training_fresh_networks_and_testing_the_last_weights(tiny):
@@ -102,6 +124,12 @@ def test_fine_tuning_has_momentum(refused):
         FineTuning(momentum=0.0)
 
 
+@pytest.mark.parametrize("cutmix", [-0.1, 1.5, float("nan")])
+def test_mixing_has_a_probability(cutmix, refused):
+    with refused(f"cutmix: {cutmix}"):
+        Mixing(cutmix=cutmix)
+
+
 def test_a_probe_is_no_test_of_classifiers(tiny, refused):
     with refused("'probe'"):
         evaluate(network(), tiny, Probing(), tiny, generator(0, "e"))
@@ -121,6 +149,7 @@ def test_what_identifies_a_protocol_stays():
     }
     assert Protocol().spec() == scratch
     assert Protocol(loss="half squared error").spec() == scratch | {"loss": "half squared error"}
+    assert Mixing().spec() == scratch | {"batch": 64, "kind": "scratch, mixing", "cutmix": 0.5}
     assert FineTuning().spec() == {
         "networks": 1,
         "epochs": 50,
@@ -150,7 +179,9 @@ def test_what_identifies_probing_stays():
     }
 
 
-@pytest.mark.parametrize("protocol", [Protocol(epochs=7, batch=8), FineTuning(epochs=7, batch=8), Probing(epochs=7, batch=8)])
+@pytest.mark.parametrize(
+    "protocol", [Protocol(epochs=7, batch=8), Mixing(epochs=7, batch=8), FineTuning(epochs=7, batch=8), Probing(epochs=7, batch=8)]
+)
 def test_so_many_passes_over_a_set(protocol):
     assert protocol.passes(3).optimizer(20)[1] == 3 * 3
 

@@ -29,6 +29,19 @@ def test_packed_sets_hold_four_images_in_each(method, interpolation, splits, tmp
     assert torch.equal(made.card["start"], packed.tensors["images"])
 
 
+@pytest.mark.parametrize(
+    ("method", "size", "steps"), [("IDM", 1, 1001), ("IDM", 10, 2002), ("IDC", 50, 8008), ("IDM", 50, 8008), ("DM", 50, 2002)]
+)
+def test_an_evaluation_counts_every_image_that_is_stored_with_others(method, size, steps, splits, tmp_path):
+    """As the public code of IDM has it on CIFAR-10: 2,000 images of 50 stored ones a class are eight batches of 256."""
+    here = Experiment(splits, ConvNet(splits.train.shape, 10, width=4), Protocol(5, 1000), Runs(tmp_path))
+    recipe = Recipe(method, size, 0)
+    protocol, images = METHODS[method].protocol(here.job(recipe), here.protocol, None)
+    assert protocol.optimizer(images)[1] == steps
+    assert here.evaluation_inputs(recipe).get("steps", steps) == steps
+    assert ("steps" in here.evaluation_inputs(recipe)) == (method != "DM" and size > 1)  # ids of what has not changed stay
+
+
 def test_too_few_images_are_refused(splits, tmp_path, refused):
     with refused("at least 8"):
         experiment(splits, tmp_path).run(Recipe("IDC", 2, 1, Prune(5), settings=SHORT))

@@ -3,7 +3,8 @@
 import pytest
 
 from distillery.data import NORMALIZATIONS
-from distillery.methods import METHODS, published
+from distillery.methods import METHODS, published, published_part
+from distillery.methods.literature import KEPT
 
 CELLS = [(name, data, size) for name, one in METHODS.items() for data, sizes in one.published.items() for size in sizes]
 
@@ -35,3 +36,13 @@ def test_published_numbers_are_pairs_in_percent():
     assert published("cifar10", "IDM", 50) == {"mean": 0.675, "std": pytest.approx(0.001)}
     assert published("cifar10", "IDC", 1) == {"mean": 0.5, "std": pytest.approx(0.004)}
     assert published("svhn", "IDM", 1) is None
+
+
+def test_published_parts_are_nine_accuracies_in_percent():
+    rows = [row.split() for ways in KEPT.values() for row in ways.values()]
+    assert len(rows) == 30 and all(len(row) == 9 and all(10 < float(value) < 100 for value in row) for row in rows)
+    assert published_part("DTD", "FlexRand, oracle on test", 0.1) == {"mean": pytest.approx(0.5295), "std": None}
+    assert published_part("DTD", "random", 0.9)["mean"] == pytest.approx(0.7461)
+    for way, part in (("FlexRand, 1/2", 0.1), ("random, again", 0.1), ("random", 0.15), ("random", 1.0), ("CCS strata", 0.1)):
+        assert published_part("DTD", way, part) is None
+    assert published_part("digits", "random", 0.1) is None

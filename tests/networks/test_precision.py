@@ -15,7 +15,7 @@ from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
 from distillery.matching.step import StepContext
 from distillery.networks import ConvNet, pool
-from distillery.networks.precision import MixedPrecision, float32_matmul, images_at_once
+from distillery.networks.precision import MixedPrecision, _warn_where_slow, float32_matmul, images_at_once
 from distillery.seeds import generator
 from distillery.training import train
 from distillery.training.dsa import DSA, draw
@@ -45,6 +45,18 @@ def test_float32_is_the_network_itself():
     ours, theirs = MixedPrecision(network).apply(params, images(5)), network.apply(params, images(5))
     assert torch.equal(ours.logits, theirs.logits) and torch.equal(ours.embedding, theirs.embedding)
     assert MixedPrecision(network).spec() == network.spec()
+
+
+@pytest.mark.parametrize("units, warned", [({"avx2": True}, 1), ({"avx512_bf16": True}, 0), ({"amx_bf16": True}, 0), ({"bf16": True}, 0)])
+def test_bfloat16_without_units_for_it_is_warned_of_once(units, warned, monkeypatch, recwarn):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    _warn_where_slow.cache_clear()
+    network = net()
+    params = network.init(generator(0, "x"), 1)
+    for one in (MixedPrecision(network), *[MixedPrecision(network, "bfloat16")] * 2):
+        one.apply(params, images(1))
+    _warn_where_slow.cache_clear()
+    assert sum("bfloat16 units" in str(one.message) for one in recwarn) == warned
 
 
 @pytest.mark.parametrize("normalization", ["instance", "batch", "group", "layer", "none"])

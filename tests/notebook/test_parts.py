@@ -2,13 +2,16 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from distillery import selection
-from distillery.notebook.parts import Parts
+from distillery.methods import published_part
+from distillery.notebook.parts import Parts, choices
+from distillery.notebook.parts import flexrand as nearest
 from distillery.notebook.session import Session
 from distillery.recipe import Prune
 from made_up import namespace
@@ -26,8 +29,26 @@ def flexrand(i):
     return lambda part: Prune(part, "flexrand", "loss", selection.legal_gammas(part, 3)[i])
 
 
+def test_values_of_gamma_come_in_the_order_of_their_distance_to_a_half():
+    ways = [nearest(5, i)(0.2) for i in range(5)]
+    assert all((way.rule, way.score, way.keep) == ("flexrand", "complexity", 0.2) for way in ways)
+    assert [abs(way.gamma - 0.5) for way in ways] == pytest.approx([0, 0.2, 0.2, 0.4, 0.4])
+    assert sorted(way.gamma for way in ways) == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
+
+
+def test_rows_of_instructions(parts):
+    """Tries are paid for and not listed; the best of them is chosen by what is held out."""
+    S, named = parts.session, {f"draw {i}": [judged(0.1 * i, 1 / i)] for i in (1, 2, 3)}
+    named |= {f"FlexRand, {gamma}": [judged(gamma)] for gamma in (0.25, 0.5)} | {"before": [judged(0.05)], "easiest": [None]}
+    choices(S, SimpleNamespace(rows=lambda seeds: named), [0], "responses, {}".format)
+    assert S.accuracies("responses, best of random") == [[0.1]] and S.accuracies("responses, random") == [[0.1, 0.2, pytest.approx(0.3)]]
+    assert S.accuracies("responses, FlexRand") == [[0.25]] and S.rows["responses, before"].against == "responses, random"
+    listed = {name for name, row in S.rows.items() if name.startswith("responses") and row.listed}
+    assert listed == {f"responses, {one}" for one in ("before", "easiest", "random", "random, again", "best of random", "FlexRand")}
+
+
 def test_the_best_of_several_tries_is_a_row_and_tries_are_not_listed(parts, monkeypatch):
-    S, values, run = parts.session, {"half": 0.4, "best, try 2": 0.6, "best, try 3": 0.6}, parts.run
+    S, values, run = parts.session, {"half": 0.4, "best, try 1": 0.6, "best, try 2": 0.6}, parts.run
 
     def judged(name, *more, **options):
         """Training from scratch says nothing of validation images."""
@@ -38,9 +59,10 @@ def test_the_best_of_several_tries_is_a_row_and_tries_are_not_listed(parts, monk
 
     monkeypatch.setattr(parts, "run", judged)
     parts.run("half", flexrand(1), 2)
-    tries = parts.search("best", "half", [flexrand(0), flexrand(2)], 2)
-    assert tries == ["half", "best, try 2", "best, try 3"]
-    assert S.results["best, 50%"] == S.results["best, try 2, 50%"]  # the first of equals
+    tries = ["half", *parts.tries("best", [flexrand(0), flexrand(2)], 2)]
+    parts.best("best", tries)
+    assert tries == ["half", "best, try 1", "best, try 2"]
+    assert S.results["best, 50%"] == S.results["best, try 1, 50%"]  # the first of equals
     oracle = [np.mean(one["accuracies"]) for one in S.results["best, oracle on test, 25%"]]
     by_seed = zip(*(S.results[f"{one}, 25%"] for one in tries))
     assert oracle == [max(np.mean(one["accuracies"]) for one in results) for results in by_seed]
@@ -52,6 +74,63 @@ def test_the_best_of_several_tries_is_a_row_and_tries_are_not_listed(parts, monk
     listed = {row["method"] for row in record["rows"]}
     assert listed == {parts.at(name, part) for name in ("random", "half", "best", "best, oracle on test") for part in parts.keep}
     assert "try 2" not in S.table().data
+
+
+def judged(value, validation=0.5):
+    return {
+        "accuracies": [value],
+        "validation": [validation],
+        "seconds": 2.0,
+        "samples": 8,
+        "steps": 4,
+        "stored_numbers": None,
+        "artifact": None,
+    }
+
+
+def test_all_draws_of_a_seed_are_one_entry_of_the_row_that_others_are_compared_with(parts):
+    """Three draws of two seeds: the row is their mean; the first draw again is compared with the other two alone."""
+    S = parts.session
+    values = {"one": (0.3, 0.5), "two": (0.4, 0.6), "three": (0.8, 1.0)}
+    for part in parts.keep:
+        for name, by_seed in values.items():
+            S.add(parts.at(name, part), [judged(value) for value in by_seed], listed=False)
+    parts.draws("drawn", list(values))
+    assert S.accuracies("drawn, 50%") == [[0.3, 0.4, 0.8], [0.5, 0.6, 1.0]]
+    assert S.results["drawn, 50%"][0]["seconds"] == 2 and S.rows["drawn, 50%"].view  # each draw is paid for by its own row
+    assert S.summary("drawn, 50%")["measured"]["value"] == pytest.approx(0.6)
+    again = S.summary("drawn, again, 50%")["difference"]
+    assert again["mean"] == pytest.approx((0.3 - 0.6 + 0.5 - 0.8) / 2) and parts.gaps(["drawn, again"])["drawn, again"]["50%"] == again
+    assert np.ravel(parts.mean("drawn")) == pytest.approx([0.5, 0.7])
+    S.results["two, 50%"][0] = None
+    parts.draws("drawn", list(values))
+    assert S.accuracies("drawn, 50%")[0] == [0.3, 0.8]  # what has run
+
+
+def test_whether_validation_tells_is_asked_within_seeds(parts):
+    S, tries = parts.session, ["a", "b", "c"]
+    for part in parts.keep:
+        for i, name in enumerate(tries):
+            sign = 1 if part == 0.5 else -1
+            # the second seed is far better on both, which says nothing of draws
+            S.add(parts.at(name, part), [judged(0.1 * i, 0.2 * sign * i), judged(5 + 0.1 * i, 7 + 0.2 * sign * i)])
+    assert parts.told_by_validation(tries) == {0.5: pytest.approx(1), 0.25: pytest.approx(-1)}
+    told = parts.notes(tries).data
+    assert "+1.00 at 50%, -1.00 at 25%" in told and "no row has one beside it" in told
+
+
+def test_published_numbers_stand_beside_their_parts(tmp_path):
+    session = Session("91_parts", namespace(tmp_path))
+    parts = Parts(session, [0.5, 0.25], published=partial(published_part, "DTD"))
+    for name in ("random", "FlexRand"):
+        parts.run(name, partial(Prune, rule="random"), 1)
+    assert session.rows["FlexRand, 50%"].published == {"mean": pytest.approx(0.7178), "std": None}
+    assert session.rows["FlexRand, 25%"].published is None
+    assert "[71.8]" in parts.grid({}, ["FlexRand"]).data and "in brackets" in parts.notes([]).data
+    parts.claim("gain", "FlexRand beats random at {part}", "FlexRand", "random")
+    parts.claim_mean("mean", "FlexRand beats random", "FlexRand", "random")
+    assert session.claims[0]["published"]["difference"] == pytest.approx(0.7178 - 0.7116)
+    assert session.claims[2]["published"] is None  # a part of the mean has none
 
 
 def test_means_claims_and_tables(parts):

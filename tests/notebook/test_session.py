@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import matplotlib
 import pytest
+import torch
 
 from distillery.data import synthetic
 from distillery.evaluation import Protocol
-from distillery.experiment import Experiment
+from distillery.experiment import Experiment, Presets
 from distillery.methods import METHODS
 from distillery.networks import ConvNet
 from distillery.notebook import display
@@ -17,6 +18,7 @@ from distillery.notebook.session import Session, as_published
 from distillery.recipe import Evaluate, Prune, Recipe
 from distillery.report import records
 from distillery.runs import Runs
+from distillery.training.dsa import DSA, DSA_NO_FLIP
 from made_up import blobs, namespace
 
 
@@ -56,6 +58,26 @@ def test_rows_claims_figures_files_and_the_record(session, capsys):
     assert again.runs.computed == 0
 
 
+def strip(S, names):
+    """Label and picture of each strip that is drawn of rows."""
+    figure = matplotlib.pyplot.figure()
+    S.strips(names, figure.subfigures(1, 2)[0])
+    drawn = [(axis.get_yticklabels()[0].get_text(), axis.images[0].get_array()) for axis in figure.axes]
+    matplotlib.pyplot.close(figure)
+    return drawn
+
+
+def test_sets_that_are_mostly_noise_are_shown_by_what_has_changed(session):
+    S, short = session, {"steps": 1, "batch": 4}
+    S.row("DC", "DC", 1, 1, settings=short | {"lr": 1e-6})
+    S.row("DM", "DM", 1, 1, settings=short)
+    [(label, picture)] = strip(S, ["DC"])
+    assert label == "DC, change" and 0 < (picture < 0.25).mean() < 0.3  # stretched, however little it is
+    assert [label for label, _ in strip(S, ["DC", "DM"])] == ["DC", "DM"]
+    S.row("DC, far", "DC", 1, 1, settings=short | {"lr": 1e6})
+    assert [label for label, _ in strip(S, ["DC", "DC, far"])] == ["DC", "DC, far"]
+
+
 def test_a_row_again_has_other_seeds_and_is_held_against_the_first(session):
     S = session
     S.row("random", "random", 1, 2)
@@ -74,6 +96,24 @@ def test_verdicts_shown_are_those_of_the_record(session):
     S.claim_values("kind-2", "more", [[x, x - 0.02] for x in values[0]], [[0.0]] * 5, "zero", family="ones", further=True)
     assert "among the 3 comparisons 'ones'" in S.verdicts().data
     assert [one["verdict"] for one in S.claims] == ["direction reproduced"] * 2 + [""]
+
+
+def test_records_of_two_sets_of_one_name_and_of_two_seeds_are_kept(tmp_path, class_folder, capsys):
+    roots = [class_folder(f"{one}/pets") for one in "ab"]
+
+    def run(root, **more):
+        S = Session("90_tiny", namespace(tmp_path / "results", dataset="folder", data_root=str(root), label="pets", **more))
+        S.row("random", "random", 1)
+        S.record()
+        return S.here
+
+    first = run(roots[0])
+    before = (first / "record.json").read_bytes()
+    places = [first, run(roots[1]), run(roots[0], seed=1)]
+    assert first.name == "pets" and len(set(places)) == 3 and "which stays" in capsys.readouterr().out
+    assert run(roots[1]) == places[1] and run(roots[0], seed=1) == places[2] and (first / "record.json").read_bytes() == before
+    assert len(records.find(tmp_path / "results")) == 3
+    assert run(roots[0], ipc=[2]) == first
 
 
 def test_a_view_judges_the_same_sets_in_another_way_and_is_not_paid_again(session):
@@ -112,7 +152,7 @@ def test_verdicts_are_told_once(session):
         assert f"claim {i}" in (shown := session.verdicts().data) and f"claim {3 - i}" not in shown
 
 
-@pytest.mark.parametrize("name", ["US$ and A$", "$x", "$$", "a$b_{c$"])
+@pytest.mark.parametrize("name", ["US$ and A$", "$x", "$$", "a$b_{c$", "$caf\\xe9$"])
 def test_a_dollar_in_a_name_is_a_dollar(session, name):
     figure, axes = matplotlib.pyplot.subplots(1, 2)
     axes[0].barh([0, 1], [1, 2], label=name)
@@ -162,20 +202,99 @@ def test_numbers_are_those_of_the_published_set(session):
     assert session._number(Recipe("DM", 1, 0, prune=Prune(0.5)), "DC")["mean"] == pytest.approx(0.283)
 
 
+def test_each_method_is_judged_by_its_own_protocol_beside_random_images_judged_alike(tmp_path):
+    names = namespace(tmp_path, published_protocols=True)
+    names["__annotations__"] |= {"published_protocols": bool}
+    S = Session("90_tiny", names, against="random images")
+    S.bench.augmentation = DSA_NO_FLIP  # digits
+    S.row("random images", "random", 1, 1)
+    short = {"settings": {"steps": 1, "batch": 4}}
+    S.row("DC", "DC", 1, 1, **short, experiment=S.bench)
+    S.row("DC, as published", "DC", 1, 1, **short)
+    S.row("DM", "DM", 1, 1, **short)
+    S.row("IDC", "IDC", 1, 1, settings=short["settings"] | {"n_data": 8, "train_batch": 8})
+    S.row("DM, again", "DM", 1, 2, **short)  # as many controls as sets
+    judged = {name: (row.experiment.protocol.epochs, row.experiment.protocol.augmentation) for name, row in S.rows.items()}
+    base = S.protocol.epochs, S.protocol.augmentation
+    mixing = (1000, "color+crop_scale_rotate")
+    assert judged == {
+        "random images": base, "DC": base, "DC, as published": (300, ""), "random images, judged as DC": (300, ""), "DM": (1000, DSA_NO_FLIP),
+        "random images, judged as DM": (1000, DSA_NO_FLIP), "IDC": mixing, "random images, packed, nearest, judged as IDC": mixing,
+        "DM, again": (1000, DSA_NO_FLIP),
+    }  # fmt: skip
+    assert S.rows["DM"].against == "random images, judged as DM" and len(S.results["random images, judged as DM"]) == 2
+    assert S.rows["DC"].against == "" and S.control("MTT", 1) == "random images, judged as DM" and S.control("random", 1) == "random images"
+    assert len({S.bench.set_id(row.recipes[0]) for name, row in S.rows.items() if name.startswith("random") and "packed" not in name}) == 1
+    assert S.experiments == [S.bench]
+
+
+def test_at_paper_scale_a_number_stands_beside_what_is_judged_as_published(tmp_path):
+    S = Session("90_tiny", namespace(tmp_path, scale="paper"))
+    S.p.published_for = "cifar10"
+    families, recipe = DSA if "flip" in S.bench.augmentation else DSA_NO_FLIP, Recipe("DM", 1, 0)
+    assert S._number(recipe, "", S.bench.under(Protocol(2, augmentation=families)))["mean"] == pytest.approx(0.26)
+    assert S._number(recipe, "", S.bench.under(Protocol(2))) is None
+    assert S._number(Recipe("random", 10, 0), "", S.bench) is not None  # how its numbers were measured is not known
+
+
 COMPARABLE = {"dataset": "cifar10", "normalization": "published", "per_class": 0}
 
 
-@pytest.mark.parametrize("changed", [{}, {"dataset": "folder"}, {"normalization": "own"}, {"per_class": 5}, "width", "epochs", "steps"])
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"dataset": "folder"}, {"normalization": "own"}, {"per_class": 5}, {"resize": 32}, "width", "epochs", "steps", "families", "flip"],
+)
 def test_comparable_is_the_published_setting_alone(tmp_path, changed):
     from distillery.data import Splits
 
     tiny = blobs(classes=10, shape=(3, 32, 32), per_class=2)
     network = ConvNet(tiny.shape, 10, 64 if changed == "width" else 128)
-    protocol = Protocol(5, 300 if changed == "epochs" else 1000, augmentation="flip")
-    experiment = Experiment(Splits(tiny, tiny, tiny), network, protocol, Runs(tmp_path))
+    protocol = Protocol(5, 300 if changed == "epochs" else 1000, augmentation="flip" if changed == "families" else DSA)
+    matched = DSA_NO_FLIP if changed == "flip" else DSA
+    experiment = Experiment(Splits(tiny, tiny, tiny), network, protocol, Runs(tmp_path), augmentation=matched)
     p = SimpleNamespace(**(COMPARABLE | (changed if isinstance(changed, dict) else {})))
     recipe = Recipe("DM", 1, 0, settings={"steps": 10} if changed == "steps" else {"steps": 20_000})
     assert as_published(experiment, recipe, p, "cifar10") == (changed == {})
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"dataset": "cifar10"}, {"resize": 64}, {"normalization": "own"}, "test images", "training images"]
+)
+def test_ten_classes_of_imagenet_come_as_a_folder(tmp_path, changed):
+    """Those of the public code of MTT, 128 x 128: 50 test images of each, where other parts of the same name have hundreds."""
+    from distillery.data import ImageSet, Splits
+
+    def images(n):
+        pixels = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(10 * n, 3, 128, 128)
+        return ImageSet(pixels, torch.arange(10).repeat(n), tuple("abcdefghij"), None)
+
+    train, test = 700 if changed == "training images" else 900, 390 if changed == "test images" else 50
+    data = Splits(images(train), images(0), images(test))
+    experiment = Experiment(
+        data, ConvNet((3, 128, 128), 10), Protocol(augmentation=DSA), Runs(tmp_path), presets=Presets("imagenet-subset")
+    )
+    folder = {"dataset": "folder", "normalization": "published:tiny-imagenet", "resize": 128}
+    p = SimpleNamespace(**(folder | (changed if isinstance(changed, dict) else {})))
+    assert as_published(experiment, Recipe("FTD", 10, 0), p, "imagenette") == (changed == {})
+    assert not as_published(experiment, Recipe("FTD", 10, 0), p, "cifar10")
+
+
+def test_classes_of_wordnet_are_named_in_words():
+    assert display.in_words(["n01443537", "n02123045", "own"]) == ["goldfish", "tabby", "own"]
+    assert display.in_words(["0", "n0144"]) == ["0", "n0144"]
+
+
+@pytest.mark.parametrize(("method", "expected"), [("DM", {0: True, 1: True}), ("MTT", {0: True, 1: False}), ("FTD", {0: True, 1: False})])
+def test_experts_of_shortened_epochs_are_not_published_ones(tmp_path, method, expected):
+    """A held-out tenth leaves 176 of 196 steps to an epoch of an expert; a loop over batches it leaves as it is."""
+    from distillery.data import Splits
+
+    tiny = blobs(classes=10, shape=(3, 32, 32), per_class=2)
+    network, protocol = ConvNet(tiny.shape, 10, 128), Protocol(5, 1000, augmentation=DSA)
+    p = SimpleNamespace(**COMPARABLE | {"normalization": "published" if method == "DM" else "zca"})
+    for held_out, published in expected.items():
+        splits = Splits(tiny, tiny.subset(torch.arange(held_out)), tiny)
+        assert as_published(Experiment(splits, network, protocol, Runs(tmp_path)), Recipe(method, 1, 0), p, "cifar10") == published
 
 
 def test_source_and_committed_figures(tmp_path, monkeypatch):

@@ -109,6 +109,8 @@ def test_files_that_are_no_notebooks_are_refused(tmp_path, refused, text):
         ("#2", str, "#2"), ("a,b", str, "a,b"), ("007", str, "007"), ("no", str, "no"), ("[x]: y", str, "[x]: y"), ("", str, ""),
         ("/a: #1,b", types.LocalPath, "/a: #1,b"), ("1e3", types.Dataset, "1e3"), ("DM, DC", list[types.MethodName], ["DM", "DC"]),
         ("[DM, DC]", list[types.MethodName], ["DM", "DC"]), ("12,#3", list[str], ["12", "#3"]),
+        ("010", int, 10), ("5e-1,.5", list[float], [0.5, 0.5]), ("[5e-1, 1.e3]", list[float], [0.5, 1000.0]), ("-1_0", int, "-1_0"),
+        ("1:30", int, "1:30"), ("0x1f", int, "0x1f"), ("2024-01-01", int, "2024-01-01"), ("[010, yes]", list[str], ["010", "yes"]),
     ],
 )  # fmt: skip
 def test_texts_of_the_command_line(text, kind, value):
@@ -117,10 +119,29 @@ def test_texts_of_the_command_line(text, kind, value):
 
 
 @pytest.mark.parametrize(
+    "text, kind",
+    [
+        ("5e-1", types.Keep), ("010", types.Whole), ("010", str), ("no", str), ("2024-01-01", str), ("1:30", str), ("~", str), ("", str),
+        ("5e-1,1", list[types.Keep]), ("[5e-1, 1]", list[types.Keep]), ("[a, 010]", list[str]), ("true", bool), ("1.5", types.Number),
+    ],
+)  # fmt: skip
+def test_files_and_the_command_line_are_read_the_same_way(tmp_path, text, kind):
+    (tmp_path / "values.yaml").write_text(f"x: {text}")
+    found = parameters.typed(parameters.read_values(tmp_path / "values.yaml"), {"x": kind})["x"]
+    assert found == parameters.from_text(text, kind) and type(found) is type(parameters.from_text(text, kind))
+    assert parameters.check({"x": kind}, {"x": found}) and (kind is not str or found == text)
+
+
+def test_quotes_in_files_make_a_text(tmp_path):
+    (tmp_path / "values.yaml").write_text("seed: '1'\nlabel: \"no\"\nwords: [1, '1']")
+    assert parameters.typed(parameters.read_values(tmp_path / "values.yaml")) == {"seed": "1", "label": "no", "words": [1, "1"]}
+
+
+@pytest.mark.parametrize(
     "text, named",
     [
         ("seed: 1\nseed: 2", "'seed'"), ("- 1", "list"), ("a word", "str"), ("", "NoneType"), ("[1", "expected"), ("x: &a [1]\ny: *a", "*a"),
-        ("x: " + "[" * 5000, "recursion"), ("x: 2020-13-45", "month"), ("x: " + "9" * 200_000, "100000 bytes"), ("x: \x00", "x"),
+        ("x: " + "[" * 5000, "recursion"), ("x: " + "9" * 200_000, "100000 bytes"), ("x: \x00", "x"),
         ("? [1]\n: 2", "unhashable"), (None, "No such file"),
     ],
 )  # fmt: skip
@@ -136,7 +157,8 @@ def test_files_that_hold_no_values_are_refused(tmp_path, refused, text, named):
 def test_values_of_files_are_refused_in_short(tmp_path, value):
     (tmp_path / "values.yaml").write_text(f"x: {value}")
     with pytest.raises(InputError, match="accepted") as caught:
-        parameters.check({"x": list[types.Share]}, parameters.read_values(tmp_path / "values.yaml"))
+        kinds = {"x": list[types.Share]}
+        parameters.check(kinds, parameters.typed(parameters.read_values(tmp_path / "values.yaml"), kinds))
     assert len(str(caught.value)) < 400
 
 

@@ -137,6 +137,13 @@ def test_differences_are_a_table_bold_where_the_interval_leaves_out_none(axis):
     figures.differences(Figure().subplots(), {"ours": {"10%": None}}, "kept")
 
 
+def test_a_table_that_is_as_deep_as_asked_tells_the_halves_of_intervals(axis):
+    gaps = {"ours": {"10%": {"mean": 0.012, "ci95": [0.002, 0.022]}}, "hardest": {"10%": {"mean": -0.2, "ci95": None}}}
+    figures.differences(axis, gaps, "kept", deepest=2.0)
+    assert [text.get_text() for text in axis.texts] == ["+1.2 ± 1.0", "-20.0"]
+    assert axis.collections[0].get_clim() == (-2.0, 2.0) and axis.collections[0].get_array().min() == -2.0
+
+
 def test_on_the_way_no_line_joins_test_images_to_validation_images():
     axis = Figure().subfigures(1, 2)[0].subplots()  # a part of a figure
     rows = [{"at_start": [0.2, 0.4], "regression": [0.9], "curve": [[5, 0.5], [10, last]]} for last in (0.6, 0.8)]

@@ -1,6 +1,8 @@
 """The one rule that turns numbers into a verdict, and the statistics behind it."""
 
 import json
+import os
+import shutil
 
 import pytest
 from scipy import stats
@@ -241,14 +243,38 @@ def test_claims_pair_equal_seeds_only():
     assert found["measured"]["n_sets"] == 3
 
 
-def test_a_folder_that_changed_has_another_key(tmp_path):
-    given = {"dataset": "folder", "data_root": str(tmp_path / "a"), "budget_minutes": 1.0}
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.png").write_bytes(b"1")
-    key = records.record_key("n", given)
-    assert key == records.record_key("n", given | {"budget_minutes": 2.0})
-    (tmp_path / "a" / "y.png").write_bytes(b"2")
-    assert key != records.record_key("n", given)
+def test_a_folder_is_known_by_what_it_holds(tmp_path, class_folder):
+    root = class_folder("a/set")
+
+    def key(path=root, **more):
+        return records.record_key("n", {"dataset": "folder", "data_root": str(path)} | more)
+
+    before = key()
+    assert before == key(budget_minutes=2.0)
+    other = shutil.copytree(root, tmp_path / "b" / "set")
+    assert before == key(other)  # wherever it lies, whenever it was written
+    (root / "cat" / "1.png").rename(root / "dog" / "9.png")  # the same files, another label
+    assert before != key()
+    for one, content in (("0.png", "1.png"), ("1.png", "0.png")):  # the same names, sizes and times
+        (other / "cat" / one).write_bytes((root / "dog" / content).read_bytes())
+    os.utime(other / "cat" / "0.png", ns=(1, 1))
+    assert before != key(other)
+    assert key(others=["digits", "folder"], other_roots=["", str(root)]) != key(others=["digits", "folder"], other_roots=["", str(other)])
+    assert key(encoder_dataset="folder", encoder_root=str(root)) != key(encoder_dataset="folder", encoder_root=str(other))
+    with pytest.raises(InputError, match="accepted"):
+        key(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["encoder", "teacher", "instructions", "language_model"])
+def test_files_behind_parameters_are_known_by_what_they_hold(tmp_path, name):
+    for place in ("a", "b", "c"):
+        (tmp_path / place / "model").mkdir(parents=True)
+        (tmp_path / place / "model" / "x.pt").write_text("other" if place == "c" else "same")
+    for way in ("{}/model/x.pt", "{}/model", "timm:resnet18:{}/model/x.pt"):
+        same, again, other = (records.record_key("n", {name: way.format(tmp_path / place)}) for place in "abc")
+        assert same == again != other
+    kept = {name: "torchvision:resnet18"}
+    assert records.record_key("n", kept) == store.identity("n", records.SCHEMA, kept, "")
 
 
 CLAIM = claim("a-1", "DM beats random", "paper", [[0.6], [0.61]], [[0.5], [0.52]], against="random")
@@ -290,6 +316,15 @@ def test_files_that_are_no_records_are_told_and_passed_over(tmp_path, fault):
     told = []
     assert records.find(tmp_path, told.append) == [] and len(told) == 1
     assert str(path) in str(told[0]) and "accepted" in str(told[0]) and "\n" not in str(told[0])
+
+
+def test_a_record_of_another_program_is_passed_over(tmp_path):
+    for text in ('{"schema": 1}', '{"schema": 1, "artist": "x", "data": []}'):
+        path = lay_down(tmp_path)
+        (path.parent.with_name("y") / "record.json").parent.mkdir(exist_ok=True)
+        (path.parent.with_name("y") / "record.json").write_text(text)
+        told = []
+        assert len(records.find(tmp_path, told.append)) == 1 and not told
 
 
 def test_a_record_that_is_none_is_not_written(tmp_path):

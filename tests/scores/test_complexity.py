@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from distillery.evaluation import embed
@@ -11,13 +12,14 @@ from distillery.networks import pool
 from distillery.networks.encoder import Encoder
 from distillery.networks.precision import MixedPrecision
 from distillery.scores.complexity import (
+    learning_complexity_plain,
     maskable,
     masked,
     masked_plain,
-    prototype_losses,
-    prototype_losses_plain,
+    prototype_logits,
     prototype_path,
     prototypes,
+    settled,
     shares,
 )
 from distillery.seeds import generator
@@ -29,8 +31,15 @@ def weights(seed=0):
 
 
 def test_linear_shares_are_those_of_the_captions():
-    assert shares(50) == pytest.approx([0.02 * t for t in range(50)])
-    assert shares(1) == [0]
+    assert shares(50, "linear") == pytest.approx([0.02 * t for t in range(50)])
+    assert shares(1, "linear") == [0]
+
+
+def test_five_masks_are_the_published_ones_unless_said_otherwise():
+    """2% of what is left at a time: 0, 2, 4, 6, 8% of the weights; five even shares would be 0, 20, .. 80%."""
+    assert shares(5) == pytest.approx([0, 0.02, 0.04, 0.06, 0.08], abs=3e-3)
+    assert settled({}) == {"steps": 5, "schedule": "geometric", "interval": 0.02}
+    assert settled({"schedule": "linear", "interval": 0.1}) == {"steps": 5, "schedule": "linear"}  # no interval of even shares
 
 
 def test_geometric_shares_leave_98_percent_each_time():
@@ -112,9 +121,13 @@ FEATURES = torch.randn(20, 6, generator=generator(0, "features"))
 TARGETS = torch.arange(20) % 3
 
 
+def prototype_losses(features, targets, centres):
+    return F.cross_entropy(prototype_logits(features, centres), targets, reduction="none").float()
+
+
 def test_prototype_losses_are_their_definition():
     losses = prototype_losses(FEATURES, TARGETS, prototypes(FEATURES, TARGETS))
-    wanted = prototype_losses_plain(FEATURES.tolist(), TARGETS.tolist())
+    wanted = learning_complexity_plain([FEATURES.tolist()], TARGETS.tolist())
     assert losses.tolist() == pytest.approx(wanted, rel=1e-5)
 
 
@@ -141,7 +154,7 @@ def encoder(tiny, name="ConvNet"):
 def test_a_path_of_one_is_the_prototype_loss_of_the_encoder(tiny, name):
     network, params = encoder(tiny, name)
     before = {key: value.clone() for key, value in params.items()}
-    losses, features = prototype_path(network, params, tiny, 1)
+    losses, _, features = prototype_path(network, params, tiny, 1)
     rows = embed(network, params, tiny)[0]
     assert torch.equal(features, rows)
     wanted = prototype_losses(rows, tiny.targets, prototypes(rows, tiny.targets))
@@ -152,9 +165,9 @@ def test_a_path_of_one_is_the_prototype_loss_of_the_encoder(tiny, name):
 def test_a_path_is_masked_networks_one_by_one(tiny, as_module):
     """The plain twin: a module whose weights are overwritten, features by hand, one sample at a time."""
     network, params = encoder(tiny)
-    found, features = prototype_path(network, params, tiny, 3, schedule="geometric", interval=0.4)
-    centres = prototypes(features, tiny.targets)
-    for share, losses in zip(shares(3, "geometric", 0.4), found, strict=True):
+    found = prototype_path(network, params, tiny, 3, schedule="geometric", interval=0.4)
+    centres, by_mask = prototypes(found.features, tiny.targets), []
+    for share, losses, accuracy in zip(shares(3, "geometric", 0.4), found.losses, found.accuracies, strict=True):
         module = as_module(network, params, 0)
         names = [f"conv{i}.weight" for i in range(network.depth)]
         weights = masked_plain({name: module.get_parameter(name) for name in names}, share)
@@ -164,6 +177,11 @@ def test_a_path_is_masked_networks_one_by_one(tiny, as_module):
             rows = torch.stack([module[:-1](tiny.batch(torch.tensor([i])))[0] for i in range(len(tiny))])
         wanted = prototype_losses(rows, tiny.targets, centres)
         assert torch.allclose(losses, wanted, rtol=1e-4)
+        nearest = [min(range(3), key=lambda c: float((row - centres[c]).norm())) for row in rows]
+        assert float(accuracy) == pytest.approx(sum(c == int(y) for c, y in zip(nearest, tiny.targets)) / len(tiny))
+        by_mask.append(rows.tolist())
+    wanted = learning_complexity_plain(by_mask, tiny.targets.tolist())
+    assert found.losses.mean(0).tolist() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_path_takes_one_forward_pass_a_mask(tiny, monkeypatch):
@@ -191,8 +209,7 @@ def test_a_mislabelled_image_is_complex(tiny):
 
 def test_a_path_in_low_precision(tiny):
     network, params = encoder(tiny)
-    low, _ = prototype_path(MixedPrecision(network, "bfloat16"), params, tiny, 3)
-    full, _ = prototype_path(network, params, tiny, 3)
+    low, full = (prototype_path(one, params, tiny, 3)[0] for one in (MixedPrecision(network, "bfloat16"), network))
     assert torch.allclose(low, full, rtol=0.1)
 
 

@@ -122,12 +122,33 @@ def test_tokens_of_a_response_are_told_apart(trained):
         assert "".join(back[: tokens.start]) == prompt(one) and "".join(back[tokens.start : -1]) == one.output
 
 
-def test_long_responses_are_cut_and_long_prompts_refused(trained, refused):
+def test_long_responses_are_cut(trained):
     _, tokenizer, entries, encoded = trained
     length = encoded[0].start + 2
-    assert len(encode(tokenizer, entries[:1], length)[0].ids) == length
-    with refused("instruction 1", length - 2):
-        encode(tokenizer, entries[:1], length - 2)
+    [one] = encode(tokenizer, entries[:1], length)
+    assert len(one.ids) == length and one.start == encoded[0].start and one.lost == 0
+
+
+def test_a_prompt_of_1363_tokens_is_cut_and_says_so(trained):
+    """The first tokens of the prompt stay; a quarter is left to the response, or as much as it has."""
+    model, tokenizer, _, _ = trained
+    asked = Instruction("Write backwards.", "", "abc")
+    asked = asked._replace(input="abcdef" * 300)
+    asked = asked._replace(input=asked.input[: 1363 - len(encode(tokenizer, [asked._replace(input="x")], 9999)[0].ids) + 5])
+    [whole] = encode(tokenizer, [asked], 9999)
+    assert whole.start == 1363 and whole.lost == 0
+    [one] = encode(tokenizer, [asked])
+    assert len(one.ids) == 1024 and one.lost == 1363 - one.start == 1363 - 1020  # 'abc' and the end
+    assert one.ids[:1020].tolist() == whole.ids[:1020].tolist() and one.ids[1020:].tolist() == whole.ids[1363:].tolist()
+    [talkative] = encode(tokenizer, [asked._replace(output="abc" * 200)])
+    assert (len(talkative.ids), talkative.start) == (1024, 768)
+    assert response_losses(model, [one, talkative]).isfinite().all()
+
+
+def test_a_length_that_leaves_no_prompt_is_refused(trained, refused):
+    _, tokenizer, entries, _ = trained
+    with refused("instruction 1", "max_length 1"):
+        encode(tokenizer, entries[:1], 1)
 
 
 def test_losses_are_their_definition(trained):

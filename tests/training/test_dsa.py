@@ -4,7 +4,19 @@ import pytest
 import torch
 
 from distillery.seeds import generator
-from distillery.training.dsa import DSA, DSA_NO_FLIP, FAMILIES, Draw, augment, augment_plain, cutmix, cutmix_plain, draw, draw_boxes
+from distillery.training.dsa import (
+    DSA,
+    DSA_NO_FLIP,
+    FAMILIES,
+    Draw,
+    augment,
+    augment_plain,
+    cutmix,
+    cutmix_plain,
+    draw,
+    draw_boxes,
+    without_flip,
+)
 
 SHAPES = [(1, 8, 8), (3, 7, 10), (3, 13, 6), (2, 16, 16)]
 
@@ -21,6 +33,7 @@ def family_draw(family, uniforms):
 def test_strategies_name_families():
     assert DSA.split("_") == list(FAMILIES)
     assert set(FAMILIES) - set(DSA_NO_FLIP.split("_")) == {"flip"}
+    assert without_flip(DSA) == DSA_NO_FLIP and without_flip("flip+color+crop_flip_scale") == "color+crop_scale" and without_flip("") == ""
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -69,6 +82,18 @@ def test_families_joined_by_plus_are_all_applied_in_order(siamese):
                 one = augment_plain(one, family, uniforms[3 * i : 3 * i + 3])
             assert torch.allclose(out[g, b], one, atol=2e-5)
     assert torch.equal(augment(x[1:2], drawn[1:2]), out[1:2])
+
+
+def test_one_of_several_families_is_drawn_within_a_turn():
+    """As IDC evaluates: mirrored and coloured always, then cropped, scaled or rotated."""
+    x, drawn = images(9, 2, (3, 8, 8)), draw("flip+color+crop_scale_rotate", 9, 2, generator(1, "one of"))
+    assert drawn.families[:, :2].tolist() == [[3, 0]] * 9 and set(drawn.families[:, 2].tolist()) == {1, 4, 5}
+    out = augment(x, drawn)
+    for g, families in enumerate(drawn.families.tolist()):
+        one = x[g, 1]
+        for i, family in enumerate(families):
+            one = augment_plain(one, FAMILIES[family], drawn.uniforms[g, 1, 3 * i : 3 * i + 3])
+        assert torch.allclose(out[g, 1], one, atol=2e-5)
 
 
 def test_one_family_is_the_same_alone_or_in_turn():
@@ -158,7 +183,7 @@ def test_nothing_to_do():
 
 
 def test_unknown_family_is_refused(refused):
-    for strategy, name in (("color_blur", "blur"), ("color+blur", "blur"), ("color+crop_flip", "crop_flip")):
+    for strategy, name in (("color_blur", "blur"), ("color+blur", "blur"), ("color+crop_blur", "blur")):
         with refused(name, "color"):
             draw(strategy, 1, 1, generator(0, "x"))
 

@@ -39,7 +39,7 @@ def same(first, second, **tolerance):
     return all(torch.allclose(first[name], second[name], **tolerance) for name in first | second)
 
 
-@pytest.mark.parametrize("augmentation", ["", DSA, "color+crop"], ids=["plain", "augmented", "all families"])
+@pytest.mark.parametrize("augmentation", ["", DSA, "color+crop_scale"], ids=["plain", "augmented", "one after another"])
 @pytest.mark.parametrize("normalization", ["instance", "batch"])
 @pytest.mark.parametrize("drops", [(), (5,)], ids=["constant", "drop"])
 def test_equals_the_plain_loop_at_every_step(tiny, as_module, drops, normalization, augmentation):

@@ -6,7 +6,7 @@ import torch
 from distillery.networks import ConvNet
 from distillery.seeds import generator
 from distillery.training import train
-from distillery.training.optimizers import SGD, Nesterov
+from distillery.training.optimizers import SGD, Nesterov, Scheduled
 
 STEPS = 7
 
@@ -21,15 +21,16 @@ def problem():
 
 @pytest.mark.parametrize("decay", [0.0, 0.05])
 @pytest.mark.parametrize("drops", [(), (4,), (2, 5)], ids=["constant", "drop", "drops"])
-def test_equals_torch_at_every_step(drops, decay):
-    """At a drop the rate of torch's optimizer falls to a tenth, and its momentum goes on."""
+@pytest.mark.parametrize("kind, factor", [(Nesterov, 0.1), (Scheduled, 0.2)])
+def test_equals_torch_at_every_step(kind, factor, drops, decay):
+    """At a drop the rate of torch's optimizer falls, and its momentum goes on."""
     start, gradients = problem()
     ours, wanted = ([weight.clone() for weight in start] for _ in range(2))
-    optimizer, state = Nesterov(0.1, 0.9, decay, drops), []
-    theirs = torch.optim.SGD(wanted, 0.1, momentum=0.9, weight_decay=decay, nesterov=True)
+    optimizer, state = kind(0.1, 0.9, decay, drops), []
+    theirs = torch.optim.SGD(wanted, 0.1, momentum=0.9, weight_decay=decay, nesterov=kind is Nesterov)
     for step, grads in enumerate(gradients):
         if step in drops:
-            theirs.param_groups[0]["lr"] *= 0.1
+            theirs.param_groups[0]["lr"] *= factor
         for weight, gradient in zip(wanted, grads, strict=True):
             weight.grad = gradient.clone()
         theirs.step()

@@ -52,8 +52,7 @@ def _report(where, plan: Plan, sizes, facts, unreadable: list[tuple[int, str]], 
     lines.append(f"{'sizes:':<19}{', '.join(shape) or 'none'}" + (" ..." if len(sizes) > 5 else ""))
     lines.append(f"{'modes:':<19}{', '.join(modes) or 'none'}")
     lines += [*_duplicates(plan, groups), f"{'unreadable:':<19}{len(unreadable)}"]
-    lines += [f"  {shown(plan.files[row])}: {why}" for row, why in unreadable[:10]]
-    lines += [f"  ... and {len(unreadable) - 10} more"] * (len(unreadable) > 10)
+    lines += [f"  {shown(plan.files[row])}: {why}" for row, why in unreadable]
     gray = facts["gray"] == n - len(unreadable)
     lines += [f"note: {note}" for note in plan.notes + said(facts, n, "L" if gray else "RGB")]
     least, split = (2, "training and validation") if test else (3, "training, validation and test")
@@ -63,9 +62,10 @@ def _report(where, plan: Plan, sizes, facts, unreadable: list[tuple[int, str]], 
         why.append(f"{len(small)} class(es) with fewer than {least} images, first {shown(small[0])} (to be split in {split})")
     if why:
         return [*lines, f"not usable: {'; '.join(why)}"], False
-    if any(max(size) > 8 * min(size) for size in sizes):
-        lines.append("note: long and thin images: resize=SIDE, or max_side 0")
-    return [*lines, "usable" if len(sizes) == 1 else "usable with resize=SIDE: the sizes differ"], True
+    if len(sizes) > 1:
+        return [*lines, "usable with resize=SIDE: the sizes differ"], True
+    thin = any(max(size) > 8 * min(size) for size in sizes)
+    return [*lines, "usable with resize=SIDE or max_side 0: long and thin images" if thin else "usable"], True
 
 
 def _duplicates(plan: Plan, groups: list[list[int]]) -> list[str]:

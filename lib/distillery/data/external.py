@@ -12,12 +12,14 @@ from torch import Tensor
 from distillery import store
 from distillery.checks import InputError, check_choice, check_finite
 from distillery.data import synthetic
+from distillery.data.archives import shown
 from distillery.data.images import Splits
 from distillery.data.synthetic import Synthetic
 
 IMAGES = ("images", "image_syn", "image", "x", "inputs")
 LABELS = ("targets", "labels", "label_syn", "label", "y")
 PIXELS = ("auto", "standardized", "unit", "bytes")
+_OVER = 0.05  # by which learned pixels in [0, 1] may lie outside; standardized ones have mean 0, so they lie farther
 _LARGEST = 20  # standardized pixels beyond are none: those of photographs reach about 3, whitened ones 10
 
 
@@ -25,8 +27,9 @@ def read(path, labels="", pixels="auto", splits: Splits | None = None, logits=Fa
     """Read a set: one of our exports, or a foreign file with images (M, C, H, W) and labels (M,) or (M, classes).
 
     labels  a second file that holds the labels alone
-    pixels  what foreign pixels are (card['pixels'] says how they were read): 'standardized' (used as they are), 'unit' ([0, 1]), 'bytes' (0 to 255), or 'auto': bytes if
-            whole-number typed, unit if all lie in [0, 1], else standardized. Units and bytes are standardized by `splits`, or refused
+    pixels  what foreign pixels are (card['pixels'] says how they were read): 'standardized' (used as they are), 'unit' ([0, 1], learned
+            ones a little outside), 'bytes' (0 to 255), or 'auto': bytes if whole-number typed, unit if all are, else standardized. Units
+            and bytes are standardized by `splits`, or refused
     logits  foreign labels are logits, whose softmax are the soft labels (DATM)
     formation  of foreign images, that of `Synthetic` ('partition2': four in one, IDC's factor 2)
     raises  InputError if the file is missing, corrupt, not loadable with weights_only, or holds no such tensors
@@ -35,14 +38,16 @@ def read(path, labels="", pixels="auto", splits: Splits | None = None, logits=Fa
     path = Path(path)
     if path.suffix == ".safetensors" and not labels and store.has_card(path):
         return synthetic.load(path)
-    images, targets = _pair(store.load_foreign(path))
+    content = store.load_foreign(path)
+    images, targets = _pair(content)
     if labels:
         content = store.load_foreign(labels)
         targets = _named(content, LABELS) if isinstance(content, dict) else content
     apart = labels or path  # the file of the labels
     for what, value, file, names in (("images", images, path, IMAGES), ("labels", targets, apart, LABELS)):
         if value is None or isinstance(value, Tensor) and value.ndim == 4 and what == "labels":
-            raise InputError(f"{file}: no {what}; accepted: a dict with {'/'.join(names)}, or a pair of images and labels")
+            accepted = f"a dict with {'/'.join(names)}, or a pair of images and labels"
+            raise InputError(f"{file}: no {what} in {_held(content)}; accepted: {accepted}")
         store.check_plain(f"{file}: {what}", value)
     if images.ndim != 4 or images.dtype == torch.bool or images.numel() == 0:
         raise InputError(f"{path}: images {tuple(images.shape)} of {images.dtype}; accepted: numbers (M, C, H, W), M > 0")
@@ -51,6 +56,28 @@ def read(path, labels="", pixels="auto", splits: Splits | None = None, logits=Fa
     if logits and not targets.is_floating_point():
         raise InputError(f"{apart}: logits, but labels are whole numbers; accepted: ({len(images)}, classes) real numbers")
     return Synthetic({"images": images, "targets": targets.softmax(1) if logits else targets}, None, formation, {"pixels": how})
+
+
+def compare(made: Synthetic, splits: Splits) -> list[str]:
+    """What the card of an exported set says of its data, against the data it is judged on: notes on what differs.
+
+    Raises InputError on other classes, and on images that are standardized in another way (as ZCA does, of other channels).
+    """
+    classes, theirs = splits.train.classes, made.card.get("transform")
+    if made.classes not in (None, classes):
+        found = next((i for i, pair in enumerate(zip(made.classes, classes)) if pair[0] != pair[1]), min(len(made.classes), len(classes)))
+        what = f"{len(made.classes)} classes, of {len(classes)} of the data, that differ from number {found} on"
+        raise InputError(f"set: {what}; accepted: the same classes in the same order, such as {', '.join(map(shown, classes[:5]))}")
+    notes, ours = [], {name: value.cpu() for name, value in vars(splits.train.transform).items()}
+    if theirs and {name: value.shape for name, value in theirs.items()} != {name: value.shape for name, value in ours.items()}:
+        raise InputError(
+            f"set: standardized by {', '.join(theirs)}, the data by {', '.join(ours)}; accepted: the normalization it was made with"
+        )
+    if theirs and not all(torch.allclose(theirs[name], ours[name], atol=1e-6) for name in ours):
+        notes.append("the set was made under other means and deviations of pixels than the data have here")
+    if made.card.get("data_digest") not in (None, splits.digest):
+        notes.append("the set was made of other images, or of another split: what it was made of may be among the test images")
+    return notes
 
 
 def _pair(content) -> tuple:
@@ -62,6 +89,16 @@ def _pair(content) -> tuple:
     if isinstance(content, dict):
         return _named(content, IMAGES), _named(content, LABELS)
     return tuple(content[:2]) if isinstance(content, list | tuple) and len(content) >= 2 else (None, None)
+
+
+def _held(content) -> str:
+    """What a foreign file holds, in short."""
+    if isinstance(content, dict):
+        return f"a dict with {', '.join(map(str, list(content)[:8])) or 'nothing'}"
+    if isinstance(content, list | tuple):
+        kinds = {f"images {tuple(one.shape)}" if isinstance(one, Tensor) and one.ndim == 4 else type(one).__name__ for one in content}
+        return f"a {type(content).__name__} of {len(content)}: {', '.join(sorted(kinds)[:4])}"
+    return f"a {type(content).__name__}"
 
 
 def _named(content: dict, names: tuple[str, ...]):
@@ -86,14 +123,14 @@ def _standardized(images: Tensor, pixels: str, splits: Splits | None, path: Path
     check_finite(f"{path}: images", images)
     low, high = (float(one) for one in images.aminmax())
     if pixels == "auto":
-        pixels = "bytes" if whole else "unit" if low >= 0 and high <= 1 else "standardized"
+        pixels = "bytes" if whole else "unit" if low >= -_OVER and high <= 1 + _OVER else "standardized"
         if pixels == "standardized" and max(-low, high) > _LARGEST:
             raise InputError(f"{path}: real pixels from {low:g} to {high:g}; accepted: pixels 'bytes', or 'standardized' if they are")
     how = f"{pixels} ({low:g} to {high:g})"
     if pixels == "standardized":
         return images, how
     top = 255 if pixels == "bytes" else 1
-    if low < 0 or high > top:
+    if low < -_OVER * (top == 1) or high > top + _OVER * (top == 1):
         raise InputError(f"{path}: pixels in {pixels} from {low:g} to {high:g}; accepted: 0 to {top}")
     if splits is None:
         raise InputError(f"{path}: pixels in {pixels} and no data set to standardize them by; accepted: a data set, or standardized")

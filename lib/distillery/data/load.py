@@ -2,13 +2,15 @@
 
 import re
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 
-from distillery.checks import InputError, check_choice, check_fraction, check_positive_int
+from distillery.checks import InputError, check_choice, check_fraction, check_positive_int, local_path
 from distillery.data import folders, named
+from distillery.data.archives import origin
 from distillery.data.images import PUBLISHED, ImageSet, LazyImages, Splits, fit_standardize, fit_zca, published
 from distillery.seeds import generator
 
@@ -26,12 +28,13 @@ def load(
     resize: int = 0,
     per_class: int = 0,
     test_per_class: int = 0,
+    held_out: float = VALIDATION,
     normalization: str = "own",
     cache_dir: str | Path = "",
     mapped: bool = False,
     progress: bool = False,
 ) -> Splits:
-    """Load a data set as disjoint splits, standardized by its training images; a tenth of those of each class are for validation.
+    """Load a data set as disjoint splits, standardized by its training images.
 
     dataset         'digits' (bundled with scikit-learn), a published set such as 'cifar10' (see `named.py`: its files are looked for in
                     data_root, fetched if missing, and used only with the published checksum), or 'folder': class folders at data_root,
@@ -41,6 +44,7 @@ def load(
     resize          make every image a square of this side, the short side resized and the centre kept; 0 = images must have equal sizes
     per_class       at most so many training images a class (before the validation split), drawn by the seed, 0 = all
     test_per_class  likewise for test images
+    held_out        the share of the training images of each class that is for validation, at least one, and is left out of training, 0 = none
     normalization   'own' (channel mean and std), 'zca' (eps 0.1), 'published' (the constants of the named set) or 'published:NAME' (those
                     of another set, for folders of its images)
     cache_dir       where decoded pixels are kept, '' = $DISTILLERY_CACHE or ~/.cache/distillery; removable any time
@@ -73,13 +77,39 @@ def load(
     if test_per_class:
         test = subset_per_class(test, test_per_class, generator(seed, "data", "test subset"))
         notes.append(f"at most {test_per_class} test images a class")
-    train, held_out = split_per_class(train, VALIDATION, generator(seed, "data", "validation split"))
-    parts = [part if mapped else replace(part, pixels=part.pixels[:]) for part in (train, held_out, test)]
+    validation = train.subset(rows[:0])
+    if held_out:
+        check_fraction("held_out", held_out)
+        train, validation = split_per_class(train, held_out, generator(seed, "data", "validation split"))
+    parts = [part if mapped else replace(part, pixels=part.pixels[:]) for part in (train, validation, test)]
     if kept == "published":
         transform = published(constants or dataset, images.shape[0])
     else:
         transform = fit_zca(parts[0]) if kept == "zca" else fit_standardize(parts[0])
     return Splits(*(replace(part, transform=transform) for part in parts), tuple(notes))
+
+
+def source_digest(dataset: str, data_root: str | Path) -> str:
+    """What tells whether `load` would read the same images and labels: name and digest of a folder or archive, '' of files that `load` verifies.
+
+    A folder is read again only where names, sizes or times of its files have changed. Raises InputError as `load`.
+    """
+    path = local_path("data_root", data_root) if dataset == "folder" or data_root else None
+    if path and dataset == "tiny-imagenet":
+        path = named.unpacked(path)
+    elif dataset != "folder":
+        path = None
+    if path is None:
+        return ""
+    files = [(str(one), one.stat()) for one in (path, *path.rglob("*")) if one.exists()]
+    stamp = hash(tuple(sorted((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in files)))
+    return _digest(path, stamp)
+
+
+@lru_cache(32)
+def _digest(path: Path, stamp: int) -> str:
+    where = origin(path)
+    return f"{where.name} {where.digest()}"
 
 
 def split_per_class(images: ImageSet, fraction: float, draw: Generator) -> tuple[ImageSet, ImageSet]:

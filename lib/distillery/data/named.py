@@ -182,10 +182,15 @@ def unpickle(content: bytes, label: str) -> dict:
         raise InputError(f"{label} is a broken pickle ({type(error).__name__}); accepted: a whole one") from error
 
 
-def _tiny(root: Path, progress: bool, **options) -> folders.Decoded:
+def unpacked(root: Path) -> Path | None:
+    """Tiny-ImageNet as a folder in `root`, where its archive is not there."""
     (archive,) = FILES["tiny-imagenet"]
-    unpacked = [folder for folder in (root, root / "tiny-imagenet-200") if (folder / "val" / "images").is_dir()]
-    path = unpacked[0] if unpacked and not (root / archive).exists() else fetch("tiny-imagenet", archive, root, progress)
+    found = [folder for folder in (root, root / "tiny-imagenet-200") if (folder / "val" / "images").is_dir()]
+    return found[0] if found and not (root / archive).exists() else None
+
+
+def _tiny(root: Path, progress: bool, **options) -> folders.Decoded:
+    path = unpacked(root) or fetch("tiny-imagenet", *FILES["tiny-imagenet"], root, progress)
     found = folders.load_files(path, progress=progress, **options)
     found.name = "tiny-imagenet"
     if path.is_dir():

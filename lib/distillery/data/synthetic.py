@@ -181,11 +181,12 @@ def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -
 
 
 def load(path: str | Path) -> Synthetic:
-    """Read an exported set. Raises InputError if it is truncated, corrupt, or no synthetic set of finite numbers."""
+    """Read an exported set; card['transform'] holds the tensors of its standardization. Raises InputError if it is truncated, corrupt, or no
+    synthetic set of finite numbers."""
     tensors, card = store.load_tensors(path)
     if not str(card.get("format", "")).startswith("distillery synthetic set"):
         raise InputError(f"{path} is {card.get('format', 'something else')!r}; accepted: an exported synthetic set")
-    tensors = {name: value for name, value in tensors.items() if not name.startswith("transform.")}
+    transform = {name.removeprefix("transform."): tensors.pop(name) for name in list(tensors) if name.startswith("transform.")}
     classes = card.get("classes") or ()
     if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
         raise InputError(f"{path}: classes {classes!r}; accepted: a list of names")
@@ -193,6 +194,6 @@ def load(path: str | Path) -> Synthetic:
         store.check_plain(f"{path}: {name}", value)
         check_finite(f"{path}: {name}", value)
     try:
-        return Synthetic(tensors, tuple(classes) or None, card.get("formation"), card)
+        return Synthetic(tensors, tuple(classes) or None, card.get("formation"), card | {"transform": transform})
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

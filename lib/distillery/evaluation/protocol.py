@@ -55,6 +55,8 @@ class Protocol:
     losses: ClassVar[tuple[str, ...]] = ("cross-entropy", "half squared error")
     extra: ClassVar[int] = 1  # passes over the set beyond `epochs`
     descent: ClassVar[type[SGD]] = SGD
+    cutmix: ClassVar[float] = 0.0  # probability of CutMix in a step
+    normalization: ClassVar[str] = ""  # of other architectures that can have it, '' = the field's default
 
     def __post_init__(self):
         check_positive_int("networks", self.networks)
@@ -102,7 +104,7 @@ class Protocol:
         return network.init(stream, k)
 
     def drops(self, per_epoch: int) -> tuple[int, ...]:
-        """The steps at which the rate falls to a tenth, where an epoch has so many."""
+        """The steps at which the rate falls, where an epoch has so many."""
         return ((self.epochs // 2 + 2) * per_epoch,)
 
     def optimizer(self, n: int) -> tuple[SGD, int]:
@@ -114,7 +116,7 @@ class Protocol:
     def steps_of(self, size: int, classes: int, n: int) -> int:
         """The number of images whose training steps the evaluation of a set takes, 0 = those of its own.
 
-        size     images of each class; stored ones, where each holds several
+        size     images of each class, those of one stored image counted apart
         classes  how many, 0 = there are none
         n        number of real images
         """
@@ -180,7 +182,7 @@ def fit(
             return replace(visits, scale=visits.scale * optimizer.factor**drops)
 
         length = {"epochs": protocol.epochs, "plan": plan, "collect": hiding.collect, "after_epoch": hiding.after_epoch}
-    options = {"generator": train_stream, "batch": protocol.batch, "augmentation": protocol.augmentation}
+    options = {"generator": train_stream, "batch": protocol.batch, "augmentation": protocol.augmentation, "cutmix": protocol.cutmix}
     return train(network, params, source, LOSSES[protocol.loss], optimizer, **options, **length)
 
 

@@ -1,17 +1,23 @@
-"""Fine-tune a language model on a part of some instructions (`scores/text.py`), chosen by a rule of `selection.py`."""
+"""Fine-tune a language model on a part of some instructions (`scores/text.py`), chosen by a rule of `selection.py`.
 
+Every result is a stored run: computed once, within the budget, with what it cost.
+"""
+
+import hashlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from distillery import selection
-from distillery.report.records import best_of
+from distillery import selection, store
+from distillery.runs import DependencyMissing, Runs
 from distillery.scores import text
 from distillery.seeds import generator
 
+VERSION = 1  # of everything that decides a result; raise it when a change makes stored ones stale
 GAMMAS = (0.25, 0.5, 0.75)  # of FlexRand, the ends of the legal range as published and its middle
 UNTRAINED = (0.4, 0.7, 0.85)  # ends of what is seen before, of the pool and of what is held out: a model trained here
 TRAINED = (0.0, 0.6, 0.8)  # of a model that has seen texts elsewhere
@@ -21,77 +27,114 @@ TRAINED = (0.0, 0.6, 0.8)  # of a model that has seen texts elsewhere
 class Pool:
     """A language model, instructions to choose from, and what is told of the choice.
 
-    model     before it is fine-tuned
+    start     the model as it was read or drawn
     entries   the instructions of the pool; `encoded` = the same as tokens
     held_out  tokens of those by which a choice may be made; `test` = of those it is judged by
-    before    how many instructions the model was trained on first
-    scores    'complexity' and 'likelihood' (N,) of the pool, high = hard
+    seen      tokens of those that the model is trained on first
     training  steps, lr and batch of every fine-tuning
+    runs      where results are kept
+    inputs    what identifies them, beside the rule: model, seed, masks, length and training; `digest` = that of all instructions
     """
 
-    model: nn.Module
+    start: nn.Module
     entries: list[text.Instruction]
     encoded: list[text.Encoded]
     held_out: list[text.Encoded]
     test: list[text.Encoded]
-    before: int
-    scores: dict[str, torch.Tensor]
+    seen: list[text.Encoded]
     training: dict
+    runs: Runs
+    inputs: dict
+    digest: str
 
     @property
     def budget(self) -> int:
         """How many instructions a choice keeps: half of them, as published."""
         return len(self.encoded) // 2
 
-    def rows(self, seeds: Iterable[int]) -> dict[str, list[dict]]:
-        """Results by seed of several ways to choose half of the pool; FlexRand and random selection have three tries each.
+    @property
+    def cut(self) -> int:
+        """How many prompts were too long and lost their ends."""
+        return sum(one.lost > 0 for part in (self.encoded, self.held_out, self.test, self.seen) for one in part)
 
-        The best of them is chosen on the instructions that are held out.
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model before a choice is made: trained on `seen` first, once, if there is something."""
+        if not self.seen:
+            return self.start
+        path = self.runs.artifact("language-model-" + store.identity("language model", VERSION, self.inputs, self.digest))
+        if not path.exists():
+            stream = generator(self.inputs["seed"], "before")
+            tuned = text.finetune(self.start, self.seen, range(len(self.seen)), generator=stream, **self.training)
+            store.save_tensors(path, tuned.state_dict(), self.inputs)
+        self.start.load_state_dict(store.load_tensors(path)[0])
+        return self.start
+
+    @cached_property
+    def scores(self) -> dict[str, Tensor] | None:
+        """'complexity', 'likelihood' and 'length' (tokens of the response) of the pool, (N,), high = hard; None if the budget is spent."""
+
+        def compute() -> dict:
+            complexity = text.complexity(self.model, self.encoded, self.inputs["masks"]).tolist()
+            found = {"complexity": complexity, "likelihood": text.response_losses(self.model, self.encoded).tolist()}
+            return found | {"length": [float(len(one.ids) - one.start) for one in self.encoded]}
+
+        found = self._stored("instruction-scores", {}, compute)
+        return found and {name: torch.tensor(found[name]) for name in ("complexity", "likelihood", "length")}
+
+    def rows(self, seeds: Iterable[int]) -> dict[str, list[dict | None]]:
+        """Results by seed of several ways to choose half of the pool, of each gamma ('FlexRand, 0.25') and of as many random draws ('draw 1').
+
+        'before' is the model before any choice; the likelihood and the length of a response are controls of the complexity.
         """
-        seeds = list(seeds)
-        tried = [self.tuned(seeds, "flexrand", "complexity", gamma) for gamma in GAMMAS]
-        drawn = [self.tuned(seeds, "random", draw=i) for i in range(len(GAMMAS))]
-        return {
-            "before": [self._judged(self.model, 0, time.monotonic())] * len(seeds),
-            "random": drawn[0],
-            "best of random": best_of(drawn),
-            "FlexRand, 1/2": tried[GAMMAS.index(0.5)],
-            "FlexRand": best_of(tried),
-            "hardest": self.tuned(seeds, "highest", "complexity"),
-            "easiest": self.tuned(seeds, "lowest", "complexity"),
-            "likelihood, easiest": self.tuned(seeds, "lowest", "likelihood"),
-        }
+        seeds, rows = list(seeds), {"before": [self._stored("instructions", {"rule": "none"}, lambda: self._judged(self.model))]}
+        rows |= {f"draw {i + 1}": self.tuned(seeds, "random", draw=i) for i in range(len(GAMMAS))}
+        rows |= {f"FlexRand, {gamma}": self.tuned(seeds, "flexrand", "complexity", gamma) for gamma in GAMMAS}
+        ends = {"hardest": ("highest", "complexity"), "easiest": ("lowest", "complexity"), "most likely": ("lowest", "likelihood")}
+        ends |= {"longest": ("highest", "length")}
+        return rows | {name: self.tuned(seeds, *how) for name, how in ends.items()}
 
-    def tuned(self, seeds: Iterable[int], rule: str, score: str = "", gamma: float = 0.5, draw: int = 0) -> list[dict]:
-        """Results by seed of fine-tuning on half of the pool: 'accuracies' on test and on 'validation' instructions, and costs.
+    def tuned(self, seeds: Iterable[int], rule: str, score: str = "", gamma: float = 0.5, draw: int = 0) -> list[dict | None]:
+        """Results by seed of fine-tuning on half of the pool: 'accuracies' on test and on 'validation' instructions, and costs; None = not run.
 
         In place of an accuracy stands the likelihood of the tokens of a response, exp(-loss), averaged over responses.
 
         rule   of `selection.py`, in one group, as there are no classes
         score  one of `scores`, '' for a rule that goes by none
         """
-        scores, results = self.scores[score] if score else torch.zeros(len(self.encoded)), []
-        for seed in seeds:
-            began, order = time.monotonic(), generator(seed, "text order")
+        steps, batch = self.training["steps"], self.training["batch"]
+
+        def compute(seed: int) -> dict:
+            scores = torch.zeros(len(self.encoded))
+            if score and self.scores is None:
+                raise DependencyMissing
+            scores = self.scores[score] if score else scores
             kept = selection.select(scores, self.budget, None, rule, generator(seed, "text", rule, draw), gamma)
-            model = text.finetune(self.model, self.encoded, kept.tolist(), generator=order, **self.training)
-            results.append(self._judged(model, self.training["steps"], began))
-        return results
+            model = text.finetune(self.model, self.encoded, kept.tolist(), generator=generator(seed, "text order"), **self.training)
+            return self._judged(model) | {"steps": steps, "samples": steps * batch}
 
-    def _judged(self, model: nn.Module, steps: int, began: float) -> dict:
-        def likelihood(encoded: list[text.Encoded]) -> list[float]:
-            return [float((-text.response_losses(model, encoded)).exp().mean())]
+        how = {"rule": rule, "score": score, "gamma": gamma, "draw": draw}
+        return [self._stored("instructions", how | {"row": seed}, lambda seed=seed: compute(seed)) for seed in seeds]
 
-        found = {"accuracies": likelihood(self.test), "validation": likelihood(self.held_out), "steps": steps}
-        found |= {"samples": steps * self.training["batch"], "stored_numbers": None, "artifact": None}
-        seconds = time.monotonic() - began
-        return found | {"seconds": seconds, "seconds_evaluation": seconds}
+    def _stored(self, producer: str, how: dict, compute) -> dict | None:
+        def timed(key: str) -> dict:
+            _ = self.model  # before the clock starts: it serves many results
+            began = time.monotonic()
+            return compute() | {"seconds": time.monotonic() - began}
+
+        found = self.runs.try_get(producer, VERSION, self.inputs | how, self.digest, timed)
+        nothing = {"steps": 0, "samples": 0, "stored_numbers": None, "artifact": None}
+        return found and nothing | found | {"seconds_evaluation": found["seconds"]}
+
+    def _judged(self, model: nn.Module) -> dict:
+        parts = {"accuracies": self.test, "validation": self.held_out}
+        return {name: [float((-text.response_losses(model, one)).exp().mean())] for name, one in parts.items()}
 
 
-def prepare(model: str, file: str, n: int, seed: int, *, masks: int, length: int, steps: int, lr: float, batch: int) -> Pool:
-    """Read or make up instructions, split and score them; a model of our own is first trained on some of them.
+def prepare(runs: Runs, model: str, file: str, n: int, seed: int, *, masks: int, length: int, steps: int, lr: float, batch: int) -> Pool:
+    """Read or make up instructions and split them.
 
-    model   a folder or hub name, '' = a small model of characters
+    model   a folder or hub name, '' = a small model of characters, which is first trained on some of the instructions
     file    in Alpaca form, '' = n made-up instructions
     masks   models on the path of the complexity
     length  tokens of prompt and response
@@ -104,10 +147,8 @@ def prepare(model: str, file: str, n: int, seed: int, *, masks: int, length: int
     order = torch.randperm(len(encoded), generator=stream).tolist()
     ends = [round(part * len(order)) for part in (TRAINED if model else UNTRAINED)]
     first, own, held_out, test = (order[a:b] for a, b in zip([0, *ends], [*ends, len(order)]))
-    if first:
-        stream = generator(seed, "before")
-        network = text.finetune(network, encoded, first, generator=stream, **training)
-    pool = [encoded[i] for i in own]
-    scores = {"complexity": text.complexity(network, pool, masks), "likelihood": text.response_losses(network, pool)}
-    parts = ([encoded[i] for i in some] for some in (held_out, test))
-    return Pool(network, [entries[i] for i in own], pool, *parts, len(first), scores, training)
+    digest = hashlib.sha256(store.canonical([list(one) for one in entries]).encode()).hexdigest()
+    weights = store.tensor_digest(dict(network.named_parameters()))
+    inputs = {"model": weights, "trained": bool(model), "seed": seed, "masks": masks, "length": length} | training
+    pool, *parts = ([encoded[i] for i in some] for some in (own, held_out, test, first))
+    return Pool(network, [entries[i] for i in own], pool, *parts, training, runs, inputs, digest)

@@ -8,7 +8,7 @@ from pkgutil import iter_modules
 
 from distillery.methods.base import ANY, METHODS, Made, Method, Settings, register
 
-__all__ = ["ANY", "METHODS", "Made", "Method", "Settings", "published", "published_probe", "register"]
+__all__ = ["ANY", "METHODS", "Made", "Method", "Settings", "published", "published_part", "published_probe", "register"]
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -28,3 +28,16 @@ def published(dataset: str, name: str, size: int) -> dict | None:
             mean, std = table[dataset][size]
             return {"mean": mean / 100, "std": std / 100}
     return None
+
+
+def published_part(dataset: str, way: str, part: float) -> dict | None:
+    """The published accuracy {'mean', 'std'} of fine-tuning on a part of each class, as fractions without a deviation; None = there is none.
+
+    way  to keep it, 'random' for example; that of 'FlexRand' chose gamma on test images, and stands beside both ways to choose it
+    """
+    from distillery.methods.literature import KEPT
+
+    row, place = KEPT.get(dataset, {}).get(way.removesuffix(", oracle on test"), "").split(), round(10 * part)
+    if not row or abs(10 * part - place) > 1e-9 or not 1 <= place <= len(row):
+        return None
+    return {"mean": float(row[place - 1]) / 100, "std": None}

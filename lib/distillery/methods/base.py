@@ -5,7 +5,7 @@ line find it in METHODS. `Method` has the defaults of a selection, which makes a
 """
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -16,13 +16,16 @@ from distillery.distill import Distilled
 from distillery.evaluation import Protocol, fit
 from distillery.runs import subsample
 from distillery.starts import STARTS
+from distillery.training.dsa import without_flip
 
 if TYPE_CHECKING:
     from distillery.job import Job
 
 METHODS: dict[str, "Method"] = {}
 ANY = 0  # as a size in `published`: every size that is not named
-TINY, SUBSET = {"depth": 4, "side": 64}, {"depth": 5, "side": 128}  # the ConvNet for Tiny-ImageNet, and for ten classes of ImageNet
+TINY = {"depth": 4, "side": 64}  # the ConvNet for Tiny-ImageNet, and for ten classes of ImageNet, with ImageNet's constants
+SUBSET = {"depth": 5, "side": 128, "normalization": "published:tiny-imagenet"}
+SUBSETS = ("imagenette", "imagewoof", "imagefruit", "imagemeow")  # ten classes of ImageNet each; settings of "imagenet-subset"
 
 
 def register(cls: type["Method"]) -> type["Method"]:
@@ -83,7 +86,8 @@ class Method:
     published: ClassVar[dict[str, dict[int, dict]]] = {}  # what differs: data set -> size (or ANY) -> settings
     about: ClassVar[tuple[str, ...]] = ("start", "normalization", "depth", "side", "source")  # keys of both that are no settings
     numbers: ClassVar[dict[str, dict[int, tuple[float, float]]]] = {}  # accuracies in percent: data set -> size -> (mean, deviation)
-    judged: ClassVar[dict | None] = None  # how: 'epochs', 'batch', 'augmented' on the ConvNet of width 128; None = ours are not comparable
+    judged: ClassVar[Protocol | None] = None  # how, on the ConvNet of width 128; None = not known, or not by networks trained on the set
+    judged_on: ClassVar[dict[str | tuple[str, int], Protocol]] = {}  # where it differs: data set, or data set and size
     start: ClassVar[str] = ""  # how first images are chosen as published, '' = there are none to choose
     selects: ClassVar[str] = ""  # of a selection the start by which it chooses what it keeps
     own_starts: ClassVar[tuple[str, ...]] = ()  # that are not general
@@ -91,6 +95,7 @@ class Method:
     learns: ClassVar[tuple[str, ...]] = ()  # names of tensors
     objective: ClassVar[type | None] = None  # the class whose steps it takes, None = it has no loop
     no_batches: ClassVar[str] = "it has no loop"  # why it takes no sampler, '' = it does
+    by_epochs: ClassVar[bool] = False  # whether its loop counts epochs of the real images, which are shorter where a part is held out
     prunes: ClassVar[bool] = True  # whether real images may be pruned first
 
     @property
@@ -150,6 +155,16 @@ class Method:
         changes = {name: v for name, v in changes.items() if name in names} | changes.get(self.name, {}) | (own or {})
         values = self.changed(self.common | self.cell(dataset, size, n), changes)
         return self.Settings(**{name: value for name, value in values.items() if name not in self.about})
+
+    def published_protocol(self, dataset: str, size: int, like: Protocol, flip: bool) -> Protocol | None:
+        """How published accuracies were measured, None where it is not known; rates of some methods are learned.
+
+        like  whose number of networks it has; the published ones are 1 to 20
+        flip  whether images are mirrored where they are augmented
+        """
+        found = self.judged_on.get((dataset, size)) or self.judged_on.get(dataset) or self.judged
+        families = found and (found.augmentation if flip else without_flip(found.augmentation))
+        return found and replace(found, networks=like.networks, augmentation=families)
 
     def changed(self, values: dict, changes: dict) -> dict:
         """Published values with changes; a subclass says what else a change changes."""

@@ -9,7 +9,7 @@ the mean logits of the experts whose last epoch classifies an image right (`firs
 classifies right. An update is skipped where its matching loss is above a threshold.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import torch
@@ -73,7 +73,7 @@ class DATM(Trajectories):
             50: row(20, 2, 70, 100, 1e-4, 0.01, min_start_epoch=40, student_batch=1000, lr_labels=10, **TINY),
         },
     }  # fmt: skip
-    judged = Trajectories.judged | {"batch": 128}
+    judged = replace(Trajectories.judged, batch=128)
     numbers = {  # paper
         "cifar10": {1: (46.9, 0.5), 10: (66.8, 0.2), 50: (76.1, 0.3)},
         "cifar100": {1: (27.9, 0.2), 10: (47.2, 0.4), 50: (55.0, 0.2)},

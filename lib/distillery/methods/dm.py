@@ -5,11 +5,13 @@ $$\min_S \sum_c \Big\| \tfrac{1}{|B_c|}\sum_{x \in B_c} \phi(A(x)) - \tfrac{1}{|
 with a fresh random network $\phi$ in every step; see `matching/distribution.py`.
 """
 
+from distillery.evaluation import Protocol
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.effects import check_uncoupled
 from distillery.methods.base import register
 from distillery.methods.matched import Matched
 from distillery.seeds import generator
+from distillery.training.dsa import DSA
 
 
 @register
@@ -21,7 +23,7 @@ class DM(Matched):
     source = "code: VICO-UoE/DatasetCondensation"
     objective, once = DistributionMatching, True
     common = {"iterations": 20_000, "lr": 1.0, "momentum": 0.5, "batch": 256, "augmented": True}
-    judged = {"epochs": 1000, "batch": 256, "augmented": True}
+    judged = Protocol(augmentation=DSA)
     numbers = {  # tables of FTD and DATM [other paper]
         "cifar10": {1: (26.0, 0.8), 10: (48.9, 0.6), 50: (63.0, 0.4)},
         "cifar100": {1: (11.4, 0.3), 10: (29.7, 0.3), 50: (43.6, 0.4)},

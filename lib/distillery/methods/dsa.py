@@ -5,8 +5,10 @@ $$\min_S \sum_c D\big(\nabla_\theta l(A_\omega(S_c)),\ \nabla_\theta l(A_\omega(
 with DC's distance $D$ and the parameters $\omega$ of one augmentation $A$ drawn for both sides in every step.
 """
 
+from distillery.evaluation import Protocol
 from distillery.methods.base import register
 from distillery.methods.dc import DC
+from distillery.training.dsa import DSA as FAMILIES
 
 
 @register
@@ -16,7 +18,7 @@ class DSA(DC):
     name, paper = "DSA", "2102.08259"
     start = "random"
     common = DC.common | {"augmented": True}
-    judged = {"epochs": 1000, "batch": 256, "augmented": True}
+    judged, judged_on = Protocol(augmentation=FAMILIES), {}
     numbers = {  # tables of FTD, DATM and KIP [other paper]
         "cifar10": {1: (28.8, 0.7), 10: (52.1, 0.5), 50: (60.6, 0.5)},
         "cifar100": {1: (13.9, 0.3), 10: (32.3, 0.3), 50: (42.8, 0.4)},

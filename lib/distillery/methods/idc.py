@@ -14,7 +14,7 @@ does not see how far a mean moves. Left out: IDC on ImageNet, which trains its n
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -23,6 +23,7 @@ from torch import Generator, Tensor
 from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.data import Standardize
 from distillery.data.synthetic import FORMATIONS, Synthetic
+from distillery.evaluation import Mixing
 from distillery.matching.gradient import GradientMatching
 from distillery.matching.step import StepContext, prefixed, train_on_real, under
 from distillery.methods.base import ANY, register
@@ -173,6 +174,8 @@ class IDC(Formed):
         "mnist": {ANY: {"lr": 1e-5, "n_data": 500, "metric": "l1", "augmentation": "color+crop", "cutmix": 0.0}},
         "fashion-mnist": {ANY: {"lr": 7.65625e-6, "n_data": 500, "metric": "l1"}},  # 1e-5 (28 / 32)^2
     }
+    judged = Mixing(augmentation="flip+color+crop_scale_rotate")
+    judged_on = {"mnist": replace(judged, cutmix=0.0)}
     numbers = {"cifar10": {1: (50.0, 0.4), 10: (67.5, 0.5), 50: (74.5, 0.1)}}  # other paper: reprinted by AutoPalette
 
     def cell(self, dataset: str, size: int, n: int) -> dict:
@@ -197,4 +200,5 @@ class IDCI(IDC):
     name = "IDC-I"
     common = IDC.common | {"formation": "identity"}
     published = IDC.published | {"mnist": {ANY: {"lr": 1e-5, "n_data": 500, "metric": "l1"}}}
+    judged_on = {("svhn", 1): replace(IDC.judged, augmentation="color+crop_scale_rotate+cutout", cutmix=0.0)}
     numbers = {}

@@ -20,13 +20,14 @@ from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_positive_int
 from distillery.data.synthetic import Synthetic
+from distillery.evaluation import Protocol
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.step import StepContext, prefixed, train_on_real, under
 from distillery.methods.base import TINY, register
 from distillery.methods.matched import Formed, FormedSettings
 from distillery.networks import Params
 from distillery.seeds import split
-from distillery.training.dsa import Draw, augment, draw
+from distillery.training.dsa import DSA, Draw, augment, draw
 from distillery.training.losses import cross_entropy
 from distillery.training.optimizers import SGD
 
@@ -167,6 +168,7 @@ class IDM(Formed):
         "tiny-imagenet": {1: TINY | {"ce_weight": 0.5}, 10: TINY | {"ce_weight": 0.5}, 50: TINY | {"ce_weight": 0.8, "train_steps": 50}},
         "imagenet-100": {1: LARGE, 10: LARGE},
     }
+    judged = Protocol(augmentation=DSA)
     numbers = {  # other paper: the table of InfoUtil
         "cifar10": {1: (45.6, 0.7), 10: (58.6, 0.1), 50: (67.5, 0.1)},
         "cifar100": {1: (20.1, 0.3), 10: (45.1, 0.1), 50: (50.0, 0.2)},

@@ -8,6 +8,7 @@ be differentiated twice, so synthetic images of gradient and trajectory matching
 
 import warnings
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Generator, Tensor
@@ -57,6 +58,8 @@ class MixedPrecision:
     def _run(self, name: str, params: Params, images: Tensor, train: bool):
         function = getattr(self.network, name)
         if self.precision == "bfloat16":
+            if images.device.type == "cpu":
+                _warn_where_slow()
             params, images = _low(params), images.bfloat16()
         if not self.compiled or self._broken:
             return function(params, images, train)
@@ -70,6 +73,14 @@ class MixedPrecision:
             warnings.warn(f"{self.name} runs uncompiled: {first_line(error)}", RuntimeWarning, stacklevel=3)
             self._broken = True
             return function(params, images, train)
+
+
+@cache  # once in a process
+def _warn_where_slow() -> None:
+    """Warn of bfloat16 on a processor that emulates it."""
+    if not any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")):  # the last on ARM
+        slow = "this processor has no bfloat16 units, so that it takes 5 to 39 times as long as float32"
+        warnings.warn(f"precision 'bfloat16': {slow}; accepted: 'float32', whose runs are others", RuntimeWarning, stacklevel=4)
 
 
 def _low(params: Params) -> Params:

@@ -2,16 +2,19 @@
 
 import inspect
 import io
+import re
 import textwrap
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown, display
+from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 from PIL import Image as Pictures
 
-from distillery.report import figures, records
+from distillery.report import figures, records, tables
 
 ROOT = Path(__file__).resolve().parents[3]
 WIDTH = 1000  # pixels of an embedded figure at most
@@ -33,6 +36,25 @@ def embedded(data: bytes) -> Image:
     return Image(buffer.getvalue(), format="png")
 
 
+def _is_mathematics(text: str) -> bool:
+    """Whether it is of ours, which has commands that are known: a '$' of a name has none, but perhaps the '\\' of an escaped byte."""
+    with suppress(ValueError):
+        return "$" not in text or ("\\" in text and MathTextParser("path").parse(text) is not None)
+    return False
+
+
+def in_words(classes: Iterable[str]) -> list[str]:
+    """Names of classes, those of WordNet's numbers (n01443537) in words (goldfish)."""
+    classes = list(classes)
+    if not any(re.fullmatch(r"n\d{8}", one) for one in classes):
+        return classes
+    from timm.data import ImageNetInfo
+
+    known = ImageNetInfo("imagenet22k")
+    names = set(known.label_names())
+    return [known.label_name_to_description(one, detailed=False).split(",")[0] if one in names else one for one in classes]
+
+
 class Shown:
     """Parts of a session that show something of its rows."""
 
@@ -40,19 +62,30 @@ class Shown:
         """Accuracies of rows as bars; returns the figure. `colors` by label, None = the next ones of the palette."""
         names = [name for name in names or self.rows if name in self.rows]
         drawn = [one for one in map(self.summary, names) if one["accuracies"]]
+        if self.p.scale != "paper":  # no diamonds of another setting
+            drawn = [one | {"published": None} for one in drawn]
         axis = axis or plt.figure(figsize=(6.2, 0.7 + 0.34 * max(2, len(drawn)))).subplots()
         figures.accuracy_bars(axis, drawn, colors)
         axis.set_title(title)
         return axis.figure
 
     def strips(self, names: Iterable[str], subfigure, start_of: str = "") -> None:
-        """Draw a strip of images for each row: of its first set one image of each class; first the start of one of them."""
-        per_class = {name: self.rows[name].recipes[0].size for name in names if self.set_of(name)}
-        parts = [(self.rows[name].label, self.set_of(name).tensors["images"][::n]) for name, n in per_class.items()]
-        if start_of in per_class and (start := self.set_of(start_of).card["start"]) is not None:
-            parts.insert(0, ("start", start[:: per_class[start_of]]))
-        for axis, (label, images) in zip(subfigure.subplots(max(1, len(parts)), squeeze=False)[:, 0], parts):
-            figures.show_tiles(axis, self.pixels(images[:10]), min(10, len(images)), "", [label])
+        """Draw a strip of images for each row: of its first set one image of each class; first the start of one of them.
+
+        Of sets that still are mostly the noise they started from, what has changed is drawn instead, grey = nothing, stretched alike.
+        """
+        rows = [(name, self.rows[name], self.set_of(name)) for name in names if self.set_of(name)]
+        images = [one.tensors["images"][:: row.recipes[0].size][:10] for _, row, one in rows]
+        starts = [start if (start := one.card["start"]) is None else start[:: row.recipes[0].size][:10] for _, row, one in rows]
+        parts = [(row.label, self.pixels(shown)) for (_, row, _), shown in zip(rows, images)]
+        if rows and all(row.experiment.job(row.recipes[0]).start == "noise" for _, row, _ in rows):
+            changes = [shown - start for shown, start in zip(images, starts)]
+            most = max(float(change.abs().quantile(0.99)) for change in changes)
+            if all(change.std() < start.std() / 2 for change, start in zip(changes, starts)):
+                parts = [(f"{row.label}, change", 0.5 + change / (2 * most)) for (_, row, _), change in zip(rows, changes)]
+        parts = [("start", self.pixels(start)) for (name, *_), start in zip(rows, starts) if name == start_of and start is not None] + parts
+        for axis, (label, shown) in zip(subfigure.subplots(max(1, len(parts)), squeeze=False)[:, 0], parts):
+            figures.show_tiles(axis, shown, len(shown), "", [label])
 
     def tiles(self, axis, indices, columns: int, title: str = "", rows: list[str] | None = None) -> None:
         """Draw training images by their indices; `rows` names the rows at the left."""
@@ -61,7 +94,7 @@ class Shown:
 
     def sets_and_bars(self, sets: Iterable[str], bars: Iterable[str], titles: tuple[str, str], start_of: str = ""):
         """Images of some rows at the left, accuracies at the right; returns the figure."""
-        sets, bars = list(sets), list(bars)
+        sets, bars = list(sets), [name for name in bars if any(self.results.get(name, ()))]
         figure = plt.figure(figsize=(10.5, max(3.0, 0.9 + 0.36 * max(len(bars), 1.6 * len(sets)))))
         left, right = figure.subfigures(1, 2, width_ratios=[1.15, 1])
         self.strips(sets, left, start_of)
@@ -72,15 +105,15 @@ class Shown:
 
     def save(self, figure, name: str, committed: bool = False) -> None:
         """Write a figure to `here` and show it; `committed` also shows the one of the largest scale that lies beside a committed record."""
-        for text in getattr(figure, "figure", figure).findobj(Text):  # a '$' of a name is no mathematics, which has commands
-            text.set_parse_math("\\" in text.get_text() or "$" not in text.get_text())
+        for text in getattr(figure, "figure", figure).findobj(Text):
+            text.set_parse_math(_is_mathematics(text.get_text()))
         data = figures.save(figure, self.here / f"{name}.png").read_bytes()
         plt.close(getattr(figure, "figure", figure))
         display(embedded(data))
         known = [one for one in records.find(ROOT / "results") if one["notebook"] == self.notebook] if committed else []
         for record in (one for one in known if one["scale"] != "smoke"):
             if (path := Path(record["path"]).with_name(f"{name}.png")).exists():
-                caption = f"*The same figure at {record['scale']} scale, on {record['data']['label']}:*"
+                caption = f"*The same figure at {record['scale']} scale, on {tables.plain(record['data']['label'])}:*"
                 return display(Markdown(caption), embedded(path.read_bytes()))
 
     def show(self, *functions: Callable) -> None:

@@ -21,6 +21,7 @@ from distillery.checks import InputError, check_choice, first_line, local_path
 from distillery.notebook import types
 
 LARGEST = 100_000  # bytes of a file of parameters
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "null": None, "~": None, "": None}
 
 
 def declared(notebook: str | Path) -> tuple[dict, dict]:
@@ -47,13 +48,21 @@ def declared(notebook: str | Path) -> tuple[dict, dict]:
     return {name: known[one] for name, one in spelled.items()}, defaults
 
 
-class _EachOnce(yaml.SafeLoader):
-    """YAML in which no name is given twice, and nothing stands for what is written elsewhere."""
+class Plain(str):
+    """A value of a file as it is written there, without quotes: what it means, the type of its parameter says."""
+
+
+class _EachOnce(yaml.BaseLoader):
+    """YAML in which no name is given twice, nothing stands for what is written elsewhere, and values are texts."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, f"*{self.peek_event().anchor} stands for another value")
         return super().compose_node(parent, index)
+
+    def construct_scalar(self, node):
+        value = super().construct_scalar(node)
+        return value if node.style else Plain(value)
 
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value]
@@ -63,7 +72,7 @@ class _EachOnce(yaml.SafeLoader):
 
 
 def read_values(path: str | Path) -> dict:
-    """The values by name of a YAML file. Raises InputError on any other file, a name given twice, and more than LARGEST bytes."""
+    """The values by name of a YAML file, for `typed`. Raises InputError on any other file, a name given twice, and more than LARGEST bytes."""
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
@@ -71,27 +80,42 @@ def read_values(path: str | Path) -> dict:
             raise ValueError(f"more than {LARGEST} bytes")
         found = yaml.load(content.decode(), _EachOnce)
         if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__}")
+            raise ValueError(f"a {type(typed(found)).__name__}")
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         cause = getattr(error, "problem", None) or first_line(error)
         raise InputError(f"{path}: {cause}; accepted: a YAML file of NAME: VALUE lines") from error
     return found
 
 
+def typed(value, kind=None):
+    """What a value of `read_values` means as a parameter of a type (of several, their types by name), read as on the command line; quotes make a text."""
+    if isinstance(value, dict):
+        return {str(name): typed(one, kind.get(name) if isinstance(kind, dict) else None) for name, one in value.items()}
+    if isinstance(value, list):
+        return [typed(one, get_args(kind)[0] if get_origin(kind) is list else kind) for one in value]
+    return from_text(str(value), kind) if isinstance(value, Plain) else value
+
+
 def from_text(text: str, kind=None):
-    """A value of the command line: a text stays as it is where the type is one; else YAML, also 1e-3 as a number and 1,10 as a list."""
+    """A value of the command line: a text stays as it is where the type is one; else a number in decimals (5e-1, and 010 is 10), true or
+    false, [..] or 1,10 as a list, or a text."""
     listed = get_origin(kind) is list
     one = get_args(kind)[0] if listed else kind
-    if (get_args(one) or [one])[0] is str and not (listed and text.startswith("[")):
-        return [part.strip() for part in text.split(",")] if listed else text
-    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
-        return float(text)
-    if "," in text and not text.startswith("["):
-        return [from_text(part) for part in text.split(",")]
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    is_text = (get_args(one) or [one])[0] is str
+    if is_text and not listed:
         return text
+    if text.startswith("["):
+        try:
+            return typed(yaml.load(text, _EachOnce), kind)
+        except (yaml.YAMLError, RecursionError):
+            return text
+    if is_text or "," in text:
+        return [from_text(part.strip(), one) for part in text.split(",")]
+    if len(text) < 400 and re.fullmatch(r"[+-]?[0-9]+", text):
+        return int(text)
+    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
+        return float(text)
+    return _WORDS.get(text.lower(), text)
 
 
 def check(kinds: dict, values: dict) -> dict:

@@ -84,15 +84,15 @@ def read(path: str | Path, find) -> tuple[Path, list[Cell]]:
     fixed, axes = grid.get("parameters") or {}, grid["grid"]
     notebooks = grid["notebook"] if isinstance(grid["notebook"], list) else [grid["notebook"]]
     if not isinstance(fixed, dict) or not all(isinstance(one, str) for one in notebooks):
-        raise InputError(f"{path}: parameters {fixed!r}, notebook {notebooks!r}; accepted: NAME: VALUE; names")
+        raise InputError(f"{path}: parameters {parameters.typed(fixed)!r}, notebook {notebooks!r}; accepted: NAME: VALUE; names")
     if not isinstance(axes, dict) or not axes or not notebooks:
         raise InputError(f"{path}: its grid is empty; accepted: a notebook and NAME: [VALUE, ...]")
     for name, values in axes.items():
         if not isinstance(values, list) or not values:
-            raise InputError(f"grid: {name}: {values!r} is not a list of values; accepted: [VALUE, ...]")
+            raise InputError(f"grid: {name}: {parameters.typed(values)!r} is not a list of values; accepted: [VALUE, ...]")
         if name in fixed or name in ("results_dir", "budget_minutes"):
             raise InputError(f"grid: {name!r} is the same in all cells; accepted: other parameters")
-    root = parameters.check({"results_dir": str}, {"results_dir": fixed.pop("results_dir", "")})
+    root = parameters.check({"results_dir": str}, {"results_dir": parameters.typed(fixed.pop("results_dir", ""), str)})
     folder = parameters.results_root(root["results_dir"]) / "sweeps" / path.stem
     cells = []
     for notebook in map(find, notebooks):
@@ -104,8 +104,11 @@ def read(path: str | Path, find) -> tuple[Path, list[Cell]]:
 
 
 def _cell(notebook: Path, fixed: dict, varied: dict, folder: Path) -> Cell:
-    name = ",".join([notebook.stem, *(f"{key}={_spell(value)}" for key, value in varied.items())])
     types, _ = parameters.declared(notebook)
+    fixed, varied = (parameters.typed(values, types) for values in (fixed, varied))
+    name = ",".join([notebook.stem, *(f"{key}={_spell(value)}" for key, value in varied.items())])
+    if len(name.encode()) > 200:  # a folder's name may have 255 bytes
+        name = f"{name.encode()[:180].decode(errors='ignore')}-{store.identity('cell', 1, {}, name)[:8]}"
     if "results_dir" not in types:
         raise InputError(f"{notebook.name} has no parameter results_dir; accepted: a notebook with one")
     given, values = parameters.planned(notebook, fixed | varied | {"results_dir": str(folder / name)})

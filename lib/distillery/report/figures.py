@@ -130,15 +130,17 @@ def intervals(axis, gaps: dict[str, dict | None], against: str, color: str | Non
     axis.set_xlabel(f"points above {against}\n(95% interval{''.join(f', {one}' for one in made_of)})")
 
 
-def differences(axis, gaps: dict[str, dict[str, dict | None]], xlabel: str) -> None:
+def differences(axis, gaps: dict[str, dict[str, dict | None]], xlabel: str, deepest: float = 0.0) -> None:
     """Draw differences (`records.difference`) in points as a coloured table, bold where the 95% interval leaves out 0.
 
-    gaps  row -> column -> difference, None or without an interval where too few have run; all rows have the same columns
+    gaps     row -> column -> difference, None or without an interval where too few have run; all rows have the same columns
+    deepest  points from which on a colour is as deep as it gets, and halves of intervals are written beside; 0 = by the differences
     """
     columns = list(next(iter(gaps.values())))
     found = [[one[column] for column in columns] for one in gaps.values()]
     values = np.array([[100 * gap["mean"] if gap else np.nan for gap in row] for row in found])
-    deepest = max(1.0, float(np.nanquantile(np.abs(values), 0.85))) if np.isfinite(values).any() else 1.0
+    beside = bool(deepest)
+    deepest = deepest or (max(1.0, float(np.nanquantile(np.abs(values), 0.85))) if np.isfinite(values).any() else 1.0)
     axis.pcolormesh(np.clip(values, -deepest, deepest), cmap="vlag_r", vmin=-deepest, vmax=deepest, edgecolors="white")
     for (i, j), value in np.ndenumerate(values):
         gap = found[i][j]
@@ -146,7 +148,8 @@ def differences(axis, gaps: dict[str, dict[str, dict | None]], xlabel: str) -> N
             sure = gap["ci95"] is not None and not gap["ci95"][0] <= 0 <= gap["ci95"][1]
             color = "white" if abs(value) > 0.75 * deepest else INK
             how = {"ha": "center", "va": "center", "fontsize": 9, "color": color, "weight": "bold" if sure else "normal"}
-            axis.text(j + 0.5, i + 0.5, f"{value:+.1f}", **how)
+            half = f" ± {50 * (gap['ci95'][1] - gap['ci95'][0]):.1f}" if beside and gap["ci95"] else ""
+            axis.text(j + 0.5, i + 0.5, f"{value:+.1f}{half}", **how)
     axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
     axis.set_yticks(np.arange(len(gaps)) + 0.5, list(gaps))
     axis.tick_params(length=0)

@@ -18,7 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # that of typing serves from Python 3.12 on
 
 from distillery import store
-from distillery.checks import InputError, check_choice, local_path
+from distillery.checks import InputError, check_choice
+from distillery.data.load import source_digest
 from distillery.report.provenance import notebook_digest, provenance
 from distillery.report.statistics import counted, difference, measured
 from distillery.runs import Runs
@@ -28,6 +29,7 @@ SCALES = ("smoke", "small", "night", "paper")  # smallest first
 UNJUDGED = ("smoke: not judged", "not testable at this scale", "not run")
 DECIDED = ("reproduced", "direction reproduced", "not reproduced")
 VERDICTS = (*DECIDED, "inconclusive", "under-powered", "same as random", *UNJUDGED)
+FILES = ("encoder", "teacher", "instructions", "language_model")  # parameters that may name a file or a folder
 PERCENT = ("points", "%")  # units of numbers that are kept as fractions
 EARLIER = {  # unit, digits and data of claims recorded before they said so, by the first word of their id; others are of accuracies
     "agrees": ("correlation", 3, ""), "masks": ("correlation", 3, ""), "magnitude": ("correlation", 3, ""), "cheaper": ("times", 2, ""),
@@ -222,14 +224,19 @@ def write(path: str | Path, *, notebook: str, against: str = "random", **parts) 
 
 
 def record_key(notebook: str, parameters: dict) -> str:
-    """Identity of a notebook start: its name, what decides its numbers, and which files a folder holds."""
-    silent, stamp = ("results_dir", "budget_minutes", "progress", "data_root"), ""
-    if parameters.get("dataset") == "folder":  # its place, and number, sizes and newest time of its files
-        root = local_path("data_root", parameters.get("data_root", "")).resolve()
-        files = [path.stat() for path in (root.rglob("*") if root.is_dir() else [root]) if path.is_file()]
-        newest = max((file.st_mtime_ns for file in files), default=0)
-        stamp = store.canonical([str(root), len(files), sum(file.st_size for file in files), newest])
-    return store.identity(notebook, SCHEMA, {name: value for name, value in parameters.items() if name not in silent}, stamp)
+    """Identity of a notebook start: its name, what decides its numbers, and the content of the images and files it names, wherever they lie.
+
+    Raises InputError on images and files that cannot be read.
+    """
+    given = {name: value for name, value in parameters.items() if name not in ("results_dir", "budget_minutes", "progress", "data_root")}
+    given |= {name: store.content(given[name]) for name in FILES if name in given}
+    if given.get("encoder_root"):
+        given["encoder_root"] = source_digest(given.get("encoder_dataset", ""), given["encoder_root"])
+    if "other_roots" in given:
+        pairs = zip(given["others"], given["other_roots"])
+        given["other_roots"] = [root and source_digest(other, root) for other, root in pairs]
+    stamp = source_digest(parameters.get("dataset", ""), parameters.get("data_root", ""))
+    return store.identity(notebook, SCHEMA, given, stamp)
 
 
 # what the pages rely on of a record, by its types
@@ -250,8 +257,14 @@ _parts |= {"data": TypedDict("_Data", {"label": str, "train": int, "test": int})
 _RECORD = TypeAdapter(TypedDict("_Record", _parts | {"claims": list[_Claim], "rows": list[_Row]}))
 
 
+class ForeignRecord(InputError):
+    """A record.json of another program."""
+
+
 def _check(path: Path, record) -> None:
     """Raise InputError unless it is a record, naming its file and the first part that is not as it should be."""
+    if isinstance(record, dict) and not {"notebook", "key", "claims", "rows"} & set(record):
+        raise ForeignRecord(f"{path} is no record; accepted: one of a notebook")
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise InputError(f"{path} is no record; accepted: a JSON object with schema {SCHEMA}")
     try:
@@ -277,7 +290,7 @@ def load(path: str | Path) -> dict:
 def find(root: str | Path, broken: Callable[[InputError], None] | None = None, name: str = "record.json") -> list[dict]:
     """All records under a results folder, by notebook, largest scale first, that of CIFAR-10 before other data.
 
-    broken  is told of files that are no records, which are passed over; it may raise
+    broken  is told of broken records, which are passed over as those of other programs are; it may raise
     name    'record*.json' = also the incomplete ones beside complete ones, which come first
     """
     found = []
@@ -285,7 +298,7 @@ def find(root: str | Path, broken: Callable[[InputError], None] | None = None, n
         try:
             found.append(load(path))
         except InputError as error:
-            if broken:
+            if broken and not isinstance(error, ForeignRecord):
                 broken(error)
     return sorted(found, key=lambda one: (one["notebook"], -SCALES.index(one["scale"]), Path(one["path"]).parent.name != "cifar10"))
 
@@ -327,6 +340,20 @@ def best_of(candidates: list[list[dict | None]], by: str = "validation") -> list
     check_choice("by", by, ("validation", "accuracies"))
     by_seed = zip(*candidates, strict=True)
     return [max(results, key=lambda one: float(np.mean(one[by]))) if all(results) else None for results in by_seed]
+
+
+def pooled(candidates: list[list[dict | None]]) -> list[dict | None]:
+    """For each seed all accuracies of several draws in one result, with their mean cost; None where none of them has run.
+
+    Draws of one seed share its classifier and its data order: the seed is what is independent, and what pairs with other rows.
+    """
+    found = []
+    for results in zip(*candidates, strict=True):
+        done = [one for one in results if one]
+        joined = {name: [value for one in done for value in one[name]] for name in ("accuracies", "validation")}
+        costs = {name: float(np.mean([one[name] for one in done])) if done else 0 for name in ("seconds", "samples")}
+        found.append(done[0] | joined | costs if done else None)
+    return found
 
 
 def row(

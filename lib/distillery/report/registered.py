@@ -33,6 +33,8 @@ def settings_page() -> str:
             continue
         sentence = " ".join((type(method).__doc__ or "").split("\n\n")[0].split())
         parts += ["", f"## {method.name}", "", f"{sentence} Paper: {_paper(method)}. Settings: {method.source or 'none'}."]
+        if method.judged:
+            parts += ["", *_evaluations(method)]
         if method.common:
             parts += ["", f"Everywhere: {_settings(method.common)}."]
         rows = []
@@ -49,6 +51,16 @@ def settings_page() -> str:
 
 def _paper(method) -> str:
     return f"[{method.paper}](https://arxiv.org/abs/{method.paper})" if method.paper else "-"
+
+
+def _evaluations(method) -> list[str]:
+    """How published accuracies were measured, a sentence for each data set that differs."""
+    places = {where if isinstance(where, str) else "{} at {}".format(*where): one for where, one in method.judged_on.items()}
+    hidden, sentences = {"networks", "kind"} | ({"lr"} if "step_size" in method.learns else set()), []
+    for where, one in {"": method.judged, **places}.items():
+        values = {name: value for name, value in one.spec().items() if name not in hidden}
+        sentences.append(f"Evaluation{where and f' on {where}'}: {_settings(values)}.  ")
+    return sentences
 
 
 def _settings(values: dict) -> str:

@@ -1,5 +1,7 @@
 """Tables in Markdown, from records."""
 
+import re
+
 from distillery.report.records import PERCENT
 from distillery.report.statistics import counted
 
@@ -13,10 +15,16 @@ def markdown(head: list, rows: list[list]) -> str:
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
 
 
-def rows_table(rows: list[dict], against: str = "random") -> str:
-    """Rows as Markdown: accuracy with both spreads, difference, steps, seconds a set."""
+def plain(name: str) -> str:
+    """A name, of data for example, in which Markdown finds nothing to do."""
+    return re.sub(r"[\\`*\[\]<>$~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", name)
+
+
+def rows_table(rows: list[dict], against: str = "random", scale: str = "paper") -> str:
+    """Rows as Markdown: accuracy with both spreads, difference, steps, seconds a set; published numbers are those of the scale 'paper'."""
     difference = f"difference to {against}, 95% interval"
-    head = ["method", "ipc", "published, %", "accuracy, %", "± sets", "± networks", "sets x networks", difference, "steps", "seconds a set"]
+    other = "published, %" + " (in another setting)" * (scale != "paper" and any(one["published"] for one in rows))
+    head = ["method", "ipc", other, "accuracy, %", "± sets", "± networks", "sets x networks", difference, "steps", "seconds a set"]
     lines = []
     for one in rows:
         value, gap = one["measured"], one["difference"]
@@ -38,8 +46,8 @@ def rows_by_record(records: list[dict]) -> str:
     for record in (one for one in records if one["rows"]):
         data = record["data"]
         images = f"{data['train']} training and {data['test']} test images; {minutes(record):.0f} minutes of runs and scores"
-        parts.append(f"**{data['label']}**, {record['notebook']}, {record['scale']} scale: {images}.")
-        parts.append(rows_table(record["rows"], record.get("against", "random")))
+        parts.append(f"**{plain(data['label'])}**, {record['notebook']}, {record['scale']} scale: {images}.")
+        parts.append(rows_table(record["rows"], record.get("against", "random"), record["scale"]))
     return "\n\n".join(parts)
 
 
@@ -87,19 +95,21 @@ def table(records: list[dict], further: bool = False) -> str:
     lines = []
     for record in records:
         for one in (one for one in record["claims"] if one["further"] == further):
-            where = f"{one['data'] or record['data']['label']}, {record['scale']}"
-            lines.append([one["statement"], where, published(one["published"]), *_cells(one)])
+            where = plain(f"{one['data'] or record['data']['label']}, {record['scale']}")
+            number = published(one["published"])
+            number += " (other setting)" * (number != "-" and record["scale"] != "paper")
+            lines.append([one["statement"], where, number, *_cells(one)])
     return markdown(["claim", "data, scale", "published, %", *MEASURED, "p (Holm)" if further else "verdict"], lines)
 
 
 def verdicts(claims: list[dict]) -> str:
     """Claims in Markdown with what was measured, their verdicts and why; below them further comparisons, without verdicts."""
     told, more = ([one for one in claims if one["further"] == further] for further in (False, True))
-    shown = markdown(["claim", *MEASURED, "verdict", "why"], [[one["statement"], *_cells(one), one["why"]] for one in told])
+    parts = [markdown(["claim", *MEASURED, "verdict", "why"], [[one["statement"], *_cells(one), one["why"]] for one in told])] * bool(told)
     if more:
-        shown += "\n\nFurther comparisons, with p-values by Holm among all of their kind, and no verdict:\n\n"
-        shown += markdown(["comparison", *MEASURED, "p (Holm)"], [[one["statement"], *_cells(one)] for one in more])
-    return shown
+        parts.append("Further comparisons, with p-values by Holm among all of their kind, and no verdict:")
+        parts.append(markdown(["comparison", *MEASURED, "p (Holm)"], [[one["statement"], *_cells(one)] for one in more]))
+    return "\n\n".join(parts)
 
 
 def _cells(claim: dict) -> list[str]:
@@ -121,7 +131,7 @@ def cost_table(records: list[dict]) -> str:
             continue
         costs, machine = record["costs"], record["provenance"]
         device = machine["gpu"] or f"{machine['cpu_count']} CPU cores"
-        where, runs = f"{record['scale']}, {record['data']['label']}", costs["runs_computed"] + costs["runs_reused"]
+        where, runs = plain(f"{record['scale']}, {record['data']['label']}"), costs["runs_computed"] + costs["runs_reused"]
         lines.append([where, record["notebook"], device, runs, f"{costs['samples_all_runs']:,}", f"{minutes(record) / 60:.1f}"])
     if not any(record["scale"] == "paper" for record in records):
         lines.append(["paper", "all", "-", "not run", "", ""])

@@ -38,7 +38,7 @@ class ScoreSettings:
     """How passes are made.
 
     early, converged  (networks, epochs) behind the scores 'loss' and 'converged loss'
-    path        options of `complexity.prototype_path`, the masks of an encoder
+    path        options of `complexity.prototype_path`, the masks of an encoder; what is not given is as published
     tunings     networks that are fine-tuned
     importance  of sensitivities: 'ridge' and 'k-means', the space each is of, one of SPACES; 'rho', the ridge over the mean
                 diagonal of the kernel; 'width' and 'networks' of random features
@@ -83,7 +83,7 @@ class CachedScores:
     ):
         self.images, self.digest, self.network, self.runs, self.encoder = images, digest, network, runs, encoder
         self.lengths = {"loss": settings.early, "converged loss": settings.converged}
-        self.path, self.tunings, self.importance = {"steps": 5} | settings.path, settings.tunings, IMPORTANCE | settings.importance
+        self.path, self.tunings, self.importance = complexity.settled(settings.path), settings.tunings, IMPORTANCE | settings.importance
         tuning = protocol if isinstance(protocol, FineTuning) else FineTuning() if encoder else None
         self.tuning = replace(tuning, networks=1, equal="epochs") if tuning else None
         self.transform = store.transform_digest(images.transform)
@@ -113,8 +113,9 @@ class CachedScores:
         if name in ORDERS:
             return ORDERS[name](self)
         score = self._registered(name)
-        of_encoder = lambda: {"encoder": self._encoder().digest, "path": self.path, "version": VERSION}  # noqa: E731
-        needed = {"": dict, "encoder": of_encoder, "tuning": self._tuning_spec}[score.needs]
+        of_encoder = lambda: {"encoder": self._encoder().digest, "version": VERSION}  # noqa: E731
+        of_masks = lambda: of_encoder() | {"path": self.path}  # noqa: E731
+        needed = {"": dict, "encoder": of_encoder, "masks": of_masks, "tuning": self._tuning_spec}[score.needs]
         found = score.spec(self) if score.spec else needed()
         if score.version == 1:
             return found
@@ -144,17 +145,17 @@ class CachedScores:
             tensors = {"loss": dynamics.mean_loss(passed), "features": embed(self.network, first, self.images)[0].cpu()}
             return tensors, passed.stats.samples * trials
 
-        return self._stored("scores", self._inputs(seed=seed, trials=trials, epochs=epochs), make, (name, seed))
+        return self.stored("scores", self._inputs(seed=seed, trials=trials, epochs=epochs), make, (name, seed))
 
     # Through an encoder
 
     def free(self) -> dict[str, Tensor]:
-        """'losses' (T, N) along the masks and 'features' (N, F) of the encoder, which no seed changes."""
+        """What `complexity.Path` names, of the masks and the encoder, which no seed changes."""
         return self._along(self.path, 0, "encoder")
 
-    def along(self, path: dict, seed: int = 0) -> Tensor:
-        """Losses (T, N) along other masks, by the options of `complexity.prototype_path`; the seed is that of random masks."""
-        return self._along(path, seed, f"masks {store.canonical(path)}")["losses"]
+    def along(self, path: dict, seed: int = 0) -> dict[str, Tensor]:
+        """'losses' (T, N) and 'accuracies' (T,) along other masks, by options of `complexity.prototype_path`; the seed is of random masks."""
+        return self._along(complexity.settled(path), seed, f"masks {store.canonical(path)}")
 
     def _along(self, path: dict, seed: int, name: str) -> dict[str, Tensor]:
         inputs = self._inputs(encoder=self._encoder().digest, path=path, version=VERSION) | ({"seed": seed} if seed else {})
@@ -162,10 +163,12 @@ class CachedScores:
         def make() -> tuple[dict, int]:
             params = self._encoder().to(self.images.device).params
             drawn = {"generator": generator(seed, "masks")} if path.get("how") == "random" else {}
-            losses, features = complexity.prototype_path(self.network, params, self.images, **path, **drawn)
-            return {"losses": losses} | ({"features": features} if path == self.path else {}), losses.numel()
+            found = complexity.prototype_path(self.network, params, self.images, **path, **drawn)._asdict()
+            if path != self.path:
+                del found["features"]  # large, and the same under all masks
+            return found, found["losses"].numel()
 
-        return self._stored("encoder-scores", inputs, make, (name, seed))
+        return self.stored("encoder-path", inputs, make, (name, seed))
 
     def _encoder(self) -> Encoder:
         if self.encoder is None:
@@ -191,7 +194,7 @@ class CachedScores:
             # a visit in training and one in evaluation an epoch, and the last predictions
             return tensors, (2 * self.tuning.epochs + 1) * self.tunings * len(self.images)
 
-        return self._stored("tuning-scores", self._inputs(**self._tuning_spec(), seed=seed), make, ("tuning", seed))
+        return self.stored("tuning-scores", self._inputs(**self._tuning_spec(), seed=seed), make, ("tuning", seed))
 
     @property
     def early(self) -> int:
@@ -211,7 +214,7 @@ class CachedScores:
             network = getattr(self.network, "network", self.network)
             return {"GraNd": dynamics.grand(network, params, self.images)}, self.tunings * len(self.images)
 
-        return self._stored("gradient-scores", self._inputs(**self._tuning_spec(), seed=seed), make, ("GraNd", seed))["GraNd"]
+        return self.stored("gradient-scores", self._inputs(**self._tuning_spec(), seed=seed), make, ("GraNd", seed))["GraNd"]
 
     def _tuning_spec(self) -> dict:
         return {"encoder": self._encoder().digest, "tuning": self.tuning.spec(), "trials": self.tunings, "version": VERSION}
@@ -257,7 +260,7 @@ class CachedScores:
             return {name: value.cpu().float() for name, value in values.items()}, n
 
         inputs = self.spec("ridge sensitivity") | {"transform": self.transform}
-        return self._stored("ridge-scores", inputs, make, ("ridge", 0))
+        return self.stored("ridge-scores", inputs, make, ("ridge", 0))
 
     def clusters(self, seed: int, k: int) -> Tensor:
         """K-means sensitivities (N,) with k clusters within each class: exact at k = 1, which no seed changes, else bounds."""
@@ -271,7 +274,7 @@ class CachedScores:
                 found[members] = (one_means(rows) if k == 1 else kmeans(rows, k, stream)[0]).cpu().float()
             return {"scores": found}, n
 
-        return self._stored("cluster-scores", inputs, make, (f"{name} {k}", seed))["scores"]
+        return self.stored("cluster-scores", inputs, make, (f"{name} {k}", seed))["scores"]
 
     def seeded(self, seed: int, k: int, kept: Tensor) -> Tensor:
         """Rank (len(kept),) in which D^2 seeding takes k of the kept images of each class, the rest last."""
@@ -292,7 +295,7 @@ class CachedScores:
     def _inputs(self, **inputs) -> dict:
         return {"network": self.network.spec(), "transform": self.transform} | inputs
 
-    def _stored(self, producer: str, inputs: dict, make, key: tuple[str, int]) -> dict[str, Tensor]:
+    def stored(self, producer: str, inputs: dict, make, key: tuple[str, int]) -> dict[str, Tensor]:
         """Tensors of a pass, made once; `make` returns them and the images it touched."""
         if key not in self._read:
             path = self.runs.artifact(f"{producer}-" + store.identity(producer, VERSION, inputs, self.digest))

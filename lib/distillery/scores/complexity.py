@@ -8,7 +8,7 @@ s_{tc}(x) = \frac{1}{\|z_t(x) - \mu_c\|}, \quad
 \mathrm{DLC}(x) = \frac{1}{T}\sum_t -\log \operatorname{softmax}_c\big(s_t(x)\big)_y$$
 
 The path of weights (`masked`, for any `nn.Module`) is apart from the loss that rides on it: that of class prototypes
-(`prototype_losses`) for images, that of the response for language models (`scores/text.py`).
+(`prototype_logits`) for images, that of the response for language models (`scores/text.py`).
 
 Features are the input of a network's classifier. Images are seen in evaluation mode and never augmented: the public code
 crops them anew in every pass.
@@ -16,7 +16,7 @@ crops them anew in every pass.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +37,19 @@ MASKS = ("magnitude", "random")
 NEAREST = 1e-12  # least squared distance to a prototype
 
 
-def shares(steps: int, schedule: str = "linear", interval: float = 0.02) -> list[float]:
+class Path(NamedTuple):
+    """What T masks of an encoder yield of N images: losses (T, N) in nats, accuracies (T,) of the prototypes, unmasked features (N, F)."""
+
+    losses: Tensor
+    accuracies: Tensor
+    features: Tensor
+
+
+def shares(steps: int, schedule: str = "geometric", interval: float = 0.02) -> list[float]:
     """The share of weights that is zero in each of `steps` models; the first is 0, and they grow.
 
-    schedule  'linear': t / steps, the captions of the paper (50 steps: 0, 2, .. 98%); 'geometric': 1 - (1 - interval)^t, its
-              code, which masks that part of what is left (50 steps of .02: at most 63%)
+    schedule  'geometric': 1 - (1 - interval)^t, the public code, which masks that part of what is left (as published 5 steps of .02: 0,
+              2, 4, 6, 8%; 50: up to 63%); 'linear': t / steps, the captions of the paper (50 steps: 0, 2, .. 98%; 5: 0, 20, .. 80%)
     raises    InputError on no step, an unknown schedule, or an interval outside (0, 1)
     """
     check_positive_int("steps", steps)
@@ -49,6 +57,12 @@ def shares(steps: int, schedule: str = "linear", interval: float = 0.02) -> list
     if not 0 < interval < 1:
         raise InputError(f"interval: {interval} is not accepted; accepted: a share in (0, 1)")
     return [t / steps if schedule == "linear" else 1 - (1 - interval) ** t for t in range(steps)]
+
+
+def settled(path: dict) -> dict:
+    """Options of `prototype_path` with what is not given as published, and without an interval that does not count."""
+    full = {"steps": 5, "schedule": "geometric", "interval": 0.02} | path
+    return full if full["schedule"] == "geometric" else {name: value for name, value in full.items() if name != "interval"}
 
 
 def maskable(module: nn.Module) -> list[str]:
@@ -146,59 +160,58 @@ def prototypes(features: Tensor, targets: Tensor) -> Tensor:
     return (sums / counts[:, None]).to(features.dtype)  # (C, F)
 
 
-def prototype_losses(features: Tensor, targets: Tensor, centres: Tensor) -> Tensor:
-    """Cross-entropy in nats of the nearest-prototype classifier with logits 1 / distance: (N,).
-
-    features  (N, F), under some mask
-    centres   (C, F), of `prototypes`
-    raises    InputError on features that are not finite
-    Source: DLC. Slow reference: `prototype_losses_plain`.
-    """
-    check_features(features, len(targets))
-    losses = []
-    for z, y in zip(features.split(4096), targets.split(4096)):
+def prototype_logits(features: Tensor, centres: Tensor) -> Tensor:
+    """1 / distance to each prototype: (N, F), (C, F) -> (N, C) float64. Raises InputError on features that are not finite."""
+    check_features(features)
+    found = []
+    for z in features.split(4096):
         # by a product: in float64 what cancels is far below the distances
         squared = torch.cdist(z.double(), centres.double(), compute_mode="use_mm_for_euclid_dist").square()  # (B, C)
-        losses.append(F.cross_entropy(1 / squared.clamp_min(NEAREST).sqrt(), y, reduction="none"))
-    return torch.cat(losses).float()
+        found.append(1 / squared.clamp_min(NEAREST).sqrt())
+    return torch.cat(found)
 
 
-def prototype_losses_plain(features: list[list[float]], targets: list[int]) -> list[float]:
-    """The definition for unmasked features, by loops over samples and classes."""
-    classes, losses = sorted(set(targets)), []
-    centres = {}
-    for c in classes:
-        members = [z for z, y in zip(features, targets, strict=True) if y == c]
+def learning_complexity_plain(features: list[list[list[float]]], targets: list[int]) -> list[float]:
+    """DLC by its definition: features[t][i] are those of sample i under mask t, the first one unmasked; T = 1 is the prototype loss."""
+    centres, scores = {}, []
+    for c in sorted(set(targets)):
+        members = [z for z, y in zip(features[0], targets, strict=True) if y == c]
         centres[c] = [sum(column) / len(members) for column in zip(*members, strict=True)]
-    for z, y in zip(features, targets, strict=True):
-        logits = {c: 1 / math.sqrt(max(sum((a - b) ** 2 for a, b in zip(z, mu, strict=True)), NEAREST)) for c, mu in centres.items()}
-        top = max(logits.values())
-        total = sum(math.exp(s - top) for s in logits.values())
-        losses.append(top + math.log(total) - logits[y])
-    return losses
+    for i, y in enumerate(targets):
+        losses = []
+        for masked_features in features:
+            z = masked_features[i]
+            logits = {c: 1 / math.sqrt(max(sum((a - b) ** 2 for a, b in zip(z, mu, strict=True)), NEAREST)) for c, mu in centres.items()}
+            top = max(logits.values())
+            losses.append(top + math.log(sum(math.exp(s - top) for s in logits.values())) - logits[y])
+        scores.append(sum(losses) / len(losses))
+    return scores
 
 
 def prototype_path(
     network, params: Params, images: ImageSet, steps: int = 5, *,
-    schedule: str = "linear", interval: float = 0.02, how: str = "magnitude", generator: Generator | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Losses (T, N) in nats of all images along T = `steps` masks of one pre-trained encoder, and its unmasked features (N, F).
+    schedule: str = "geometric", interval: float = 0.02, how: str = "magnitude", generator: Generator | None = None,
+) -> Path:  # fmt: skip
+    """What T = `steps` masks of one pre-trained encoder make of all images; the mean loss over the masks is the learning complexity.
 
-    One forward pass a mask; both are on the CPU. The mean of the losses over the masks is the learning complexity.
+    One forward pass a mask; the loss is the cross-entropy of the nearest-prototype classifier. All is on the CPU.
 
     network, params  the encoder, leading axis 1; its classifier is not used
     raises           InputError as `shares`, `masked` and `prototypes`
+    Source: DLC. Slow reference: `learning_complexity_plain`.
     """
     targets, path = images.targets.cpu(), shares(steps, schedule, interval)
     check_classes(targets)
     weights = {name: params[name] for name in maskable(_skeleton(network))}
-    losses, whole = [], None
+    losses, accuracies, whole = [], [], None
     for one in masked(weights, path, how, generator=generator):
         rows = embed(network, params | one, images)[0].float().cpu()  # (N, F)
         if whole is None:
             whole, centres = rows, prototypes(rows, targets)
-        losses.append(prototype_losses(rows, targets, centres))
-    return torch.stack(losses), whole
+        logits = prototype_logits(rows, centres)  # (N, C)
+        losses.append(F.cross_entropy(logits, targets, reduction="none").float())
+        accuracies.append((logits.argmax(1) == targets).float().mean())
+    return Path(torch.stack(losses), torch.stack(accuracies), whole)
 
 
 def _skeleton(network) -> nn.Module:
@@ -210,7 +223,7 @@ def _skeleton(network) -> nn.Module:
         return network.module()
 
 
-@register_score("complexity", needs="encoder", seeded=False, labels=True)
+@register_score("complexity", needs="masks", seeded=False, labels=True)
 def mean_over_path(scores: "CachedScores", seed: int, k: int) -> Tensor:
     """The learning complexity of DLC."""
     return scores.free()["losses"].mean(0)

@@ -304,7 +304,7 @@ def encoder_distance(scores: "CachedScores", seed: int, k: int) -> Tensor:
     return prototype_distance(scores.free()["features"], scores.images.targets.cpu()).float()
 
 
-@register_score("D2", needs="encoder", seeded=False, labels=True)
+@register_score("D2", needs="masks", seeded=False, labels=True)
 def encoder_d2(scores: "CachedScores", seed: int, k: int) -> Tensor:
     """`d2` by learning complexity, of features of unit length: its kernel exp(-d) knows no scale."""
     found = scores.free()

@@ -42,10 +42,11 @@ class Instruction(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Token ids (L,) int64 of a prompt and its response, which begins at `start`."""
+    """Token ids (L,) int64 of a prompt and its response, which begins at `start`; `lost` tokens of the prompt were cut."""
 
     ids: Tensor
     start: int
+    lost: int = 0
 
 
 def load(path: str | Path) -> list[Instruction]:
@@ -101,8 +102,9 @@ def prompt(entry: Instruction) -> str:
 def encode(tokenizer, entries: Sequence[Instruction], max_length: int = 1024) -> list[Encoded]:
     """Tokens of prompts and responses, which are told apart exactly because they are tokenized apart; then the end token.
 
-    max_length  tokens; longer responses are cut
-    raises      InputError where nothing of a response would be left
+    max_length  tokens; longer responses are cut. A prompt that fills them all loses its end, so that a quarter is left to the response:
+                the public code scores the whole text and trains on its first max_length tokens, where nothing of the response would be
+    raises      InputError where nothing of a prompt would be left
     """
     found = []
     for i, one in enumerate(entries, 1):
@@ -110,9 +112,13 @@ def encode(tokenizer, entries: Sequence[Instruction], max_length: int = 1024) ->
         response = tokenizer(one.output, add_special_tokens=False)["input_ids"]
         if tokenizer.eos_token_id is not None:
             response = [*response, tokenizer.eos_token_id]
-        if len(before) >= max_length or not before:
-            raise InputError(f"instruction {i}: a prompt of {len(before)} tokens; accepted: shorter than max_length, {max_length}")
-        found.append(Encoded(torch.tensor((before + response)[:max_length]), len(before)))
+        room = min(len(response), max(1, max_length // 4)) if len(before) >= max_length else 0
+        kept = before[: max_length - room]
+        if not kept:
+            raise InputError(
+                f"instruction {i}: nothing is left of a prompt of {len(before)} tokens at max_length {max_length}; accepted: more"
+            )
+        found.append(Encoded(torch.tensor((kept + response)[:max_length]), len(kept), len(before) - len(kept)))
     return found
 
 

@@ -1,9 +1,9 @@
 r"""Differentiable Siamese augmentation (DSA, arXiv 2102.08259), batched and drawn from a generator.
 
 A draw picks **one** of the families that a strategy joins by '_' ('color_crop') per group of images and three uniform numbers per image
-(or per group where it is siamese: real and synthetic images then meet exactly the same transformation). Families joined by '+'
-('color+crop+cutout') are **all** applied, in that order (IDC). Drawing and applying are apart, so a draw can be stored and applied
-again. Images are (G, B, C, H, W): G groups (networks, or classes) of B images.
+(or per group where it is siamese: real and synthetic images then meet exactly the same transformation). What is joined by '+'
+('color+crop+cutout', 'flip+crop_scale') is **all** applied, in that order (IDC). Drawing and applying are apart, so a draw can be
+stored and applied again. Images are (G, B, C, H, W): G groups (networks, or classes) of B images.
 
 | family | transformation, $u_i \sim U[0, 1)$ |
 |---|---|
@@ -31,7 +31,7 @@ from distillery.checks import check_choice
 
 FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 DSA = "color_crop_cutout_flip_scale_rotate"
-DSA_NO_FLIP = "color_crop_cutout_scale_rotate"  # digits and other signs that a mirror changes
+DSA_NO_FLIP = "color_crop_cutout_scale_rotate"
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,29 @@ class Draw:
         return Draw(self.families[groups], self.uniforms[groups])
 
 
-def parse(strategy: str) -> list[int]:
-    """'color_crop' or 'color+crop' -> indices into FAMILIES; '' or 'none' -> []. Raises InputError on an unknown family."""
-    names = [] if strategy in ("", "none") else strategy.split("+" if "+" in strategy else "_")
-    for name in names:
+def parse(strategy: str) -> list[list[int]]:
+    """'color+crop_scale' -> indices into FAMILIES, those of one step after another; '' or 'none' -> []. Raises InputError on an unknown family."""
+    parts = [] if strategy in ("", "none") else [part.split("_") for part in strategy.split("+")]
+    for name in (name for part in parts for name in part):
         check_choice("augmentation family", name, FAMILIES)
-    return [FAMILIES.index(name) for name in names]
+    return [[FAMILIES.index(name) for name in part] for part in parts]
+
+
+def without_flip(strategy: str) -> str:
+    """A strategy without mirroring, for digits and other signs that a mirror changes."""
+    parts = (part.split("_") for part in strategy.split("+"))
+    return "+".join(filter(None, ("_".join(name for name in part if name != "flip") for part in parts)))
 
 
 def draw(strategy: str, groups: int, n: int, generator: Generator, siamese: bool = False) -> Draw | None:
-    """Draw one family per group, or all in turn, and strengths per image, or per group if `siamese`. None if nothing is to be done."""
-    families = torch.tensor(parse(strategy))
-    if not len(families):
+    """Draw one family per group, or one for each step, and strengths per image, or per group if `siamese`. None if nothing is to be done."""
+    parts = [torch.tensor(part) for part in parse(strategy)]
+    if not parts:
         return None
-    if "+" in strategy:
-        families = families.expand(groups, -1)  # (G, F)
-    else:
-        families = families[torch.randint(len(families), (groups,), generator=generator)]  # (G,)
+    among = [len(part) if len(part) > 1 or len(parts) == 1 else 0 for part in parts]  # of a single one nothing is drawn
+    at = [torch.randint(n, (groups,), generator=generator) if n else torch.zeros(groups, dtype=torch.int64) for n in among]
+    families = torch.stack([part[i] for part, i in zip(parts, at, strict=True)], 1)  # (G, F)
+    families = families if len(parts) > 1 else families[:, 0]  # (G,)
     return Draw(families, torch.rand(groups, 1 if siamese else n, 3 * families[0].numel(), generator=generator))
 
 

@@ -11,6 +11,7 @@ and the step goes along $g_p - \alpha\,g_o$. Norms run over all weights of one n
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,13 +29,15 @@ class SGD:
     drops: tuple[int, ...] = ()
     factor: float = 0.1
 
+    restarts: ClassVar[bool] = True
+
     def rate(self, step: int) -> float:
         return self.lr * self.factor ** sum(step >= drop for drop in self.drops)
 
     def update(self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float) -> list[Tensor]:
         """One step in place; `state` is the momentum, [] before the first step; returns the new state."""
         grads = self._decayed(params, grads)
-        state = [] if step in self.drops else state
+        state = [] if self.restarts and step in self.drops else state
         if self.momentum:
             grads = state = self._gathered(grads, state)
         torch._foreach_add_(params, grads, alpha=-self.rate(step) * scale)
@@ -55,6 +58,15 @@ class SGD:
     def direction(self, params: list[Tensor], grads: list[Tensor], again: Callable[[], list[Tensor]]) -> list[Tensor]:
         """What `update` descends: the gradients themselves. Others ask `again()` for those at changed `params`."""
         return grads
+
+
+@dataclass(frozen=True)
+class Scheduled(SGD):
+    """SGD whose momentum goes on where the rate drops, to a fifth, as under a scheduler of torch."""
+
+    factor: float = 0.2
+
+    restarts: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
