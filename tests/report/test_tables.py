@@ -55,6 +55,7 @@ def test_markdown_in_a_name_is_escaped():
 
 
 def test_further_comparisons_stand_apart_with_their_p_and_no_verdict():
+    assert tables.verdicts(MORE).startswith("Further comparisons")  # and no empty table of claims
     for shown in (tables.table([RECORD], further=True), tables.verdicts(MORE).split("no verdict:")[1]):
         assert f"| {MORE[0]['p_holm']:.2g} |" in shown and "a \\| c" in shown and "**" not in shown
     assert "a \\| c" not in tables.table([RECORD]) and "Further" not in tables.verdicts([CLAIM])
