@@ -102,6 +102,13 @@ class Experiment:
         """A copy for a worker: it shares stored results and counts for itself."""
         return self.__dict__ | {"shared": {}, "costs": {}, "compute": replace(self.compute, progress=False, engine="local")}
 
+    def under(self, protocol: Protocol) -> "Experiment":
+        """This experiment under another protocol: data, stored results, scores and experts are shared. Raises InputError where it does not fit."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, protocol=protocol)
+        protocol.check(made)
+        return made
+
     @property
     def real(self):
         """Training images with labels, or images with targets."""
@@ -165,7 +172,9 @@ class Experiment:
         """The network that is trained on a recipe's set."""
         if not recipe.evaluate.network:
             return self.fast
-        other = pool.build(recipe.evaluate.network, self.real.shape, self.network.classes, self.network.channels / 128)
+        name, width = recipe.evaluate.network, self.network.channels / 128
+        wanted = self.protocol.normalization if self.protocol.normalization in pool.POOL.get(name, ((), ()))[1] else ""
+        other = pool.build(name, self.real.shape, self.network.classes, width, wanted)
         return MixedPrecision(other, self.compute.precision)
 
     def check(self, recipe: Recipe) -> None:

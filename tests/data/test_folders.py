@@ -134,6 +134,15 @@ def test_only_train_is_split(tmp_path):
     assert len(splits.test) == 4 and "20% of each class drawn as test images" in splits.notes
 
 
+def test_images_held_out_are_the_share_that_is_asked_for():
+    kept, all_ = data.load("digits"), data.load("digits", held_out=0)
+    assert len(all_.validation) == 0 and len(all_.train) == len(kept.train) + len(kept.validation)
+    assert torch.equal(all_.test.pixels, kept.test.pixels) and all_.digest != kept.digest
+    assert len(data.load("digits", held_out=0.5).validation) == pytest.approx(len(all_.train) / 2, abs=10)
+    with pytest.raises(InputError, match="held_out: 2"):
+        data.load("digits", held_out=2)
+
+
 @pytest.mark.parametrize("part", ["val", "valid", "Validation"])
 def test_val_serves_as_test(tmp_path, part):
     splits = load(to_folder(tmp_path / "a", files(parts=("train", part))))

@@ -38,10 +38,22 @@ def test_the_sweep_is_exact_and_keeps_little(tiny, tmp_path):
     ratios = []
     for n in (1, 12):
         objective = TrajectoryMatching(network, bank, n, 1, StartEpochs(0, 1))
-        found = gradients.gradients(objective, made, 0, 0)
+        found = gradients.gradients(objective, made, 0, 0, repeats=3)
+        assert {len(one.seconds) for one in found.values()} == {3}
         unrolled = found["unrolled"].images
         assert gradients.relative_error(found["exact"].images, unrolled) < 1e-4
         assert (gradients.relative_error(found["frozen"].images, unrolled) < 1e-4) == (n == 1)
         assert cosine_similarity(found["exact"].images.flatten(), unrolled.flatten(), dim=0) > 0.9999
         ratios.append(found["unrolled"].kept / found["exact"].kept)
     assert ratios[1] > 2 * ratios[0]
+
+
+def test_times_are_compared_turn_by_turn_and_have_a_spread():
+    """A machine that slows down in one turn slows all ways of it."""
+
+    def one(*seconds):
+        return gradients.Gradient(torch.ones(2), list(seconds), 8)
+
+    found = {3: [{"exact": one(1.0, 10.0), "frozen": one(0.5, 5.0), "unrolled": one(2.0, 40.0)}]}
+    time = gradients.compared(found)["time over the sweep's"]
+    assert time["frozen"] == ([0.5], [0.0]) and time["unrolled"] == ([3.0], [1.0])

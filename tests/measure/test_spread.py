@@ -9,7 +9,18 @@ from distillery.checks import RunFailed
 from distillery.data import TensorSource
 from distillery.encoders.regression_set import RegressionSet
 from distillery.encoders.teacher import TeacherTraining
-from distillery.measure.spread import Pairs, Spread, epoch_gradient, partition_variance, problems, trajectory_variance, variance
+from distillery.measure.spread import (
+    Pairs,
+    Spread,
+    epoch_gradient,
+    factor,
+    of_trajectories,
+    partition_variance,
+    problems,
+    rate_for,
+    trajectory_variance,
+    variance,
+)
 from distillery.networks import ConvNet, trainable
 from distillery.networks.encoder import head_names
 from distillery.seeds import generator, split
@@ -111,13 +122,44 @@ def test_gradients_refuse(refused):
 
 
 def test_pairs_are_one_draw_of_the_views(tiny):
-    _, _, found, fresh = problems(tiny, torch.zeros(24, 5), None, None, Views(), 24, 3)["SSL, SimCLR"]
+    _, _, found = problems(tiny, torch.zeros(24, 5), None, None, Views(), 24, 3)["SSL, SimCLR"]
+    fresh = TwoViews(tiny, Views(), 3)
     at = torch.tensor([[4, 0]])
     assert len(found) == 24 and found.shape == (1, 8, 8) and found.batch(at).shape == (1, 4, 1, 8, 8)
     assert torch.equal(found.batch(at)[0], fresh.batch(torch.arange(24)[None])[0, [4, 0, 28, 24]].double())
 
 
 # Weights of trajectories
+
+
+def test_losses_are_compared_at_equal_randomness_and_displacement(tiny):
+    """Rates move all copies as far as those of KD in an epoch within a tenth, and full batches move all copies as one: no loss draws views."""
+    found = problems(tiny, normal(24, 5), ConvNet(tiny.shape, 3, width=4), ConvNet(tiny.shape, 5, width=4), Views(flip=0.0), 24, 0)
+    for batch, least, most in ((8, 1e-6, 2.0), (24, 0.0, 1e-8)):
+        spreads = of_trajectories(found, 0.05, batch, 3, 2, 0, "cpu")
+        assert list(spreads) == ["SL", "KD", "SSL, Barlow Twins", "SSL, SimCLR"] and spreads["KD"][0] == 0.05
+        start = spreads["KD"][1][0].distance
+        for rate, curve in spreads.values():
+            assert rate > 0 and len(curve) == 2 and curve[0].distance == pytest.approx(start, rel=0.25)
+            assert all(least <= one.ratio <= most for one in curve)
+
+
+def test_a_factor_in_words():
+    ours = [[Spread(9.0, 1.0), Spread(8.0, 2.0)], None, [Spread(1.0, 1.0)]]
+    theirs = [[Spread(5.0, 1.0), Spread(1.0, 1.0)], [Spread(1.0, 1.0)], [Spread(1.0, 9.0)]]
+    assert factor(ours, theirs) == "6 (4 to 9 over seeds)" and factor([None], theirs) == "an unknown number of"
+
+
+def test_a_rate_is_found_by_bisection():
+    def distance(rate):
+        if rate > 1:
+            raise RunFailed("farther than any goal")
+        return rate**2
+
+    for first in (1e-3, 0.29, 50.0):
+        assert distance(rate_for(0.09, distance, first)) == pytest.approx(0.09, rel=0.1)
+    with pytest.raises(RunFailed, match="not reached"):
+        rate_for(0.09, lambda rate: 0.0, 0.1)
 
 
 @pytest.mark.parametrize("kind", ["labels", "targets", "fixed views"])

@@ -73,3 +73,19 @@ def test_without_flat_experts_and_average_it_is_mtt(here):
     assert job.settings.expert_optimizer == SGD(0.1, 0.0, 0.0)
     ours, theirs = (here.synthetic(here.run(one)) for one in (job.recipe, Recipe("MTT", 1, 0)))
     assert all(torch.equal(value, theirs.tensors[name]) for name, value in ours.tensors.items())
+
+
+@pytest.mark.parametrize(
+    "settings, judged",
+    [
+        ({"ema": 0.98, "steps": 150}, False),
+        ({"ema": 0.98, "steps": 1000}, True),
+        ({"ema": 0.999, "steps": 0}, True),
+        ({"ema": 0.999, "steps": 4999}, False),
+    ],
+)
+def test_an_average_is_judged_where_its_lag_is_short_or_published(here, settings, judged):
+    """150 updates are three lags of .98; the published 5000 are five of .999, and judged."""
+    job = here.job(Recipe("FTD", 1, 0, settings=settings))
+    assert (job.method.behind(job) == "") == judged
+    assert judged or f"of {settings['steps']} updates" in job.method.behind(job)

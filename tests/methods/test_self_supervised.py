@@ -1,5 +1,6 @@
 """Sets without labels in an experiment: what each method makes, how encoders are trained on it, what is shared and refused."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -10,12 +11,12 @@ from distillery.encoders.regression_set import RegressionSet
 from distillery.evaluation import Probing, embed, probe
 from distillery.experiment import Compute, Experiment, Presets
 from distillery.matching.trajectory import TrajectoryMatching
-from distillery.methods import METHODS
-from distillery.methods.mkdt import high_loss, students
+from distillery.methods import METHODS, mkdt
+from distillery.methods.mkdt import high_loss, losses, students
 from distillery.networks import ConvNet
 from distillery.recipe import Evaluate, Prune, Recipe
 from distillery.runs import Runs
-from distillery.seeds import generator
+from distillery.seeds import generator, split
 from made_up import blobs
 
 WIDTH = 6  # of the targets
@@ -88,7 +89,7 @@ def test_steps_of_pretraining(results):
 
 def test_a_random_encoder_is_probed_as_it_is(results):
     here, found = results
-    params = here.network.init(generator(0, "pre-training"), 2)
+    params = here.network.init(split(generator(0, "pre-training"), 2)[0], 2)  # the networks that sets start from
     task = here.tasks["own"]
     accuracies, _ = probe(here.network, params, task.train, task.test, PROTOCOL, generator(0, "labels", "own"))
     assert [accuracies[:, i].tolist() for i in range(2)] == list(found["none"]["accuracies"]["own"].values())
@@ -131,12 +132,46 @@ def test_encoders_share_a_set_which_is_billed_once(results):
         assert second == {"seconds": one["seconds_evaluation"], "samples": 0}
 
 
+@pytest.mark.parametrize("name, normalization", [("ResNet10", "batch"), ("ResNet18", "batch"), ("LeNet", "none"), ("ResNet18_AP", "batch")])
+def test_larger_encoders_have_batch_normalization_where_they_can(results, name, normalization):
+    """As in MKDT's public code ("Batchnorm Added")."""
+    here, _ = results
+    judged = here.judged_network(recipe("random", evaluate=Evaluate(network=name)))
+    assert judged.spec()["normalization"] == normalization
+    assert any("running_mean" in name for name in judged.init(generator(0, "x"), 1)) == (normalization == "batch")
+    assert here.judged_network(recipe("random")).spec() == here.fast.spec()
+
+
 def test_students_are_billed_apart(results):
     """A bank of MKDT's on 24 images, and one of MTT-SSL's."""
     here, found = results
     assert found["MKDT"]["experts"] == here.costs[found["MKDT"]["experts"]["id"]]
     samples = [found[name]["experts"]["samples"] for name in ("MKDT", "MTT-SSL")]
     assert samples == [2 * 24, 2 * 24]
+
+
+def test_every_seed_has_a_bank_and_hardest_images_of_its_own(results):
+    here, found = results
+    other = here.run(Recipe("MKDT", 5, 1))
+    assert other["experts"]["id"] != found["MKDT"]["experts"]["id"]
+    theirs = [losses(here.network, students(here, seed=seed), here.real) for seed in (0, 1)]
+    assert not torch.equal(*theirs)
+    assert all(torch.equal(here.scores.get("student loss", seed), theirs[seed]) for seed in (0, 1))
+    hardest = here.real.batch(theirs[1].argsort(descending=True)[:5])
+    assert torch.equal(here.synthetic(other).card["start"], hardest)
+    assert torch.equal(here.synthetic(here.run(Recipe("high loss", 5, 1))).tensors["images"], hardest)
+    banks = [here.job(Recipe("MTT-SSL", 5, seed)).method.bank(here.job(Recipe("MTT-SSL", 5, seed)))[0] for seed in (0, 1)]
+    assert banks[0].seed != banks[1].seed
+
+
+def test_losses_of_students_are_made_once_and_before_the_clock_starts(tmp_path, monkeypatch):
+    """For sets of both sizes, rows and the notebook, in later starts too; no row pays for them."""
+    calls = []
+    monkeypatch.setattr(mkdt, "losses", lambda *args: calls.append(time.sleep(1)) or losses(*args))
+    ours = [
+        made(tmp_path).run(one) for one in (recipe("high loss"), Recipe("high loss", 6, 0), recipe("MKDT"), recipe("random", prune=EASY))
+    ]
+    assert len(calls) == 1 and all(one["seconds"] - one["seconds_evaluation"] < 1 for one in ours)
 
 
 def test_pruned_images_are_those_of_lowest_student_loss(results):

@@ -13,8 +13,8 @@ from distillery.training import train
 from distillery.training.optimizers import SGD
 
 SHAPES = [(1, 8, 8), (1, 16, 13), (1, 28, 28), (3, 48, 40), (3, 32, 32), (3, 64, 64)]
-VARIANTS = [(name, "") for name in NAMES] + [(name, "batch") for name in ("ConvNet", "VGG11", "ResNet18")]
-STACKABLE = ["MLP", "LeNet", "AlexNet", "VGG11", "ResNet18", "ResNet18_AP", "ViT"]
+VARIANTS = [(name, "") for name in NAMES] + [(name, "batch") for name in ("ConvNet", "VGG11", "ResNet10", "ResNet18")]
+STACKABLE = ["MLP", "LeNet", "AlexNet", "VGG11", "ResNet10", "ResNet18", "ResNet18_AP", "ViT"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,10 +57,10 @@ def basic_block(inputs: int, outputs: int) -> int:
     return inner + shortcut
 
 
-def resnet_body(channels: int) -> int:
+def resnet_body(channels: int, blocks: int = 2) -> int:
     stem = conv(channels, 64, 3, bias=False) + norm(64)
     stages = [(64, 64), (64, 128), (128, 256), (256, 512)]
-    return stem + sum(basic_block(a, b) + basic_block(b, b) for a, b in stages)
+    return stem + sum(basic_block(a, b) + (blocks - 1) * basic_block(b, b) for a, b in stages)
 
 
 def convnet_count() -> int:
@@ -112,6 +112,7 @@ COUNTS = {
     "LeNet": (lenet_count(), 62_006),
     "AlexNet": (alexnet_count(), 1_872_202),
     "VGG11": (vgg11_count(), 9_231_114),
+    "ResNet10": (resnet_body(3, blocks=1) + linear(512, 10), 4_903_242),
     "ResNet18": (resnet18_count(), 11_173_962),
     "ResNet18_AP": (resnet18_ap_count(), 11_250_762),
     "ViT": (vit_count(), 2_693_578),

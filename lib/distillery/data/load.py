@@ -28,12 +28,13 @@ def load(
     resize: int = 0,
     per_class: int = 0,
     test_per_class: int = 0,
+    held_out: float = VALIDATION,
     normalization: str = "own",
     cache_dir: str | Path = "",
     mapped: bool = False,
     progress: bool = False,
 ) -> Splits:
-    """Load a data set as disjoint splits, standardized by its training images; a tenth of those of each class are for validation.
+    """Load a data set as disjoint splits, standardized by its training images.
 
     dataset         'digits' (bundled with scikit-learn), a published set such as 'cifar10' (see `named.py`: its files are looked for in
                     data_root, fetched if missing, and used only with the published checksum), or 'folder': class folders at data_root,
@@ -43,6 +44,7 @@ def load(
     resize          make every image a square of this side, the short side resized and the centre kept; 0 = images must have equal sizes
     per_class       at most so many training images a class (before the validation split), drawn by the seed, 0 = all
     test_per_class  likewise for test images
+    held_out        the share of the training images of each class that is for validation, at least one, and is left out of training, 0 = none
     normalization   'own' (channel mean and std), 'zca' (eps 0.1), 'published' (the constants of the named set) or 'published:NAME' (those
                     of another set, for folders of its images)
     cache_dir       where decoded pixels are kept, '' = $DISTILLERY_CACHE or ~/.cache/distillery; removable any time
@@ -75,8 +77,11 @@ def load(
     if test_per_class:
         test = subset_per_class(test, test_per_class, generator(seed, "data", "test subset"))
         notes.append(f"at most {test_per_class} test images a class")
-    train, held_out = split_per_class(train, VALIDATION, generator(seed, "data", "validation split"))
-    parts = [part if mapped else replace(part, pixels=part.pixels[:]) for part in (train, held_out, test)]
+    validation = train.subset(rows[:0])
+    if held_out:
+        check_fraction("held_out", held_out)
+        train, validation = split_per_class(train, held_out, generator(seed, "data", "validation split"))
+    parts = [part if mapped else replace(part, pixels=part.pixels[:]) for part in (train, validation, test)]
     if kept == "published":
         transform = published(constants or dataset, images.shape[0])
     else:

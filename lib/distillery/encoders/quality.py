@@ -1,4 +1,4 @@
-"""Embeddings of an encoder and how good they are: a gate against collapse, nearest neighbours and a linear probe, beside an untrained one."""
+"""Embeddings of an encoder and how good they are: a gate against collapse, nearest neighbours and a linear probe."""
 
 from typing import NamedTuple
 
@@ -13,14 +13,16 @@ from distillery.networks.encoder import Encoder
 from distillery.networks.precision import float32_matmul, images_at_once
 
 COLLAPSED = 1e-2  # relative deviation of features below which an encoder tells images hardly apart
+FLAT = 2.0  # effective rank below which they lie nearly on a line
 
 
 class Quality(NamedTuple):
-    """What the features of an encoder are worth: accuracies as fractions, and their `deviation`."""
+    """What the features of an encoder are worth: accuracies as fractions, their `deviation` and their `effective_rank`."""
 
     knn: float
     probe: float
     deviation: float
+    rank: float
 
 
 def quality(encoder: Encoder, labelled: ImageSet, test: ImageSet, neighbours: int = 200) -> Quality:
@@ -31,10 +33,11 @@ def quality(encoder: Encoder, labelled: ImageSet, test: ImageSet, neighbours: in
     """
     encoder = encoder.to(labelled.device)
     known, asked = embedded(encoder, labelled), embedded(encoder, test)
-    found = check_collapse(known, encoder.name)
+    check_collapse(known, encoder.name)
     predicted = nearest(known, labelled.targets, asked, min(neighbours, len(labelled)))
     knn = float((predicted == test.targets).double().mean())
-    return Quality(knn, float(linear_probe(encoder.network, encoder.params, labelled, test)[0]), found)
+    probe = float(linear_probe(encoder.network, encoder.params, labelled, test)[0])
+    return Quality(knn, probe, deviation(known), effective_rank(known))
 
 
 def nearest(known: Tensor, labels: Tensor, asked: Tensor, neighbours: int, temperature: float = 0.5) -> Tensor:
@@ -50,15 +53,6 @@ def nearest(known: Tensor, labels: Tensor, asked: Tensor, neighbours: int, tempe
 
     vote = KNeighborsClassifier(neighbours, metric="cosine", weights=weights).fit(known.cpu().numpy(), labels.cpu().numpy())
     return torch.from_numpy(vote.predict(asked.cpu().numpy())).to(asked.device)
-
-
-def closed(teacher: Quality, random: Quality, margin: float = 0.05) -> str:
-    """Why a teacher's targets teach nothing, in words: an accuracy less than `margin`, a fraction, above a random encoder's; '' = open."""
-    for name in ("knn", "probe"):
-        ours, theirs = getattr(teacher, name), getattr(random, name)
-        if not ours - theirs >= margin:
-            return f"teacher: {name} accuracy {ours:.3f}, a random encoder's {theirs:.3f}"
-    return ""
 
 
 def embedded(encoder: Encoder, images: ImageSet) -> Tensor:
@@ -77,9 +71,19 @@ def deviation(features: Tensor) -> float:
     return float((spread / features.square().sum().clamp_min(torch.finfo(torch.float64).tiny)).sqrt())
 
 
-def check_collapse(features: Tensor, name: str) -> float:
-    """Their `deviation`; raises InputError where it is below COLLAPSED: the encoder maps all images to nearly one point."""
-    found = deviation(features)
-    if not found >= COLLAPSED:
-        raise InputError(f"{name}: relative deviation of features {found:.2g}, collapsed; accepted: {COLLAPSED:g} or more")
-    return found
+def effective_rank(features: Tensor) -> float:
+    r"""How many directions features (N, D) fill: $e^H$ of the entropy $H$ of the singular values of the centred features over their sum.
+
+    1 = a line (or a point), D = all directions alike. Source: Roy and Vetterli (EUSIPCO 2007).
+    """
+    features = features.double()
+    values = torch.linalg.svdvals(features - features.mean(0))
+    shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def check_collapse(features: Tensor, name: str) -> None:
+    """Raises InputError on features whose `deviation` is below COLLAPSED, nearly one point, or whose `effective_rank` is below FLAT."""
+    for what, found, least in (("relative deviation", deviation(features), COLLAPSED), ("effective rank", effective_rank(features), FLAT)):
+        if not found >= least:
+            raise InputError(f"{name}: {what} of features {found:.2g}, collapsed; accepted: {least:g} or more")

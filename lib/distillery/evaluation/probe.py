@@ -51,6 +51,7 @@ class Probing(Protocol):
     stream: ClassVar[str] = "pre-training"
     losses: ClassVar[tuple[str, ...]] = ("squared error",)
     extra: ClassVar[int] = 0
+    normalization: ClassVar[str] = "batch"  # as larger encoders have it in MKDT's public code
 
     def __post_init__(self):
         super().__post_init__()

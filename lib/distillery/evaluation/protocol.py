@@ -56,6 +56,7 @@ class Protocol:
     extra: ClassVar[int] = 1  # passes over the set beyond `epochs`
     descent: ClassVar[type[SGD]] = SGD
     cutmix: ClassVar[float] = 0.0  # probability of CutMix in a step
+    normalization: ClassVar[str] = ""  # of other architectures that can have it, '' = the field's default
 
     def __post_init__(self):
         check_positive_int("networks", self.networks)

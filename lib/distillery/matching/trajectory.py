@@ -237,6 +237,15 @@ class TrajectoryMatching:
         log = {"loss": value, "step_size": tensors["step_size"], "start": epoch}
         return None if skip else gradients, state, log
 
+    def loss_at(self, synthetic: Synthetic, expert: int, epoch: int, generator: Generator) -> float:
+        """L of a set at its step size for one expert and start epoch, without a gradient; the generator draws the student's batches."""
+        start, target = self._segment(expert, epoch)
+        buffers = {name: v for name, v in self.experts.at(expert, epoch).items() if name not in start}
+        flat, tensors = Flat(start), {name: synthetic.tensors[name] for name in self.learns}
+        end = student(self.step_loss(synthetic, buffers), start, tensors, self.draws(synthetic, *split(generator, 2)))[-1]
+        goal = flat.vector(target)
+        return float((end - goal).square().sum() / (flat.vector(start) - goal).square().sum())
+
     def _records(self, synthetic: Synthetic) -> bool:
         """Whether student steps are CUDA graphs, recorded in the first one."""
         return self.gradient == "exact" and not self.views and synthetic.device.type == "cuda"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -22,15 +23,19 @@ from distillery.seeds import generator, split
 
 @dataclass(frozen=True)
 class Gradient:
-    """One gradient of the matching loss: its pixels, the seconds it took and the bytes that were kept for it."""
+    """One gradient of the matching loss: its pixels, the seconds that each run of it took and the bytes that were kept for it."""
 
     images: Tensor
-    seconds: float
+    seconds: list[float]
     kept: int
 
 
-def gradients(objective: TrajectoryMatching, synthetic: Synthetic, expert: int, epoch: int, seed: int = 0) -> dict[str, Gradient]:
+def gradients(
+    objective: TrajectoryMatching, synthetic: Synthetic, expert: int, epoch: int, seed: int = 0, repeats: int = 1
+) -> dict[str, Gradient]:
     """The gradient of one problem by every way in `GRADIENTS`; all see the same batches and augmentations.
+
+    repeats  timed runs, after a first one; the ways take turns, so that what slows the machine slows all of them
 
     'kept' holds, besides the graph, the N + 1 weights along the student's path where they are stored ('exact', 'frozen').
     """
@@ -44,10 +49,12 @@ def gradients(objective: TrajectoryMatching, synthetic: Synthetic, expert: int, 
     found = {}
     for name, way in GRADIENTS.items():
         (_, parts), kept = kept_bytes(partial(way, *problem))
-        began = time.monotonic()
-        float(way(*problem)[0])  # waits for the device
-        seconds = time.monotonic() - began
-        found[name] = Gradient(parts["images"], seconds, kept + (0 if name == "unrolled" else path))
+        found[name] = Gradient(parts["images"], [], kept + (0 if name == "unrolled" else path))
+    for _ in range(repeats):
+        for name, way in GRADIENTS.items():
+            began = time.monotonic()
+            float(way(*problem)[0])  # waits for the device
+            found[name].seconds.append(time.monotonic() - began)
     return found
 
 
@@ -89,19 +96,21 @@ def kept_bytes(function: Callable):
     return result, most
 
 
-def compared(found: dict[int, list[dict[str, Gradient]]]) -> dict[str, dict[str, list[float]]]:
-    """What `gradients` found for [number of student steps][expert]: what -> way -> means over experts, for each number of steps.
+def compared(found: dict[int, list[dict[str, Gradient]]]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """What `gradients` found for [number of student steps][expert]: what -> way -> (means, deviations), for each number of steps.
 
-    Error and cosine are to the unrolled gradient of the pixels, time is over that of the sweep.
+    Error and cosine are to the unrolled gradient of the pixels, time is over that of the sweep in the same turn. Deviations are over
+    experts, those of the time over the turns on all of them.
     """
     measures = {
-        "relative error": lambda one, way: relative_error(one[way].images, one["unrolled"].images),
-        "cosine": lambda one, way: float(cosine_similarity(*(one[w].images.flatten() for w in (way, "unrolled")), dim=0)),
-        "memory, MB": lambda one, way: one[way].kept / 1e6,  # graph and stored weights
-        "time over the sweep's": lambda one, way: one[way].seconds / one["exact"].seconds,
+        "relative error": lambda one, way: [relative_error(one[way].images, one["unrolled"].images)],
+        "cosine": lambda one, way: [float(cosine_similarity(*(one[w].images.flatten() for w in (way, "unrolled")), dim=0))],
+        "memory, MB": lambda one, way: [one[way].kept / 1e6],  # graph and stored weights
+        "time over the sweep's": lambda one, way: [t / base for t, base in zip(one[way].seconds, one["exact"].seconds)],
     }
 
-    def curve(measure: Callable, way: str) -> list[float]:
-        return [sum(measure(one, way) for one in ones) / len(ones) for ones in found.values()]
+    def curve(measure: Callable, way: str) -> tuple[list[float], list[float]]:
+        values = [[value for one in ones for value in measure(one, way)] for ones in found.values()]
+        return [float(np.mean(some)) for some in values], [float(np.std(some)) for some in values]
 
     return {name: {way: curve(measure, way) for way in GRADIENTS} for name, measure in measures.items()}

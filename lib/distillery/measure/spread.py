@@ -9,11 +9,12 @@ Two forms of its claim that training without labels varies more than supervised 
 $$\operatorname{Var}(g) = \mathbb{E}\,\|g - \mathbb{E}g\|^2$$
 
 A variance has the scale of its loss, a mean over outputs for one and over views for another: compare losses by its ratio to the squared
-mean, or to the squared distance moved.
+mean, or to the squared distance moved, at rates that move each as far, and with the same randomness: the order of the images alone.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -134,19 +135,17 @@ def trajectory_variance(
 
 
 def problems(images: ImageSet, targets: Tensor, supervised, student, views: Views, n: int, seed: int) -> dict[str, tuple]:
-    """Each of LOSSES -> network, loss, a source in float64 whose views are fixed, a source in float32; on n images of the seed's own."""
+    """Each of LOSSES -> network, loss, a source in float64; on n images of the seed's own, whose views, drawn once, stay the same."""
     drawn = torch.randperm(len(images), generator=stream_of(seed, "variance"))[:n].sort().values
     few, all_of_them = images.subset(drawn), torch.arange(n, device=images.device)
     everything, wanted = few.batch(all_of_them), targets[drawn.to(images.device)]
     both = TwoViews(few, views, seed).batch(all_of_them[None])[0].chunk(2)  # of one draw
     pairs = Pairs(torch.stack(both, 1).double(), few.targets)
     found = {
-        "SL": (supervised, cross_entropy, TensorSource(everything.double(), few.targets), few),
-        "KD": (student, squared_error, TensorSource(everything.double(), wanted.double()), TensorSource(everything, wanted)),
+        "SL": (supervised, cross_entropy, TensorSource(everything.double(), few.targets)),
+        "KD": (student, squared_error, TensorSource(everything.double(), wanted.double())),
     }
-    for name, loss in SELF_SUPERVISED.items():
-        found[name] = (student, TeacherTraining(loss).objective, pairs, TwoViews(few, views, seed))
-    return found
+    return found | {name: (student, TeacherTraining(loss).objective, pairs) for name, loss in SELF_SUPERVISED.items()}
 
 
 def _first(network, seed: int, device) -> dict[str, Tensor]:
@@ -156,23 +155,64 @@ def _first(network, seed: int, device) -> dict[str, Tensor]:
 def over_partitions(problems: dict[str, tuple], batch: int, partitions: int, seed: int, device) -> dict[str, float]:
     """Variance over the squared mean of an epoch's gradient, over random partitions into batches, in float64."""
     found = {}
-    for name, (network, loss, source, _) in problems.items():
+    for name, (network, loss, source) in problems.items():
         params = {key: value.double() for key, value in _first(network, seed, device).items()}
         one = partition_variance(network, params, source, loss, batch, stream_of(seed, "parts"), partitions)
         found[name] = one.variance / one.squared_mean
     return found
 
 
+def factor(ours: list[list[Spread] | None], theirs: list[list[Spread] | None]) -> str:
+    """How many times as large the last ratios of one loss are as those of another: geometric mean over seeds, and the range, in words."""
+    found = [a[-1].ratio / b[-1].ratio for a, b in zip(ours, theirs) if a and b]
+    return (
+        f"{math.prod(found) ** (1 / len(found)):.0f} ({min(found):.0f} to {max(found):.0f} over seeds)" if found else "an unknown number of"
+    )
+
+
 def of_trajectories(
     problems: dict[str, tuple], rate: float, batch: int, copies: int, epochs: int, seed: int, device
-) -> dict[str, list | None]:
-    """Spread of the weights after each epoch over copies of one initialization, without the output layer; None where one diverged."""
-    found, how = {}, {"epochs": epochs, "repeats": copies, "batch": batch, "whole_batches": True}
-    for name, (network, loss, _, source) in problems.items():
-        first, stream = _first(network, seed, device), stream_of(seed, "copies")
+) -> dict[str, tuple[float, list[Spread]] | None]:
+    """Each loss -> its rate, and the spread of the weights after each epoch over copies of one initialization, without the output layer;
+    None where one diverged.
+
+    rate  of KD; that of each other loss is the one at which a network moves as far from its start in an epoch, see `rate_for`
+    """
+    first = {name: _first(network, seed, device) for name, (network, *_) in problems.items()}
+
+    def spread(name: str, rate: float, epochs: int, copies: int) -> list[Spread]:
+        network, loss, source = problems[name]
+        single = source.targets.float() if source.targets.is_floating_point() else source.targets
+        source, how = (
+            replace(source, images=source.images.float(), targets=single),
+            {"epochs": epochs, "repeats": copies, "batch": batch, "whole_batches": True},
+        )
+        how |= {"without": head_names(network), "generator": stream_of(seed, "copies")}
+        return trajectory_variance(network, first[name], source, loss, SGD(rate, 0.9, 1e-4), **how)
+
+    goal, found = spread("KD", rate, 1, 2)[0].distance, {}
+    for name in problems:
         try:
-            without = head_names(network)
-            found[name] = trajectory_variance(network, first, source, loss, SGD(rate, 0.9, 1e-4), generator=stream, without=without, **how)
+            own = rate if name == "KD" else rate_for(goal, lambda rate, name=name: spread(name, rate, 1, 2)[0].distance, rate)
+            found[name] = own, spread(name, own, epochs, copies)
         except RunFailed:
             found[name] = None
     return found
+
+
+def rate_for(goal: float, distance: Callable[[float], float], rate: float, within: float = 0.1) -> float:
+    """A rate whose `distance` is the goal within a share of it, by bisection of the logarithm, from a first guess.
+
+    distance  rises with the rate; RunFailed = farther than any goal. Raises RunFailed where 40 tries do not reach it
+    """
+    low, high = 0.0, math.inf
+    for _ in range(40):
+        try:
+            moved = distance(rate)
+        except RunFailed:
+            moved = math.inf
+        if abs(moved / goal - 1) <= within:
+            return rate
+        low, high = (rate, high) if moved < goal else (low, rate)
+        rate = 4 * rate if high == math.inf else rate / 4 if low == 0 else math.sqrt(low * high)
+    raise RunFailed(f"rates: a squared distance of {goal:g} is not reached, the last one was {moved:g}; accepted: a loss that moves as far")

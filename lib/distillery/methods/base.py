@@ -95,6 +95,7 @@ class Method:
     learns: ClassVar[tuple[str, ...]] = ()  # names of tensors
     objective: ClassVar[type | None] = None  # the class whose steps it takes, None = it has no loop
     no_batches: ClassVar[str] = "it has no loop"  # why it takes no sampler, '' = it does
+    by_epochs: ClassVar[bool] = False  # whether its loop counts epochs of the real images, which are shorter where a part is held out
     prunes: ClassVar[bool] = True  # whether real images may be pruned first
 
     @property

@@ -19,6 +19,8 @@ from distillery.checks import InputError
 from distillery.methods.base import SUBSET, TINY, register
 from distillery.methods.trajectories import FlatSettings, Trajectories, row
 
+LAGS = 20  # lags of the average that a shortened loop shall last at least
+
 
 @dataclass(frozen=True, kw_only=True)
 class FTDSettings(FlatSettings):
@@ -69,6 +71,20 @@ class FTD(Trajectories):
         # distilled on the ConvNet, evaluated on another network: Table 3
         "cifar10 on ResNet18": {50: (65.7, 0.3)}, "cifar10 on VGG11": {50: (58.4, 1.6)}, "cifar10 on AlexNet": {50: (53.8, 0.9)},
     }  # fmt: skip
+
+    def behind(self, job) -> str:
+        r"""Why the average of a shortened loop cannot be judged, '' = it can.
+
+        It lags $1/(1-\gamma)$ updates, which costs accuracy as long as the loss falls. As a condition fixed beforehand it is judged where
+        the loop lasts `LAGS` lags or, however few lags that is, as many updates as published.
+        """
+        s, lag = job.settings, 1 / (1 - job.settings.ema)
+        updates, published = self.updates(s, job.recipe.size), s.iterations
+        if updates >= min(LAGS * lag, published):
+            return ""
+        return (
+            f"the average lags {lag:.0f} of {updates} updates; {LAGS} lags or the published {published} updates were asked for beforehand"
+        )
 
     def refuse(self, job) -> None:
         super().refuse(job)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distillery import store
 from distillery.distill import Optimizer
 from distillery.experts import Experts
 from distillery.methods.base import METHODS, TINY, register
@@ -109,44 +110,59 @@ def high_loss_plain(network, students: Experts, source, m: int, epoch: int = 1) 
     return sorted(range(len(source)), key=lambda i: (-means[i], i))[:m]
 
 
-def _students(experiment, own: dict) -> tuple:
-    """How the students are trained whose losses count, with the last epoch that is kept: never flat ones."""
-    return METHODS["MKDT"].bank_with(experiment, own | {"flat": False})
+def _students(experiment, seed: int, own: dict) -> tuple:
+    """How the students of a seed are trained whose losses count, with the last epoch that is kept: never flat ones."""
+    return METHODS["MKDT"].bank_with(experiment, seed, own | {"flat": False})
 
 
-def students(experiment, source=None) -> Experts:
-    """MKDT's students on all real images of an experiment, or on some: made once, stored."""
-    return load_bank(experiment, source or experiment.real, *_students(experiment, {}))
+def students(experiment, source=None, seed: int = 0) -> Experts:
+    """MKDT's students of a seed on all real images of an experiment, or on some: made once, stored."""
+    return load_bank(experiment, source or experiment.real, *_students(experiment, seed, {}))
 
 
-def _identity(scores) -> dict:
-    training, epochs = _students(scores.experiment, {})
+def _identity(training, epochs: int) -> dict:
     return {"training": training.spec(), "kind": type(training.optimizer).__name__, "epochs": epochs}
 
 
-@register_score("student loss", labels=False, seeded=False, spec=_identity)
+def _identity_of(scores) -> dict:
+    return _identity(*_students(scores.experiment, 0, {})) | {"bank": "of the seed"}
+
+
+def _stored_losses(experiment, source, training, epochs: int) -> Tensor:
+    """`losses` of a bank on a source, made once, stored."""
+    inputs = _identity(training, epochs) | {"source": source.digest, "network": experiment.network.spec()}
+    inputs |= {"transform": experiment.transform}
+
+    def make() -> tuple[dict, int]:
+        bank = load_bank(experiment, source, training, epochs)
+        return {"loss": losses(experiment.network, bank, source)}, len(bank) * len(source)
+
+    return experiment.scores.stored("student-loss", inputs, make, (f"student loss {store.canonical(inputs)}", training.seed))["loss"]
+
+
+@register_score("student loss", labels=False, spec=_identity_of)
 def student_loss(scores, seed: int, k: int) -> Tensor:
-    """`losses` of the students on all real images."""
-    return losses(scores.experiment.network, students(scores.experiment), scores.experiment.real)
+    """`losses` of the students of the seed on all real images."""
+    return _stored_losses(scores.experiment, scores.experiment.real, *_students(scores.experiment, seed, {}))
 
 
-ORDERS["high loss"] = _identity
+ORDERS["high loss"] = _identity_of
 
 
 def _students_of(job) -> tuple:
-    return _students(job.experiment, job.recipe.settings if job.method is METHODS["MKDT"] else {})
+    return _students(job.experiment, job.recipe.seed, job.recipe.settings if job.method is METHODS["MKDT"] else {})
 
 
-@start(
-    "high loss", score="high loss", general=False, labels=False,
-    prepare=lambda job, where: make_bank(job.experiment, job.source, *_students_of(job), where),
-)  # fmt: skip
+def _prepare(job, where: str) -> None:
+    """The bank and its losses, before the clock of a set starts."""
+    make_bank(job.experiment, job.source, *_students_of(job), where)
+    _stored_losses(job.experiment, job.source, *_students_of(job))
+
+
+@start("high loss", score="high loss", general=False, labels=False, prepare=_prepare)
 def by_high_loss(job, n: int) -> Tensor:
     """Of highest loss under students after one epoch, highest first, who are trained on the images that are kept."""
-    bank = _students_of(job)
-    if job.recipe.prune is None and bank == _students(job.experiment, {}):
-        return select(job.score("student loss"), n, rule="highest")
-    return high_loss(job.network, load_bank(job.experiment, job.source, *bank), job.source, n)
+    return select(_stored_losses(job.experiment, job.source, *_students_of(job)), n, rule="highest")
 
 
 COLUMNS = ("no pre-training", "random", "high loss", "KRR-ST", "MKDT, random init", "MKDT", "all images")

@@ -10,6 +10,7 @@ from distillery.checks import InputError
 from distillery.encoders.teacher import SIMCLR, pretrain
 from distillery.methods.base import Method, Settings, register
 from distillery.methods.trajectories import Trajectories
+from distillery.seeds import split
 from distillery.training import Stats
 from distillery.training.views import Views
 
@@ -25,6 +26,7 @@ class WithoutLabels(Method):
 class StudentTrajectories(WithoutLabels, Trajectories):
     """Trajectory matching without labels. Published are sets of 2 and 5% of the images, given as images over classes."""
 
+    version = 2
     judged = None
     common = Trajectories.common | {"expert_training_epochs": 20, "student_batch": 256, "lr_step_size": 1e-4, "step_size": 0.1}
 
@@ -37,20 +39,22 @@ class StudentTrajectories(WithoutLabels, Trajectories):
         """None: the loss of a student is not random but for its batches."""
         return ""
 
-    def bank_with(self, experiment, own: dict) -> tuple:
-        """How experts are trained under changes of a recipe, and the last epoch that is kept: one bank serves both sizes."""
+    def bank_with(self, experiment, seed: int, own: dict) -> tuple:
+        """How experts are trained under changes of a recipe, and the last epoch that is kept: one bank of each seed serves both sizes."""
         presets, n = experiment.presets, len(experiment.real)
         both = [self.settings(presets.dataset, size, n, presets.changes, own) for size in (0, n)]
-        return self.training(both[0], experiment), max(one.last_epoch for one in both)
+        training = self.training(both[0], experiment)
+        return replace(training, seed=training.seed + seed), max(one.last_epoch for one in both)
 
     def bank(self, job) -> tuple:
-        return self.bank_with(job.experiment, job.recipe.settings)
+        return self.bank_with(job.experiment, job.recipe.seed, job.recipe.settings)
 
 
 @register
 class Untrained(Method):
-    """No pre-training: networks as they are drawn, which every set has to beat."""
+    """No pre-training: the networks that others start from, as they are drawn, which every set has to beat."""
 
+    version = 2
     name, kind, labels, makes_set, prunes = "none", "no pre-training", False, False, False
 
     def check(self, recipe) -> None:
@@ -59,7 +63,7 @@ class Untrained(Method):
             raise InputError(f"size: {recipe.size} with {self.name!r}, which sees no images; accepted: 0, and its own steps")
 
     def train(self, job, network, source, protocol, stream, steps_of: int) -> tuple:
-        params = network.init(stream, protocol.networks)
+        params = network.init(split(stream, 2)[0], protocol.networks)  # as `fit` draws them
         return {name: value.to(job.experiment.device) for name, value in params.items()}, Stats(), {}
 
 

@@ -6,7 +6,7 @@ before a set's time is counted, stored once, and billed apart. One bank of them 
 The published accuracies of MTT, TESLA, FTD and DATM are the best over the run on test images; here nothing is chosen on them.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from distillery.experts import Experts, Training
 from distillery.matching.trajectory import GRADIENTS, StartEpochs, TrajectoryMatching
 from distillery.methods.base import Made, Method, Settings, made
 from distillery.networks.precision import float32_matmul
+from distillery.runs import subsample
 from distillery.training.dsa import DSA
 from distillery.training.optimizers import GSAM, SGD, Adam
 from distillery.training.views import Views
@@ -118,6 +119,7 @@ class Trajectories(Method):
         "experts": 100, "gradient": "exact", "normalization": "published",
     }  # fmt: skip
     no_batches = "experts have seen the real images"
+    by_epochs = True  # a student covers epochs of an expert
     start = "random"
     own_starts = ("correct",)  # of DATM
     learns = TrajectoryMatching.learns
@@ -159,6 +161,11 @@ class Trajectories(Method):
         """The experts of a job, trained on the real images that it keeps; made once, stored."""
         return load_bank(job.experiment, job.source, *self.bank(job))
 
+    def path(self, job, n: int, epochs: int) -> Experts:
+        """The first n experts of a job's kind over so many epochs, 0 = as published: what is measured on them goes into no set."""
+        training = replace(self.training(job.settings, job.experiment), experts=n)
+        return load_bank(job.experiment, job.source, training, epochs or job.settings.expert_training_epochs)
+
     def prepare(self, job, where: str = "local") -> None:
         super().prepare(job, where)
         if where == "local":
@@ -170,12 +177,12 @@ class Trajectories(Method):
         """Options of `TrajectoryMatching` beside those of all methods."""
         return {}
 
-    def matching(self, job) -> TrajectoryMatching:
-        """The objective of a job."""
+    def matching(self, job, bank: Experts | None = None) -> TrajectoryMatching:
+        """The objective of a job, on its own experts or on those of `path`."""
         s = job.settings
         options = {"batch": s.student_batch, "gradient": s.gradient, "name": self.name}
         options |= {"augmentation": self.augmentation(job.experiment)} | self.options(job)
-        return TrajectoryMatching(job.network, self.experts(job), s.student_steps, s.expert_epochs, s.start_epochs, **options)
+        return TrajectoryMatching(job.network, bank or self.experts(job), s.student_steps, s.expert_epochs, s.start_epochs, **options)
 
     def optimizers(self, job) -> dict[str, Optimizer]:
         """The optimizer of each learned tensor."""
@@ -194,7 +201,7 @@ class Trajectories(Method):
         with float32_matmul("float32"):  # matched weights
             done = job.distill(start, objective, optimizers, steps, ema=job.settings.ema or None, judge=judge)
         log = {"experts": cost, "skipped": done.cost["skipped"], "step_size": float(done.last.tensors["step_size"])}
-        log["moved"] = moved(start, done.last)
+        log |= {"moved": moved(start, done.last), "starts": subsample(done.log["start"])}  # epochs, beside 'loss'
         if done.best is not None:
             log |= {"best_step": done.best_step, "best_score": done.best_score}
         return made(start, done, **log)

@@ -1,8 +1,8 @@
-"""The cross-architecture pool: MLP, LeNet, AlexNet, VGG11, ResNet18, ResNet18_AP and a small ViT beside the ConvNet.
+"""The cross-architecture pool: MLP, LeNet, AlexNet, VGG11, ResNet10, ResNet18, ResNet18_AP and a small ViT beside the ConvNet.
 
 Layers and sizes are those of the field's shared pool (`networks.py` of the public code of DC, DSA and DM,
 github.com/VICO-UoE/DatasetCondensation), written for 32 x 32 color and 28 x 28 gray images. The ViT has no counterpart there: width and
-heads are those of ViT-Ti (arXiv 2012.12877). Initialization is PyTorch's default everywhere; the ViT's positions are drawn as the
+heads are those of ViT-Ti (arXiv 2012.12877); ResNet10 is that of MKDT's public code. Initialization is PyTorch's default everywhere; the ViT's positions are drawn as the
 weights of a linear layer, its class token starts at zero.
 
 Rules for other image sizes, which change nothing at the published ones:
@@ -32,10 +32,13 @@ from distillery.networks.module import ModuleNetwork
 SMALLEST = 4  # pixels on the shorter side
 
 
-def resnet18(shape: Shape, classes: int, width: float = 1.0, normalization: str = "instance", average: bool = False) -> nn.Module:
-    """3x3 stem, two basic blocks each of 64-128-256-512, strides 1-2-2-2, average over the map, one linear layer.
+def resnet(
+    shape: Shape, classes: int, width: float = 1.0, normalization: str = "instance", average: bool = False, blocks: int = 2
+) -> nn.Module:
+    """3x3 stem, basic blocks of 64-128-256-512, strides 1-2-2-2, average over the map, one linear layer.
 
     average  2x2 average pools for the strides, and the linear layer reads the whole map, flattened: ResNet18_AP
+    blocks   of each width: 1 = ResNet10, 2 = ResNet18
     """
     channels, sides = _scaled(64, width), shape[1:]
     stem = nn.Conv2d(shape[0], channels, 3, padding=1, bias=False)
@@ -45,7 +48,8 @@ def resnet18(shape: Shape, classes: int, width: float = 1.0, normalization: str 
         halved = [side // 2 if average else (side + 1) // 2 for side in sides]
         stride = 2 if i > 0 and min(halved) >= 2 else 1
         layers[f"block{i}a"] = _BasicBlock(channels, planes, stride, normalization, average)
-        layers[f"block{i}b"] = _BasicBlock(planes, planes, 1, normalization, average)
+        if blocks == 2:
+            layers[f"block{i}b"] = _BasicBlock(planes, planes, 1, normalization, average)
         channels, sides = planes, halved if stride == 2 else sides
     if not average:
         layers["average"] = nn.AdaptiveAvgPool2d(1)
@@ -158,8 +162,9 @@ POOL = {  # name -> factory of (shape, classes, width, normalization), and the n
     "AlexNet": (partial(_in_a_row, groups=[[128], [192], [256, 192, 192]], kernels=[5, 5, 3]), ("none",)),
     # configuration A
     "VGG11": (partial(_in_a_row, groups=[[64], [128], [256, 256], [512, 512], [512, 512]], kernels=[3] * 5), ("instance", "batch")),
-    "ResNet18": (resnet18, ("instance", "batch")),
-    "ResNet18_AP": (partial(resnet18, average=True), ("instance", "batch")),
+    "ResNet10": (partial(resnet, blocks=1), ("instance", "batch")),
+    "ResNet18": (resnet, ("instance", "batch")),
+    "ResNet18_AP": (partial(resnet, average=True), ("instance", "batch")),
     "ViT": (_VisionTransformer, ("layer",)),
 }
 NAMES = ("ConvNet", *POOL)

@@ -145,7 +145,7 @@ class CachedScores:
             tensors = {"loss": dynamics.mean_loss(passed), "features": embed(self.network, first, self.images)[0].cpu()}
             return tensors, passed.stats.samples * trials
 
-        return self._stored("scores", self._inputs(seed=seed, trials=trials, epochs=epochs), make, (name, seed))
+        return self.stored("scores", self._inputs(seed=seed, trials=trials, epochs=epochs), make, (name, seed))
 
     # Through an encoder
 
@@ -168,7 +168,7 @@ class CachedScores:
                 del found["features"]  # large, and the same under all masks
             return found, found["losses"].numel()
 
-        return self._stored("encoder-path", inputs, make, (name, seed))
+        return self.stored("encoder-path", inputs, make, (name, seed))
 
     def _encoder(self) -> Encoder:
         if self.encoder is None:
@@ -194,7 +194,7 @@ class CachedScores:
             # a visit in training and one in evaluation an epoch, and the last predictions
             return tensors, (2 * self.tuning.epochs + 1) * self.tunings * len(self.images)
 
-        return self._stored("tuning-scores", self._inputs(**self._tuning_spec(), seed=seed), make, ("tuning", seed))
+        return self.stored("tuning-scores", self._inputs(**self._tuning_spec(), seed=seed), make, ("tuning", seed))
 
     @property
     def early(self) -> int:
@@ -214,7 +214,7 @@ class CachedScores:
             network = getattr(self.network, "network", self.network)
             return {"GraNd": dynamics.grand(network, params, self.images)}, self.tunings * len(self.images)
 
-        return self._stored("gradient-scores", self._inputs(**self._tuning_spec(), seed=seed), make, ("GraNd", seed))["GraNd"]
+        return self.stored("gradient-scores", self._inputs(**self._tuning_spec(), seed=seed), make, ("GraNd", seed))["GraNd"]
 
     def _tuning_spec(self) -> dict:
         return {"encoder": self._encoder().digest, "tuning": self.tuning.spec(), "trials": self.tunings, "version": VERSION}
@@ -260,7 +260,7 @@ class CachedScores:
             return {name: value.cpu().float() for name, value in values.items()}, n
 
         inputs = self.spec("ridge sensitivity") | {"transform": self.transform}
-        return self._stored("ridge-scores", inputs, make, ("ridge", 0))
+        return self.stored("ridge-scores", inputs, make, ("ridge", 0))
 
     def clusters(self, seed: int, k: int) -> Tensor:
         """K-means sensitivities (N,) with k clusters within each class: exact at k = 1, which no seed changes, else bounds."""
@@ -274,7 +274,7 @@ class CachedScores:
                 found[members] = (one_means(rows) if k == 1 else kmeans(rows, k, stream)[0]).cpu().float()
             return {"scores": found}, n
 
-        return self._stored("cluster-scores", inputs, make, (f"{name} {k}", seed))["scores"]
+        return self.stored("cluster-scores", inputs, make, (f"{name} {k}", seed))["scores"]
 
     def seeded(self, seed: int, k: int, kept: Tensor) -> Tensor:
         """Rank (len(kept),) in which D^2 seeding takes k of the kept images of each class, the rest last."""
@@ -295,7 +295,7 @@ class CachedScores:
     def _inputs(self, **inputs) -> dict:
         return {"network": self.network.spec(), "transform": self.transform} | inputs
 
-    def _stored(self, producer: str, inputs: dict, make, key: tuple[str, int]) -> dict[str, Tensor]:
+    def stored(self, producer: str, inputs: dict, make, key: tuple[str, int]) -> dict[str, Tensor]:
         """Tensors of a pass, made once; `make` returns them and the images it touched."""
         if key not in self._read:
             path = self.runs.artifact(f"{producer}-" + store.identity(producer, VERSION, inputs, self.digest))
