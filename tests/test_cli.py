@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from distillery import cli, data
 from distillery.checks import InputError
@@ -217,3 +219,23 @@ def test_quickstart_on_a_folder_nobody_tuned_for(tmp_path, run):
     code, out, errors = run("run", "00_quickstart", *words, *SHORTENED)
     assert code == 0, (out, errors)
     found_in_quickstart(tmp_path / "results" / "smoke" / "00_quickstart", "images")
+
+
+@pytest.mark.slow
+def test_quickstart_on_one_image_a_class_of_odd_names(tmp_path, run):
+    """One training image of each class is left, all black in one of them; names hold a dollar, a byte that is no UTF-8, and Markdown."""
+    root = tmp_path / "my_*pets*"
+    class_folders(root / "train", "RGB", (16, 16))
+    for label, name in enumerate(("$a_$", "caf\udce9", "*dog*")):
+        (root / "train" / f"class {label}").rename(root / "train" / name)
+        for image in sorted((root / "train" / name).iterdir())[2:]:
+            image.unlink()
+    for image in (root / "train" / "*dog*").iterdir():
+        Image.new("RGB", (16, 16)).save(image)
+    shutil.copytree(root / "train", root / "test")
+    code, out, _ = run("data", "check", root)
+    assert code == 0 and out.endswith("\nusable\n")
+    words = ["-p", "dataset", "folder", "-p", "data_root", root, "-p", "results_dir", tmp_path / "results"]
+    code, out, errors = run("run", "00_quickstart", *words, *SHORTENED)
+    assert code == 0, (out, errors)
+    found_in_quickstart(tmp_path / "results" / "smoke" / "00_quickstart", root.name)

@@ -256,6 +256,26 @@ def test_preprocessing_is_in_the_ids(splits, tmp_path):
     assert here.evaluation_inputs(whole) != there.evaluation_inputs(whole)
 
 
+def test_images_labels_encoder_and_tasks_are_in_the_ids(splits, encoder, tmp_path):
+    """As they are, wherever their files lie."""
+
+    def with_part(name, **changes):
+        return replace(splits, **{name: replace(getattr(splits, name), **changes)})
+
+    others = [with_part(name, targets=getattr(splits, name).targets.flip(0)) for name in ("train", "validation", "test")]
+    others.append(with_part("train", pixels=splits.train.pixels ^ 1))
+    assert len({experiment(one, tmp_path).set_id(Recipe("DM", 1, 0)) for one in (splits, *others)}) == 1 + len(others)
+    shifted = replace(encoder, weights={name: value + 1e-3 for name, value in encoder.weights.items()})
+    tuned = {"protocol": FineTuning(epochs=4)}
+    here, there = (experiment(splits, tmp_path, encoder=one, **tuned) for one in (encoder, shifted))
+    assert here.evaluation_inputs(Recipe("whole", 1, 0)) != there.evaluation_inputs(Recipe("whole", 1, 0))
+    by_score = Recipe("DM", 1, 0, Prune(0.5, score="complexity"))
+    assert here.set_id(by_score) != there.set_id(by_score)
+    plain, changed = unlabelled(splits, tmp_path), unlabelled(splits, tmp_path)
+    changed.tasks["digits"] = others[2]
+    assert plain.evaluation_inputs(Recipe("MKDT", 1, 0)) != changed.evaluation_inputs(Recipe("MKDT", 1, 0))
+
+
 def test_how_scores_are_made_is_in_the_ids_of_what_goes_by_them(splits, tmp_path):
     here, there = experiment(splits, tmp_path), experiment(splits, tmp_path, scores=ScoreSettings(early=(2, 2)))
     by_score = [Recipe("DM", 1, 0, Prune(0.5)), Recipe("DM", 1, 0, start="herding"), Recipe("herding", 1, 0)]

@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     row.add_argument("--seeds", type=int, default=1, help="sets, one a seed")
     row.add_argument("--first-seed", type=int, default=0, help="seed of the first set; the data stay those of the notebook")
     row.add_argument("--keep", default="", metavar="RULE", help="real images that are left, e.g. 'lowest 0.1' or 'random 0.1'")
+    row.add_argument("--network", default="", help="another architecture to train on the sets, e.g. ResNet18")
     row.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one published setting")
     grid = command("sweep", _sweep, "execute notebooks over a grid of parameters")
     grid.add_argument("grid", help="YAML file: notebook, parameters, grid")
@@ -152,7 +153,7 @@ def _row(arguments) -> int:
     given = _given(arguments, parameters.declared(notebook)[0])
     changes = {name: parameters.from_text(text) for name, text in arguments.set}
     asked = arguments.method, arguments.size, list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
-    for recipe, result in rows.run(notebook, given, *asked, keep=arguments.keep, changes=changes):
+    for recipe, result in rows.run(notebook, given, *asked, keep=arguments.keep, network=arguments.network, changes=changes):
         called = f"{recipe.method} at {recipe.size}, seed {recipe.seed}"
         if isinstance(result, str):
             print(f"{called}: {result}", flush=True)

@@ -102,6 +102,13 @@ class Experiment:
         """A copy for a worker: it shares stored results and counts for itself."""
         return self.__dict__ | {"shared": {}, "costs": {}, "compute": replace(self.compute, progress=False, engine="local")}
 
+    def under(self, protocol: Protocol) -> "Experiment":
+        """This experiment under another protocol: data, stored results, scores and experts are shared. Raises InputError where it does not fit."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, protocol=protocol)
+        protocol.check(made)
+        return made
+
     @property
     def real(self):
         """Training images with labels, or images with targets."""

@@ -137,8 +137,8 @@ class Job:
     def validated(self, made: Synthetic) -> float:
         """Mean accuracy on validation images of fresh networks trained on a set, the same ones at every step."""
         how, experiment = self.experiment.validation, self.experiment
-        protocol, _ = self.method.protocol(self, experiment.protocol, made)
-        if not protocol.lr > 0:  # `distill` is about to stop
+        if not float(made.tensors.get("step_size", 1.0)) > 0:  # also NaN: `distill` is about to stop
             return 0.0
+        protocol, _ = self.method.protocol(self, experiment.protocol, made)
         protocol = replace(protocol, networks=how.networks, epochs=how.epochs or protocol.epochs)
         return float(evaluate(self.network, made.source(), protocol, experiment.data.validation, self.stream("validation")).mean())

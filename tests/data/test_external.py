@@ -151,6 +151,21 @@ def test_tensors_that_are_no_set(tmp_path, splits, refused, images, labels, foun
         external.read(tmp_path / "a.pt", splits=splits)
 
 
+@pytest.mark.parametrize(
+    "content, held",
+    [
+        ([IMAGES, IMAGES[:2], IMAGES], "no labels in a list of 3: images (2, 1, 2, 2), images (4, 1, 2, 2)"),
+        ({"syn": IMAGES, "lr": 1.0}, "no images in a dict with syn, lr"),
+        ([], "no images in a list of 0"),
+        (IMAGES, "no labels in a Tensor"),
+    ],
+)
+def test_a_file_without_a_set_says_what_it_holds(tmp_path, splits, content, held, refused):
+    torch.save(content, tmp_path / "a.pt")
+    with refused(tmp_path / "a.pt", held):
+        external.read(tmp_path / "a.pt", splits=splits)
+
+
 @pytest.mark.parametrize("content", [[0, 1], {"names": LABELS}, "cat", {"labels": None}, LABELS[:2]])
 def test_label_files_without_labels(tmp_path, content, refused):
     torch.save(IMAGES, tmp_path / "a.pt")

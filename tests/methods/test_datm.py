@@ -153,3 +153,12 @@ def first_logits_by_hand(experts, tiny):
         assert torch.allclose(first[i], logits[right, i].mean(0), atol=1e-5)
     assert torch.allclose(first_logits(network(), experts, tiny, indices, one=2), logits[2], atol=1e-5)
     return counts
+
+
+def test_one_update_at_rates_of_zero_is_the_start_undistilled(here):
+    """The control of a set: its first images, with their first labels."""
+    still = here.run(Recipe("DATM", 1, 0, settings={"steps": 1, "lr_images": 0.0, "lr_step_size": 0.0, "lr_labels": 0.0}))
+    unmoved, made = here.synthetic(still), here.synthetic(here.run(Recipe("DATM", 1, 0)))
+    assert torch.equal(unmoved.tensors["images"], made.card["start"]) and not torch.equal(made.tensors["images"], made.card["start"])
+    assert not torch.equal(unmoved.tensors["label_logits"], made.tensors["label_logits"])
+    assert float(unmoved.tensors["step_size"]) == pytest.approx(0.05)

@@ -38,6 +38,12 @@ def here(splits, tmp_path_factory):
     return experiment(splits, tmp_path_factory.mktemp("runs"), times=2)
 
 
+@pytest.mark.parametrize("rate", [0.0, -0.1, float("nan")])
+def test_a_rate_that_leaves_the_positive_numbers_is_not_judged_on_the_way(here, rate):
+    job = here.job(Recipe("MTT", 1, 0))
+    assert job.validated(job.first().replace(step_size=torch.tensor(rate))) == 0.0
+
+
 # Published settings
 
 

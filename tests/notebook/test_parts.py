@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from matplotlib.figure import Figure
 
 from distillery import selection
 from distillery.methods import published_part
-from distillery.notebook.parts import Parts
+from distillery.notebook.parts import Parts, choices
+from distillery.notebook.parts import flexrand as nearest
 from distillery.notebook.session import Session
 from distillery.recipe import Prune
 from made_up import namespace
@@ -25,6 +27,24 @@ def parts(tmp_path):
 
 def flexrand(i):
     return lambda part: Prune(part, "flexrand", "loss", selection.legal_gammas(part, 3)[i])
+
+
+def test_values_of_gamma_come_in_the_order_of_their_distance_to_a_half():
+    ways = [nearest(5, i)(0.2) for i in range(5)]
+    assert all((way.rule, way.score, way.keep) == ("flexrand", "complexity", 0.2) for way in ways)
+    assert [abs(way.gamma - 0.5) for way in ways] == pytest.approx([0, 0.2, 0.2, 0.4, 0.4])
+    assert sorted(way.gamma for way in ways) == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
+
+
+def test_rows_of_instructions(parts):
+    """Tries are paid for and not listed; the best of them is chosen by what is held out."""
+    S, named = parts.session, {f"draw {i}": [judged(0.1 * i, 1 / i)] for i in (1, 2, 3)}
+    named |= {f"FlexRand, {gamma}": [judged(gamma)] for gamma in (0.25, 0.5)} | {"before": [judged(0.05)], "easiest": [None]}
+    choices(S, SimpleNamespace(rows=lambda seeds: named), [0], "responses, {}".format)
+    assert S.accuracies("responses, best of random") == [[0.1]] and S.accuracies("responses, random") == [[0.1, 0.2, pytest.approx(0.3)]]
+    assert S.accuracies("responses, FlexRand") == [[0.25]] and S.rows["responses, before"].against == "responses, random"
+    listed = {name for name, row in S.rows.items() if name.startswith("responses") and row.listed}
+    assert listed == {f"responses, {one}" for one in ("before", "easiest", "random", "random, again", "best of random", "FlexRand")}
 
 
 def test_the_best_of_several_tries_is_a_row_and_tries_are_not_listed(parts, monkeypatch):
@@ -95,6 +115,8 @@ def test_whether_validation_tells_is_asked_within_seeds(parts):
             # the second seed is far better on both, which says nothing of draws
             S.add(parts.at(name, part), [judged(0.1 * i, 0.2 * sign * i), judged(5 + 0.1 * i, 7 + 0.2 * sign * i)])
     assert parts.told_by_validation(tries) == {0.5: pytest.approx(1), 0.25: pytest.approx(-1)}
+    told = parts.notes(tries).data
+    assert "+1.00 at 50%, -1.00 at 25%" in told and "no row has one beside it" in told
 
 
 def test_published_numbers_stand_beside_their_parts(tmp_path):
@@ -104,6 +126,7 @@ def test_published_numbers_stand_beside_their_parts(tmp_path):
         parts.run(name, partial(Prune, rule="random"), 1)
     assert session.rows["FlexRand, 50%"].published == {"mean": pytest.approx(0.7178), "std": None}
     assert session.rows["FlexRand, 25%"].published is None
+    assert "[71.8]" in parts.grid({}, ["FlexRand"]).data and "in brackets" in parts.notes([]).data
     parts.claim("gain", "FlexRand beats random at {part}", "FlexRand", "random")
     parts.claim_mean("mean", "FlexRand beats random", "FlexRand", "random")
     assert session.claims[0]["published"]["difference"] == pytest.approx(0.7178 - 0.7116)

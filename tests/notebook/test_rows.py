@@ -1,11 +1,14 @@
 """Single rows without the notebook: what they leave is what the notebook finds."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from distillery.checks import InputError
 from distillery.cli import main
+from distillery.evaluation import Protocol
+from distillery.methods import METHODS
 from distillery.notebook import rows
 from distillery.recipe import Prune
 
@@ -26,8 +29,18 @@ def test_a_notebook_finds_the_row_that_was_run_alone(tmp_path, capsys):
     assert session.runs.computed == 0 and all(found)
 
 
+def test_a_row_on_another_network_by_the_methods_own_protocol(tmp_path, monkeypatch):
+    given = TINY | {"results_dir": str(tmp_path), "published_protocols": True}
+    monkeypatch.setattr(METHODS["DM"], "judged", Protocol(epochs=3), raising=False)
+    ((recipe, result),) = rows.run(NOTEBOOK, given, "DM", 1, [0], network="MLP", changes={"steps": 1})
+    assert recipe.evaluate.network == "MLP" and len(result["accuracies"]) == 2
+    (stored,) = (one["inputs"] for one in map(json.loads, map(Path.read_text, tmp_path.rglob("*.json"))) if "protocol" in one["inputs"])
+    assert stored["protocol"]["epochs"] == 3 and stored["network"]["network"] == "MLP"
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"keep": "lowest a"}, {"keep": "lowest"}, {"keep": "nearest 0.1"}, {"changes": {"stepz": 1}}, {"seeds": []}]
+    "wrong",
+    [{"keep": "lowest a"}, {"keep": "lowest"}, {"keep": "nearest 0.1"}, {"changes": {"stepz": 1}}, {"network": "LeNets"}, {"seeds": []}],
 )
 def test_refused_before_anything_runs(tmp_path, wrong):
     with pytest.raises(InputError):

@@ -202,6 +202,41 @@ def test_numbers_are_those_of_the_published_set(session):
     assert session._number(Recipe("DM", 1, 0, prune=Prune(0.5)), "DC")["mean"] == pytest.approx(0.283)
 
 
+def test_each_method_is_judged_by_its_own_protocol_beside_random_images_judged_alike(tmp_path):
+    names = namespace(tmp_path, published_protocols=True)
+    names["__annotations__"] |= {"published_protocols": bool}
+    S = Session("90_tiny", names, against="random images")
+    S.bench.augmentation = DSA_NO_FLIP  # digits
+    S.row("random images", "random", 1, 1)
+    short = {"settings": {"steps": 1, "batch": 4}}
+    S.row("DC", "DC", 1, 1, **short, experiment=S.bench)
+    S.row("DC, as published", "DC", 1, 1, **short)
+    S.row("DM", "DM", 1, 1, **short)
+    S.row("IDC", "IDC", 1, 1, settings=short["settings"] | {"n_data": 8, "train_batch": 8})
+    S.row("DM, again", "DM", 1, 2, **short)  # as many controls as sets
+    judged = {name: (row.experiment.protocol.epochs, row.experiment.protocol.augmentation) for name, row in S.rows.items()}
+    base = S.protocol.epochs, S.protocol.augmentation
+    mixing = (1000, "color+crop_scale_rotate")
+    assert judged == {
+        "random images": base, "DC": base, "DC, as published": (300, ""), "random images, judged as DC": (300, ""), "DM": (1000, DSA_NO_FLIP),
+        "random images, judged as DM": (1000, DSA_NO_FLIP), "IDC": mixing, "random images, packed, nearest, judged as IDC": mixing,
+        "DM, again": (1000, DSA_NO_FLIP),
+    }  # fmt: skip
+    assert S.rows["DM"].against == "random images, judged as DM" and len(S.results["random images, judged as DM"]) == 2
+    assert S.rows["DC"].against == "" and S.control("MTT", 1) == "random images, judged as DM" and S.control("random", 1) == "random images"
+    assert len({S.bench.set_id(row.recipes[0]) for name, row in S.rows.items() if name.startswith("random") and "packed" not in name}) == 1
+    assert S.experiments == [S.bench]
+
+
+def test_at_paper_scale_a_number_stands_beside_what_is_judged_as_published(tmp_path):
+    S = Session("90_tiny", namespace(tmp_path, scale="paper"))
+    S.p.published_for = "cifar10"
+    families, recipe = DSA if "flip" in S.bench.augmentation else DSA_NO_FLIP, Recipe("DM", 1, 0)
+    assert S._number(recipe, "", S.bench.under(Protocol(2, augmentation=families)))["mean"] == pytest.approx(0.26)
+    assert S._number(recipe, "", S.bench.under(Protocol(2))) is None
+    assert S._number(Recipe("random", 10, 0), "", S.bench) is not None  # how its numbers were measured is not known
+
+
 COMPARABLE = {"dataset": "cifar10", "normalization": "published", "per_class": 0}
 
 

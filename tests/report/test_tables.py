@@ -45,7 +45,17 @@ def test_what_an_interval_is_made_of_and_could_show_stands_beside_it():
         assert told in tables.rows_table([records.row("DM", 1, results[0], results[1][:n])])
 
 
+def test_markdown_in_a_name_is_escaped():
+    name = "my_pets *new* [x](y) `z` <b> US$ _v_ a|b\\"
+    record = RECORD | {"data": RECORD["data"] | {"label": name}, "missing": [], "path": "a/b/c/d/record.json", "notebook": "n"}
+    escaped = "my_pets \\*new\\* \\[x\\](y) \\`z\\` \\<b\\> US\\$ \\_v\\_ a"
+    texts = [tables.table([record]), tables.rows_by_record([record]), tables.cost_table([record]), pages.headline([(record, CLAIM)])]
+    texts.append(pages.headline_table([record], [{"notebook": "n", "claim": "a", "paper": "p"}]))
+    assert all(escaped in text and name not in text for text in texts), texts
+
+
 def test_further_comparisons_stand_apart_with_their_p_and_no_verdict():
+    assert tables.verdicts(MORE).startswith("Further comparisons")  # and no empty table of claims
     for shown in (tables.table([RECORD], further=True), tables.verdicts(MORE).split("no verdict:")[1]):
         assert f"| {MORE[0]['p_holm']:.2g} |" in shown and "a \\| c" in shown and "**" not in shown
     assert "a \\| c" not in tables.table([RECORD]) and "Further" not in tables.verdicts([CLAIM])

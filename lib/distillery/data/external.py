@@ -38,14 +38,16 @@ def read(path, labels="", pixels="auto", splits: Splits | None = None, logits=Fa
     path = Path(path)
     if path.suffix == ".safetensors" and not labels and store.has_card(path):
         return synthetic.load(path)
-    images, targets = _pair(store.load_foreign(path))
+    content = store.load_foreign(path)
+    images, targets = _pair(content)
     if labels:
         content = store.load_foreign(labels)
         targets = _named(content, LABELS) if isinstance(content, dict) else content
     apart = labels or path  # the file of the labels
     for what, value, file, names in (("images", images, path, IMAGES), ("labels", targets, apart, LABELS)):
         if value is None or isinstance(value, Tensor) and value.ndim == 4 and what == "labels":
-            raise InputError(f"{file}: no {what}; accepted: a dict with {'/'.join(names)}, or a pair of images and labels")
+            accepted = f"a dict with {'/'.join(names)}, or a pair of images and labels"
+            raise InputError(f"{file}: no {what} in {_held(content)}; accepted: {accepted}")
         store.check_plain(f"{file}: {what}", value)
     if images.ndim != 4 or images.dtype == torch.bool or images.numel() == 0:
         raise InputError(f"{path}: images {tuple(images.shape)} of {images.dtype}; accepted: numbers (M, C, H, W), M > 0")
@@ -87,6 +89,16 @@ def _pair(content) -> tuple:
     if isinstance(content, dict):
         return _named(content, IMAGES), _named(content, LABELS)
     return tuple(content[:2]) if isinstance(content, list | tuple) and len(content) >= 2 else (None, None)
+
+
+def _held(content) -> str:
+    """What a foreign file holds, in short."""
+    if isinstance(content, dict):
+        return f"a dict with {', '.join(map(str, list(content)[:8])) or 'nothing'}"
+    if isinstance(content, list | tuple):
+        kinds = {f"images {tuple(one.shape)}" if isinstance(one, Tensor) and one.ndim == 4 else type(one).__name__ for one in content}
+        return f"a {type(content).__name__} of {len(content)}: {', '.join(sorted(kinds)[:4])}"
+    return f"a {type(content).__name__}"
 
 
 def _named(content: dict, names: tuple[str, ...]):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from distillery.checks import InputError
 from distillery.evaluation import embed, fit
-from distillery.measure.roofline import seconds
+from distillery.measure.roofline import timed
+from distillery.recipe import Recipe
 from distillery.report.statistics import spearman
 from distillery.scores import complexity, geometry
 from distillery.scores.cached import CachedScores
@@ -47,6 +48,28 @@ def agreement(
     return found
 
 
+def knowing(scores: CachedScores, path: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of the weights that are zero along a path of masks and the accuracies of the prototypes, in percent, (T,) each."""
+    full = complexity.settled(path)
+    shares = complexity.shares(full["steps"], full["schedule"], full.get("interval", 0.02))
+    return 100 * np.array(shares), 100 * scores.along(path)["accuracies"].numpy()
+
+
+def shift(experiment, ways: dict, keep: Sequence[float], seeds: Sequence[int]) -> dict[tuple[str, float], list[list[float]]]:
+    """Squared MMD between the encoder's features of all images and of those that each way keeps: (way, part) -> [[value]] by seed."""
+    features, found = experiment.scores.free()["features"], {}
+    for (name, way), part in product(ways.items(), keep):
+        kept = [experiment.kept(Recipe("whole", 0, seed, prune=way(part))) for seed in seeds]
+        found[name, part] = [[geometry.mmd(features, one)] for one in kept]
+    return found
+
+
+def savings(ours: Sequence[dict | None], theirs: Sequence[dict | None]) -> dict[str, list[list[float]]]:
+    """How many times the 'seconds' and 'visits' of a training others took, for each seed that has run on both sides."""
+    pairs = [(a, b) for a, b in zip(ours, theirs) if a and b]
+    return {name: [[b[of] / a[of]] for a, b in pairs] for name, of in (("seconds", "seconds"), ("visits", "samples"))}
+
+
 @dataclass(frozen=True)
 class Work:
     """A piece of work on all images: forward passes of one image that it takes for each, and seconds of each round."""
@@ -56,7 +79,8 @@ class Work:
 
 
 def work(experiment, masks: int, rounds: int = 3) -> dict[str, Work]:
-    """What scores through an encoder are made of, and one epoch of fine-tuning, which comes last; complexity comes first.
+    """What scores through an encoder are made of, and one epoch of fine-tuning, which comes last; complexity comes first. One round more is
+    run before, and not counted.
 
     experiment  with an encoder, and a protocol that fine-tunes it
     """
@@ -75,4 +99,7 @@ def work(experiment, masks: int, rounds: int = 3) -> dict[str, Work]:
         "k-center, a tenth": (1, lambda: geometry.k_center(embed(fast, params, real)[0].cpu(), targets, tenth)),
         "one epoch of fine-tuning": (3, epoch),  # a gradient counts two forward passes
     }
-    return {name: Work(passes, seconds(way, rounds)) for name, (passes, way) in ways.items()}
+    found = {name: [] for name in ways}
+    for name in [*ways] * (rounds + 1):  # round by round, so that what else runs on a machine slows all of them alike
+        found[name].append(timed(ways[name][1])[1])
+    return {name: Work(passes, found[name][1:]) for name, (passes, _) in ways.items()}

@@ -14,7 +14,7 @@ from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 from PIL import Image as Pictures
 
-from distillery.report import figures, records
+from distillery.report import figures, records, tables
 
 ROOT = Path(__file__).resolve().parents[3]
 WIDTH = 1000  # pixels of an embedded figure at most
@@ -113,7 +113,7 @@ class Shown:
         known = [one for one in records.find(ROOT / "results") if one["notebook"] == self.notebook] if committed else []
         for record in (one for one in known if one["scale"] != "smoke"):
             if (path := Path(record["path"]).with_name(f"{name}.png")).exists():
-                caption = f"*The same figure at {record['scale']} scale, on {record['data']['label']}:*"
+                caption = f"*The same figure at {record['scale']} scale, on {tables.plain(record['data']['label'])}:*"
                 return display(Markdown(caption), embedded(path.read_bytes()))
 
     def show(self, *functions: Callable) -> None:

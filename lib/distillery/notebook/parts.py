@@ -2,24 +2,69 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import Markdown
 
+from distillery.data import take_classes
+from distillery.encoders import pretrained
 from distillery.experiment import Experiment
+from distillery.measure.instructions import Pool
+from distillery.networks import pool
+from distillery.networks.encoder import Encoder
+from distillery.networks.precision import MixedPrecision
 from distillery.notebook.session import Session
 from distillery.recipe import Prune
 from distillery.report import figures, records
+from distillery.selection import legal_gammas
 
 Way = Callable[[float], Prune]  # how a part is kept
 
 
-def draws(session: Session, name: str, tries: Sequence[str], again: str, published: dict | None = None) -> None:
-    """Keep all draws of a way as one row, and as row `again` the first of them beside the mean of the others, which shows the noise."""
+def flexrand(n: int, i: int = 0) -> Way:
+    """FlexRand by the complexity with the value of gamma, of n legal ones, that is i-th nearest to 1/2, the first."""
+    return lambda part: Prune(part, "flexrand", "complexity", sorted(legal_gammas(part, n), key=lambda gamma: abs(gamma - 0.5))[i])
+
+
+def encoder_of(session: Session, augmentation: str) -> Encoder:
+    """The encoder that a notebook's parameters describe, for the classes of its data; one that is trained here is made once.
+
+    augmentation  of that training
+    """
+    p = session.p
+    network = pool.build(p.architecture, session.train.shape, len(session.classes), p.width_factor)
+    if p.encoder != "pretrain":
+        return pretrained.of(p.encoder, network)
+    whole = {"per_class": 0, "test_per_class": 0, "normalization": p.encoder_normalization}
+    source = take_classes(session.load(p.encoder_dataset, p.encoder_root, **whole), p.encoder_classes)
+    teacher = pool.build(p.architecture, source.train.shape, len(source.train.classes), p.width_factor)
+    how = {"epochs": p.encoder_epochs, "lr": p.encoder_lr, "batch": p.encoder_batch, "augmentation": augmentation}
+    return pretrained.trained(MixedPrecision(teacher, p.precision, p.compiled), source, network, session.runs, p.seed, **how)
+
+
+def draws(session: Session, called: Callable[[str], str], tries: Sequence[str], published: dict | None = None) -> None:
+    """Keep all draws of a way as one row, and as its row 'again' the first of them beside the mean of the others, which shows the noise.
+
+    called  a variant of the way, '' or ', again', -> the name of its row
+    """
     found = [session.results[one] for one in tries]
-    session.add(name, records.pooled(found), published=published, view=True)
+    session.add(called(""), records.pooled(found), published=published, view=True)
     if len(found) > 1:
-        session.add(f"{name}, others", records.pooled(found[1:]), view=True, listed=False)
-        session.add(again, found[0], against=f"{name}, others")
+        session.add(called(", others"), records.pooled(found[1:]), view=True, listed=False)
+        session.add(called(", again"), found[0], against=called(", others"))
+
+
+def choices(session: Session, pool: Pool, seeds: Iterable[int], called: Callable[[str], str]) -> None:
+    """Rows of a pool of instructions: all random draws, the best of them and of all gammas by what is held out, and the rest."""
+    tries = {"random": [], "FlexRand": []}
+    for name, results in pool.rows(seeds).items():
+        kind = {"draw": "random", "FlexRand,": "FlexRand"}.get(name.split(" ")[0])
+        session.add(called(name), results, called("random"), listed=kind is None)
+        if kind:
+            tries[kind].append(called(name))
+    draws(session, lambda more: called(f"random{more}"), tries["random"])
+    for name, of in (("best of random", "random"), ("FlexRand", "FlexRand")):
+        session.add(called(name), records.best_of([session.results[one] for one in tries[of]]), called("random"))
 
 
 class Parts:
@@ -63,7 +108,7 @@ class Parts:
         """Keep all draws of a way as one row, and as another one, 'again', the first draw beside the mean of the others."""
         for part in self.keep:
             names = [self.at(one, part) for one in tries]
-            draws(self.session, self.at(name, part), names, self.at(f"{name}, again", part), self.published(name, part))
+            draws(self.session, lambda more, part=part: self.at(name + more, part), names, self.published(name, part))
 
     def best(self, name: str, tries: Sequence[str]) -> None:
         """Keep the best of several tries for each seed as two rows: chosen on validation images, and by an oracle on test images."""
@@ -85,6 +130,18 @@ class Parts:
                 spread = np.sqrt((ours**2).sum() * (theirs**2).sum())
                 found[part] = float(ours @ theirs / spread) if spread else 0.0
         return found
+
+    def notes(self, tries: Sequence[str]) -> Markdown:
+        """Whether published numbers stand beside rows, and whether validation tells which of several random draws is better."""
+        known = any(self.published(self.against, part) for part in self.keep)
+        told = (
+            "Published numbers stand in brackets."
+            if known
+            else "No published number is for this task and encoder: no row has one beside it."
+        )
+        noise = ", ".join(f"{r:+.2f} at {part:.0%}" for part, r in self.told_by_validation(tries).items())
+        told += f" Over the random draws of a seed, validation and test accuracy correlate by {noise or 'what has not run'}:"
+        return Markdown(f"{told} where that is near 0, the best by validation is a draw like any other.")
 
     def mean(self, name: str) -> list[list[float] | None]:
         """accuracies[seed][0], the mean over all parts; None where one has not run."""
@@ -110,7 +167,7 @@ class Parts:
     def grid(self, lines: dict[str, list[str]], names: Iterable[str]) -> Markdown:
         """Accuracies of ways, a column a part; `lines` are rows by other names that stand first, one a part."""
         head = ["accuracy, %", *(f"{part:.0%} kept" for part in self.keep)]
-        return self.session.grid(head, lines | {name: [self.at(name, part) for part in self.keep] for name in names})
+        return self.session.grid(head, published=True, lines=lines | {name: [self.at(name, part) for part in self.keep] for name in names})
 
     def claim(self, id: str, statement: str, ours: str, theirs: str, **how) -> None:
         """Claim on each part that a way is more accurate than another; {part} in the statement is the part, `how` as in `Session.claim`."""
@@ -126,6 +183,20 @@ class Parts:
             means = [{"mean": float(np.mean([one["mean"] for one in side])), "std": None} for side in known]
             how |= dict(zip(("published", "published_baseline"), means))
         self.session.claim_values(id, f"{statement}, mean over parts", *values, theirs, source=source, **how)
+
+    def gammas(self, tries: Iterable[str]):
+        """A figure of differences to `against` over gamma, a panel a part."""
+        wide, high = min(5, len(self.keep)), -(-len(self.keep) // 5)
+        figure, axes = plt.subplots(high, wide, figsize=(1.5 + 2.4 * wide, 3.2 * high), sharey=True, squeeze=False)
+        for axis, part in zip(axes.flat, self.keep):
+            self.draw_gammas(axis, tries, part)
+            axis.set(xlabel="", xlim=(-0.05, 1.05), xticks=(0, 0.5, 1), xticklabels=("0", "½", "1"))
+        for axis in axes.flat[len(self.keep) :]:
+            axis.set_visible(False)
+        figure.supylabel(f"points above {self.against}", fontsize=10)
+        figure.supxlabel(r"$\gamma$ (first dot: all of the easiest; last: all of the hardest)", fontsize=10)
+        figure.suptitle("ring: best on validation images; bar: ± standard error over seeds", x=0.02, ha="left", fontsize=10)
+        return figure
 
     def draw_gammas(self, axis, tries: Iterable[str], part: float) -> None:
         """Draw differences to `against` over gamma for tries of FlexRand, with standard errors; a ring: best mean validation accuracy."""

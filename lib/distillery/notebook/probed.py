@@ -109,7 +109,7 @@ class Probed:
     def table(self, names: list[str], tasks=(), parts=(), against: str = "") -> Markdown:
         """A table for each task and part of the labels."""
         found = [
-            f"**{task}, {part:.0%} of the labels**\n\n{tables.rows_table(self.summaries(names, task, part, against), against or self.session.against, self.session.p.scale)}"
+            f"**{tables.plain(task)}, {part:.0%} of the labels**\n\n{tables.rows_table(self.summaries(names, task, part, against), against or self.session.against, self.session.p.scale)}"
             for task, part in product(tasks or self.tasks, parts or self.session.bench.protocol.labels)
         ]
         return Markdown("\n\n".join(found))

@@ -2,8 +2,8 @@
 
 Standard parameters, each used where the notebook declares it: dataset, data_root, label, published_for, normalization, resize,
 max_side, per_class, test_per_class, held_out, flip, seed, ipc, width, networks, evaluation_epochs, evaluation_batch,
-evaluation_augmentation, settings_for, score_trials, score_epochs, converged_trials, converged_epochs, validations, validation_networks, validation_epochs,
-scale, results_dir, device, precision, compiled, engine, budget_minutes, progress.
+evaluation_augmentation, published_protocols, settings_for, score_trials, score_epochs, converged_trials, converged_epochs, validations,
+validation_networks, validation_epochs, scale, results_dir, device, precision, compiled, engine, budget_minutes, progress.
 """
 
 import platform
@@ -25,7 +25,7 @@ from distillery.methods.base import SUBSETS
 from distillery.networks import ConvNet
 from distillery.notebook import parameters
 from distillery.notebook.display import Shown
-from distillery.notebook.standard import Standard
+from distillery.notebook.standard import Standard, own_protocol
 from distillery.recipe import Recipe
 from distillery.report import figures, records, tables
 from distillery.scores import files
@@ -97,21 +97,40 @@ class Session(Standard, Shown):
         n          sets, one a seed
         published  the name of its published number, '' = that of the method where the recipe changes nothing, None = there is none;
                    more seeds of a row keep that of the row
-        against    the row that its difference is to, '' = that of the table or of the session
+        against    the row that its difference is to, '' = that of the table or of the session, or `control` under a protocol of its own
         listed     False for one of several tries of which another row takes the best
         parts      of a Recipe: prune, start, batches, settings, evaluate
         """
-        experiment = experiment or self.bench
         n = max(n, len(self.results.get(name, [])))
+        if experiment is None and (experiment := self.judging(method, size)).protocol != self.bench.protocol:
+            against = against or self.control(method, size, n)
+        experiment = experiment or self.bench
         recipes = [Recipe(method, size, seed, **parts) for seed in self.seeds(n)]
         if name in self.rows:  # more seeds of it
             number = self.rows[name].published
         else:
-            number = self._number(recipes[0], published) if isinstance(published, str) else published
+            number = self._number(recipes[0], published, experiment) if isinstance(published, str) else published
         shown = size if METHODS[method].makes_set else None
         self.rows[name] = Row(label or name, shown, number, against, recipes, experiment, listed=listed)
         self.results[name] = experiment.run_all(recipes)
         return self.results[name]
+
+    def control(self, method: str, size: int, n: int = 1, name: str = "random images", **parts) -> str:
+        """The name of a row of n sets of random images, stored and judged as those of a method, run where it is not there yet.
+
+        name, parts  what such a row is called where it is judged as all are, and parts of its recipes, such as prune
+        """
+        here = self.judging(method, size)
+        _, formation, shrunk = METHODS[method].stored(here.job(Recipe(method, size, self.p.seed)))
+        packed = {} if formation == "identity" else {"settings": {"interpolation": shrunk}}
+        how, alike = "random, packed" if packed else "random", here.protocol != self.bench.protocol
+        wanted = Recipe(how, size, self.p.seed, **packed | parts), here.protocol
+        same = [one for one, row in self.rows.items() if row.recipes and (row.recipes[0], row.experiment.protocol) == wanted]
+        against = self.control(method, size, n) if alike and parts else ""
+        name = same[0] if same else ", ".join([name, *(["packed", shrunk] if packed else []), *([f"judged as {method}"] * alike)])
+        if len(self.results.get(name, [])) < n:
+            self.row(name, how, size, n, published=None, against=against, experiment=here, **packed | parts)
+        return name
 
     def again(self, name: str) -> list[dict | None]:
         """Run a row once more under as many other seeds, as 'NAME, again': its difference to the row is the noise of every other one."""
@@ -134,7 +153,10 @@ class Session(Standard, Shown):
         self.rows[name] = row
         self.results[name] = [one and one | {"accuracies": one[by]} for one in self.results[of]]
 
-    def _number(self, recipe: Recipe, name: str) -> dict | None:
+    def _number(self, recipe: Recipe, name: str, experiment: Experiment | None = None) -> dict | None:
+        """The published number beside a row: at paper scale only where the set is judged as published."""
+        if experiment and self.p.scale == "paper" and own_protocol(experiment, recipe.method, recipe.size) != experiment.protocol:
+            return None
         plain = not (recipe.prune or recipe.batches or recipe.start or recipe.evaluate.spec())
         return published(self.published_set, name or recipe.method, recipe.size) if name or plain else None
 
@@ -177,10 +199,15 @@ class Session(Standard, Shown):
         base = {name: against if every else self.rows[name].against or against for name in names}
         return Markdown(tables.rows_table([self.summary(name, base[name]) for name in names], called, self.p.scale))
 
-    def grid(self, head: list[str], lines: dict[str, list[str]]) -> Markdown:
-        """Accuracies in percent, with the deviation over sets, of several rows side by side: what a line is called -> names of rows."""
+    def grid(self, head: list[str], lines: dict[str, list[str]], published: bool = False) -> Markdown:
+        """Accuracies in percent, with the deviation over sets, of several rows side by side: what a line is called -> names of rows.
+
+        published  whether published numbers follow in brackets
+        """
         cells = {name: records.measured(self.accuracies(name)) for line in lines.values() for name in line if name in self.rows}
         shown = {name: tables.percent(cell).split(" (")[0] for name, cell in cells.items()}
+        if published:
+            shown |= {name: f"{shown[name]} [{tables.published(known)}]" for name in cells if (known := self.rows[name].published)}
         return Markdown(tables.markdown(head, [[called, *(shown.get(one, "-") for one in line)] for called, line in lines.items()]))
 
     def costs(self, names: Iterable[str], against: str) -> Markdown:

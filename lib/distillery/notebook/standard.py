@@ -12,6 +12,7 @@ from distillery.checks import InputError
 from distillery.data import Splits, check_enough, load
 from distillery.evaluation import Protocol
 from distillery.experiment import Compute, Experiment, Presets, ScoreSettings, Validation
+from distillery.methods import METHODS
 from distillery.networks import ConvNet
 from distillery.notebook import parameters
 from distillery.report import records
@@ -110,7 +111,7 @@ class Standard:
 
     @property
     def protocol(self) -> Protocol:
-        """The evaluation that the standard parameters describe."""
+        """The evaluation that the standard parameters describe; see `judging`."""
         batch = getattr(self.p, "evaluation_batch", Protocol.batch)
         families = self.augmentation if getattr(self.p, "evaluation_augmentation", False) else ""
         return Protocol(self.p.networks, self.p.evaluation_epochs, augmentation=families, batch=batch)
@@ -153,9 +154,21 @@ class Standard:
         """The first experiment; made of the standard parameters where there is none yet."""
         return self.experiments[0] if self.experiments else self.experiment()
 
+    def judging(self, method: str, size: int) -> Experiment:
+        """The experiment that judges a method's sets: `bench`, or it under the method's own protocol where `published_protocols` says so."""
+        asked = getattr(self.p, "published_protocols", False)
+        own = own_protocol(self.bench, method, size) if asked else self.bench.protocol
+        return self.bench if own == self.bench.protocol else self.bench.under(own)
+
     def seeds(self, n: int) -> range:
         """The first n seeds."""
         return range(self.p.seed, self.p.seed + n)
+
+
+def own_protocol(experiment: Experiment, method: str, size: int) -> Protocol:
+    """A method's published protocol, that of the experiment where none is known."""
+    how = experiment.presets.dataset, size, experiment.protocol, "flip" in experiment.augmentation
+    return METHODS[method].published_protocol(*how) or experiment.protocol
 
 
 def _changes(presets: dict) -> dict:

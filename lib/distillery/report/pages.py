@@ -12,7 +12,7 @@ from distillery.methods import published, published_probe
 from distillery.report.records import decided, find, tally
 from distillery.report.registered import compatibility, settings_page
 from distillery.report.statistics import counted
-from distillery.report.tables import found, markdown, minutes, percent, rows_by_record, table
+from distillery.report.tables import found, markdown, minutes, percent, plain, rows_by_record, table
 from distillery.report.tables import published as published_value
 
 SHOWN = 7  # claims in the first cell of a notebook
@@ -36,7 +36,7 @@ def headline(told: list[tuple[dict, dict]]) -> str:
     families = [one["id"].split("-")[0] for _, one in shown]
     chosen = [pair for i, pair in enumerate(shown) if families[:i].count(families[i]) < 2]
     verdicts = tally([claim for _, claim in told])
-    lines = [f"**Found** on {label}; of {len(told)} claims, each at the largest scale that gives it an interval: {verdicts}.", ""]
+    lines = [f"**Found** on {plain(label)}; of {len(told)} claims, each at the largest scale that gives it an interval: {verdicts}.", ""]
     for record, one in chosen[:SHOWN]:
         value, gap = found(one)
         on = f" ({one['data']})" if one["data"] else ""
@@ -77,7 +77,7 @@ def headline_table(records: list[dict], chosen: list[dict]) -> str:
             continue
         record, claim = known[0]
         value, gap = found(claim)
-        where = f"[{claim['data'] or record['data']['label']}, {record['scale']}](results/{record['notebook']}.md)"
+        where = f"[{plain(claim['data'] or record['data']['label'])}, {record['scale']}](results/{record['notebook']}.md)"
         shown = f"{gap} ({counted(claim['difference'])})" if gap else value
         rows.append([claim["statement"], one["paper"], shown, where, f"**{claim['verdict']}**"])
     return markdown(["claim", "the paper says", "we found, 95% interval", "data, scale", "verdict"], rows)
@@ -88,7 +88,7 @@ def published_rows(records: list[dict]) -> str:
     rows = []
     for record in (one for one in records if one["scale"] == "paper"):
         for one in (row for row in record["rows"] if row["measured"] and row["published"] and row["steps"]):
-            where = f"[{record['data']['label']}](results/{record['notebook']}.md)"
+            where = f"[{plain(record['data']['label'])}](results/{record['notebook']}.md)"
             rows.append([one["method"], one["ipc"], published_value(one["published"]), percent(one["measured"]), where])
     return markdown(["method", "images a class", "published, %", "here (sets x networks)", "data"], rows)
 

@@ -1,5 +1,7 @@
 """Tables in Markdown, from records."""
 
+import re
+
 from distillery.report.records import PERCENT
 from distillery.report.statistics import counted
 
@@ -11,6 +13,11 @@ def markdown(head: list, rows: list[list]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
+
+
+def plain(name: str) -> str:
+    """A name, of data for example, in which Markdown finds nothing to do."""
+    return re.sub(r"[\\`*\[\]<>$~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", name)
 
 
 def rows_table(rows: list[dict], against: str = "random", scale: str = "paper") -> str:
@@ -39,7 +46,7 @@ def rows_by_record(records: list[dict]) -> str:
     for record in (one for one in records if one["rows"]):
         data = record["data"]
         images = f"{data['train']} training and {data['test']} test images; {minutes(record):.0f} minutes of runs and scores"
-        parts.append(f"**{data['label']}**, {record['notebook']}, {record['scale']} scale: {images}.")
+        parts.append(f"**{plain(data['label'])}**, {record['notebook']}, {record['scale']} scale: {images}.")
         parts.append(rows_table(record["rows"], record.get("against", "random"), record["scale"]))
     return "\n\n".join(parts)
 
@@ -88,7 +95,7 @@ def table(records: list[dict], further: bool = False) -> str:
     lines = []
     for record in records:
         for one in (one for one in record["claims"] if one["further"] == further):
-            where = f"{one['data'] or record['data']['label']}, {record['scale']}"
+            where = plain(f"{one['data'] or record['data']['label']}, {record['scale']}")
             number = published(one["published"])
             number += " (other setting)" * (number != "-" and record["scale"] != "paper")
             lines.append([one["statement"], where, number, *_cells(one)])
@@ -124,7 +131,7 @@ def cost_table(records: list[dict]) -> str:
             continue
         costs, machine = record["costs"], record["provenance"]
         device = machine["gpu"] or f"{machine['cpu_count']} CPU cores"
-        where, runs = f"{record['scale']}, {record['data']['label']}", costs["runs_computed"] + costs["runs_reused"]
+        where, runs = plain(f"{record['scale']}, {record['data']['label']}"), costs["runs_computed"] + costs["runs_reused"]
         lines.append([where, record["notebook"], device, runs, f"{costs['samples_all_runs']:,}", f"{minutes(record) / 60:.1f}"])
     if not any(record["scale"] == "paper" for record in records):
         lines.append(["paper", "all", "-", "not run", "", ""])

@@ -285,9 +285,8 @@ def train_plain(
         draws = draw(augmentation, n_steps, min(batch, len(source)), stream)
         boxes = draw_boxes(cutmix, n_steps, *source.shape[-2:], stream)[0] if cutmix else None
         for i in range(n_steps):
-            if len(losses) in optimizer.drops:
-                sgd.param_groups[0]["lr"] = lr = sgd.param_groups[0]["lr"] * optimizer.factor
-            if len(losses) in optimizer.drops and optimizer.restarts:  # a new optimizer: momentum starts again from zero
+            if len(losses) in optimizer.drops:  # a new optimizer: momentum starts again from zero
+                lr = sgd.param_groups[0]["lr"] * optimizer.factor
                 sgd = torch.optim.SGD(module.parameters(), lr, optimizer.momentum, weight_decay=optimizer.weight_decay)
             indices = order[i * batch : (i + 1) * batch]
             images = source.batch(indices)
