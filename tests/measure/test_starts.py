@@ -37,13 +37,24 @@ def test_of_which_starts_chances_are_known(here):
     assert found["random", 2] == found["k-means++", 1] == 0 and found["k-means++", 2] is None
     assert found["leverage", 1] == starts.variation(here.scores.get("leverage", 0), here.labels) > 0
     assert starts.from_uniform(here.job(Recipe("KIP", 1, 0, start="herding"))) is None
+    told = {how: starts.alike(here.job(Recipe("KIP", 1, 0, start=how))) for how in ("k-means++", "leverage", "herding")}
+    assert "0.000" in told["k-means++"] and not told["herding"] and bool(told["leverage"]) == (found["leverage", 1] < 0.1)
+
+
+def test_the_table_of_starts(here):
+    values = here.scores.ridge()
+    found = starts.described(here.job(Recipe("KIP", 1, 0, start="ridge sensitivity")))
+    far = starts.variation(values["tau"] + 1 / len(values["tau"]), here.labels)
+    part = float(1 - values["leverage"].sum() / values["tau"].sum())
+    assert found == [f"{far:.3f}", f"{100 * far:.1f}", f"{float(values['dimension']):.0f}", f"{part:.3%}"] and 0 < part < 0.5
+    assert starts.described(here.job(Recipe("KIP", 1, 0, start="herding"))) == ["-"] * 4
 
 
 @pytest.mark.parametrize("held", [5, 5000])
 def test_many_draws_are_judged_as_one_after_another(held, here, monkeypatch):
     monkeypatch.setattr(starts, "HELD", held)
     monkeypatch.setattr(starts, "BLOCK", 7)
-    arms = {how: (here, Recipe("KIP", 2, 3, start=how)) for how in ("random", "ridge sensitivity")}
+    arms = {how: here.job(Recipe("KIP", 2, 3, start=how)) for how in ("random", "ridge sensitivity")}
     found = starts.at_start(arms, 3)
     for how, scores in found.items():
         for seed, score in zip((3, 4, 5), scores, strict=True):
@@ -66,4 +77,4 @@ def test_a_draw_equals_the_plain_regression(here):
 
 def test_without_budget_there_are_no_draws(here):
     here.runs.deadline = 0.0
-    assert starts.at_start({"random": (here, Recipe("KIP", 1, 0))}, 2) == {"random": []} and len(here.runs.missing) == 1
+    assert starts.at_start({"random": here.job(Recipe("KIP", 1, 0))}, 2) == {"random": []} and len(here.runs.missing) == 1

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from distillery import experts as ex
@@ -380,3 +382,11 @@ def test_published_probes_by_hand():
     assert whole == published_probe("cifar100", "2%", "5%", "cifar100", "all images") and whole["mean"] == pytest.approx(0.3578)
     assert published_probe("cifar10", "3%", "1%", "cifar10", "MKDT") is None
     assert published_probe("folder", "2%", "1%", "x", "MKDT") is None
+
+
+def test_the_teacher_of_tiny_imagenet_is_that_of_the_cited_recipe():
+    """Mixed Barlow Twins: lambda 1/1024 and gray views one time in ten there, 1/128 and one in five on CIFAR."""
+    params = Path(__file__).parents[2] / "notebooks" / "params"
+    for name, lam, gray in (("tiny-imagenet", 1 / 1024, 0.1), ("cifar10", 1 / 128, 0.2), ("cifar100", 1 / 128, 0.2)):
+        values = yaml.safe_load((params / f"04_mkdt.paper-{name}.yaml").read_text())
+        assert (values["lam"], values["gray"]) == (lam, gray)

@@ -6,10 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from distillery.experiment import Experiment
 from distillery.job import Job
 from distillery.networks.ridge import regress
-from distillery.recipe import Recipe
 from distillery.scores import SCORES
 from distillery.starts import STARTS
 from distillery.training.losses import centred
@@ -17,6 +15,7 @@ from distillery.training.losses import centred
 VERSION = 1  # of `at_start`; raise it when a change makes stored draws stale
 HELD = 5000  # drawn images whose kernel with all test images is held at once
 BLOCK = 256  # of them whose kernel is computed at once
+ALIKE = 0.1  # total variation below which draws are taken for uniform ones
 
 
 def variation(scores: Tensor, targets: Tensor) -> float:
@@ -39,24 +38,40 @@ def from_uniform(job: Job) -> float | None:
     return variation(job.score(score, job.held)[job.kept].cpu(), job.kept_labels)
 
 
-def at_start(arms: dict[str, tuple[Experiment, Recipe]], draws: int) -> dict[str, list[float]]:
+def alike(job: Job) -> str:
+    """Why a job's first images are no treatment beside random ones, '' where they are, or may be."""
+    found = from_uniform(job)
+    return f"total variation to uniform draws {found:.3f}, below {ALIKE}" if found is not None and found < ALIKE else ""
+
+
+def described(job: Job) -> list[str]:
+    """Cells of a table: a job's `from_uniform`, of 100 images how many differ, its effective dimension and the label's part of its scores."""
+    found = from_uniform(job)
+    line = ["-", "-"] if found is None else [f"{found:.3f}", f"{100 * found:.1f}"]
+    if job.start != "ridge sensitivity":
+        return [*line, "-", "-"]
+    values = job.experiment.scores.ridge()
+    return [*line, f"{float(values['dimension']):.0f}", f"{1 - float(values['leverage'].sum() / values['tau'].sum()):.3%}"]
+
+
+def at_start(arms: dict[str, Job], draws: int) -> dict[str, list[float]]:
     """The accuracy on test images of KIP's regression on the images it would start from, under `draws` seeds; stored as one run.
 
-    arms     name -> the experiment, on the same images for all, and the recipe, whose seed is the first
+    arms     name -> the job of the first seed, all on the same images
     returns  name -> accuracies (draws,), none where the budget does not reach
     """
-    first = next(iter(arms.values()))[0]
+    first = next(iter(arms.values())).experiment
 
     def compute(key: str) -> dict:
         began, chosen = time.monotonic(), {}
-        for name, (experiment, recipe) in arms.items():
-            jobs = [experiment.job(replace(recipe, seed=recipe.seed + i)) for i in range(draws)]
+        for name, job in arms.items():
+            jobs = [job.experiment.job(replace(job.recipe, seed=job.recipe.seed + i)) for i in range(draws)]
             chosen[name] = torch.stack([job.chosen(job.start) for job in jobs])
         found = accuracies(jobs[0].method.regression(jobs[0]), first.data.train, first.data.test, torch.cat(list(chosen.values())))
         lists = {name: found[i * draws : (i + 1) * draws] for i, name in enumerate(arms)}
         return {"accuracies": lists, "seconds": time.monotonic() - began}
 
-    inputs = {"draws": draws, "arms": {name: experiment.set_inputs(recipe) for name, (experiment, recipe) in arms.items()}}
+    inputs = {"draws": draws, "arms": {name: job.experiment.set_inputs(job.recipe) for name, job in arms.items()}}
     found = first.runs.try_get("starts", VERSION, inputs, first.data.digest, compute)
     return found["accuracies"] if found else dict.fromkeys(arms, [])
 
