@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from published_shapes import DEVICE
 from scipy.stats import spearmanr
 
@@ -16,7 +17,6 @@ from distillery.matching.gradient import GradientMatching
 from distillery.matching.step import StepContext
 from distillery.measure.workloads import first_of_class
 from distillery.networks import ConvNet
-from distillery.notebook.parameters import read_values
 from distillery.sampling import RealBatches, TreatmentEffect, Uniform
 from distillery.seeds import generator
 from distillery.training.dsa import draw
@@ -24,7 +24,7 @@ from distillery.training.dsa import draw
 PATHS = ("plain", "fast")
 FILES = sorted((Path(__file__).resolve().parents[2] / "notebooks" / "params").glob("01_bilp.*.yaml"))
 # (steps between two looks, real images a class) of the notebook's runs, at which level two adds at most a tenth
-PERIODS = sorted({(one["effect_every"], one["real_batch"] or 256) for one in map(read_values, FILES)})
+PERIODS = sorted({(one["effect_every"], one["real_batch"] or 256) for one in (yaml.safe_load(file.read_text()) for file in FILES)})
 
 
 OBJECTIVES = {"distribution": DistributionMatching, "gradient": GradientMatching}
