@@ -73,7 +73,7 @@ def test_a_score_is_part_of_the_id_of_what_went_by_it(toy, experiment):
 @pytest.mark.parametrize("name", ["loss", "ridge sensitivity", "k-means sensitivity"])
 def test_a_score_that_says_what_identifies_it_has_a_version_too(name, experiment, monkeypatch):
     before = experiment.scores.spec(name)
-    monkeypatch.setitem(SCORES, name, replace(SCORES[name], version=2))
+    monkeypatch.setitem(SCORES, name, replace(SCORES[name], version=SCORES[name].version + 1))
     assert experiment.scores.spec(name) != before
 
 

@@ -246,8 +246,8 @@ class Session(Standard, Shown):
         if ours not in self.rows or (against and against not in self.rows):
             return
         row = self.rows[ours]
-        if row.published and len(self.data.validation):
-            note = "; ".join(filter(None, [note, "a tenth of the training images was held out"]))
+        if row.published and (held := len(self.data.validation)):
+            note = "; ".join(filter(None, [note, f"{held / (held + len(self.train)):.0%} of the training images were held out"]))
         source = source or self.source or "arXiv {0.paper}; {0.source}".format(METHODS[row.recipes[0].method])
         same = self.comparable(ours) if comparable is None else comparable
         theirs = self.accuracies(against) if against else None
