@@ -19,6 +19,7 @@ from pathlib import Path
 
 from distillery import __version__
 from distillery.checks import InputError, first_line
+from distillery.commands import line as own_images
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     judge.add_argument("--seeds", type=int, default=1, help="evaluations; random images are drawn anew in each")
     judge.add_argument("--device", default="auto")
     judge.add_argument("--json", metavar="FILE", help="write the rows to a file")
+    own_images.add(command)
     looks = commands.add_parser("data", help="look at image data").add_subparsers(dest="verb", required=True)
     check = command("check", _data_check, "classes, sizes, modes, duplicates, unreadable files; exit code 0 if usable, else 2", looks)
     check.add_argument("path", help="a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one")

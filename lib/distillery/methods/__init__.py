@@ -41,3 +41,6 @@ def published_part(dataset: str, way: str, part: float) -> dict | None:
     if not row or abs(10 * part - place) > 1e-9 or not 1 <= place <= len(row):
         return None
     return {"mean": float(row[place - 1]) / 100, "std": None}
+
+
+DEFAULT = "DM"  # of commands that are given no method: the cheapest distiller, without inner loops or experts

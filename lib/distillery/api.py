@@ -1,0 +1,14 @@
+"""What the commands do, as functions: `prune`, `distill`, `advise`, and what comes out as torch Datasets.
+
+from distillery import api
+kept = api.prune("photos", 0.3, rule="flexrand")
+kept.write("kept.csv")
+api.distill("photos", 1).write("set.safetensors")
+"""
+
+from distillery.commands.advise import Advice, advise, sizes
+from distillery.commands.distill import Distilled, distill
+from distillery.commands.prune import check, prune
+from distillery.data.kept import Kept, KeptDataset, SyntheticDataset
+
+__all__ = ["Advice", "Distilled", "Kept", "KeptDataset", "SyntheticDataset", "advise", "check", "distill", "prune", "sizes"]

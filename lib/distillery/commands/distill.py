@@ -1,0 +1,107 @@
+"""`distillery distill`: a few synthetic images that stand for a folder of one's own, and whether they were worth it."""
+
+import io
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from distillery import store
+from distillery.checks import check_choice, check_positive_int
+from distillery.commands import own as owns
+from distillery.commands import trial as trials
+from distillery.commands.own import Tell, quiet
+from distillery.commands.trial import Trial
+from distillery.data.synthetic import Synthetic, export
+from distillery.methods import DEFAULT, METHODS
+from distillery.notebook import parameters
+from distillery.recipe import Recipe
+from distillery.report.external import compare_with_random
+
+SHORT = {"steps": 300, "batch": 64}  # on a CPU, where published loops take days: updates, and real images a class and step
+JUDGED = 0.1  # of each class, held out to judge by
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """What `distill` made.
+
+    set       the synthetic set, its images standardized
+    rows      `records.row` of the set, of random images of the same number, of the images it started from and of random ones of as many
+              bytes, on images held out
+    trial     what they were compared under
+    recipe    what it was made by
+    """
+
+    set: Synthetic
+    rows: list[dict]
+    trial: Trial
+    recipe: Recipe
+
+    def pixels(self) -> torch.Tensor:
+        """The images (M, C, H, W) in [0, 1], as used: those of one stored image side by side."""
+        return self.trial.splits.train.transform.inverse(self.set.decode()[0]).clamp(0, 1).cpu()
+
+    def write(self, path: str | Path) -> Path:
+        """PATH.safetensors with its card and checksum; beside it a folder of PNG files by class, and a contact sheet, PATH.png."""
+        path = Path(path).with_suffix(".safetensors")
+        splits = self.trial.splits
+        card = {"method": self.recipe.method, "size": self.recipe.size, "seed": self.recipe.seed, "data": splits.train.name}
+        card |= {"data_digest": splits.digest, "network": self.trial.network.spec(), "settings": self.recipe.settings}
+        card |= {"resize": splits.train.shape[1], "accuracies": {row["method"]: row["accuracies"] for row in self.rows}}
+        export(self.set, path, card, splits.train.transform)
+        pixels, labels, names = self.pixels(), self.labels(), splits.train.classes
+        for label, name in enumerate(names):
+            for i, image in enumerate(pixels[labels == label]):
+                store.write_bytes(path.with_suffix("") / name / f"{i:03d}.png", _png(image))
+        order = labels.argsort(stable=True)
+        store.write_bytes(
+            path.with_suffix(".png"), _png(make_grid(pixels[order], max(1, len(labels) // len(names)), padding=1, pad_value=1.0))
+        )
+        return path
+
+    def labels(self) -> torch.Tensor:
+        """The class (M,) of each image, of soft labels the likeliest."""
+        targets = self.set.decode()[1].cpu()
+        return targets.argmax(1) if targets.is_floating_point() else targets
+
+
+def _png(image: torch.Tensor) -> bytes:
+    """An image (C, H, W) in [0, 1] as PNG."""
+    buffer = io.BytesIO()
+    to_pil_image(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def distill(
+    data: str | Path, ipc: int, *, method: str = DEFAULT, settings: dict | None = None, side: int = 0, seed: int = 0, networks: int = 3,
+    flip: bool = True, device: str = "auto", tell: Tell = quiet, progress: bool = False,
+) -> Distilled:  # fmt: skip
+    """Make `ipc` synthetic images of each class of a folder or archive of class folders. A stopped one goes on where it was.
+
+    method    one of `distillery.METHODS` that makes sets of labelled images
+    settings  changes of its published settings (those of CIFAR-10); on a CPU loops are SHORT unless they say otherwise
+    side      pixels a side, 0 = one that suits the images
+    flip      whether a mirrored image keeps its class
+    raises    InputError on images that cannot be read, a method that does not fit and more images than the smallest class has
+    """
+    check_positive_int("ipc", ipc)
+    check_choice("method", method, [name for name, one in METHODS.items() if one.makes_set and one.labels is not False])
+    where, kind = parameters.device(device), METHODS[method]
+    own = owns.read(data, side, where, tell, progress)
+    for note in own.notes:
+        tell(f"note: {note}")
+    trial = Trial(trials.split(own, seed, test=JUDGED), networks, flip, progress=progress)
+    known = {one.name for one in fields(kind.Settings)}
+    short = {name: value for name, value in SHORT.items() if name in known and where.type == "cpu"}
+    if short:
+        tell(f"on a CPU: {', '.join(f'{name} {value}' for name, value in short.items())} (published: days); --set NAME VALUE changes them")
+    recipe = Recipe(method, ipc, seed, settings=short | (settings or {}))
+    experiment, splits = trial.experiment(ipc * len(own.images.classes)), trial.splits
+    experiment.check(recipe)
+    tell(f"{len(splits.train)} images to learn from, {len(splits.test)} to judge by; {trial.why}; E {experiment.protocol.epochs}")
+    made = experiment.synthetic(experiment.set_result(recipe))
+    rows = compare_with_random(made, splits, trial.network, experiment.protocol, 1, seed, made.card["start"])
+    return Distilled(made, rows, trial, recipe)

@@ -1,0 +1,121 @@
+"""The commands on images of one's own as they are typed: `prune`, `distill`, `advise`."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from distillery.checks import InputError
+
+METHODS_HELP = "a method, as `distillery methods` names it (default: the cheapest distiller)"
+
+
+def tell(line: str) -> None:
+    """A line for the person who waits, apart from the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def add(command: Callable) -> None:
+    """Add the commands; `command(name, call, help)` gives a parser."""
+    prune = command("prune", _prune, "which images of a folder to keep: a list with a score and a rank for every file")
+    prune.add_argument("data", metavar="DATA", help="a folder or archive of class folders")
+    prune.add_argument("--keep", type=float, required=True, help="a fraction of each class, or so many images of each class above 1")
+    prune.add_argument("--score", default="loss", help="what they go by: loss, complexity, EL2N, ... (high = hard)")
+    prune.add_argument("--rule", default="lowest", help="lowest, highest, middle, flexrand, coverage, proportional, random")
+    prune.add_argument("--gamma", type=float, default=0.5, help="of flexrand: the share of a class that is its easy part")
+    prune.add_argument("--encoder", default="", help="torchvision:NAME, timm:NAME:FILE, or a file of weights")
+    prune.add_argument("--out", default="kept.csv", help="the list (default: kept.csv)")
+    prune.add_argument("--link", default="", metavar="FOLDER", help="also a folder of links to what is kept, at full size")
+    prune.add_argument("--copy", default="", metavar="FOLDER", help="likewise of copies")
+    prune.add_argument("--check", action="store_true", help="also say how networks trained on kept, random and all images compare")
+    distill = command("distill", _distill, "a few synthetic images of each class, and whether they were worth it")
+    distill.add_argument("data", metavar="DATA", help="a folder or archive of class folders")
+    distill.add_argument("--ipc", type=int, required=True, help="images of each class")
+    distill.add_argument("--method", default="", help=METHODS_HELP)
+    distill.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one published setting")
+    distill.add_argument("--out", default="set.safetensors", help="the set; beside it its card, PNG files by class, a contact sheet")
+    advise = command("advise", _advise, "which part of a folder, or which few made images, serve as well as all")
+    advise.add_argument("data", metavar="DATA", help="a folder or archive of class folders")
+    advise.add_argument("--budget", metavar="TIME", default="", help="start no new run after this time, e.g. 30m, 2h, 90s")
+    advise.add_argument("--sizes", default="1,10,5%,30%", help="images of each class, and parts")
+    advise.add_argument("--method", default="", help=METHODS_HELP)
+    advise.add_argument("--seeds", type=int, default=3, help="draws and sets of each row")
+    advise.add_argument("--out", default="advice.png", help="the figure: accuracy against images, bytes and seconds")
+    for one in (prune, distill, advise):
+        one.add_argument("--side", type=int, default=0, help="pixels a side at which images are looked at, 0 = one that suits them")
+        one.add_argument("--seed", type=int, default=0)
+        one.add_argument("--device", default="auto")
+        one.add_argument("--force", action="store_true", help="replace outputs that are there")
+    for one in (distill, advise, prune):
+        one.add_argument("--no-flip", action="store_true", help="a mirrored image is another class (digits, letters)")
+
+
+def _common(arguments: argparse.Namespace) -> dict:
+    common = {name: getattr(arguments, name) for name in ("side", "seed", "device")}
+    return common | {"tell": tell, "progress": sys.stderr.isatty()}
+
+
+def _prune(arguments) -> int:
+    from distillery.commands.prune import check, prune
+    from distillery.data.kept import absent
+    from distillery.report import tables
+
+    if arguments.link and arguments.copy:
+        raise InputError("--link and --copy: both; accepted: one of the two")
+    places = [one for one in (arguments.out, arguments.link, arguments.copy) if one]
+    for place in places:
+        absent(place, arguments.force)
+    how = {name: getattr(arguments, name) for name in ("score", "rule", "gamma", "encoder")}
+    kept = prune(arguments.data, arguments.keep, **how, **_common(arguments))
+    kept.write(arguments.out)
+    if folder := arguments.link or arguments.copy:
+        kept.place(folder, copy=bool(arguments.copy))
+    counts = kept.counts()
+    same = f", {counts[0][0]} of {counts[0][1]} in every class" if len(set(counts)) == 1 else ""
+    print(f"kept {sum(n for n, _ in counts)} of {len(kept.files)} images{same}: {', '.join(places)}")
+    if arguments.check:
+        rows = check(arguments.data, arguments.keep, flip=not arguments.no_flip, **how, **_common(arguments))
+        print("\n" + tables.rows_table(rows))
+    return 0
+
+
+def _distill(arguments) -> int:
+    from distillery.commands.distill import distill
+    from distillery.data.kept import absent
+    from distillery.methods import DEFAULT
+    from distillery.notebook import parameters
+    from distillery.report import tables
+
+    out = Path(arguments.out).with_suffix(".safetensors")
+    places = [out, out.with_suffix(""), out.with_suffix(".png"), out.with_suffix(".json")]
+    for place in places:
+        absent(place, arguments.force)
+    settings = {name: parameters.from_text(text) for name, text in arguments.set}
+    made = distill(
+        arguments.data,
+        arguments.ipc,
+        method=arguments.method or DEFAULT,
+        settings=settings,
+        flip=not arguments.no_flip,
+        **_common(arguments),
+    )
+    made.write(out)
+    print(tables.rows_table(made.rows))
+    print(f"\n{len(made.labels())} images: {', '.join(map(str, places))}")
+    return 0
+
+
+def _advise(arguments) -> int:
+    from distillery.cli import budget
+    from distillery.commands import advise as advice
+    from distillery.data.kept import absent
+    from distillery.methods import DEFAULT
+
+    absent(arguments.out, arguments.force)
+    sizes, minutes = advice.sizes(arguments.sizes), budget(arguments.budget) if arguments.budget else 0.0
+    how = {"budget_minutes": minutes, "seeds": arguments.seeds, "method": arguments.method or DEFAULT, "flip": not arguments.no_flip}
+    found = advice.advise(arguments.data, sizes, **how, **_common(arguments))
+    print(advice.table(found))
+    advice.draw(found, arguments.out)
+    print(f"\n{found.told()}\n{arguments.out}")
+    return 0

@@ -1,0 +1,186 @@
+"""A list of images with what is kept of them: a CSV for every tool, a folder of links or copies at full size, a torch Dataset."""
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from distillery import store
+from distillery.checks import InputError
+from distillery.data import synthetic
+
+HEAD = ["file", "class", "score", "rank", "kept"]
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Which images of a folder are kept.
+
+    root     the folder, or the archive, that they lie in
+    files    (N) names below it
+    labels   (N,) int64 classes
+    classes  names of the classes
+    scores   (N,) float, high = hard; NaN where nothing was scored
+    kept     (N,) bool
+    how      what decided it, fit for JSON
+    """
+
+    root: Path
+    files: list[str]
+    labels: Tensor
+    classes: tuple[str, ...]
+    scores: Tensor
+    kept: Tensor
+    how: dict = field(default_factory=dict)
+
+    @property
+    def ranks(self) -> Tensor:
+        """(N,) int64 place of each image within its class, 1 = the lowest score; ties go by the order of the files."""
+        ranks = torch.zeros(len(self.files), dtype=torch.int64)
+        for label in range(len(self.classes)):
+            members = torch.nonzero(self.labels == label)[:, 0]
+            ranks[members[self.scores[members].argsort(stable=True)]] = torch.arange(1, len(members) + 1)
+        return ranks
+
+    def counts(self) -> list[tuple[int, int]]:
+        """(kept, all) of each class."""
+        both = (torch.bincount(self.labels[part], minlength=len(self.classes)).tolist() for part in (self.kept, slice(None)))
+        return list(zip(*both))
+
+    def write(self, path: str | Path) -> Path:
+        """The list as a CSV: a line an image, `file` as seen from the folder of the CSV. The same list gives the same bytes.
+
+        Beside it, PATH.json says how it was made. Raises InputError where it cannot be written.
+        """
+        path, text = Path(path), io.StringIO()
+        base = os.path.relpath(self.root.resolve(), path.resolve().parent)
+        rows = zip(self.files, self.labels.tolist(), self.scores.tolist(), self.ranks.tolist(), self.kept.tolist())
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(HEAD)
+        for name, label, score, rank, kept in rows:
+            shown = "" if score != score else f"{score:.6g}"  # NaN
+            writer.writerow([Path(base, name).as_posix(), self.classes[label], shown, rank, int(kept)])
+        store.write_json(path.with_name(path.name + ".json"), self.how)
+        return store.write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
+
+    def place(self, folder: str | Path, copy: bool = False) -> Path:
+        """The kept images as class folders of links to them, or of copies, at full size; all of them or nothing.
+
+        raises  InputError where the folder is there, cannot be written, and on images in an archive
+        """
+        folder = Path(folder)
+        if not self.root.is_dir():
+            raise InputError(f"{self.root}: images in an archive have no files of their own; accepted: the archive unpacked")
+        absent(folder)
+        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        with store.writing(folder):
+            try:
+                for row in torch.nonzero(self.kept)[:, 0].tolist():
+                    source, target = (
+                        (self.root / self.files[row]).resolve(),
+                        temporary / self.classes[self.labels[row]] / Path(self.files[row]).name,
+                    )
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(source, target) if copy else target.symlink_to(source)
+                os.rename(temporary, folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        return folder
+
+
+def absent(path: str | Path, force: bool = False) -> None:
+    """Raise InputError where an output is there already; with `force` it is removed."""
+    path = Path(path)
+    if force and path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif force:
+        path.unlink(missing_ok=True)
+    elif path.exists() or path.is_symlink():
+        raise InputError(f"{path} is there already; accepted: another place, or --force to replace it")
+
+
+def read(path: str | Path) -> list[dict]:
+    """The lines of a list: 'file' as a path, 'class', 'score' (None where there is none), 'rank' and 'kept'.
+
+    Raises InputError on a file that is missing or no such list.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            lines = csv.DictReader(file)
+            if lines.fieldnames is None or not {"file", "class", "kept"} <= set(lines.fieldnames):
+                raise InputError(f"{path}: columns {lines.fieldnames}; accepted: {', '.join(HEAD)}, as `distillery prune` writes them")
+            return [
+                {
+                    "file": path.parent / line["file"], "class": line["class"], "score": float(line["score"]) if line.get("score") else None,
+                    "rank": int(line.get("rank") or 0), "kept": bool(int(line["kept"])),
+                }
+                for line in lines
+            ]  # fmt: skip
+    except (OSError, ValueError, csv.Error) as error:
+        raise error if isinstance(error, InputError) else InputError(f"{path}: {error}; accepted: a list of `distillery prune`") from error
+
+
+class KeptDataset(torch.utils.data.Dataset):
+    """The kept images of a list as a torch Dataset: upright RGB images at full size, with the number of their class.
+
+    path       the CSV
+    transform  of each image, as torchvision's; None = Pillow images
+    part       'kept', 'dropped' or 'all'
+    classes    names of the classes, sorted, also those of which nothing is kept
+    raises     InputError as `read`, on a part that there is not, and where the first file is not there
+    """
+
+    def __init__(self, path: str | Path, transform: Callable | None = None, part: str = "kept"):
+        if part not in ("kept", "dropped", "all"):
+            raise InputError(f"part: {part!r}; accepted: kept, dropped, all")
+        lines = read(path)
+        self.classes = sorted({line["class"] for line in lines})
+        number = {name: i for i, name in enumerate(self.classes)}
+        self.samples = [(line["file"], number[line["class"]]) for line in lines if part == "all" or line["kept"] == (part == "kept")]
+        self.targets, self.transform = [label for _, label in self.samples], transform
+        if self.samples and not self.samples[0][0].is_file():
+            raise InputError(f"{self.samples[0][0]} is not there; accepted: the list beside its images, these not in an archive")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple:
+        file, label = self.samples[index]
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+        return (self.transform(upright) if self.transform else upright), label
+
+
+class SyntheticDataset(torch.utils.data.Dataset):
+    """A distilled set as a torch Dataset: images (C, H, W) in [0, 1], and the number of their class, or soft labels (classes,).
+
+    path       a .safetensors file of `distillery distill`
+    transform  of each image
+    raises     InputError on a file that is none of them
+    """
+
+    def __init__(self, path: str | Path, transform: Callable | None = None):
+        made, standardized = synthetic.load(path), store.load_tensors(path, verify=False)[0]
+        if "transform.std" not in standardized:
+            raise InputError(
+                f"{path}: images whitened or standardized by what the file does not say; accepted: a set of `distillery distill`"
+            )
+        images, self.targets = made.decode()
+        mean, std = (standardized[f"transform.{name}"][:, None, None] for name in ("mean", "std"))
+        self.images, self.classes, self.transform = (images * std + mean).clamp(0, 1), made.classes, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple:
+        target = self.targets[index]
+        image = self.images[index]
+        return (self.transform(image) if self.transform else image), target if target.is_floating_point() else int(target)

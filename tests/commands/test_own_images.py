@@ -1,0 +1,187 @@
+"""The commands on images of one's own: lists with file names, folders at full size, sets that plain torch reads, advice."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import ToTensor
+
+from distillery import api, cli
+from distillery.checks import InputError
+from distillery.commands import advise, own, trial
+from distillery.data import kept as lists
+from distillery.methods import METHODS
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTILLERY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three classes of 12 images of 20 x 14 pixels, told apart by their colour, a third of each with much noise."""
+    drawn = np.random.default_rng(0)
+    for c, name in enumerate(("cat", "dog", "elk")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = drawn.integers(0, 200 if i % 3 == 0 else 40, (14, 20, 3))
+            pixels[..., c] += 50
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / name / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def lines(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_list_names_every_file_and_a_folder_holds_what_is_kept(photos, tmp_path, capsys):
+    out, links = tmp_path / "kept.csv", tmp_path / "kept"
+    command = ["prune", str(photos), "--keep", "0.5", "--rule", "flexrand", "--side", "8", "--out", str(out)]
+    assert cli.main([*command, "--link", str(links)]) == 0
+    said = capsys.readouterr()
+    assert "kept 18 of 36 images, 6 of 12 in every class" in said.out and "this takes about" in said.err
+    found = lines(out)
+    assert len(found) == 36 and {tuple(one) for one in found} == {("file", "class", "score", "rank", "kept")}
+    assert all((tmp_path / one["file"]).is_file() and one["class"] in one["file"] for one in found)
+    for name in ("cat", "dog", "elk"):
+        own_lines = [one for one in found if one["class"] == name]
+        by_rank = sorted(own_lines, key=lambda one: int(one["rank"]))
+        assert [int(one["rank"]) for one in by_rank] == list(range(1, 13))
+        assert [float(one["score"]) for one in by_rank] == sorted(float(one["score"]) for one in own_lines)
+        assert [sum(int(one["kept"]) for one in half) for half in (by_rank[:6], by_rank[6:])] == [3, 3]  # FlexRand, gamma 1/2
+    folder = ImageFolder(links)
+    assert len(folder) == 18 and folder[0][0].size == (20, 14) and all(path.is_symlink() for path in links.glob("*/*"))
+    before = out.read_bytes()
+    assert cli.main(command) == 2 and "is there already" in capsys.readouterr().err
+    assert cli.main([*command, "--force"]) == 0 and out.read_bytes() == before
+
+
+def test_copies_are_files_and_nothing_is_left_of_a_folder_that_fails(photos, tmp_path, monkeypatch):
+    kept = api.prune(photos, 2, rule="random")
+    assert kept.scores.isnan().all() and kept.counts() == [(2, 12)] * 3
+    made = kept.place(tmp_path / "some", copy=True)
+    assert all(path.is_file() and not path.is_symlink() for path in made.glob("*/*")) and len(list(made.glob("*/*"))) == 6
+    with pytest.raises(InputError, match="is there already"):
+        kept.place(made)
+    monkeypatch.setattr(lists.shutil, "copy2", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(InputError, match="No space left"):
+        kept.place(tmp_path / "none", copy=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "photos", "some"]
+
+
+def test_a_list_is_a_dataset(photos, tmp_path):
+    api.prune(photos, 0.25, rule="random", seed=3).write(tmp_path / "kept.csv")
+    kept, dropped = (api.KeptDataset(tmp_path / "kept.csv", ToTensor(), part) for part in ("kept", "dropped"))
+    assert (len(kept), len(dropped)) == (9, 27) and kept.classes == ["cat", "dog", "elk"]
+    image, label = kept[8]
+    assert image.shape == (3, 14, 20) and label == 2
+    assert {file for file, _ in kept.samples}.isdisjoint({file for file, _ in dropped.samples})
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "kept.csv").rename(tmp_path / "moved" / "kept.csv")
+    with pytest.raises(InputError, match="is not there"):
+        api.KeptDataset(tmp_path / "moved" / "kept.csv")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="columns"):
+        api.KeptDataset(tmp_path / "other.csv")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"keep": 0.01}, "less than one of the 12 images of class 'cat'"),
+        ({"keep": 13}, "class 'cat' that has 12"),
+        ({"keep": 0}, "neither a fraction"),
+        ({"score": "complexity"}, "without an encoder"),
+        ({"score": "beauty"}, "unknown"),
+        ({"rule": "flexrand", "gamma": 0.1}, "gamma"),
+        ({"side": 2}, "side"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_before_anything_is_computed(photos, monkeypatch, changes, why):
+    monkeypatch.setattr("distillery.scores.cached.CachedScores.get", lambda *_: pytest.fail("it was computed"))
+    with pytest.raises(InputError, match=why):
+        api.prune(photos, **({"keep": 0.5} | changes))
+
+
+def test_a_folder_that_changes_while_it_is_read_is_refused(photos, monkeypatch):
+    read = own.folders.load_files
+
+    def later(path, **options):
+        (photos / "cat" / "0.png").unlink()
+        return read(path, **options)
+
+    monkeypatch.setattr(own.folders, "load_files", later)
+    with pytest.raises(InputError, match="came or went"):
+        api.prune(photos, 0.5)
+
+
+def test_sides_follow_the_images(photos):
+    where = own.origin(photos)
+    files = own.folders.plan_of(where).files
+    assert own.fitting_side(where, files, 64)[0] == 8 and own.fitting_side(where, files, 8)[0] == 8
+    assert [trial.passes(n, "cpu") for n in (10, 100, 10**6)] == [300, 100, 15]
+
+
+def test_a_distilled_set_is_pictures_a_card_and_a_dataset(photos, tmp_path, capsys):
+    out = tmp_path / "set.safetensors"
+    command = ["distill", str(photos), "--ipc", "2", "--set", "steps", "2", "--set", "batch", "4", "--out", str(out)]
+    assert cli.main(command) == 0
+    said = capsys.readouterr()
+    assert all(f"| {name} |" in said.out for name in ("set", "random", "random, as many bytes", "start"))
+    assert len(ImageFolder(tmp_path / "set")) == 6 and (tmp_path / "set.png").exists()
+    made = api.SyntheticDataset(out)
+    image, label = made[5]
+    assert image.shape == (3, 8, 8) and 0 <= image.min() and image.max() <= 1 and label == 2 and made.classes == ("cat", "dog", "elk")
+    picture = ToTensor()(Image.open(tmp_path / "set" / "elk" / "001.png"))
+    assert torch.allclose(picture, image, atol=1 / 255)
+    assert cli.main(command) == 2 and "is there already" in capsys.readouterr().err
+
+
+def test_methods_that_make_no_labelled_set_are_refused(photos):
+    assert not METHODS["whole"].makes_set
+    for method in ("whole", "MKDT"):
+        with pytest.raises(InputError, match="method"):
+            api.distill(photos, 1, method=method)
+
+
+def test_sizes_are_images_or_parts():
+    assert api.sizes("1,10,5%,30%") == [1, 10, 0.05, 0.3]
+    for text in ("0", "1.5", "a", "", "200%", "0%"):
+        with pytest.raises(InputError, match="sizes"):
+            api.sizes(text)
+
+
+def candidate(name, size, images, *accuracies):
+    return advise.Candidate(name, size, [{"accuracies": [one], "seconds": 1.0} for one in accuracies], images, images)
+
+
+ALL = candidate("all", 1.0, 100, 0.80, 0.81, 0.80, 0.81, 0.80)
+
+
+def test_advice_is_the_smallest_that_serves_and_random_where_nothing_beats_it():
+    few = [candidate("random", 1, 3, 0.5, 0.52, 0.51, 0.5, 0.5), candidate("DM", 1, 3, 0.6, 0.62, 0.61, 0.6, 0.6)]
+    same = [candidate("random", 0.3, 30, 0.80, 0.81, 0.80, 0.80, 0.80), candidate("FlexRand", 0.3, 30, 0.81, 0.80, 0.80, 0.80, 0.81)]
+    better = [candidate("random", 0.3, 30, 0.70, 0.71, 0.70, 0.71, 0.70), candidate("FlexRand", 0.3, 30, 0.80, 0.80, 0.80, 0.80, 0.81)]
+    assert advise.recommended([ALL, *few])[0] is ALL
+    chosen, why = advise.recommended([ALL, *few, *same])
+    assert chosen is same[0] and "take random" in why
+    chosen, why = advise.recommended([ALL, *few, *better])
+    assert chosen is better[1] and "beats random images of the same size by 9.8 points" in why
+    assert advise.recommended([ALL, candidate("random", 0.5, 50, 0.80)])[0] is ALL  # one set gives no interval
+
+
+def test_advice_judges_the_test_images_once(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trial, "VISITS", {"cpu": 100})
+    monkeypatch.setattr(trial, "EPOCHS", (2, 3))
+    judged = []
+    monkeypatch.setattr(advise, "judge", lambda splits, chosen, *_: judged.append(chosen) or advise.records.row("x", None, chosen.results))
+    out = tmp_path / "advice.png"
+    assert cli.main(["advise", str(photos), "--sizes", "1,50%", "--seeds", "2", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert len(judged) == 1 and "advice: " in said and out.exists()
+    assert all(f"| {name} |" in said for name in ("all images", "random, 1 a class", "DM, 1 a class", "FlexRand, 50%"))
