@@ -95,7 +95,7 @@ def distill(
         tell(f"note: {note}")
     trial = Trial(trials.split(own, seed, test=JUDGED), networks, flip, progress=progress)
     known = {one.name for one in fields(kind.Settings)}
-    short = {name: value for name, value in SHORT.items() if name in known and where.type == "cpu"}
+    short = {name: value for name, value in SHORT.items() if name in known - set(settings or {}) and where.type == "cpu"}
     if short:
         tell(f"on a CPU: {', '.join(f'{name} {value}' for name, value in short.items())} (published: days); --set NAME VALUE changes them")
     recipe = Recipe(method, ipc, seed, settings=short | (settings or {}))
