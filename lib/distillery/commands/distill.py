@@ -56,10 +56,9 @@ class Distilled:
         for label, name in enumerate(names):
             for i, image in enumerate(pixels[labels == label]):
                 store.write_bytes(path.with_suffix("") / name / f"{i:03d}.png", _png(image))
-        order = labels.argsort(stable=True)
-        store.write_bytes(
-            path.with_suffix(".png"), _png(make_grid(pixels[order], max(1, len(labels) // len(names)), padding=1, pad_value=1.0))
-        )
+        columns = ipc if (ipc := len(labels) // len(names)) > 1 else min(10, len(names))  # a class a row, or ten classes
+        sheet = make_grid(pixels[labels.argsort(stable=True)], columns, padding=1, pad_value=1.0)
+        store.write_bytes(path.with_suffix(".png"), _png(sheet))
         return path
 
     def labels(self) -> torch.Tensor:
