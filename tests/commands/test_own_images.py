@@ -61,6 +61,17 @@ def test_a_list_names_every_file_and_a_folder_holds_what_is_kept(photos, tmp_pat
     assert cli.main([*command, "--force"]) == 0 and out.read_bytes() == before
 
 
+def test_no_output_removes_a_folder_or_lies_in_the_images(photos, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear")
+    out = ["--out", str(tmp_path / "kept.csv"), "--force"]
+    for place, why in ((tmp_path / "mine", "never removed"), (photos, "lies in"), (photos / "kept", "lies in")):
+        assert cli.main(["prune", str(photos), "--keep", "0.5", "--rule", "random", "--link", str(place), *out]) == 2
+        assert why in capsys.readouterr().err
+    assert (tmp_path / "mine" / "letter").read_text() == "dear" and len(list(photos.glob("*/*.png"))) == 36
+    assert not (tmp_path / "kept.csv").exists()
+
+
 def test_copies_are_files_and_nothing_is_left_of_a_folder_that_fails(photos, tmp_path, monkeypatch):
     kept = api.prune(photos, 2, rule="random")
     assert kept.scores.isnan().all() and kept.counts() == [(2, 12)] * 3

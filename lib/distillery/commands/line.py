@@ -45,7 +45,7 @@ def add(command: Callable) -> None:
         one.add_argument("--side", type=int, default=0, help="pixels a side at which images are looked at, 0 = one that suits them")
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--device", default="auto")
-        one.add_argument("--force", action="store_true", help="replace outputs that are there")
+        one.add_argument("--force", action="store_true", help="replace files that are there (folders never are)")
     for one in (distill, advise, prune):
         one.add_argument("--no-flip", action="store_true", help="a mirrored image is another class (digits, letters)")
 
@@ -64,7 +64,7 @@ def _prune(arguments) -> int:
         raise InputError("--link and --copy: both; accepted: one of the two")
     places = [one for one in (arguments.out, arguments.link, arguments.copy) if one]
     for place in places:
-        absent(place, arguments.force)
+        absent(place, arguments.force, arguments.data)
     how = {name: getattr(arguments, name) for name in ("score", "rule", "gamma", "encoder")}
     kept = prune(arguments.data, arguments.keep, **how, **_common(arguments))
     kept.write(arguments.out)
@@ -89,7 +89,7 @@ def _distill(arguments) -> int:
     out = Path(arguments.out).with_suffix(".safetensors")
     places = [out, out.with_suffix(""), out.with_suffix(".png"), out.with_suffix(".json")]
     for place in places:
-        absent(place, arguments.force)
+        absent(place, arguments.force, arguments.data)
     settings = {name: parameters.from_text(text) for name, text in arguments.set}
     made = distill(
         arguments.data,
@@ -111,7 +111,7 @@ def _advise(arguments) -> int:
     from distillery.data.kept import absent
     from distillery.methods import DEFAULT
 
-    absent(arguments.out, arguments.force)
+    absent(arguments.out, arguments.force, arguments.data)
     sizes, minutes = advice.sizes(arguments.sizes), budget(arguments.budget) if arguments.budget else 0.0
     how = {"budget_minutes": minutes, "seeds": arguments.seeds, "method": arguments.method or DEFAULT, "flip": not arguments.no_flip}
     found = advice.advise(arguments.data, sizes, **how, **_common(arguments))

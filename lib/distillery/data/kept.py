@@ -95,14 +95,18 @@ class Kept:
         return folder
 
 
-def absent(path: str | Path, force: bool = False) -> None:
-    """Raise InputError where an output is there already; with `force` it is removed."""
+def absent(path: str | Path, force: bool = False, data: str | Path = "") -> None:
+    """Raise InputError where an output is there already, or would lie in the images it is made of; nothing is removed.
+
+    force  files may be replaced, which happens when they are written; folders never
+    data   the folder or archive of the images
+    """
     path = Path(path)
-    if force and path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif force:
-        path.unlink(missing_ok=True)
-    elif path.exists() or path.is_symlink():
+    if data and Path(data).resolve() in (path.resolve(), *path.resolve().parents):
+        raise InputError(f"{path} lies in {data}, of which it is made; accepted: a place outside")
+    if path.is_dir():
+        raise InputError(f"{path} is there already; accepted: another place, for a folder is never removed here")
+    if not force and (path.exists() or path.is_symlink()):
         raise InputError(f"{path} is there already; accepted: another place, or --force to replace it")
 
 
