@@ -109,7 +109,7 @@ def test_a_results_folder_that_cannot_be_written(tiny, monkeypatch, capsys):
         (["--epochs", "-1"], "--epochs: -1"),
         (["--width", "0"], "--width: 0"),
         (["--networks", "0"], "--networks: 0"),
-        (["--max-side", "-8"], "--max-side: -8"),
+        (["--side", "-8"], "--side: -8"),
         (["--json", "set.pt/rows.json"], "cannot write set.pt/rows.json"),
         (["--json", "."], "cannot write ."),
     ],
@@ -118,7 +118,7 @@ def test_evaluate_refuses_before_compute_is_spent(tmp_path, monkeypatch, capsys,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("data were loaded"))
     Path("set.pt").touch()
-    assert cli.main(["evaluate", "set.pt", "--dataset", "digits", *words]) == 2
+    assert cli.main(["evaluate", "set.pt", "--data", "digits", *words]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert named in line and "accepted" in line and [path.name for path in tmp_path.iterdir()] == ["set.pt"]
 

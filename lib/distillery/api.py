@@ -1,14 +1,17 @@
-"""What the commands do, as functions: `prune`, `distill`, `advise`, and what comes out as torch Datasets.
+"""What the commands do, as functions: `prune`, `distill`, `evaluate`, `advise`, and what comes out as torch Datasets.
 
 from distillery import api
 kept = api.prune("photos", 0.3, rule="flexrand")
 kept.write("kept.csv")
 api.distill("photos", 1).write("set.safetensors")
+api.evaluate("set.safetensors", "photos").rows
 """
 
 from distillery.commands.advise import Advice, advise, sizes
 from distillery.commands.distill import Distilled, distill
+from distillery.commands.evaluate import Judged, evaluate
 from distillery.commands.prune import check, prune
 from distillery.data.kept import Kept, KeptDataset, SyntheticDataset
 
-__all__ = ["Advice", "Distilled", "Kept", "KeptDataset", "SyntheticDataset", "advise", "check", "distill", "prune", "sizes"]
+__all__ = ["Advice", "Distilled", "Judged", "Kept", "KeptDataset", "SyntheticDataset", "advise", "check", "distill", "evaluate"]
+__all__ += ["prune", "sizes"]

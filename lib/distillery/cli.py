@@ -1,4 +1,4 @@
-"""The command line: `distillery run NOTEBOOK`, `sweep GRID`, `report`, `methods`, `evaluate FILE`, `data check PATH`.
+"""The command line: `distillery run NOTEBOOK`, `sweep GRID`, `report`, `methods`, `data check PATH`, and those of `commands/`.
 
 `run` is a thin layer over papermill: it checks parameters before starting, executes into a temporary file, and counts a run as done only
 by the record that the notebook's last cell writes. Bad input gives one line and exit code 2.
@@ -75,24 +75,6 @@ def main(argv: list[str] | None = None) -> int:
     report.add_argument("--write", action="store_true", help="renew what is generated: *.md of results, README, first cells")
     methods = command("methods", _methods, "what combines with what")
     methods.add_argument("--settings", action="store_true", help="published settings of every method, with their sources")
-    judge = command("evaluate", _evaluate, "test accuracy of a finished set, beside random images")
-    judge.add_argument("file", help="an exported set, or a foreign .pt, .pth or .safetensors file of images and labels")
-    judge.add_argument("--labels", default="", help="file of the labels, where they are apart")
-    judge.add_argument("--pixels", default="auto", help="auto, standardized, unit or bytes")
-    judge.add_argument("--logits", action="store_true", help="labels of a foreign file are logits (DATM)")
-    judge.add_argument("--formation", default="identity", help="of a foreign file: identity, or partition2 (IDC's factor 2)")
-    judge.add_argument("--dataset", required=True, help="digits, folder, cifar10, ...: the data to test on")
-    judge.add_argument("--data-root", default="", help="where that data set lies")
-    judge.add_argument("--normalization", default="own", help="own, zca, published or published:NAME")
-    judge.add_argument("--no-flip", action="store_true", help="a mirrored image is another class (digits)")
-    judge.add_argument("--no-augmentation", action="store_true", help="train without DSA augmentation")
-    judge.add_argument("--loss", default="cross-entropy", help="cross-entropy, or 'half squared error' for real-valued labels")
-    judge.add_argument("--width", type=int, default=128, help="channels of the ConvNet")
-    for name, default in {"--max-side": 0, "--resize": 0, "--networks": 5, "--epochs": 1000, "--seed": 0}.items():
-        judge.add_argument(name, type=int, default=default)
-    judge.add_argument("--seeds", type=int, default=1, help="evaluations; random images are drawn anew in each")
-    judge.add_argument("--device", default="auto")
-    judge.add_argument("--json", metavar="FILE", help="write the rows to a file")
     own_images.add(command)
     looks = commands.add_parser("data", help="look at image data").add_subparsers(dest="verb", required=True)
     check = command("check", _data_check, "classes, sizes, modes, duplicates, unreadable files; exit code 0 if usable, else 2", looks)
@@ -276,40 +258,6 @@ def _methods(arguments) -> int:
     from distillery.report import registered
 
     print(registered.settings_page() if arguments.settings else registered.compatibility())
-    return 0
-
-
-def _evaluate(arguments) -> int:
-    from distillery import data, store
-    from distillery.data import external
-    from distillery.evaluation import Protocol
-    from distillery.networks import ConvNet
-    from distillery.notebook import parameters
-    from distillery.report import external as judged
-    from distillery.report import tables
-    from distillery.training.dsa import DSA, DSA_NO_FLIP
-
-    for name, least in {"seeds": 1, "networks": 1, "width": 1, "seed": 0, "epochs": 0, "max_side": 0, "resize": 0}.items():
-        if getattr(arguments, name) < least:
-            raise InputError(f"--{name.replace('_', '-')}: {getattr(arguments, name)}; accepted: a whole number of at least {least}")
-    if arguments.json:
-        parameters.writable(Path(arguments.json))
-    families = "" if arguments.no_augmentation else DSA_NO_FLIP if arguments.no_flip else DSA
-    protocol = Protocol(arguments.networks, arguments.epochs, augmentation=families, loss=arguments.loss)
-    device = parameters.device(arguments.device)
-    options = {name: getattr(arguments, name) for name in ("seed", "max_side", "resize", "normalization")}
-    splits = data.load(arguments.dataset, arguments.data_root, **options, progress=sys.stderr.isatty()).to(device)
-    made = external.read(arguments.file, arguments.labels, arguments.pixels, splits, arguments.logits, arguments.formation)
-    notes = external.compare(made, splits)
-    network = ConvNet(splits.train.shape, len(splits.train.classes), arguments.width)
-    rows = judged.compare_with_random(made, splits, network, protocol, arguments.seeds, arguments.seed)
-    print(f"{Path(arguments.file).name} on {splits.test.name}: {len(made)} stored images, {made.stored_numbers()} stored numbers")
-    how = f"augmentation {protocol.augmentation or 'none'}, final weights, pixels {made.card.get('pixels', 'as exported')}"
-    print("\n".join([f"{network.name}, E {protocol.epochs}, {protocol.loss}, {how}", *(f"note: {note}" for note in notes), ""]))
-    for row in rows:
-        print(f"  {row['method']:<8} {tables.percent(row['measured'])}")
-    if arguments.json:
-        store.write_json(arguments.json, {"rows": rows, "protocol": protocol.spec(), "network": network.spec()})
     return 0
 
 

@@ -1,6 +1,7 @@
 """The commands on images of one's own: lists with file names, folders at full size, sets that plain torch reads, advice."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -150,7 +151,52 @@ def test_a_distilled_set_is_pictures_a_card_and_a_dataset(photos, tmp_path, caps
     assert image.shape == (3, 8, 8) and 0 <= image.min() and image.max() <= 1 and label == 2 and made.classes == ("cat", "dog", "elk")
     picture = ToTensor()(Image.open(tmp_path / "set" / "elk" / "001.png"))
     assert torch.allclose(picture, image, atol=1 / 255)
+    judge = ["evaluate", str(out), "--data", str(photos), "--networks", "3", "--width", "32", "--epochs", "300"]
+    assert cli.main(judge) == 0  # on the images that `distill` has held out, from the images that it started from
+    again = capsys.readouterr().out
+    assert [line for line in again.splitlines() if line.startswith("| ")] == [
+        line for line in said.out.splitlines() if line.startswith("| ")
+    ]
     assert cli.main(command) == 2 and "is there already" in capsys.readouterr().err
+
+
+def test_a_list_with_images_held_out_is_judged_on_those(photos, tmp_path, capsys):
+    out, links = tmp_path / "kept.csv", tmp_path / "kept"
+    command = ["prune", str(photos), "--keep", "0.5", "--hold-out", "0.25", "--side", "8", "--out", str(out), "--link", str(links)]
+    assert cli.main(command) == 0
+    assert "kept 15 of 27 images, 5 of 9 in every class (9 more held out)" in capsys.readouterr().out
+    held = [one for one in lines(out) if not one["kept"]]
+    assert len(held) == 9 and not any(one["rank"] or one["score"] for one in held)
+    parts = {part: api.KeptDataset(out, part=part) for part in ("kept", "dropped", "held out", "all")}
+    assert [len(part) for part in parts.values()] == [15, 12, 9, 36]
+    judge = ["--data", str(photos), "--networks", "1", "--width", "4", "--epochs", "3", "--seeds", "2", "--side", "8"]
+    assert cli.main(["evaluate", str(out), *judge]) == 0
+    said = capsys.readouterr().out
+    assert "15 real images, 9 images to judge by" in said and "| set | 5 |" in said and "| random | 5 |" in said
+    assert cli.main(["evaluate", str(api.prune(photos, 11, rule="random").place(tmp_path / "most")), *judge]) == 2
+    assert "among the" in capsys.readouterr().err
+    api.prune(photos, 0.5, rule="random").write(tmp_path / "all.csv")
+    assert cli.main(["evaluate", str(tmp_path / "all.csv"), *judge]) == 2 and "none is left to judge by" in capsys.readouterr().err
+    api.prune(photos, 0.5, rule="random").write(tmp_path / "other" / "all.csv")
+    (tmp_path / "other" / "all.csv").rename(tmp_path / "moved.csv")
+    assert cli.main(["evaluate", str(tmp_path / "moved.csv"), *judge]) == 2 and "is no image of" in capsys.readouterr().err
+
+
+def test_images_of_a_test_folder_judge_and_are_in_no_list(photos, tmp_path):
+    (tmp_path / "both").mkdir()
+    photos.rename(tmp_path / "both" / "train")
+    shutil.copytree(tmp_path / "both" / "train", tmp_path / "both" / "test")
+    for path in (tmp_path / "both" / "test").glob("*/*.png"):
+        image = np.asarray(Image.open(path))
+        Image.fromarray(image[:, ::-1].copy()).save(path)
+    kept = api.prune(tmp_path / "both", 4, rule="random")
+    assert kept.counts() == [(4, 12)] * 3
+    found = api.evaluate(kept.write(tmp_path / "kept.csv"), tmp_path / "both", networks=1, epochs=2, width=4)
+    assert [row["method"] for row in found.rows] == ["set", "random"] and "36 images to judge by" in found.how
+    made = api.distill(tmp_path / "both", 1, settings={"steps": 1, "batch": 4}, networks=1)
+    assert len(made.trial.splits.train) == 36 and len(made.trial.splits.test) == 36
+    again = api.evaluate(kept.place(tmp_path / "links"), tmp_path / "both", networks=1, epochs=2, width=4, network="LeNet")
+    assert again.network.name.startswith("LeNet") and not [note for note in again.notes if "among" in note]
 
 
 def test_methods_that_make_no_labelled_set_are_refused(photos):

@@ -21,7 +21,7 @@ from distillery.recipe import Recipe
 from distillery.report.external import compare_with_random
 
 SHORT = {"steps": 300, "batch": 64}  # on a CPU, where published loops take days: updates, and real images a class and step
-JUDGED = 0.1  # of each class, held out to judge by
+JUDGED = 0.1  # of each class, held out to judge by where there is no test/
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,7 @@ class Distilled:
         splits = self.trial.splits
         card = {"method": self.recipe.method, "size": self.recipe.size, "seed": self.recipe.seed, "data": splits.train.name}
         card |= {"data_digest": splits.digest, "network": self.trial.network.spec(), "settings": self.recipe.settings}
+        card |= {"held_out": {"share": JUDGED, "seed": self.recipe.seed}}
         card |= {"resize": splits.train.shape[1], "accuracies": {row["method"]: row["accuracies"] for row in self.rows}}
         export(self.set, path, card, splits.train.transform)
         pixels, labels, names = self.pixels(), self.labels(), splits.train.classes

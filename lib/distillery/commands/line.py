@@ -1,4 +1,4 @@
-"""The commands on images of one's own as they are typed: `prune`, `distill`, `advise`."""
+"""The commands on images of one's own as they are typed: `prune`, `distill`, `evaluate`, `advise`."""
 
 import argparse
 import sys
@@ -27,6 +27,7 @@ def add(command: Callable) -> None:
     prune.add_argument("--out", default="kept.csv", help="the list (default: kept.csv)")
     prune.add_argument("--link", default="", metavar="FOLDER", help="also a folder of links to what is kept, at full size")
     prune.add_argument("--copy", default="", metavar="FOLDER", help="likewise of copies")
+    prune.add_argument("--hold-out", type=float, default=0.0, metavar="SHARE", help="a share of each class set aside, for `evaluate`")
     prune.add_argument("--check", action="store_true", help="also say how networks trained on kept, random and all images compare")
     distill = command("distill", _distill, "a few synthetic images of each class, and whether they were worth it")
     distill.add_argument("data", metavar="DATA", help="a folder or archive of class folders")
@@ -34,6 +35,23 @@ def add(command: Callable) -> None:
     distill.add_argument("--method", default="", help=METHODS_HELP)
     distill.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one published setting")
     distill.add_argument("--out", default="set.safetensors", help="the set; beside it its card, PNG files by class, a contact sheet")
+    judge = command("evaluate", _evaluate, "test accuracy of networks trained on a finished set, beside random images")
+    judge.add_argument("set", metavar="SET", help="a set, a list of `prune`, a folder of class folders, or a foreign .pt or .safetensors")
+    judge.add_argument("--data", required=True, help="a folder or archive, or the name of a published data set, such as cifar10")
+    judge.add_argument("--data-root", default="", help="where the files of a published data set lie")
+    judge.add_argument("--network", default="ConvNet", help="ConvNet, ResNet18, ..., or torchvision:NAME")
+    judge.add_argument("--width", type=int, default=0, help="channels of the ConvNet, 0 = 128 for published data, else by the images")
+    judge.add_argument("--networks", type=int, default=5, help="fresh networks of each evaluation")
+    judge.add_argument("--epochs", type=int, default=0, help="0 = 1000 for published data, else by the size of the set")
+    judge.add_argument("--seeds", type=int, default=1, help="evaluations; random images are drawn anew in each")
+    judge.add_argument("--labels", default="", help="of a foreign file: the file of the labels, where they are apart")
+    judge.add_argument("--pixels", default="auto", help="of a foreign file: auto, standardized, unit or bytes")
+    judge.add_argument("--logits", action="store_true", help="labels of a foreign file are logits (DATM)")
+    judge.add_argument("--formation", default="identity", help="of a foreign file: identity, or partition2 (IDC's factor 2)")
+    judge.add_argument("--normalization", default="own", help="own, zca, published or published:NAME")
+    judge.add_argument("--no-augmentation", action="store_true", help="train without DSA augmentation")
+    judge.add_argument("--loss", default="cross-entropy", help="cross-entropy, or 'half squared error' for real-valued labels")
+    judge.add_argument("--json", metavar="FILE", help="write the rows to a file")
     advise = command("advise", _advise, "which part of a folder, or which few made images, serve as well as all")
     advise.add_argument("data", metavar="DATA", help="a folder or archive of class folders")
     advise.add_argument("--budget", metavar="TIME", default="", help="start no new run after this time, e.g. 30m, 2h, 90s")
@@ -41,13 +59,13 @@ def add(command: Callable) -> None:
     advise.add_argument("--method", default="", help=METHODS_HELP)
     advise.add_argument("--seeds", type=int, default=3, help="draws and sets of each row")
     advise.add_argument("--out", default="advice.png", help="the figure: accuracy against images, bytes and seconds")
-    for one in (prune, distill, advise):
+    for one in (prune, distill, judge, advise):
         one.add_argument("--side", type=int, default=0, help="pixels a side at which images are looked at, 0 = one that suits them")
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--device", default="auto")
-        one.add_argument("--force", action="store_true", help="replace files that are there (folders never are)")
-    for one in (distill, advise, prune):
         one.add_argument("--no-flip", action="store_true", help="a mirrored image is another class (digits, letters)")
+    for one in (prune, distill, advise):
+        one.add_argument("--force", action="store_true", help="replace files that are there (folders never are)")
 
 
 def _common(arguments: argparse.Namespace) -> dict:
@@ -66,13 +84,15 @@ def _prune(arguments) -> int:
     for place in places:
         absent(place, arguments.force, arguments.data)
     how = {name: getattr(arguments, name) for name in ("score", "rule", "gamma", "encoder")}
-    kept = prune(arguments.data, arguments.keep, **how, **_common(arguments))
+    kept = prune(arguments.data, arguments.keep, hold_out=arguments.hold_out, **how, **_common(arguments))
     kept.write(arguments.out)
     if folder := arguments.link or arguments.copy:
         kept.place(folder, copy=bool(arguments.copy))
     counts = kept.counts()
     same = f", {counts[0][0]} of {counts[0][1]} in every class" if len(set(counts)) == 1 else ""
-    print(f"kept {sum(n for n, _ in counts)} of {len(kept.files)} images{same}: {', '.join(places)}")
+    n, of = (sum(column) for column in zip(*counts))
+    held = f" ({len(kept.files) - of} more held out)" if arguments.hold_out else ""
+    print(f"kept {n} of {of} images{same}{held}: {', '.join(places)}")
     if arguments.check:
         rows = check(arguments.data, arguments.keep, flip=not arguments.no_flip, **how, **_common(arguments))
         print("\n" + tables.rows_table(rows))
@@ -102,6 +122,40 @@ def _distill(arguments) -> int:
     made.write(out)
     print(tables.rows_table(made.rows))
     print(f"\n{len(made.labels())} images: {', '.join(map(str, places))}")
+    return 0
+
+
+def _evaluate(arguments) -> int:
+    from distillery import store
+    from distillery.commands.evaluate import evaluate
+    from distillery.notebook import parameters
+    from distillery.report import tables
+
+    for name, least in {"seeds": 1, "networks": 1, "width": 0, "seed": 0, "epochs": 0, "side": 0}.items():
+        if getattr(arguments, name) < least:
+            raise InputError(f"--{name}: {getattr(arguments, name)}; accepted: a whole number of at least {least}")
+    if arguments.json:
+        parameters.writable(Path(arguments.json))
+    names = [
+        "data_root",
+        "labels",
+        "pixels",
+        "logits",
+        "formation",
+        "normalization",
+        "network",
+        "width",
+        "networks",
+        "epochs",
+        "seeds",
+        "loss",
+    ]
+    how = {name: getattr(arguments, name) for name in names}
+    how |= {"flip": not arguments.no_flip, "augmentation": not arguments.no_augmentation}
+    found = evaluate(arguments.set, arguments.data, **how, **_common(arguments))
+    print("\n".join([found.how, *(f"note: {note}" for note in found.notes), "", tables.rows_table(found.rows)]))
+    if arguments.json:
+        store.write_json(arguments.json, {"rows": found.rows, "protocol": found.protocol.spec(), "network": found.network.spec()})
     return 0
 
 

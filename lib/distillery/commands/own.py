@@ -36,23 +36,25 @@ class Own:
     files    names below it, one an image, by class and name
     images   their pixels at one size, on a device; standardized by themselves
     notes    what was done to them, in words
+    test     the images of its test/, None where it has none
     """
 
     root: Path
     files: list[str]
     images: ImageSet
     notes: list[str]
+    test: ImageSet | None = None
 
     def subset(self, rows: Tensor) -> "Own":
         """The images at some rows, under the same standardization."""
-        return Own(self.root, [self.files[row] for row in rows.tolist()], self.images.subset(rows), self.notes)
+        return replace(self, files=[self.files[row] for row in rows.tolist()], images=self.images.subset(rows))
 
 
 MOST = {"cpu": 64, "cuda": 128}  # pixels a side beyond which images are shrunk unless asked otherwise
 
 
 def read(path: str | Path, side: int, device: torch.device, tell: Tell = quiet, progress: bool = False, most: int = 0) -> Own:
-    """Every training image of a folder or archive: all of them, where it has no test/ (else those of train/).
+    """Every training image of a folder or archive: all of them, where it has no test/ (else those of train/), and those of test/.
 
     side    pixels; every image becomes a square of it, the short side resized and the centre kept; 0 = by the images: the largest of
             SIDES that is no more than their median short side and `most`, 0 = that of MOST
@@ -64,14 +66,16 @@ def read(path: str | Path, side: int, device: torch.device, tell: Tell = quiet, 
     plan = folders.plan_of(where)
     if not side:
         side, why = fitting_side(where, plan.files[: plan.n_train], most or MOST[device.type])
-        tell(f"looked at as {side} x {side} pixels: {why}")
+        tell(f"side: {side} x {side} pixels, for {why}")
     found = folders.load_files(path, resize=side, progress=progress)
     if found.targets.tolist() != plan.labels:
         raise InputError(f"{shown(path)}: files came or went while they were read; accepted: a folder that stays as it is")
-    images = ImageSet.of(found.pixels[: plan.n_train], found.targets[: plan.n_train], plan.classes, found.name)
-    notes = found.notes + ([f"{len(plan.files) - plan.n_train} test images left alone"] if plan.n_train < len(plan.files) else [])
+    whole, rows = ImageSet.of(found.pixels, found.targets, plan.classes, found.name), torch.arange(len(plan.files))
+    images, test = whole.subset(rows[: plan.n_train]), whole.subset(rows[plan.n_train :])
+    transform = fit_standardize(images)
+    parts = [replace(part, transform=transform).to(device) for part in (images, test)]
     root = where.path if isinstance(where, Folder) else Path(path)
-    return Own(root, plan.files[: plan.n_train], replace(images, transform=fit_standardize(images)).to(device), notes)
+    return Own(root, plan.files[: plan.n_train], parts[0], found.notes, parts[1] if len(test) else None)
 
 
 def fitting_side(where, files: list[str], most: int) -> tuple[int, str]:

@@ -1,10 +1,11 @@
 """`distillery prune`: which images of one's own to keep, with a score and a rank for every file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from distillery.checks import InputError, check_choice, check_keep
+from distillery.checks import InputError, check_choice, check_fraction, check_keep
 from distillery.commands import own as owns
 from distillery.commands import trial as trials
 from distillery.commands.own import Own, Tell, quiet
@@ -30,7 +31,7 @@ MOST = {"cpu": 32, "cuda": 64}  # pixels a side at which images are scored; what
 
 def prune(
     data: str | Path, keep: float, *, score: str = "loss", rule: str = "lowest", gamma: float = 0.5, encoder: str = "", side: int = 0,
-    seed: int = 0, device: str = "auto", tell: Tell = quiet, progress: bool = False,
+    hold_out: float = 0.0, seed: int = 0, device: str = "auto", tell: Tell = quiet, progress: bool = False,
 ) -> Kept:  # fmt: skip
     """Rank every training image of a folder or archive of class folders, and keep a part of each class.
 
@@ -40,6 +41,7 @@ def prune(
     gamma    of 'flexrand': the share of a class that is its easy part
     encoder  'torchvision:NAME', 'timm:NAME:FILE' or a file of weights, for scores that look through one
     side     pixels a side at which images are scored, 0 = one that suits them; what is kept stays as it is on disk
+    hold_out the share of each class that is set aside to judge by, listed as such, and neither ranked nor kept
     tell     is told what was chosen and what it will cost
     raises   InputError on images that cannot be read, and on a part, score, rule or encoder that does not fit, before anything is computed
     """
@@ -48,14 +50,28 @@ def prune(
     check_choice("rule", rule, RULES)
     if rule == "flexrand" and keep <= 1:
         check_gamma(gamma, keep)
+    if hold_out:
+        check_fraction("hold_out", hold_out)
     if SCORES[score].needs and not encoder and rule != "random":
         raise InputError(f"score: {score!r} without an encoder; accepted: --encoder, or a score without: loss")
     where = parameters.device(device)
     own = owns.read(data, side, where, tell, progress, MOST[where.type])
     for note in own.notes:
         tell(f"note: {note}")
-    check_left(keep, own.images)
-    return keep_of(own, keep, score, rule, gamma, encoder, seed, tell)
+    rest, held = owns.held_out(own, hold_out, seed)
+    check_left(keep, rest.images)
+    found = keep_of(rest, keep, score, rule, gamma, encoder, seed, tell)
+    return with_held(found, own, held.files) if hold_out else found
+
+
+def with_held(found: Kept, own: Own, files: list[str]) -> Kept:
+    """What is kept of some images as a part of all of them, of which `files` are held out."""
+    place = {name: i for i, name in enumerate(own.files)}
+    rows, held = torch.tensor([place[name] for name in found.files]), torch.zeros(len(own.files), dtype=torch.bool)
+    held[[place[name] for name in files]] = True
+    scores, kept = torch.full((len(held),), torch.nan), torch.zeros_like(held)
+    scores[rows], kept[rows] = found.scores, found.kept
+    return replace(found, files=own.files, labels=own.images.targets.cpu(), scores=scores, kept=kept, held=held)
 
 
 def check_left(keep: float, images: ImageSet) -> None:

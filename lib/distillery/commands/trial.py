@@ -29,11 +29,15 @@ def passes(n: int, device: str) -> int:
 
 
 def split(own: Own, seed: int, validation: float = 0.0, test: float = HELD_OUT) -> Splits:
-    """Disjoint parts of every class of one's own images, to learn from, to decide by and to judge by, standardized by the first."""
-    rest, judged = owns.held_out(own, test, seed)
-    train, decides = owns.held_out(rest, validation / (1 - test), seed + 1)
-    transform = fit_standardize(train.images)
-    return Splits(*(replace(part.images, transform=transform) for part in (train, decides, judged)), tuple(own.notes))
+    """Disjoint parts of every class of one's own images, to learn from, to decide by and to judge by, standardized by the first.
+
+    test  the share of each class that judges where there is no test/; its images do where there is one
+    """
+    share = 0.0 if own.test else test
+    rest, judged = owns.held_out(own, share, seed)
+    train, decides = owns.held_out(rest, validation / (1 - share), seed + 1)
+    parts, transform = (train.images, decides.images, own.test or judged.images), fit_standardize(train.images)
+    return Splits(*(replace(part, transform=transform) for part in parts), tuple(own.notes))
 
 
 @dataclass

@@ -36,7 +36,7 @@ def read(path, labels="", pixels="auto", splits: Splits | None = None, logits=Fa
     """
     check_choice("pixels", pixels, PIXELS)
     path = Path(path)
-    if path.suffix == ".safetensors" and not labels and store.has_card(path):
+    if ours(path) and not labels:
         return synthetic.load(path)
     content = store.load_foreign(path)
     images, targets = _pair(content)
@@ -56,6 +56,19 @@ def read(path, labels="", pixels="auto", splits: Splits | None = None, logits=Fa
     if logits and not targets.is_floating_point():
         raise InputError(f"{apart}: logits, but labels are whole numbers; accepted: ({len(images)}, classes) real numbers")
     return Synthetic({"images": images, "targets": targets.softmax(1) if logits else targets}, None, formation, {"pixels": how})
+
+
+def ours(path: Path) -> bool:
+    """Whether a file is a set that this package has written."""
+    return path.suffix == ".safetensors" and store.has_card(path)
+
+
+def sides(path: Path) -> tuple[int, int]:
+    """(height, width) of the images of a set, in pixels. Raises InputError where `read` would find none."""
+    images = synthetic.load(path).tensors["images"] if ours(path) else _pair(store.load_foreign(path))[0]
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise InputError(f"{path}: no images (M, C, H, W); accepted: {'/'.join(IMAGES)} in a dict, or a pair of images and labels")
+    return tuple(images.shape[2:])
 
 
 def compare(made: Synthetic, splits: Splits) -> list[str]:

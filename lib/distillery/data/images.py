@@ -56,6 +56,14 @@ class ZCA:
         return (images.flatten(-3) @ self.inverse_matrix.to(images) + self.mean.to(images)).reshape(images.shape)
 
 
+def transform_of(tensors: dict[str, Tensor]) -> Standardize | ZCA:
+    """The standardization whose tensors have these names. Raises InputError on others."""
+    for kind in (Standardize, ZCA):
+        if set(tensors) == set(kind.__dataclass_fields__):
+            return kind(**tensors)
+    raise InputError(f"standardization: tensors {', '.join(tensors) or 'none'}; accepted: mean and std, or those of ZCA")
+
+
 @dataclass(frozen=True, eq=False)
 class LazyImages:
     """Some images of a larger array, read as they are asked for: the pixels of a set that stays on disk."""

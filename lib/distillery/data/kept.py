@@ -13,10 +13,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from distillery import store
-from distillery.checks import InputError
+from distillery.checks import InputError, check_choice
 from distillery.data import synthetic
+from distillery.data.images import transform_of
 
 HEAD = ["file", "class", "score", "rank", "kept"]
+PARTS = {"kept": True, "dropped": False, "held out": None}  # and what a line says of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,7 @@ class Kept:
     scores   (N,) float, high = hard; NaN where nothing was scored
     kept     (N,) bool
     how      what decided it, fit for JSON
+    held     (N,) bool images held out to judge by: neither kept nor dropped, and not ranked; None = there are none
     """
 
     root: Path
@@ -39,34 +42,39 @@ class Kept:
     scores: Tensor
     kept: Tensor
     how: dict = field(default_factory=dict)
+    held: Tensor | None = None
 
     @property
     def ranks(self) -> Tensor:
-        """(N,) int64 place of each image within its class, 1 = the lowest score; ties go by the order of the files."""
-        ranks = torch.zeros(len(self.files), dtype=torch.int64)
+        """(N,) int64 place of each image within its class, 1 = the lowest score, 0 = held out; ties go by the order of the files."""
+        ranks, ranked = torch.zeros(len(self.files), dtype=torch.int64), ~self._held()
         for label in range(len(self.classes)):
-            members = torch.nonzero(self.labels == label)[:, 0]
+            members = torch.nonzero((self.labels == label) & ranked)[:, 0]
             ranks[members[self.scores[members].argsort(stable=True)]] = torch.arange(1, len(members) + 1)
         return ranks
 
     def counts(self) -> list[tuple[int, int]]:
-        """(kept, all) of each class."""
-        both = (torch.bincount(self.labels[part], minlength=len(self.classes)).tolist() for part in (self.kept, slice(None)))
+        """(kept, ranked) of each class."""
+        both = (torch.bincount(self.labels[part], minlength=len(self.classes)).tolist() for part in (self.kept, ~self._held()))
         return list(zip(*both))
 
-    def write(self, path: str | Path) -> Path:
-        """The list as a CSV: a line an image, `file` as seen from the folder of the CSV. The same list gives the same bytes.
+    def _held(self) -> Tensor:
+        return torch.zeros(len(self.files), dtype=torch.bool) if self.held is None else self.held
 
-        Beside it, PATH.json says how it was made. Raises InputError where it cannot be written.
+    def write(self, path: str | Path) -> Path:
+        """The list as a CSV: a line an image, `file` as seen from the folder of the CSV; `kept` is 1, 0 or, held out, empty.
+
+        The same list gives the same bytes. Beside it, PATH.json says how it was made. Raises InputError where it cannot be written.
         """
         path, text = Path(path), io.StringIO()
         base = os.path.relpath(self.root.resolve(), path.resolve().parent)
-        rows = zip(self.files, self.labels.tolist(), self.scores.tolist(), self.ranks.tolist(), self.kept.tolist())
+        kept = ["" if held else int(one) for one, held in zip(self.kept.tolist(), self._held().tolist())]
+        rows = zip(self.files, self.labels.tolist(), self.scores.tolist(), self.ranks.tolist(), kept)
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(HEAD)
-        for name, label, score, rank, kept in rows:
+        for name, label, score, rank, mark in rows:
             shown = "" if score != score else f"{score:.6g}"  # NaN
-            writer.writerow([Path(base, name).as_posix(), self.classes[label], shown, rank, int(kept)])
+            writer.writerow([Path(base, name).as_posix(), self.classes[label], shown, rank or "", mark])
         store.write_json(path.with_name(path.name + ".json"), self.how)
         return store.write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
 
@@ -111,7 +119,7 @@ def absent(path: str | Path, force: bool = False, data: str | Path = "") -> None
 
 
 def read(path: str | Path) -> list[dict]:
-    """The lines of a list: 'file' as a path, 'class', 'score' (None where there is none), 'rank' and 'kept'.
+    """The lines of a list: 'file' as a path, 'class', 'score' (None where there is none), 'rank' and 'kept' (None = held out).
 
     Raises InputError on a file that is missing or no such list.
     """
@@ -124,7 +132,7 @@ def read(path: str | Path) -> list[dict]:
             return [
                 {
                     "file": path.parent / line["file"], "class": line["class"], "score": float(line["score"]) if line.get("score") else None,
-                    "rank": int(line.get("rank") or 0), "kept": bool(int(line["kept"])),
+                    "rank": int(line.get("rank") or 0), "kept": bool(int(line["kept"])) if line["kept"] else None,
                 }
                 for line in lines
             ]  # fmt: skip
@@ -137,18 +145,17 @@ class KeptDataset(torch.utils.data.Dataset):
 
     path       the CSV
     transform  of each image, as torchvision's; None = Pillow images
-    part       'kept', 'dropped' or 'all'
+    part       'kept', 'dropped', 'held out' or 'all'
     classes    names of the classes, sorted, also those of which nothing is kept
     raises     InputError as `read`, on a part that there is not, and where the first file is not there
     """
 
     def __init__(self, path: str | Path, transform: Callable | None = None, part: str = "kept"):
-        if part not in ("kept", "dropped", "all"):
-            raise InputError(f"part: {part!r}; accepted: kept, dropped, all")
+        check_choice("part", part, ("all", *PARTS))
         lines = read(path)
         self.classes = sorted({line["class"] for line in lines})
         number = {name: i for i, name in enumerate(self.classes)}
-        self.samples = [(line["file"], number[line["class"]]) for line in lines if part == "all" or line["kept"] == (part == "kept")]
+        self.samples = [(line["file"], number[line["class"]]) for line in lines if part == "all" or line["kept"] is PARTS[part]]
         self.targets, self.transform = [label for _, label in self.samples], transform
         if self.samples and not self.samples[0][0].is_file():
             raise InputError(f"{self.samples[0][0]} is not there; accepted: the list beside its images, these not in an archive")
@@ -172,14 +179,10 @@ class SyntheticDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, path: str | Path, transform: Callable | None = None):
-        made, standardized = synthetic.load(path), store.load_tensors(path, verify=False)[0]
-        if "transform.std" not in standardized:
-            raise InputError(
-                f"{path}: images whitened or standardized by what the file does not say; accepted: a set of `distillery distill`"
-            )
+        made = synthetic.load(path)
         images, self.targets = made.decode()
-        mean, std = (standardized[f"transform.{name}"][:, None, None] for name in ("mean", "std"))
-        self.images, self.classes, self.transform = (images * std + mean).clamp(0, 1), made.classes, transform
+        self.images = transform_of(made.card["transform"]).inverse(images).clamp(0, 1)
+        self.classes, self.transform = made.classes, transform
 
     def __len__(self) -> int:
         return len(self.images)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distillery import store
 from distillery.checks import InputError, check_choice, check_finite
+from distillery.data.images import transform_of
 
 FORMATIONS = {"identity": 1, "partition2": 4}  # images that one stored image holds
 INTERPOLATIONS = ("bilinear", "nearest")  # how real images shrink into a stored one
@@ -155,7 +156,8 @@ def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -
     """Write a set for others: NAME.safetensors, NAME.json (what it is) and NAME.safetensors.sha256.
 
     `transform` is the standardization the images live in; its tensors are stored as 'transform.*', so that `images * std + mean` gives
-    pixels in [0, 1]. Learned labels are written as soft 'targets'. `safetensors.torch.load_file` reads it without this package.
+    pixels in [0, 1]. Learned labels are written as soft 'targets'. The images that the set started from, card['start'] of the set, are
+    stored as bytes under 'start': they are no part of it. `safetensors.torch.load_file` reads it without this package.
     """
     path = Path(path).with_suffix(".safetensors")
     for name, value in synthetic.tensors.items():
@@ -165,6 +167,8 @@ def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -
     if "label_logits" in tensors:  # readers take 'targets': the soft labels themselves
         tensors["targets"] = tensors.pop("label_logits").softmax(-1)
     tensors |= {f"transform.{name}": value for name, value in (vars(transform) if transform else {}).items()}
+    if transform and (start := synthetic.card.get("start")) is not None:
+        tensors["start"] = (transform.inverse(start).clamp(0, 1) * 255).round().to(torch.uint8)
     card = {
         "format": "distillery synthetic set, version 1",
         "classes": list(synthetic.classes) if synthetic.classes else None,
@@ -181,12 +185,14 @@ def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -
 
 
 def load(path: str | Path) -> Synthetic:
-    """Read an exported set; card['transform'] holds the tensors of its standardization. Raises InputError if it is truncated, corrupt, or no
-    synthetic set of finite numbers."""
+    """Read an exported set; card['transform'] holds the tensors of its standardization, card['start'] the images that it started from,
+    standardized, where the file has them. Raises InputError if it is truncated, corrupt, or no synthetic set of finite numbers."""
     tensors, card = store.load_tensors(path)
     if not str(card.get("format", "")).startswith("distillery synthetic set"):
         raise InputError(f"{path} is {card.get('format', 'something else')!r}; accepted: an exported synthetic set")
     transform = {name.removeprefix("transform."): tensors.pop(name) for name in list(tensors) if name.startswith("transform.")}
+    start = tensors.pop("start", None)
+    card = card | {"transform": transform, "start": None if start is None else transform_of(transform)(start / 255)}
     classes = card.get("classes") or ()
     if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
         raise InputError(f"{path}: classes {classes!r}; accepted: a list of names")
@@ -194,6 +200,6 @@ def load(path: str | Path) -> Synthetic:
         store.check_plain(f"{path}: {name}", value)
         check_finite(f"{path}: {name}", value)
     try:
-        return Synthetic(tensors, tuple(classes) or None, card.get("formation"), card | {"transform": transform})
+        return Synthetic(tensors, tuple(classes) or None, card.get("formation"), card)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

@@ -2,53 +2,61 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from distillery.checks import InputError
-from distillery.data import Splits, TensorSource
+from distillery.data import ImageSet, Splits, TensorSource
 from distillery.data.synthetic import Synthetic
 from distillery.evaluation import Protocol, evaluate
 from distillery.report import records
 from distillery.seeds import generator
-from distillery.selection import select
 
 
 def compare_with_random(
-    made: Synthetic, splits: Splits, network, protocol: Protocol, seeds: int, seed: int = 0, start: Tensor | None = None
+    made: Synthetic | ImageSet, splits: Splits, network, protocol: Protocol, seeds: int, seed: int = 0, start: Tensor | None = None
 ) -> list[dict]:
-    """Rows of a table (`records.row`), evaluated under one protocol with paired seeds: 'set'; 'random', as many real images; 'random, as
-    many bytes', where a set of 4-byte numbers takes as many as several images of bytes; and 'start'.
+    """Rows of a table (`records.row`), evaluated under one protocol with paired seeds: 'set'; 'random', as many real images of each class;
+    of a synthetic set also 'random, as many bytes', where its 4-byte numbers take as many as several images of bytes, and 'start'.
 
     seeds   evaluations, each of `protocol.networks` fresh networks; the set is the same in all, the random ones are drawn anew
     start   the images that the set started from, under its targets
     raises  InputError if the set does not fit the data: image size, labels, classes
     """
-    images, targets = made.decode()
-    classes = len(splits.train.classes)
-    if tuple(images.shape[1:]) != splits.test.shape:
-        raise InputError(f"set: images of {tuple(images.shape[1:])}; accepted: {splits.test.shape}, those of {splits.test.name}")
-    hard = not targets.is_floating_point()
-    if (hard and (targets.min() < 0 or targets.max() >= classes)) or (not hard and targets.shape[1] != classes):
-        found = f"{int(targets.min())} to {int(targets.max())}" if hard else f"{targets.shape[1]} columns"
+    real, classes = isinstance(made, ImageSet), len(splits.train.classes)
+    source = made if real else made.to(splits.test.device).source()
+    if tuple(source.shape) != splits.test.shape:
+        raise InputError(f"set: images of {tuple(source.shape)}; accepted: {splits.test.shape}, those of {splits.test.name}")
+    hard = not source.targets.is_floating_point()
+    if (hard and (source.targets.min() < 0 or source.targets.max() >= classes)) or (not hard and source.targets.shape[1] != classes):
+        found = f"{int(source.targets.min())} to {int(source.targets.max())}" if hard else f"{source.targets.shape[1]} columns"
         raise InputError(f"set: labels {found}; accepted: the {classes} classes of {splits.test.name}")
-    ipc, most = max(1, round(len(images) / classes)), min(splits.train.counts())
-    several = min(4 * made.stored_numbers() // (math.prod(splits.train.shape) * classes), most)
-    first = made.replace(images=start) if start is not None else None
-    device, results = splits.test.device, {"set": []}
+    most = splits.train.counts()
+    counts = source.targets.bincount(minlength=classes).tolist() if real else [max(1, round(len(source) / classes))] * classes
+    compared = {"set": lambda s: source, "random": lambda s: _random(splits, counts, s)}
+    sizes = {}
+    if not real:
+        several = min(4 * made.stored_numbers() // (math.prod(splits.train.shape) * classes), min(most))
+        if several > counts[0]:
+            compared["random, as many bytes"] = lambda s: _random(splits, [several] * classes, s)
+            sizes["random, as many bytes"] = several
+    if start is not None:
+        compared["start"] = lambda s: made.replace(images=start).to(splits.test.device).source()
+    results = {name: [] for name in compared}
     for s in range(seed, seed + seeds):
-        sources = {"set": made.to(device).source(), "random": _random(splits, min(ipc, most), s)}
-        sources |= {"random, as many bytes": _random(splits, several, s)} if several > ipc else {}
-        sources |= {"start": first.to(device).source()} if first else {}
-        for name, source in sources.items():
-            how = protocol.fitting(made) if name in ("set", "start") else protocol
-            accuracies = evaluate(network, source, how, splits.test, generator(s, "evaluation"))
-            one = {"accuracies": accuracies.tolist(), "steps": 0, "seconds": 0.0, "samples": 0, "stored_numbers": None}
-            results.setdefault(name, []).append(one)
-    sizes = {"random, as many bytes": several}
+        for name, of in compared.items():
+            how = protocol.fitting(made) if name in ("set", "start") and not real else protocol
+            accuracies = evaluate(network, of(s), how, splits.test, generator(s, "evaluation"))
+            results[name].append({"accuracies": accuracies.tolist(), "steps": 0, "seconds": 0.0, "samples": 0, "stored_numbers": None})
+    ipc = counts[0] if len(set(counts)) == 1 else None
     return [records.row(name, sizes.get(name, ipc), found, results["random"]) for name, found in results.items()]
 
 
-def _random(splits: Splits, n: int, seed: int) -> TensorSource:
-    """n random training images of each class."""
-    chosen = select(None, n, splits.train.targets.cpu(), "random", generator(seed, "random subset")).to(splits.train.device)
-    return TensorSource(splits.train.batch(chosen), splits.train.targets[chosen])
+def _random(splits: Splits, counts: list[int], seed: int) -> TensorSource:
+    """So many random training images of each class, all where it has no more."""
+    draw, chosen = generator(seed, "random subset"), []
+    for label, n in enumerate(counts):
+        members = splits.train.of_class(label)
+        chosen.append(members[torch.randperm(len(members), generator=draw)[:n]])
+    rows = torch.cat(chosen)
+    return TensorSource(splits.train.batch(rows), splits.train.targets[rows])
