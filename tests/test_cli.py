@@ -107,7 +107,7 @@ def test_a_results_folder_that_cannot_be_written(tiny, monkeypatch, capsys):
         (["--seed", "-1"], "--seed: -1"),
         (["--seeds", "0"], "--seeds: 0"),
         (["--epochs", "-1"], "--epochs: -1"),
-        (["--width", "0"], "--width: 0"),
+        (["--width", "-1"], "--width: -1"),
         (["--networks", "0"], "--networks: 0"),
         (["--side", "-8"], "--side: -8"),
         (["--json", "set.pt/rows.json"], "cannot write set.pt/rows.json"),

@@ -235,10 +235,33 @@ def test_advice_is_the_smallest_that_serves_and_random_where_nothing_beats_it():
 def test_advice_judges_the_test_images_once(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(trial, "VISITS", {"cpu": 100})
     monkeypatch.setattr(trial, "EPOCHS", (2, 3))
-    judged = []
-    monkeypatch.setattr(advise, "judge", lambda splits, chosen, *_: judged.append(chosen) or advise.records.row("x", None, chosen.results))
+    monkeypatch.setattr(
+        "distillery.commands.distill.SHORT", {"steps": 2, "batch": 4, "experts": 1, "max_start_epoch": 1, "student_steps": 1}
+    )
+    ran, run = [], advise.run
+    monkeypatch.setattr(advise, "run", lambda here, one, seeds: ran.append((one, here.splits)) or run(here, one, seeds))
     out = tmp_path / "advice.png"
     assert cli.main(["advise", str(photos), "--sizes", "1,50%", "--seeds", "2", "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert len(judged) == 1 and "advice: " in said and out.exists()
-    assert all(f"| {name} |" in said for name in ("all images", "random, 1 a class", "DM, 1 a class", "FlexRand, 50%"))
+    said = capsys.readouterr()
+    assert "advice: " in said.out and out.exists() and "this takes about" in said.err and "[ 9/9] " in said.err
+    rows = ("all images", "random, 1 a class", "DM, 1 a class", "MTT, 1 a class", "FlexRand, 50%")
+    assert all(f"| {name} |" in said.out for name in rows) and "not run" not in said.out
+    *choosing, (chosen, last) = ran
+    assert all(splits.test is splits.validation for _, splits in choosing) and last.test is not last.validation
+    assert chosen.name in said.out[said.out.index("advice: ") :]
+    again = ["advise", str(photos), "--sizes", "1", "--budget", "0.001s", "--out", str(tmp_path / "other.png")]
+    assert cli.main(again) == 2 and "budget: 0 s" in capsys.readouterr().err
+
+
+def test_advice_is_random_where_images_are_alike(tmp_path, monkeypatch):
+    """Two classes, told apart by their colour alone: any half serves, and nothing beats a random one."""
+    monkeypatch.setattr(trial, "VISITS", {"cpu": 2000})
+    drawn = np.random.default_rng(0)
+    for c, name in enumerate(("red", "green")):
+        (tmp_path / "alike" / name).mkdir(parents=True)
+        for i in range(40):
+            pixels = drawn.integers(0, 30, (8, 8, 3))
+            pixels[..., c] += 200
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "alike" / name / f"{i}.png")
+    found = api.advise(tmp_path / "alike", [0.5], seeds=3, budget_minutes=0)
+    assert found.chosen.name == "random" and "take random images" in found.told() and found.judged["measured"]["value"] > 0.95

@@ -1,5 +1,6 @@
 """`distillery advise`: which part of one's own images, or which few made ones, serve as well as all, judged on images held out."""
 
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import numpy as np
 from distillery.checks import InputError, check_fraction
 from distillery.commands import own as owns
 from distillery.commands import trial as trials
-from distillery.commands.distill import SHORT
+from distillery.commands.distill import seconds as distilling
+from distillery.commands.distill import shortened
 from distillery.commands.own import Tell, quiet
-from distillery.commands.trial import Trial
-from distillery.data import Splits
-from distillery.methods import DEFAULT, METHODS
+from distillery.commands.trial import EARLY, Trial
+from distillery.methods import DEFAULT, TRAJECTORIES
 from distillery.notebook import parameters
+from distillery.recipe import Recipe
 from distillery.report import figures, records, tables
 from distillery.report.statistics import difference
 
@@ -60,8 +62,7 @@ class Advice:
 
     def told(self) -> str:
         """The recommendation in words."""
-        name, size = self.chosen.name, shown(self.chosen.size)
-        what = "keep all images" if name == "all" else f"take {name}" + (f", {size}" if size else "")
+        what = "keep all images" if self.chosen.name == "all" else f"take {named(self.chosen)}"
         return f"advice: {what}; {self.why}. On test images: {tables.percent(self.judged['measured'])} %"
 
 
@@ -70,16 +71,21 @@ def shown(size: float) -> str:
     return f"{size} a class" if isinstance(size, int) else f"{size:.0%}"
 
 
+def named(one: Candidate) -> str:
+    """'FlexRand, 30%', 'all images'."""
+    return "all images" if one.name == "all" else f"{one.name}, {shown(one.size)}"
+
+
 def table(found: Advice) -> str:
     """Every candidate in Markdown: accuracy on the images held out to choose by, bytes, seconds and difference to random ones."""
-    random = {one.size: one for one in found.candidates if one.name == "random"}
+    random = {one.images: one for one in found.candidates if one.name == "random"}
     lines = []
     for one in found.candidates:
-        gap = difference(one.accuracies, random[one.size].accuracies) if one.size in random and one.name != "random" else None
+        gap = difference(one.accuracies, random[one.images].accuracies) if one.images in random and one.name != "random" else None
         spent = [result["seconds"] for result in one.results if result]
         value = tables.percent(records.measured(one.accuracies))
         told = [f"{one.bytes / 2**20:.2f}", f"{np.mean(spent):.1f}" if spent else "-", tables.points(gap) if gap else "-"]
-        lines.append(["all images" if one.name == "all" else f"{one.name}, {shown(one.size)}", value, *told])
+        lines.append([named(one), value, *told])
     return tables.markdown(["way", "accuracy, %", "MiB", "seconds a set", "difference to random"], lines)
 
 
@@ -162,49 +168,114 @@ def preferred(group: list[Candidate]) -> tuple[Candidate, str]:
     return best, f"{best.name} beats random images of the same size by {100 * found['difference']['mean']:.1f} points"
 
 
-def advise(
-    data: str | Path, sizes: list[float], *, budget_minutes: float = 0.0, seeds: int = 3, method: str = DEFAULT, side: int = 0, seed: int = 0,
-    flip: bool = True, device: str = "auto", tell: Tell = quiet, progress: bool = False,
-) -> Advice:  # fmt: skip
-    """Try selections and a distiller at several sizes, cheapest first, and recommend one; finished runs are kept.
+@dataclass(frozen=True)
+class Planned:
+    """A candidate that has not run: what it is, and about how long its sets take, one a seed."""
 
-    sizes    images of each class, or fractions of it below 1
-    method   a distiller, for sizes in images of each class
-    raises   InputError as `prune` and `distill`, and where the budget ends before all images and one candidate have run
+    candidate: Candidate
+    seconds: float
+
+
+def plan(trial: Trial, sizes: list[float], methods: list[str], seed: int) -> list[Planned]:
+    """All images, and every way at every size, the cheapest first.
+
+    methods  distillers, for sizes in images of each class; the first of them at all of those, others at the smallest that is published
+    raises   InputError on a size that no class can lose
     """
-    where = parameters.device(device)
-    own = owns.read(data, side, where, tell, progress)
-    splits = trials.split(own, seed, validation=DECIDED, test=JUDGED)
-    trial = Trial(replace(splits, test=splits.validation), flip=flip, budget_minutes=budget_minutes, progress=progress)
-    tell(f"{len(splits.train)} images to learn from, {len(splits.validation)} to choose by, {len(splits.test)} to judge by; {trial.why}")
-    each, pixels, classes = range(seed, seed + seeds), int(np.prod(splits.train.shape)), len(splits.train.classes)
-    candidates = [Candidate("all", 1.0, trial.part(1.0, each), len(splits.train), pixels * len(splits.train))]
-    fewest = min(splits.train.counts())
-    for size in sizes:
+    train, device = trial.splits.train, trial.splits.train.device.type
+    pixels, classes, fewest = int(np.prod(train.shape)), len(train.classes), min(train.counts())
+    scoring = EARLY[0] * EARLY[1] * len(train) * trial.seconds_a_visit
+    found, scored, others = [], False, list(methods[1:])
+    for size in sorted(sizes, key=lambda size: size * classes if isinstance(size, int) else trial.size(size)):
         counted = isinstance(size, int)
         if counted and size >= fewest:
             raise InputError(f"sizes: {size} images of classes of {fewest} at least; accepted: fewer, or a part with %")
         n = size * classes if counted else trial.size(size)
-        ways = {"random": {}, "k-means": {}, "lowest loss": {}} if counted else SELECTIONS
-        for name, how in ways.items():
-            results = trial.made(name, size, each) if counted else trial.part(size, each, **how)
-            candidates.append(Candidate(name, size, results, n, pixels * n, how))
-        if counted:
-            known = {name: value for name, value in SHORT.items() if where.type == "cpu" and hasattr(METHODS[method].Settings, name)}
-            results = trial.made(method, size, each, settings=known)
-            made = Candidate(method, size, results, n, 4 * pixels * n, {"settings": known})  # learned numbers take 4 bytes each
-            candidates.append(made)
+        for name, how in ({"random": {}, "k-means": {}, "lowest loss": {}} if counted else selections(trial)).items():
+            cost = trial.seconds(n) + (scoring if name != "random" and not scored else 0.0)
+            scored = scored or name != "random"
+            found.append(Planned(Candidate(name, size, [], n, pixels * n, how), cost))
+        for method in [methods[0], *others] if counted else []:
+            settings = shortened(method, device)
+            recipe = Recipe(method, size, seed, settings=settings)
+            try:
+                trial.experiment(n).check(recipe)
+            except InputError:  # nothing is published for this size
+                if method == methods[0]:
+                    raise
+                continue
+            others = [one for one in others if one != method]
+            made = Candidate(method, size, [], n, 4 * pixels * n, {"settings": settings})  # learned numbers take 4 bytes each
+            found.append(Planned(made, trial.seconds(n) + distilling(trial, recipe)))
+    whole = Planned(Candidate("all", 1.0, [], len(train), pixels * len(train)), trial.seconds(len(train)))
+    return [whole, *sorted(found, key=lambda one: one.seconds)]
+
+
+def selections(trial: Trial) -> dict[str, dict]:
+    """How a part of the images is kept, by name; through an encoder too where there is one."""
+    return SELECTIONS | ({"FlexRand by complexity": SELECTIONS["FlexRand"] | {"score": "complexity"}} if trial.encoder else {})
+
+
+def run(trial: Trial, one: Candidate, seeds: range) -> Candidate:
+    """A candidate with its results by seed."""
+    if one.name == "all":
+        results = trial.part(1.0, seeds)
+    elif isinstance(one.size, int):
+        results = trial.made(one.name, one.size, seeds, **one.parts)
+    else:
+        results = trial.part(one.size, seeds, **one.parts)
+    return replace(one, results=results)
+
+
+def tried(trial: Trial, planned: list[Planned], seeds: range, limit: float, tell: Tell) -> list[Candidate]:
+    """Every candidate with its results, in order; what each came to, and how much time is left, is told."""
+    total, done, began, found = sum(one.seconds for one in planned), 0.0, time.monotonic(), []
+    for i, one in enumerate(planned, 1):
+        found.append(run(trial, one.candidate, seeds))
+        done, spent = done + one.seconds, time.monotonic() - began
+        left = f", about {owns.span(max(0.0, min(spent * (total - done) / done, limit - spent)))} left" if i < len(planned) else ""
+        tell(f"[{i:2d}/{len(planned)}] {named(one.candidate)}: {tables.percent(records.measured(found[-1].accuracies))}{left}")
+    return found
+
+
+def advise(
+    data: str | Path, sizes: list[float], *, budget_minutes: float = 30.0, seeds: int = 3, method: str = DEFAULT, encoder: str = "",
+    side: int = 0, seed: int = 0, flip: bool = True, device: str = "auto", tell: Tell = quiet, progress: bool = False,
+) -> Advice:  # fmt: skip
+    """Try selections and distillers at several sizes, cheapest first, and recommend one; finished runs are kept.
+
+    sizes           images of each class, or fractions of it below 1
+    budget_minutes  start no new run after so many, 0 = no limit; the cheapest method that matches trajectories is tried only where a third
+                    of them is enough for it
+    method          a distiller, for sizes in images of each class
+    encoder         'torchvision:NAME', 'timm:NAME:FILE' or a file of weights: FlexRand goes by complexity too (DLC)
+    raises          InputError as `prune` and `distill`, and on a budget that is too short for all images and one candidate
+    """
+    where = parameters.device(device)
+    own = owns.read(data, side, where, tell, progress)
+    splits = trials.split(own, seed, validation=DECIDED, test=JUDGED)
+    how = {"flip": flip, "encoder": encoder, "budget_minutes": budget_minutes, "progress": progress}
+    trial = Trial(replace(splits, test=splits.validation), **how)
+    tell(f"{len(splits.train)} images to learn from, {len(splits.validation)} to choose by, {len(splits.test)} to judge by; {trial.why}")
+    planned = plan(trial, sizes, list(dict.fromkeys([method, TRAJECTORIES])), seed)
+    limit = 60 * budget_minutes or float("inf")
+    for one in [one for one in planned if method != one.candidate.name == TRAJECTORIES and 3 * seeds * one.seconds > limit]:
+        planned.remove(one)
+        tell(f"{named(one.candidate)} is left out: its {seeds} sets take about {owns.span(seeds * one.seconds)}")
+    least, total = (seeds * sum(one.seconds for one in some) for some in (planned[:2], planned))
+    if least > limit:
+        told = f"{owns.span(60 * budget_minutes)}, and all images and {named(planned[1].candidate)} take about {owns.span(least)}"
+        raise InputError(f"budget: {told}; accepted: more time, fewer seeds, a smaller side")
+    tell(
+        f"this takes {owns.cost(min(total, limit), splits.train)}"
+        + (f" (all that is planned: {owns.span(total)})" if total > limit else "")
+    )
+    each = range(seed, seed + seeds)
+    candidates = tried(trial, planned, each, limit, tell)
     if not all(candidates[0].results):
         raise InputError("budget: it ended before all images were tried; accepted: more time, fewer seeds")
+    order = {name: i for i, name in enumerate(dict.fromkeys(one.name for one in candidates))}
+    candidates.sort(key=lambda one: (one.name != "all", one.images, order[one.name]))
     chosen, why = recommended(candidates)
-    return Advice(candidates, chosen, why, judge(splits, chosen, trial, each))
-
-
-def judge(splits: Splits, chosen: Candidate, trial: Trial, seeds: range) -> dict:
-    """The recommended row on the test images, its only use of them."""
-    last = replace(trial, splits=splits, budget_minutes=0.0)
-    if chosen.name == "all":
-        return records.row("all", None, last.part(1.0, seeds))
-    if isinstance(chosen.size, int):
-        return records.row(chosen.name, chosen.size, last.made(chosen.name, chosen.size, seeds, **chosen.parts))
-    return records.row(chosen.name, None, last.part(chosen.size, seeds, **chosen.parts))
+    judged = run(replace(trial, splits=splits, budget_minutes=0.0), chosen, each)
+    return Advice(candidates, chosen, why, records.row(chosen.name, None, judged.results))

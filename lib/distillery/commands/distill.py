@@ -1,7 +1,8 @@
 """`distillery distill`: a few synthetic images that stand for a folder of one's own, and whether they were worth it."""
 
 import io
-from dataclasses import dataclass, fields
+import tempfile
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,8 @@ from distillery.notebook import parameters
 from distillery.recipe import Recipe
 from distillery.report.external import compare_with_random
 
-SHORT = {"steps": 300, "batch": 64}  # on a CPU, where published loops take days: updates, and real images a class and step
+# on a CPU, where published loops take days: updates, real images a class and step; of experts, and of their students
+SHORT = {"steps": 300, "batch": 64, "experts": 5, "max_start_epoch": 2, "student_steps": 20}
 JUDGED = 0.1  # of each class, held out to judge by where there is no test/
 
 
@@ -75,6 +77,24 @@ def _png(image: torch.Tensor) -> bytes:
     return buffer.getvalue()
 
 
+def shortened(method: str, device: str) -> dict:
+    """SHORT settings of a method on a kind of device."""
+    known = {one.name for one in fields(METHODS[method].Settings)}
+    return {name: value for name, value in SHORT.items() if name in known and device == "cpu"}
+
+
+def seconds(trial: Trial, recipe: Recipe) -> float:
+    """About how long a set takes to make: what it shares with others, and its updates by three that are measured."""
+    n, method = recipe.size * len(trial.splits.train.classes), METHODS[recipe.method]
+    job = trial.experiment(n).job(recipe)
+    if not (updates := method.updates(job.settings, recipe.size)):
+        return 0.0
+    with tempfile.TemporaryDirectory(prefix="distillery-") as folder:
+        probe = replace(trial, folder=Path(folder), budget_minutes=0.0, progress=False).experiment(n)
+        made = probe.set_result(replace(recipe, settings=recipe.settings | method.quick | {"steps": 3}))
+    return method.seconds_shared(job) + updates / 3 * made["seconds"]
+
+
 def distill(
     data: str | Path, ipc: int, *, method: str = DEFAULT, settings: dict | None = None, side: int = 0, seed: int = 0, networks: int = 3,
     flip: bool = True, device: str = "auto", tell: Tell = quiet, progress: bool = False,
@@ -89,19 +109,20 @@ def distill(
     """
     check_positive_int("ipc", ipc)
     check_choice("method", method, [name for name, one in METHODS.items() if one.makes_set and one.labels is not False])
-    where, kind = parameters.device(device), METHODS[method]
+    where = parameters.device(device)
     own = owns.read(data, side, where, tell, progress)
     for note in own.notes:
         tell(f"note: {note}")
     trial = Trial(trials.split(own, seed, test=JUDGED), networks, flip, progress=progress)
-    known = {one.name for one in fields(kind.Settings)}
-    short = {name: value for name, value in SHORT.items() if name in known - set(settings or {}) and where.type == "cpu"}
-    if short:
+    if short := {name: value for name, value in shortened(method, where.type).items() if name not in (settings or {})}:
         tell(f"on a CPU: {', '.join(f'{name} {value}' for name, value in short.items())} (published: days); --set NAME VALUE changes them")
     recipe = Recipe(method, ipc, seed, settings=short | (settings or {}))
     experiment, splits = trial.experiment(ipc * len(own.images.classes)), trial.splits
     experiment.check(recipe)
     tell(f"{len(splits.train)} images to learn from, {len(splits.test)} to judge by; {trial.why}; E {experiment.protocol.epochs}")
+    several = min(4 * ipc, min(splits.train.counts())) * len(splits.train.classes)  # as many bytes
+    judging = 3 * trial.seconds(ipc * len(splits.train.classes)) + trial.seconds(several)
+    tell(f"this takes {owns.cost(seconds(trial, recipe) + judging, splits.train)}")
     made = experiment.synthetic(experiment.set_result(recipe))
     rows = compare_with_random(made, splits, trial.network, experiment.protocol, 1, seed, made.card["start"])
     return Distilled(made, rows, trial, recipe)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from distillery.checks import InputError
@@ -54,9 +55,10 @@ def add(command: Callable) -> None:
     judge.add_argument("--json", metavar="FILE", help="write the rows to a file")
     advise = command("advise", _advise, "which part of a folder, or which few made images, serve as well as all")
     advise.add_argument("data", metavar="DATA", help="a folder or archive of class folders")
-    advise.add_argument("--budget", metavar="TIME", default="", help="start no new run after this time, e.g. 30m, 2h, 90s")
+    advise.add_argument("--budget", metavar="TIME", default="30m", help="start no new run after this time (default: 30m; 0 = no limit)")
     advise.add_argument("--sizes", default="1,10,5%,30%", help="images of each class, and parts")
     advise.add_argument("--method", default="", help=METHODS_HELP)
+    advise.add_argument("--encoder", default="", help="FlexRand goes by complexity through it too: as of prune")
     advise.add_argument("--seeds", type=int, default=3, help="draws and sets of each row")
     advise.add_argument("--out", default="advice.png", help="the figure: accuracy against images, bytes and seconds")
     for one in (prune, distill, judge, advise):
@@ -66,6 +68,12 @@ def add(command: Callable) -> None:
         one.add_argument("--no-flip", action="store_true", help="a mirrored image is another class (digits, letters)")
     for one in (prune, distill, advise):
         one.add_argument("--force", action="store_true", help="replace files that are there (folders never are)")
+
+
+def _quietly(function: Callable, *given, **how):
+    """What a function returns; what it prints on its way goes to the person who waits, too."""
+    with redirect_stdout(sys.stderr):
+        return function(*given, **how)
 
 
 def _common(arguments: argparse.Namespace) -> dict:
@@ -111,7 +119,8 @@ def _distill(arguments) -> int:
     for place in places:
         absent(place, arguments.force, arguments.data)
     settings = {name: parameters.from_text(text) for name, text in arguments.set}
-    made = distill(
+    made = _quietly(
+        distill,
         arguments.data,
         arguments.ipc,
         method=arguments.method or DEFAULT,
@@ -166,9 +175,10 @@ def _advise(arguments) -> int:
     from distillery.methods import DEFAULT
 
     absent(arguments.out, arguments.force, arguments.data)
-    sizes, minutes = advice.sizes(arguments.sizes), budget(arguments.budget) if arguments.budget else 0.0
-    how = {"budget_minutes": minutes, "seeds": arguments.seeds, "method": arguments.method or DEFAULT, "flip": not arguments.no_flip}
-    found = advice.advise(arguments.data, sizes, **how, **_common(arguments))
+    sizes, minutes = advice.sizes(arguments.sizes), budget(arguments.budget) if arguments.budget != "0" else 0.0
+    how = {"budget_minutes": minutes, "method": arguments.method or DEFAULT, "flip": not arguments.no_flip}
+    how |= {name: getattr(arguments, name) for name in ("seeds", "encoder")}
+    found = _quietly(advice.advise, arguments.data, sizes, **how, **_common(arguments))
     print(advice.table(found))
     advice.draw(found, arguments.out)
     print(f"\n{found.told()}\n{arguments.out}")

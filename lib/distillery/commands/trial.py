@@ -1,21 +1,28 @@
 """An experiment on images of one's own: held-out images, a network that they bear, and a training length for every size of set."""
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+
+import torch
 
 from distillery.commands import own as owns
 from distillery.commands.own import Own
 from distillery.data import Splits
 from distillery.data.folders import cache_folder
 from distillery.data.images import fit_standardize
+from distillery.encoders import pretrained
 from distillery.evaluation import Protocol
 from distillery.experiment import Compute, Experiment, Presets
 from distillery.recipe import Prune, Recipe
 from distillery.report import records
 from distillery.runs import Runs
 from distillery.scores.cached import ScoreSettings
+from distillery.seeds import generator
 from distillery.selection import count
+from distillery.training import train
 from distillery.training.dsa import DSA, DSA_NO_FLIP
+from distillery.training.optimizers import SGD
 
 EARLY = 3, 5  # networks and epochs of the score 'loss' (BiLP: 5, 5)
 VISITS = {"cpu": 10_000, "cuda": 100_000}  # images that a network sees in training, one that is seen again counted again
@@ -47,12 +54,14 @@ class Trial:
     splits    images to learn from, and to judge by, as `test`
     networks  fresh networks that judge a set
     flip      whether a mirrored image keeps its class
+    encoder   what the score 'complexity' looks through, '' = nothing
     folder    where finished runs are kept, None = in the cache folder
     """
 
     splits: Splits
     networks: int = 2
     flip: bool = True
+    encoder: str = ""
     folder: Path | None = None
     budget_minutes: float = 0.0
     progress: bool = False
@@ -69,11 +78,28 @@ class Trial:
         epochs = passes(n, self.splits.train.device.type)
         if epochs not in self._made:
             protocol = Protocol(self.networks, epochs, augmentation=self.families)
-            self._made[epochs] = Experiment(
+            made = self._made[epochs] = Experiment(
                 self.splits, self.network, protocol, self.runs, presets=Presets("cifar10", self.changes),
                 scores=ScoreSettings(early=EARLY), augmentation=self.families, compute=Compute(progress=self.progress),
             )  # fmt: skip
+            if self.encoder:  # it may be of another network than those that are trained
+                made.scores.encoder = pretrained.of(self.encoder, self.network)
         return self._made[epochs]
+
+    @cached_property
+    def seconds_a_visit(self) -> float:
+        """Seconds that a network takes to learn from an image once, by a measured batch."""
+        some = self.splits.train.subset(torch.arange(min(64, len(self.splits.train))))
+        params = self.network.init(generator(0, "probe"), self.networks)
+        params = {name: value.to(some.device) for name, value in params.items()}
+        how = {"optimizer": SGD(0.0), "epochs": 1, "batch": 64, "augmentation": self.families}
+        one = owns.seconds_of(lambda: train(self.network, params, some, generator=generator(0, "probe"), **how))
+        return one / (len(some) * self.networks)
+
+    def seconds(self, n: int) -> float:
+        """About how long it takes to train the networks on a set of n images, and to judge them."""
+        visits = passes(n, self.splits.train.device.type) * n + len(self.splits.test) / 3  # forward alone
+        return visits * self.networks * self.seconds_a_visit
 
     def size(self, keep: float) -> int:
         """Images in all of a part: a fraction of each class, or so many images of each class, above 1."""

@@ -44,3 +44,4 @@ def published_part(dataset: str, way: str, part: float) -> dict | None:
 
 
 DEFAULT = "DM"  # of commands that are given no method: the cheapest distiller, without inner loops or experts
+TRAJECTORIES = "MTT"  # the cheapest that matches trajectories, as others start from it

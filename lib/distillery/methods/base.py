@@ -97,6 +97,7 @@ class Method:
     no_batches: ClassVar[str] = "it has no loop"  # why it takes no sampler, '' = it does
     by_epochs: ClassVar[bool] = False  # whether its loop counts epochs of the real images, which are shorter where a part is held out
     prunes: ClassVar[bool] = True  # whether real images may be pruned first
+    quick: ClassVar[dict] = {}  # settings by which a set of a few steps takes a moment, to time them
 
     @property
     def starts(self) -> tuple[str, ...]:
@@ -198,6 +199,10 @@ class Method:
         how = STARTS.get(self.chooses(job))
         if how and how.prepare:
             how.prepare(job, where)
+
+    def seconds_shared(self, job: "Job") -> float:
+        """About how long it takes to make what many sets share and scores do not, by timed steps."""
+        return 0.0
 
     def make(self, job: "Job") -> Made:
         """Make the set: here the real images that a start chooses, as they are."""

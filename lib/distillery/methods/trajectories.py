@@ -125,6 +125,7 @@ class Trajectories(Method):
     learns = TrajectoryMatching.learns
     iterates = ("last", "best")
     loss: ClassVar[str] = "cross-entropy"  # of the experts, see `experts.Training`
+    quick = {"experts": 1, "expert_epochs": 1, "max_start_epoch": 1}
     judged = Protocol(augmentation=DSA)  # the rate is the learned step size
 
     def changed(self, values: dict, changes: dict) -> dict:
@@ -172,6 +173,9 @@ class Trajectories(Method):
             self.experts(job)
         else:
             make_bank(job.experiment, job.source, *self.bank(job), where)
+
+    def seconds_shared(self, job) -> float:
+        return experts.cost(*_named(job.experiment, job.source, *self.bank(job)))["seconds"]
 
     def options(self, job) -> dict:
         """Options of `TrajectoryMatching` beside those of all methods."""

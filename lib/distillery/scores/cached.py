@@ -17,6 +17,7 @@ from distillery.evaluation import FineTuning, Protocol, embed
 from distillery.lock import lock
 from distillery.networks import ConvNet
 from distillery.networks.encoder import Encoder
+from distillery.networks.precision import MixedPrecision
 from distillery.networks.ridge import embeddings, gaussian, ntk
 from distillery.runs import Runs
 from distillery.scores import complexity, dynamics, sensitivity
@@ -158,12 +159,16 @@ class CachedScores:
         return self._along(complexity.settled(path), seed, f"masks {store.canonical(path)}")
 
     def _along(self, path: dict, seed: int, name: str) -> dict[str, Tensor]:
+        network, own = self.network, getattr(self.network, "network", self.network)
+        if self._encoder().network.spec() != own.spec():  # one that looks at the images and is not trained on them
+            network = MixedPrecision(self._encoder().network)
         inputs = self._inputs(encoder=self._encoder().digest, path=path, version=VERSION) | ({"seed": seed} if seed else {})
+        inputs |= {"network": network.spec()}
 
         def make() -> tuple[dict, int]:
             params = self._encoder().to(self.images.device).params
             drawn = {"generator": generator(seed, "masks")} if path.get("how") == "random" else {}
-            found = complexity.prototype_path(self.network, params, self.images, **path, **drawn)._asdict()
+            found = complexity.prototype_path(network, params, self.images, **path, **drawn)._asdict()
             if path != self.path:
                 del found["features"]  # large, and the same under all masks
             return found, found["losses"].numel()
