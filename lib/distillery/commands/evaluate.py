@@ -72,7 +72,7 @@ def evaluate(
     if stored:
         splits = splits_of(path, data, data_root, seed, normalization, **options)
         made = external.read(path, labels, pixels, splits, logits, formation)
-        notes = external.compare(made, splits)
+        splits, notes = external.compare(made, splits)
     elif path.is_dir():
         side = side or (0 if published else fitting_side(data, **options))
         splits = loaded(data, data_root, {"resize": side}, seed, normalization, **options)

@@ -49,7 +49,7 @@ def add(command: Callable) -> None:
     judge.add_argument("--pixels", default="auto", help="of a foreign file: auto, standardized, unit or bytes")
     judge.add_argument("--logits", action="store_true", help="labels of a foreign file are logits (DATM)")
     judge.add_argument("--formation", default="identity", help="of a foreign file: identity, or partition2 (IDC's factor 2)")
-    judge.add_argument("--normalization", default="own", help="own, zca, published or published:NAME")
+    judge.add_argument("--normalization", default="own", help="of a foreign file: own, zca, published or published:NAME")
     judge.add_argument("--no-augmentation", action="store_true", help="train without DSA augmentation")
     judge.add_argument("--loss", default="cross-entropy", help="cross-entropy, or 'half squared error' for real-valued labels")
     judge.add_argument("--json", metavar="FILE", help="write the rows to a file")

@@ -4,6 +4,8 @@ These are a dict with images and labels under one of several names, a pair (imag
 ...]}, the first set), or two files (images, labels) as MTT writes them.
 """
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from distillery import store
 from distillery.checks import InputError, check_choice, check_finite
 from distillery.data import synthetic
 from distillery.data.archives import shown
-from distillery.data.images import Splits
+from distillery.data.images import Splits, transform_of
 from distillery.data.synthetic import Synthetic
 
 IMAGES = ("images", "image_syn", "image", "x", "inputs")
@@ -71,26 +73,25 @@ def sides(path: Path) -> tuple[int, int]:
     return tuple(images.shape[2:])
 
 
-def compare(made: Synthetic, splits: Splits) -> list[str]:
-    """What the card of an exported set says of its data, against the data it is judged on: notes on what differs.
+def compare(made: Synthetic, splits: Splits) -> tuple[Splits, list[str]]:
+    """The data that an exported set is judged on, under the standardization that the set was made with, and notes on what differs from its card.
 
-    Raises InputError on other classes, and on images that are standardized in another way (as ZCA does, of other channels).
+    Raises InputError on other classes, and on images of other channels or sizes than the set was standardized with.
     """
     classes, theirs = splits.train.classes, made.card.get("transform")
     if made.classes not in (None, classes):
         found = next((i for i, pair in enumerate(zip(made.classes, classes)) if pair[0] != pair[1]), min(len(made.classes), len(classes)))
         what = f"{len(made.classes)} classes, of {len(classes)} of the data, that differ from number {found} on"
         raise InputError(f"set: {what}; accepted: the same classes in the same order, such as {', '.join(map(shown, classes[:5]))}")
-    notes, ours = [], {name: value.cpu() for name, value in vars(splits.train.transform).items()}
-    if theirs and {name: value.shape for name, value in theirs.items()} != {name: value.shape for name, value in ours.items()}:
-        raise InputError(
-            f"set: standardized by {', '.join(theirs)}, the data by {', '.join(ours)}; accepted: the normalization it was made with"
-        )
-    if theirs and not all(torch.allclose(theirs[name], ours[name], atol=1e-6) for name in ours):
-        notes.append("the set was made under other means and deviations of pixels than the data have here")
+    notes, shape = [], splits.train.shape
+    if theirs:
+        transform = transform_of(theirs)
+        if len(transform.mean) not in (shape[0], math.prod(shape)):
+            raise InputError(f"set: standardized by {len(transform.mean)} means; accepted: those of the data, images {shape}")
+        splits = replace(splits, **{part: replace(getattr(splits, part), transform=transform) for part in ("train", "validation", "test")})
     if made.card.get("data_digest") not in (None, splits.digest):
         notes.append("the set was made of other images, or of another split: what it was made of may be among the test images")
-    return notes
+    return splits, notes
 
 
 def _pair(content) -> tuple:
