@@ -239,7 +239,7 @@ def tried(trial: Trial, planned: list[Planned], seeds: range, limit: float, tell
 
 
 def advise(
-    data: str | Path, sizes: list[float], *, budget_minutes: float = 30.0, seeds: int = 3, method: str = DEFAULT, encoder: str = "",
+    data: str | Path, sizes: list[float], *, budget_minutes: float = 30.0, seeds: int = 5, method: str = DEFAULT, encoder: str = "",
     side: int = 0, seed: int = 0, flip: bool = True, device: str = "auto", tell: Tell = quiet, progress: bool = False,
 ) -> Advice:  # fmt: skip
     """Try selections and distillers at several sizes, cheapest first, and recommend one; finished runs are kept.
@@ -254,7 +254,7 @@ def advise(
     where = parameters.device(device)
     own = owns.read(data, side, where, tell, progress)
     splits = trials.split(own, seed, validation=DECIDED, test=JUDGED)
-    how = {"flip": flip, "encoder": encoder, "budget_minutes": budget_minutes, "progress": progress}
+    how = {"networks": 1, "flip": flip, "encoder": encoder, "budget_minutes": budget_minutes, "progress": progress}
     trial = Trial(replace(splits, test=splits.validation), **how)
     tell(f"{len(splits.train)} images to learn from, {len(splits.validation)} to choose by, {len(splits.test)} to judge by; {trial.why}")
     planned = plan(trial, sizes, list(dict.fromkeys([method, TRAJECTORIES])), seed)

@@ -2,6 +2,7 @@
 
 import io
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def seconds(trial: Trial, recipe: Recipe) -> float:
     job = trial.experiment(n).job(recipe)
     if not (updates := method.updates(job.settings, recipe.size)):
         return 0.0
-    with tempfile.TemporaryDirectory(prefix="distillery-") as folder:
+    with tempfile.TemporaryDirectory(prefix="distillery-") as folder, redirect_stdout(io.StringIO()):
         probe = replace(trial, folder=Path(folder), budget_minutes=0.0, progress=False).experiment(n)
         made = probe.set_result(replace(recipe, settings=recipe.settings | method.quick | {"steps": 3}))
     return method.seconds_shared(job) + updates / 3 * made["seconds"]

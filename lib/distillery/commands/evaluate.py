@@ -134,7 +134,7 @@ def splits_of(path: Path, data, data_root, seed: int, normalization: str, device
 def fitting_side(data, device, tell: Tell, progress: bool) -> int:
     """A side that suits the images of a folder or archive."""
     where = origin(data)
-    side, why = owns.fitting_side(where, folders.plan_of(where).files, owns.MOST[device.type])
+    side, why = owns.fitting_side(where, folders.plan_of(where).files, device.type)
     tell(f"side: {side} x {side} pixels, for {why}")
     return side
 

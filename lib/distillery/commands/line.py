@@ -59,7 +59,7 @@ def add(command: Callable) -> None:
     advise.add_argument("--sizes", default="1,10,5%,30%", help="images of each class, and parts")
     advise.add_argument("--method", default="", help=METHODS_HELP)
     advise.add_argument("--encoder", default="", help="FlexRand goes by complexity through it too: as of prune")
-    advise.add_argument("--seeds", type=int, default=3, help="draws and sets of each row")
+    advise.add_argument("--seeds", type=int, default=5, help="draws and sets of each row")
     advise.add_argument("--out", default="advice.png", help="the figure: accuracy against images, bytes and seconds")
     for one in (prune, distill, judge, advise):
         one.add_argument("--side", type=int, default=0, help="pixels a side at which images are looked at, 0 = one that suits them")

@@ -50,14 +50,14 @@ class Own:
         return replace(self, files=[self.files[row] for row in rows.tolist()], images=self.images.subset(rows))
 
 
-MOST = {"cpu": 64, "cuda": 128}  # pixels a side beyond which images are shrunk unless asked otherwise
+MOST = {"cpu": 32, "cuda": 128}  # pixels a side beyond which images are shrunk unless asked otherwise
 
 
-def read(path: str | Path, side: int, device: torch.device, tell: Tell = quiet, progress: bool = False, most: int = 0) -> Own:
+def read(path: str | Path, side: int, device: torch.device, tell: Tell = quiet, progress: bool = False) -> Own:
     """Every training image of a folder or archive: all of them, where it has no test/ (else those of train/), and those of test/.
 
     side    pixels; every image becomes a square of it, the short side resized and the centre kept; 0 = by the images: the largest of
-            SIDES that is no more than their median short side and `most`, 0 = that of MOST
+            SIDES that is no more than their median short side and MOST
     raises  InputError as `data.load`, and on a side outside 4 to 1024
     """
     if side and not 4 <= side <= 1024:
@@ -65,7 +65,7 @@ def read(path: str | Path, side: int, device: torch.device, tell: Tell = quiet, 
     where = origin(path)
     plan = folders.plan_of(where)
     if not side:
-        side, why = fitting_side(where, plan.files[: plan.n_train], most or MOST[device.type])
+        side, why = fitting_side(where, plan.files[: plan.n_train], device.type)
         tell(f"side: {side} x {side} pixels, for {why}")
     found = folders.load_files(path, resize=side, progress=progress)
     if found.targets.tolist() != plan.labels:
@@ -78,7 +78,7 @@ def read(path: str | Path, side: int, device: torch.device, tell: Tell = quiet, 
     return Own(root, plan.files[: plan.n_train], parts[0], found.notes, parts[1] if len(test) else None)
 
 
-def fitting_side(where, files: list[str], most: int) -> tuple[int, str]:
+def fitting_side(where, files: list[str], device: str) -> tuple[int, str]:
     """A side of SIDES that suits the images, and why. Raises InputError where none of those looked at can be decoded."""
     looked = files[:: max(1, len(files) // LOOKED_AT)]
     opened = (open_image(payload)[0] for _, payload in where.read(looked))
@@ -86,8 +86,9 @@ def fitting_side(where, files: list[str], most: int) -> tuple[int, str]:
     if not shorts:
         raise InputError(f"{shown(where.path)}: none of {len(looked)} images can be decoded; `distillery data check` says why of each")
     middle = shorts[len(shorts) // 2]
-    side = max((one for one in SIDES if one <= min(middle, most)), default=SIDES[0])
-    return side, f"their short sides have {shorts[0]} to {shorts[-1]}, {middle} in the middle; at most {most} unless --side asks for more"
+    side = max((one for one in SIDES if one <= min(middle, MOST[device])), default=SIDES[0])
+    most = f"at most {MOST[device]} on a {device} unless --side asks for more"
+    return side, f"their short sides have {shorts[0]} to {shorts[-1]}, {middle} in the middle; {most}"
 
 
 def network_for(images: ImageSet) -> tuple[ConvNet, str]:

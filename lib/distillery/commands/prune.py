@@ -26,8 +26,6 @@ from distillery.selection import prune as chosen
 from distillery.training import train
 from distillery.training.optimizers import SGD
 
-MOST = {"cpu": 32, "cuda": 64}  # pixels a side at which images are scored; what is kept stays at full size
-
 
 def prune(
     data: str | Path, keep: float, *, score: str = "loss", rule: str = "lowest", gamma: float = 0.5, encoder: str = "", side: int = 0,
@@ -55,7 +53,7 @@ def prune(
     if SCORES[score].needs and not encoder and rule != "random":
         raise InputError(f"score: {score!r} without an encoder; accepted: --encoder, or a score without: loss")
     where = parameters.device(device)
-    own = owns.read(data, side, where, tell, progress, MOST[where.type])
+    own = owns.read(data, side, where, tell, progress)
     for note in own.notes:
         tell(f"note: {note}")
     rest, held = owns.held_out(own, hold_out, seed)
@@ -139,7 +137,7 @@ def check(
     if encoder:
         raise InputError("encoder: with --check, which trains networks from scratch; accepted: a score without an encoder")
     where = parameters.device(device)
-    own = owns.read(data, side, where, quiet, progress, MOST[where.type])
+    own = owns.read(data, side, where, quiet, progress)
     trial = Trial(trials.split(own, seed), flip=flip, progress=progress)
     tell(f"check: {len(trial.splits.train)} images to learn from, {len(trial.splits.test)} to judge by; {trial.why}")
     check_left(keep, trial.splits.train)
