@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test bench lint env lab format reference clean
+.PHONY: quickstart test bench lint env lab lock format reference clean
 
 quickstart: env
 	$(BIN)/distillery run 00_quickstart
@@ -35,17 +35,23 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
-# JupyterLab is not in the lock: in one environment with it, every worker of Ray takes seconds longer to start
+# JupyterLab has a lock of its own: in one environment with it, every worker of Ray takes seconds longer to start
 lab: env
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[lab]"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-lab.lock
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
+
+# the pins, after a change of pyproject.toml: versions stay where they are admitted (UPGRADE="--upgrade-package NAME" raises one)
+COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-header --quiet $(UPGRADE)
+lock: env
+	$(COMPILE) --extra notebooks --extra completion --extra ray --extra text --extra test -o requirements.lock
+	$(COMPILE) --extra lab -c requirements.lock -o requirements-lab.lock
 
 format: env
 	$(BIN)/ruff check --fix lib tests notebooks
 	$(BIN)/ruff format lib tests notebooks
 
 clean:
-	rm -rf $(VENV) results/smoke
+	rm -rf $(VENV) build dist results/smoke
 
 # refresh the committed notebooks: executed at smoke scale, outputs kept, times and versions stripped
 reference: env

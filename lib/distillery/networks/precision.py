@@ -78,7 +78,8 @@ class MixedPrecision:
 @cache  # once in a process
 def _warn_where_slow() -> None:
     """Warn of bfloat16 on a processor that emulates it."""
-    if not any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")):  # the last on ARM
+    units = getattr(torch.cpu, "get_capabilities", None)  # which torch 2.9 does not have
+    if units and not any(units().get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")):  # the last on ARM
         slow = "this processor has no bfloat16 units, so that it takes 5 to 39 times as long as float32"
         warnings.warn(f"precision 'bfloat16': {slow}; accepted: 'float32', whose runs are others", RuntimeWarning, stacklevel=4)
 
