@@ -1,5 +1,6 @@
 """Generated pages: the most telling verdicts of the largest scale, numbers of papers from the methods, all or nothing written."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -121,6 +122,19 @@ def test_headlines_of_the_repository():
     told = {one["claim"]: one["paper"] for one in claims}
     assert told["ftd-ema-beats-mtt-ipc-1"].startswith("FTD 46.8, MTT 46.2 at")
     assert told["mkdt-random-CIFAR-10 (JPEG folders, 16 px)-0.05"].startswith("MKDT 53.1, random 46.6 with")
+
+
+def test_badges_lead_to_the_address_of_the_repository(tmp_path):
+    project = tmp_path / "pyproject.toml"
+    for urls in ("", '[project.urls]\nHomepage = "https://example.org"', '[project.urls]\nRepository = "https://example.org/a/b"'):
+        project.write_text(f"[project]\n{urls}")
+        assert pages.badges(tmp_path) == ""
+    project.write_text('[project]\n[project.urls]\nRepository = "https://github.com/some/one.git"')
+    links = re.findall(r"\]\((https://[^)]+)\)(?!\])", pages.badges(tmp_path))
+    assert len(links) == 3 and all("/some/one/" in link for link in links)
+    for link in links[1:]:
+        assert (ROOT / re.search(r"notebooks/.*", link)[0]).is_file()
+    assert (ROOT / ".github" / re.search(r"workflows/.*", links[0])[0]).is_file()
 
 
 @pytest.fixture

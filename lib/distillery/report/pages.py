@@ -1,6 +1,7 @@
 """Pages that are generated from records: result pages, the README's headline claims and scoreboard, first cells of notebooks."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -100,6 +101,20 @@ def scoreboard(records: list[dict], notebook: str) -> str:
     return f"[{tally([claim for _, claim in own])}](results/{notebook}.md), {spent:.0f} min" if own else "not run"
 
 
+def badges(root: Path) -> str:
+    """Links to the tests, to Binder and to Colab, where [project.urls] of a pyproject.toml names a Repository on GitHub; else ''."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    if not (name := re.match(r"https://github\.com/([\w.-]+/[\w-]+)", project.get("urls", {}).get("Repository", ""))):
+        return ""
+    tests, notebook = f"https://github.com/{name[1]}/actions/workflows/ci.yml", "notebooks/00_quickstart.ipynb"
+    links = {
+        f"![tests]({tests}/badge.svg)": tests,
+        "![Binder](https://mybinder.org/badge_logo.svg)": f"https://mybinder.org/v2/gh/{name[1]}/HEAD?urlpath=lab/tree/{notebook}",
+        "![Colab](https://colab.research.google.com/assets/colab-badge.svg)": f"https://colab.research.google.com/github/{name[1]}/blob/HEAD/{notebook}",
+    }
+    return " ".join(f"[{picture}]({link})" for picture, link in links.items())
+
+
 def page(records: list[dict], notebook: str) -> str:
     """All claims and rows of a notebook, largest scale first; smoke is left out."""
     own = [one for one in records if one["notebook"] == notebook and one["scale"] != "smoke"]
@@ -163,6 +178,7 @@ def write(results: str | Path) -> list[Path]:
         text = between(text, PAPER, published_rows(records))
         cell = r"<!-- scoreboard (\w+) -->[^|\n]*"
         text = re.sub(cell, lambda m: f"<!-- scoreboard {m[1]} --> {scoreboard(records, m[1])} ", text)
+        text = re.sub("<!-- badges -->.*", lambda m: f"<!-- badges -->{badges(root)}", text)
         texts[readme] = anchored(text, root)
     for name in names:
         notebook = root / "notebooks" / f"{name}.ipynb"
