@@ -52,7 +52,7 @@ def test_local_is_a_loop(refused):
 
 def test_without_the_extra(monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with refused("'ray'", 'pip install -e ".[ray]"'):
+    with refused("'ray'", 'pip install "distillery[ray]"'):
         engine.map(str, [1], "ray")
     with refused("'ray'"):
         parameters.check({"engine": types.Engine}, {"engine": "ray"})

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -30,6 +31,13 @@ def local_path(name: str, value: str | Path) -> Path:
         if value and isinstance(value, str | Path):
             return Path(value).expanduser()
     raise InputError(f"{name}: {value!r} is no path, or the ~ of nobody here; accepted: a path on this machine")
+
+
+def require(extra: str, *packages: str) -> None:
+    """Raise InputError unless the packages of an optional part are installed."""
+    for name in packages:
+        if find_spec(name) is None:
+            raise InputError(f'{name} is not installed; accepted: first `pip install "distillery[{extra}]"`')
 
 
 def check_choice(name: str, value, accepted: Iterable) -> None:

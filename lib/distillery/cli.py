@@ -1,4 +1,4 @@
-"""The command line: `distillery run NOTEBOOK`, `sweep GRID`, `report`, `methods`, `data check PATH`, and those of `commands/`.
+"""The command line: `distillery run NOTEBOOK`, `sweep GRID`, `report`, `methods`, `data check PATH`, `notebooks DIR`, and those of `commands/`.
 
 `run` is a thin layer over papermill: it checks parameters before starting, executes into a temporary file, and counts a run as done only
 by the record that the notebook's last cell writes. Bad input gives one line and exit code 2.
@@ -18,10 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from distillery import __version__
-from distillery.checks import InputError, first_line
+from distillery.checks import InputError, first_line, require
 from distillery.commands import line as own_images
-
-ROOT = Path(__file__).resolve().parents[2]
+from distillery.places import IN_REPOSITORY, NOTEBOOKS, ROOT
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,16 +69,23 @@ def main(argv: list[str] | None = None) -> int:
     for one in (run, row, grid):
         one.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     report = command("report", _report, "print the claim table of all records")
-    report.add_argument("--results", default="", help="results folder (default: that of the repository)")
+    report.add_argument("--results", default="", help="results folder (default: that of the repository, else ./results)")
     report.add_argument("--scale", default="", help="only this scale")
     report.add_argument("--write", action="store_true", help="renew what is generated: *.md of results, README, first cells")
     methods = command("methods", _methods, "what combines with what")
     methods.add_argument("--settings", action="store_true", help="published settings of every method, with their sources")
     own_images.add(command)
+    command("list", _list, "the notebooks: what each asks, and what was found")
+    copies = command("notebooks", _notebooks, "copy the notebooks, and the files of their parameters, into a folder")
+    copies.add_argument("folder", metavar="DIR", help="a new or an empty folder")
     looks = commands.add_parser("data", help="look at image data").add_subparsers(dest="verb", required=True)
     check = command("check", _data_check, "classes, sizes, modes, duplicates, unreadable files; exit code 0 if usable, else 2", looks)
     check.add_argument("path", help="a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one")
 
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what the words may be
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # where it is no text file
             stream.reconfigure(errors="backslashreplace")  # of a terminal that knows ASCII alone
@@ -130,11 +136,13 @@ def _run(arguments) -> int:
 
 
 def _row(arguments) -> int:
-    from distillery.notebook import parameters, rows
+    from distillery.notebook import parameters
     from distillery.report import records, tables
 
     notebook = _find(arguments.notebook)
     given = _given(arguments, parameters.declared(notebook)[0])
+    from distillery.notebook import rows  # needs what notebooks need, which is looked for above
+
     changes = {name: parameters.from_text(text) for name, text in arguments.set}
     asked = arguments.method, arguments.size, list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
     for recipe, result in rows.run(notebook, given, *asked, keep=arguments.keep, network=arguments.network, changes=changes):
@@ -193,7 +201,8 @@ def _execute(notebook: Path, content, given: dict, folder: Path) -> int:
     executed, failure = folder / f"{notebook.stem}.executed.ipynb", None
     with tempfile.TemporaryDirectory(prefix="distillery-") as scratch:
         running = Path(scratch) / executed.name  # written cell by cell, so a kill leaves no part of it in the results
-        write_kernel_spec(Path(scratch) / "kernels" / "python3", extra_arguments=["--log-level=ERROR"])  # of this Python, before any other
+        options = {"overrides": {"env": {"DISTILLERY_RESULTS": str(folder.parents[1])}}, "extra_arguments": ["--log-level=ERROR"]}
+        write_kernel_spec(Path(scratch) / "kernels" / "python3", **options)  # of this Python, before any other
         os.environ["JUPYTER_PATH"] = os.pathsep.join([scratch, *filter(None, [os.environ.get("JUPYTER_PATH")])])
         kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
         try:
@@ -228,17 +237,20 @@ def _summary(record: dict, name: str) -> None:
     if record["missing"]:
         print(f"  {len(record['missing'])} run(s) are not run; the same command goes on with them")
     print(f"\npictures and record: {folder}\nexecuted notebook:   {_executed(record)}")
-    print("next: `make lab` to read it, or your own images:")
-    print(f"  .venv/bin/distillery run {name} -p dataset folder -p data_root FOLDER_OF_CLASS_FOLDERS")
+    print("next: `make lab` to read it, or your own images:" if IN_REPOSITORY else "next: your own images:")
+    print(f"  {'.venv/bin/' if IN_REPOSITORY else ''}distillery run {name} -p dataset folder -p data_root FOLDER_OF_CLASS_FOLDERS")
 
 
 def _report(arguments) -> int:
     from distillery.notebook import parameters
-    from distillery.report import pages, records, tables
+    from distillery.report import records, tables
 
     if arguments.write:
         if arguments.scale:
             raise InputError(f"--scale: {arguments.scale!r} with --write, which writes all scales; accepted: one of the two")
+        require("notebooks", "nbformat")
+        from distillery.report import pages
+
         changed = pages.write(arguments.results or ROOT / "results")
         print("\n".join(f"wrote {os.path.relpath(path)}" for path in changed) or "nothing changed")
         return 0
@@ -269,11 +281,27 @@ def _data_check(arguments) -> int:
     return 0 if usable else 2
 
 
+def _list(arguments) -> int:
+    from distillery.notebook import shipped
+
+    for name, title, found in shipped.told():
+        print("\n".join([f"{name:<16}{title}", *([f"{'':<16}{found}"] if found else [])]))
+    return 0
+
+
+def _notebooks(arguments) -> int:
+    from distillery.notebook import shipped
+
+    folder = shipped.copy(arguments.folder)
+    print(f"{len(list(folder.glob('*.ipynb')))} notebooks: {folder}; their parameters at other scales: {folder / 'params'}")
+    return 0
+
+
 def _find(name: str) -> Path:
-    for path in (Path(name), Path("notebooks") / f"{name}.ipynb", ROOT / "notebooks" / f"{name}.ipynb"):
+    for path in (Path(name), Path("notebooks") / f"{name}.ipynb", NOTEBOOKS / f"{name}.ipynb"):
         if path.suffix == ".ipynb" and path.is_file():
             return path.resolve()
-    known = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    known = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
     raise InputError(f"notebook {name!r} is not found; accepted: a path, or {', '.join(known)}")
 
 

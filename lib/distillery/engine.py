@@ -120,7 +120,7 @@ def _ray():
         import ray
         import ray.exceptions  # a folder of that name is no Ray
     except ImportError as error:
-        raise InputError("engine: 'ray' is not installed; accepted: local, or first `pip install -e \".[ray]\"`") from error
+        raise InputError("engine: 'ray' is not installed; accepted: local, or first `pip install \"distillery[ray]\"`") from error
     return ray
 
 

@@ -301,5 +301,5 @@ def test_nothing_global_is_drawn():
 
 def test_without_transformers(monkeypatch, refused):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with refused("transformers", ".[text]"):
+    with refused("transformers", "distillery[text]"):
         load_model("anything")

@@ -14,9 +14,9 @@ from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 from PIL import Image as Pictures
 
+from distillery.places import ROOT
 from distillery.report import figures, records, tables
 
-ROOT = Path(__file__).resolve().parents[3]
 WIDTH = 1000  # pixels of an embedded figure at most
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, get_args, get_origin
 
-import nbformat
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from distillery import store
-from distillery.checks import InputError, check_choice, first_line, local_path
+from distillery import places, store
+from distillery.checks import InputError, check_choice, first_line, local_path, require
 from distillery.notebook import types
 
 LARGEST = 100_000  # bytes of a file of parameters
@@ -27,8 +26,12 @@ _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 def declared(notebook: str | Path) -> tuple[dict, dict]:
     """(type by name, default by name) of a notebook's parameters cell, read without running it.
 
-    raises  InputError on a file that is no notebook, has no such cell, or declares a type that is not accepted
+    raises  InputError where what notebooks need is not installed, on a file that is no notebook or has no such cell, and on a declared type
+            that is not accepted
     """
+    require("notebooks", "nbformat", "papermill", "ipykernel")
+    import nbformat
+
     try:
         tagged = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if "parameters" in cell.metadata.get("tags", [])]
     except Exception as error:  # nbformat raises whatever a broken file leads to
@@ -170,11 +173,13 @@ def planned(notebook: str | Path, given: dict) -> tuple[dict, dict]:
     return given, check(kinds, defaults | given)
 
 
-def part(notebook: str | Path, sections: list[int]) -> nbformat.NotebookNode:
+def part(notebook: str | Path, sections: list[int]):
     """A notebook's first section, which stands on nothing, some others and the record, to which what is left out is not run.
 
-    Raises InputError on a section that it does not have.
+    Returns a notebook of nbformat; raises InputError on a section that it does not have.
     """
+    import nbformat
+
     made, at, found, kept = nbformat.read(notebook, as_version=4), 0, set(), []
     for cell in made.cells:
         if cell.cell_type == "markdown" and (head := re.search(r"^## (\d+)\.", cell.source, re.MULTILINE)):
@@ -229,9 +234,10 @@ def device(name: str):
 
 
 def results_root(results_dir: str) -> Path:
-    """The folder of all results: as given, else $DISTILLERY_RESULTS, else results/ of the repository."""
+    """The folder of all results: as given, else $DISTILLERY_RESULTS, else results/ of the repository, or of the working folder
+    where there is none."""
     chosen = results_dir or os.environ.get("DISTILLERY_RESULTS")
-    return local_path("results_dir", chosen or Path(__file__).resolve().parents[3] / "results").resolve()
+    return local_path("results_dir", chosen or places.ROOT / "results").resolve()
 
 
 def writable(path: Path) -> None:

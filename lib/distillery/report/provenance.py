@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from distillery import __version__, store
+from distillery import __version__, places, store
 
 
 def provenance() -> dict:
@@ -34,8 +34,8 @@ def provenance() -> dict:
 
 
 def notebook_digest(name: str) -> str | None:
-    """sha256 (12 hex digits) of the code of a notebook of this repository; None where it is not at hand."""
-    path = Path(__file__).resolve().parents[3] / "notebooks" / f"{name}.ipynb"
+    """sha256 (12 hex digits) of the code of a notebook that comes with the package; None where it is not at hand."""
+    path = places.NOTEBOOKS / f"{name}.ipynb"
     if not path.is_file():
         return None
     cells = [cell for cell in store.read_json(path)["cells"] if cell["cell_type"] == "code"]

@@ -264,7 +264,7 @@ def _transformers():
             warnings.filterwarnings("ignore", message="IProgress not found")  # of tqdm in a notebook without widgets
             import transformers
     except ImportError as error:
-        raise InputError('transformers is not installed; accepted: first `pip install -e ".[text]"`') from error
+        raise InputError('transformers is not installed; accepted: first `pip install "distillery[text]"`') from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
