@@ -14,9 +14,10 @@ import yaml
 from packaging.requirements import Requirement
 
 import distillery
-from distillery import cli
+from distillery import cli, places
 from distillery.checks import InputError
 from distillery.notebook import shipped
+from distillery.report import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -103,6 +104,12 @@ def test_the_wheel_works_outside_the_repository(wheel, tmp_path, tiny_notebook):
     assert done.returncode == 0, done.stderr
     assert (folder / "results" / "smoke" / "tiny" / "made-up" / "record.json").is_file()
     assert "make lab" not in done.stdout
+
+
+def test_a_repository_around_an_installed_package_is_not_recorded(monkeypatch):
+    assert provenance.provenance()["git"]["commit"]
+    monkeypatch.setattr(places, "IN_REPOSITORY", False)
+    assert provenance.provenance()["git"] is None
 
 
 def test_notebooks_are_listed_and_copied(tmp_path, monkeypatch, capsys):

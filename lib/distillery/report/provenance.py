@@ -43,6 +43,9 @@ def notebook_digest(name: str) -> str | None:
 
 
 def _git() -> dict | None:
+    if not places.IN_REPOSITORY:  # one around an installed package is somebody else's
+        return None
+
     def git(*words):
         return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
 
