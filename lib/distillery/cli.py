@@ -83,9 +83,10 @@ def main(argv: list[str] | None = None) -> int:
     check.add_argument("path", help="a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one")
 
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what the words may be
-        import argcomplete
+        with suppress(ImportError):
+            import argcomplete
 
-        argcomplete.autocomplete(parser)
+            argcomplete.autocomplete(parser)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # where it is no text file
             stream.reconfigure(errors="backslashreplace")  # of a terminal that knows ASCII alone
