@@ -1,8 +1,11 @@
 """What the tests make up: easy images, in memory and on disk; an objective and two samplers that the package does not know."""
 
 import gc
+import io
 import json
+import tarfile
 import weakref
+import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +110,52 @@ def class_folders(root, mode, size, seed=0):
             wave = 127 + 90 * np.sin(np.arange(width) * (label + 1) * 6.28 / width + rng.uniform(0, 1))
             pixels = np.broadcast_to(wave, (height, width))[..., None] + rng.normal(0, 20, (height, width, len(mode)))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8).squeeze(), mode=None).save(root / f"class {label}" / f"{i}.png")
+
+
+def picture(seed=0, mode="RGB", size=(8, 8)):
+    channels = {"L": (), "RGB": (3,), "RGBA": (4,), "LA": (2,)}[mode]
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], *channels))
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def encoded(image, kind="PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def files(classes=("cat", "dog"), n=4, parts=("train", "test"), mode="RGB", size=(8, 8), suffix=".png", kind="PNG"):
+    """Content by path: images that are all different."""
+    names = [f"{part}/{name}/{i}{suffix}".lstrip("/") for part in parts for name in classes for i in range(n)]
+    return {name: encoded(picture(seed, mode, size), kind) for seed, name in enumerate(names)}
+
+
+def to_folder(root: Path, content: dict[str, bytes]) -> Path:
+    for name, value in content.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(value)
+    return root
+
+
+def to_zip(path: Path, content: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, value in content.items():
+            archive.writestr(name, value)
+    return path
+
+
+def to_tar(path: Path, content: dict[str, bytes], extra=()) -> Path:
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+        for name, value in content.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(value)
+            archive.addfile(member, io.BytesIO(value))
+        for member in extra:
+            archive.addfile(member)
+    return path
+
+
+WRITERS = {"folder": to_folder, "zip": to_zip, "tar.gz": to_tar, "tgz": to_tar, "tar": to_tar}
 
 
 PARAMETERS = {

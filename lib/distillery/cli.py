@@ -81,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     looks = commands.add_parser("data", help="look at image data").add_subparsers(dest="verb", required=True)
     check = command("check", _data_check, "classes, sizes, modes, duplicates, unreadable files; exit code 0 if usable, else 2", looks)
     check.add_argument("path", help="a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one")
+    check.add_argument("--skip-unreadable", action="store_true", help="pass over files that are no images or cannot be decoded")
 
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what the words may be
         with suppress(ImportError):
@@ -277,7 +278,7 @@ def _methods(arguments) -> int:
 def _data_check(arguments) -> int:
     from distillery.data.check import check
 
-    lines, usable = check(arguments.path, progress=sys.stderr.isatty())
+    lines, usable = check(arguments.path, sys.stderr.isatty(), arguments.skip_unreadable)
     print("\n".join(lines))
     return 0 if usable else 2
 

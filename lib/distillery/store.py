@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -48,6 +49,20 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def new_folder(path: str | Path):
+    """A folder that appears whole or not at all: gives one beside it, which takes its name at the end. Raises InputError as `writing` does."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            temporary.mkdir()
+            yield temporary
+            os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def canonical(value) -> str:

@@ -30,6 +30,7 @@ TEST_FOLDERS = ("test", "val", "valid", "validation")
 MAX_UNPACKED, MAX_MEMBER = 64 * 10**9, 1 << 28  # bytes of an archive's content, of one encoded image
 _MAX_HEADER = 1 << 24  # bytes tarfile may read at once while listing: names and attributes, never content
 _NESTED = (*SUFFIXES, ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+OTHER_FORMS = (".npz", ".parquet", ".csv", ".tsv", ".jsonl", "idx3-ubyte", "idx3-ubyte.gz", "batches.meta")  # what `data convert` reads
 _JUNK = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")  # of macOS, Windows and Synology
 
 
@@ -37,6 +38,11 @@ def shown(name) -> str:
     """A file name fit for one line of text: as it is where it is printable, else escaped."""
     text = str(name)
     return text if text.isprintable() else ascii(text)
+
+
+def first_names(names: list[str]) -> str:
+    """Names in one line: the first five, and how many more there are."""
+    return ", ".join(map(shown, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def is_image(name: str) -> bool:
@@ -66,11 +72,17 @@ def origin(path: str | Path) -> "Folder | Zip | Tar":
         return (Zip if found.suffix.lower() == ".zip" else Tar)(found)
     broken = os.path.islink(found) and not os.path.exists(found)
     what = f"a link to {os.readlink(found)!r}, which is not there" if broken else "not a folder or archive"
-    raise InputError(f"data_root: {str(path)!r} is {what}; accepted: {ACCEPTED}")
+    raise InputError(f"data_root: {str(path)!r} is {what}; accepted: {ACCEPTED}{converted([found.name] if os.path.isfile(found) else [])}")
+
+
+def converted(names: Iterable[str]) -> str:
+    """What to say where class folders are looked for and files of another form are found: '' without such files."""
+    other = next((name for name in names if name.lower().endswith(OTHER_FORMS)), "")
+    return f", such as `distillery data convert` makes of {shown(other)}" if other else ""
 
 
 class Folder:
-    """A folder on disk; nothing below class folders inside a split is looked at."""
+    """A folder on disk."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -78,22 +90,23 @@ class Folder:
 
     @cached_property
     def listing(self) -> Listing:
-        """The files. Where train/ and a test folder are beside each other, nothing else there is entered."""
-        found, waiting, depth = Listing(), [""], 3
+        """The files. Where train/ and a test folder are beside each other, nothing else there is entered. Raises InputError on a circle of links."""
+        found, waiting = Listing(), [""]
         with readable(self.path):
             while waiting:
                 folder = waiting.pop()
                 with os.scandir(self.path / folder) as entries:
                     kept = sorted((entry for entry in entries if not _junk(entry.name)), key=lambda entry: entry.name)
-                below = [entry.name for entry in kept if entry.is_dir()]  # links are followed, a broken one is a file without bytes
-                files = {entry.name: entry.stat().st_size if entry.is_file() else 0 for entry in kept if not entry.is_dir()}
-                found.files |= {folder + name: size for name, size in files.items()}
-                found.folders.update(folder + name for name in below)
-                if len(below) == 1 and folder.count("/") == depth - 3 < 3 and not any(map(is_image, files)):
-                    depth += 1  # a single top folder
-                parts = [name for name in below if name.casefold() in ("train", *TEST_FOLDERS)]
-                entered = parts if {name.casefold() for name in parts} > {"train"} else below
-                waiting += [f"{folder}{name}/" for name in entered if folder.count("/") < depth]
+                below = [entry for entry in kept if entry.is_dir()]  # links are followed, a broken one is a file without bytes
+                files = (entry for entry in kept if not entry.is_dir())
+                found.files |= {folder + entry.name: entry.stat().st_size if entry.is_file() else 0 for entry in files}
+                found.folders.update(folder + entry.name for entry in below)
+                for entry in filter(os.DirEntry.is_symlink, below):
+                    if any(os.path.samefile(entry, above) for above in (self.path.resolve() / folder / "x").parents):
+                        raise InputError(f"{shown(self.path / folder)}: {entry.name!r} is a link to a folder above; accepted: no circles")
+                parts = [entry for entry in below if entry.name.casefold() in ("train", *TEST_FOLDERS)]
+                entered = parts if {entry.name.casefold() for entry in parts} > {"train"} else below
+                waiting += [f"{folder}{entry.name}/" for entry in entered]
         return found
 
     def digest(self) -> str:
@@ -263,6 +276,8 @@ def readable(path: Path):
     """A file or folder that cannot be read becomes one line."""
     try:
         yield
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read {shown(path)}: {reason}; accepted: a readable file or folder") from error

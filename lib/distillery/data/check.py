@@ -9,10 +9,13 @@ from distillery.data.decoding import open_image, said, scan
 from distillery.data.folders import Plan, plan_of
 
 
-def check(path: str | Path, progress: bool = False) -> tuple[list[str], bool]:
-    """Look at every image: lines to print, and whether all can be loaded. Raises InputError where the folders are no data set."""
+def check(path: str | Path, progress: bool = False, skip_unreadable: bool = False) -> tuple[list[str], bool]:
+    """Look at every image: lines to print, and whether all can be loaded, those that cannot be read passed over if that is asked for.
+
+    Raises InputError where the folders are no data set.
+    """
     where = origin(path)
-    plan = plan_of(where)
+    plan = plan_of(where, skip_unreadable)
     rows = {name: row for row, name in enumerate(plan.files)}
     sizes, facts, unreadable = Counter(), Counter(), {}
     pixels: dict[bytes, list[int]] = {}  # rows by what identifies the decoded pixels
@@ -30,10 +33,17 @@ def check(path: str | Path, progress: bool = False) -> tuple[list[str], bool]:
         sizes[size] += 1
         facts.update(met)
         pixels.setdefault(digest, []).append(row)
-    return _report(where, plan, sizes, facts, sorted(unreadable.items()), list(pixels.values()))
+    broken = [f"  {shown(plan.files[row])}: {why}" for row, why in sorted(unreadable.items())]
+    if skip_unreadable and unreadable:
+        kept = plan.without(plan.files[row] for row in unreadable)
+        new = {name: row for row, name in enumerate(kept.files)}
+        groups = [[new[plan.files[row]] for row in rows] for rows in pixels.values()]
+        lines, usable = _report(where, kept, sizes, facts, [], groups)
+        return [*lines[:-1], f"passed over:       {len(broken)}", *broken, lines[-1]], usable
+    return _report(where, plan, sizes, facts, broken, list(pixels.values()))
 
 
-def _report(where, plan: Plan, sizes, facts, unreadable: list[tuple[int, str]], groups: list[list[int]]) -> tuple[list[str], bool]:
+def _report(where, plan: Plan, sizes, facts, unreadable: list[str], groups: list[list[int]]) -> tuple[list[str], bool]:
     n, n_train = len(plan.files), plan.n_train
     train, test = (Counter(part) for part in (plan.labels[:n_train], plan.labels[n_train:]))
     parts = f"{n_train} training and {n - n_train} test images" if test else f"{n} images, no test part"
@@ -52,7 +62,7 @@ def _report(where, plan: Plan, sizes, facts, unreadable: list[tuple[int, str]], 
     lines.append(f"{'sizes:':<19}{', '.join(shape) or 'none'}" + (" ..." if len(sizes) > 5 else ""))
     lines.append(f"{'modes:':<19}{', '.join(modes) or 'none'}")
     lines += [*_duplicates(plan, groups), f"{'unreadable:':<19}{len(unreadable)}"]
-    lines += [f"  {shown(plan.files[row])}: {why}" for row, why in unreadable]
+    lines += unreadable
     gray = facts["gray"] == n - len(unreadable)
     lines += [f"note: {note}" for note in plan.notes + said(facts, n, "L" if gray else "RGB")]
     least, split = (2, "training and validation") if test else (3, "training, validation and test")

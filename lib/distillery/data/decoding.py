@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from tqdm import tqdm
 
 from distillery.checks import InputError, first_line
-from distillery.data.archives import shown, threads
+from distillery.data.archives import first_names, shown, threads
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 1 << 26  # of one image; more is taken for a decompression bomb
@@ -24,10 +24,11 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # bytes: prompts
 _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 
 
-def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Callable, color=False) -> tuple[np.ndarray, list[str]]:
-    """Decode the files of a plan: uint8 (N, C, H, W) and notes; C is 1 where all images are gray, else 3.
+def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Callable, skip=False, color=False) -> tuple:
+    """Decode the files of a plan: uint8 (N, C, H, W), the plan of what was decoded, and notes; C is 1 where all images are gray, else 3.
 
     allocate  gives an array of a shape to decode into, in memory or on disk
+    skip      pass over what cannot be decoded: on another pass over the rest
     color     set on the second pass, which a color image after gray ones makes necessary
     raises    InputError on unreadable files (with their number) and on images of unequal size without `resize`
     """
@@ -65,7 +66,10 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
                 color = True
                 break
     if color and mode == "L":
-        return decode(where, plan, resize, max_side, progress, allocate, True)
+        return decode(where, plan, resize, max_side, progress, allocate, skip, True)
+    if unreadable and skip:
+        out, plan, notes = decode(where, plan.without(unreadable), resize, max_side, progress, allocate, skip)
+        return out, plan, [passed_over(unreadable), *notes]
     if unreadable:
         name = min(unreadable, key=rows.get)
         found = f"{len(unreadable)} of {len(rows)} images cannot be read, first {shown(where.path / name)} ({unreadable[name]})"
@@ -74,7 +78,13 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
         (usual, _), *_, (odd, _) = sizes.most_common()
         example = f"{shown(first[odd].rpartition('/')[2])} is {odd[0]}x{odd[1]} and most are {usual[0]}x{usual[1]}"
         raise InputError(f"images of {len(sizes)} sizes, e.g. {example}; accepted: equal sizes, or resize=SIDE")
-    return out, notes + said(facts, len(rows), mode)
+    return out, plan, notes + said(facts, len(rows), mode)
+
+
+def passed_over(unreadable: dict[str, str]) -> str:
+    """The note on images that cannot be decoded, by name and why."""
+    names = [f"{name} ({why})" for name, why in sorted(unreadable.items())]
+    return f"{len(names)} image(s) that cannot be read passed over: {first_names(names)}"
 
 
 def said(facts: Counter, n: int, mode: str) -> list[str]:

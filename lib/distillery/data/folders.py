@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distillery import store
 from distillery.checks import InputError, local_path
-from distillery.data.archives import EXTENSIONS, TEST_FOLDERS, Folder, Listing, is_image, origin, shown
+from distillery.data.archives import EXTENSIONS, TEST_FOLDERS, Folder, Listing, converted, first_names, is_image, origin, shown
 from distillery.data.decoding import decode
 
 VERSION = 3  # of the decoding: a change makes older cache files stale
@@ -29,6 +29,7 @@ class Decoded:
     n_train: int
     classes: list[str]
     notes: list[str]
+    skipped: list[str] = field(default_factory=list)  # files of the plan that could not be decoded, where that is asked for
 
 
 @dataclass
@@ -41,31 +42,47 @@ class Plan:
     classes: list[str]
     notes: list[str]
 
+    def without(self, names: Iterable[str]) -> "Plan":
+        """The plan without some files. Raises InputError where a part is left without a class."""
+        gone = set(names)
+        rows = [row for row, name in enumerate(self.files) if name not in gone]
+        n_train, labels = sum(row < self.n_train for row in rows), [self.labels[row] for row in rows]
+        for before, after in ((self.labels[: self.n_train], labels[:n_train]), (self.labels[self.n_train :], labels[n_train:])):
+            if lost := sorted(set(before) - set(after)):
+                raise InputError(f"class {self.classes[lost[0]]!r}: no image of it can be read; accepted: at least one in every class")
+        return Plan([self.files[row] for row in rows], labels, n_train, self.classes, self.notes)
 
-def load_files(path, *, resize=0, max_side=0, cache_dir="", mapped=False, progress=False) -> Decoded:
-    """Decode the class folders of a folder or archive, or read them from the cache: options and refusals as in `data.load`."""
+
+def load_files(path, *, resize=0, max_side=0, cache_dir="", mapped=False, progress=False, skip_unreadable=False) -> Decoded:
+    """Decode the class folders of a folder or archive, or read them from the cache: options and refusals as in `data.load`.
+
+    skip_unreadable  pass over files that are no images or cannot be decoded, which are counted and named in the notes; else they are refused
+    """
     where = origin(path)
-    plan = plan_of(where) if isinstance(where, Folder) else None  # an archive is listed only if not cached
-    key = store.identity("decoded images", VERSION, {"resize": resize, "max_side": max_side}, where.digest())
+    plan = plan_of(where, skip_unreadable) if isinstance(where, Folder) else None  # an archive is listed only if not cached
+    options = {"resize": resize, "max_side": max_side} | ({"skip_unreadable": True} if skip_unreadable else {})
+    key = store.identity("decoded images", VERSION, options, where.digest())
 
     def produce(allocate):
-        files = plan or plan_of(where)
-        pixels, notes = decode(where, files, resize, max_side, progress, allocate)
+        found = plan or plan_of(where, skip_unreadable)
+        pixels, files, notes = decode(where, found, resize, max_side, progress, allocate, skip_unreadable)
         card = {"classes": files.classes, "n_train": files.n_train, "notes": files.notes + notes}
-        return pixels, torch.tensor(files.labels), card
+        return pixels, torch.tensor(files.labels), card | {"skipped": sorted(set(found.files) - set(files.files))}
 
     return cached(cache_folder(cache_dir), key, shown(where.name), produce, mapped)
 
 
-def plan_of(where) -> Plan:
-    """The files of an origin, with their classes and parts."""
+def plan_of(where, skip_unreadable: bool = False) -> Plan:
+    """The files of an origin, with their classes and parts; what is no image by its name is refused, or passed over and noted."""
     files = where.listing.files
     table = next((name for name in files if f"/{name}".endswith(f"/{_TABLE}")), None)
     sorted_by_class = table and not any(name.startswith(f"{table.removesuffix(_TABLE)}val/images/") for name in files)
-    return arrange(where.listing, shown(where.path)) if table is None or sorted_by_class else arrange_tiny(where, table)
+    if table and not sorted_by_class:
+        return arrange_tiny(where, table)
+    return arrange(where.listing, shown(where.path), skip_unreadable)
 
 
-def arrange(listing: Listing, label: str) -> Plan:
+def arrange(listing: Listing, label: str, skip_unreadable: bool = False) -> Plan:
     """Find classes and splits in a listing, whose single top folder is entered.
 
     Accepted are class folders at the top, or inside train/ and test/; where no test/ holds classes, val/ (valid/, validation/) serves as
@@ -80,14 +97,15 @@ def arrange(listing: Listing, label: str) -> Plan:
     outside = sum(map(is_image, _below(listing.files, base)))
     notes = [f"{outside} image(s) outside the class folders passed over"] if outside else []
     held_out = [named[name] for name in TEST_FOLDERS if name in named]
+    passed = notes if skip_unreadable else None
     if "train" not in named or not held_out:
-        members = _class_folders(listing, base, label)
+        members = _class_folders(listing, base, label, passed)
         return _ordered([members], sorted(members), notes)
-    train = _class_folders(listing, f"{base}{named['train']}/", label)
+    train = _class_folders(listing, f"{base}{named['train']}/", label, passed)
     classes = sorted(train)
     below = {part: {name.rpartition("/")[2] for name in _below(listing.folders, f"{base}{part}/")} for part in held_out}
     part = next((part for part in held_out if not below[part].isdisjoint(classes)), held_out[0])
-    test = _class_folders(listing, f"{base}{part}/", label)
+    test = _class_folders(listing, f"{base}{part}/", label, passed)
     if part.casefold() != "test":
         notes.append(f"{part}/ serves as test: there is no test/ with these classes")
     elif len(held_out) > 1:
@@ -137,26 +155,34 @@ def _base(listing: Listing) -> str:
     return base
 
 
-def _class_folders(listing: Listing, base: str, label: str) -> dict[str, list[str]]:
-    """Sorted image files by class folder below `base`, or in its images/ (Tiny-ImageNet); anything else there is refused with a count."""
+def _class_folders(listing: Listing, base: str, label: str, passed: list[str] | None = None) -> dict[str, list[str]]:
+    """Sorted image files by class folder below `base`, at any depth, as torchvision's ImageFolder finds them.
+
+    passed  notes to which other files there are added; None = they are refused. Those beside Tiny-ImageNet's images/ are not looked at
+    """
     found: dict[str, list[str]] = {name[len(base) :]: [] for name in _below(listing.folders, base)}
-    here = f"{label}/{shown(base)}".rstrip("/")
+    here, other = f"{label}/{shown(base)}".rstrip("/"), []
     if len(found) < 2:
-        raise InputError(f"{here} holds {len(found)} class folder(s); accepted: at least 2")
-    for name in sorted([*listing.files, *listing.folders]):
+        what = f"{here} holds {len(found)} class folder(s)"
+        raise InputError(f"{what}; accepted: at least 2{converted(listing.files)}")
+    for name in sorted(name for name in listing.files if name.startswith(base)):
         folder, *rest = name[len(base) :].split("/")
-        deeper = f"{base}{folder}/images" in listing.folders
-        if name.startswith(base) and len(rest) == 1 + deeper and rest[:-1] == ["images"] * deeper:
+        if rest and is_image(name):
             found[folder].append(name)
-        elif deeper and len(rest) == 1 and is_image(name):
-            found[folder].append(f"{base}{folder}/images")
+        elif rest and not (len(rest) == 1 and f"{base}{folder}/images" in listing.folders):
+            other.append(name)
     for name, inside in found.items():
-        folders = [one for one in inside if one in listing.folders]
-        if foreign := folders or [one for one in inside if not is_image(one)]:
-            what = f"{len(foreign)} {'folder(s)' if folders else 'non-image file(s)'}, first {foreign[0].rpartition('/')[2]!r}"
-            raise InputError(f"{here}/{shown(name)}: {what}; accepted: {' '.join(EXTENSIONS)}")
-        if not inside:
+        parts = {part for part in ("train", *TEST_FOLDERS) if f"{base}{name}/{part}" in listing.folders}
+        if parts > {"train"}:
+            raise InputError(f"{here}/{shown(name)} holds {' and '.join(sorted(parts))}; accepted: these outside, class folders inside")
+        if not inside and (passed is not None or not other):
             raise InputError(f"class {name!r} in {here} is empty; accepted: at least one image in every class folder")
+    if other and passed is None:
+        folder, _, file = other[0].rpartition("/")
+        what = f"{label}/{shown(folder)}: {len(other)} non-image file(s), first {file!r}"
+        raise InputError(f"{what}; accepted: {' '.join(EXTENSIONS)}, or --skip-unreadable where a command has it")
+    if other:
+        passed.append(f"{len(other)} file(s) that are no images passed over: {first_names(other)}")
     return found
 
 

@@ -87,20 +87,22 @@ class Kept:
         if not self.root.is_dir():
             raise InputError(f"{self.root}: images in an archive have no files of their own; accepted: the archive unpacked")
         absent(folder)
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        with store.writing(folder):
-            try:
-                for row in torch.nonzero(self.kept)[:, 0].tolist():
-                    source, target = (
-                        (self.root / self.files[row]).resolve(),
-                        temporary / self.classes[self.labels[row]] / Path(self.files[row]).name,
-                    )
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(source, target) if copy else target.symlink_to(source)
-                os.rename(temporary, folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        with store.new_folder(folder) as made:
+            for row in torch.nonzero(self.kept)[:, 0].tolist():
+                put(self.root / self.files[row], made / self.classes[self.labels[row]], copy)
         return folder
+
+
+def put(file: Path, folder: Path, copy: bool = False) -> Path:
+    """A link to a file, or a copy of it, in a folder, under its own name; where that is taken, its folder's name and a number go before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target, n = folder / file.name, 0
+    while os.path.lexists(target):
+        n += 1
+        target = folder / f"{file.parent.name}-{n}-{file.name}"
+    source = file.resolve()
+    shutil.copy2(source, target) if copy else target.symlink_to(source)
+    return target
 
 
 def absent(path: str | Path, force: bool = False, data: str | Path = "") -> None:
