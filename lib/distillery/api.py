@@ -11,7 +11,8 @@ from distillery.commands.advise import Advice, advise, sizes
 from distillery.commands.distill import Distilled, distill
 from distillery.commands.evaluate import Judged, evaluate
 from distillery.commands.prune import check, prune
+from distillery.data.convert import convert
 from distillery.data.kept import Kept, KeptDataset, SyntheticDataset
 
-__all__ = ["Advice", "Distilled", "Judged", "Kept", "KeptDataset", "SyntheticDataset", "advise", "check", "distill", "evaluate"]
-__all__ += ["prune", "sizes"]
+__all__ = ["Advice", "Distilled", "Judged", "Kept", "KeptDataset", "SyntheticDataset"]
+__all__ += ["advise", "check", "convert", "distill", "evaluate", "prune", "sizes"]

@@ -1,4 +1,4 @@
-"""The commands on images of one's own as they are typed: `prune`, `distill`, `evaluate`, `advise`."""
+"""The commands on images of one's own as they are typed: `prune`, `distill`, `evaluate`, `advise`, `export`, `data convert`."""
 
 import argparse
 import sys
@@ -16,8 +16,12 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def add(command: Callable) -> None:
-    """Add the commands; `command(name, call, help)` gives a parser."""
+def add(command: Callable, looks) -> None:
+    """Add the commands; `command(name, call, help, among)` gives a parser, `looks` are those of `data`."""
+    convert = command("convert", _convert, "write a set of another form (parquet, npz, idx, CIFAR, a table) as class folders", looks)
+    convert.add_argument("source", metavar="SOURCE", help="a file, or a folder of files, of such a set")
+    convert.add_argument("folder", metavar="FOLDER", help="where to; it must not be there")
+    convert.add_argument("--copy", action="store_true", help="of a table: copies of its files, in place of links")
     prune = command("prune", _prune, "which images of a folder to keep: a list with a score and a rank for every file")
     prune.add_argument("data", metavar="DATA", help="a folder or archive of class folders")
     prune.add_argument("--keep", type=float, required=True, help="a fraction of each class, or so many images of each class above 1")
@@ -79,6 +83,13 @@ def _quietly(function: Callable, *given, **how):
 def _common(arguments: argparse.Namespace) -> dict:
     common = {name: getattr(arguments, name) for name in ("side", "seed", "device")}
     return common | {"tell": tell, "progress": sys.stderr.isatty()}
+
+
+def _convert(arguments) -> int:
+    from distillery.data.convert import convert
+
+    print("\n".join(convert(arguments.source, arguments.folder, arguments.copy, sys.stderr.isatty())))
+    return 0
 
 
 def _prune(arguments) -> int:

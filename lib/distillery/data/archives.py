@@ -96,7 +96,7 @@ class Folder:
             while waiting:
                 folder = waiting.pop()
                 with os.scandir(self.path / folder) as entries:
-                    kept = sorted((entry for entry in entries if not _junk(entry.name)), key=lambda entry: entry.name)
+                    kept = sorted((entry for entry in entries if not is_junk(entry.name)), key=lambda entry: entry.name)
                 below = [entry for entry in kept if entry.is_dir()]  # links are followed, a broken one is a file without bytes
                 files = (entry for entry in kept if not entry.is_dir())
                 found.files |= {folder + entry.name: entry.stat().st_size if entry.is_file() else 0 for entry in files}
@@ -165,7 +165,7 @@ class _Archive:
             allowed = f"{MAX_UNPACKED / 1e9:g} GB"
             raise InputError(f"{shown(self.path)} declares more than {allowed}, at member {name!r}; accepted: {allowed}, or a folder")
         parts = [part for part in name.split("/") if part not in ("", ".")]
-        if not parts or any(map(_junk, parts)):
+        if not parts or any(map(is_junk, parts)):
             return
         self._found.folders.update("/".join(parts[:i]) for i in range(1, len(parts) + is_folder))
         if is_folder:
@@ -283,5 +283,6 @@ def readable(path: Path):
         raise InputError(f"cannot read {shown(path)}: {reason}; accepted: a readable file or folder") from error
 
 
-def _junk(part: str) -> bool:
+def is_junk(part: str) -> bool:
+    """Whether a part of a path is hidden, or left behind by a system."""
     return part.startswith(".") or part.casefold() in _JUNK

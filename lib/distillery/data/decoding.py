@@ -164,10 +164,10 @@ def open_image(payload: bytes | Path) -> tuple[Image.Image | None, list[str]]:
             facts += [f"mode {mode}{' 16 bits' if '16-bit' in facts else ''}", *(["gray"] if gray else [])]
             return image, facts
     except Exception as error:  # Pillow's decoders raise a dozen kinds on broken files: all mean the same here
-        return None, [_why(payload, error)]
+        return None, [why_not(payload, error)]
 
 
-def _why(payload: bytes | Path, error: Exception) -> str:
+def why_not(payload: bytes | Path, error: Exception) -> str:
     """Why a file cannot be decoded: what else it is, or what its decoder says."""
     if not isinstance(error, UnidentifiedImageError):
         return shown(getattr(error, "strerror", None) or first_line(error))

@@ -105,10 +105,10 @@ def put(file: Path, folder: Path, copy: bool = False) -> Path:
     return target
 
 
-def absent(path: str | Path, force: bool = False, data: str | Path = "") -> None:
+def absent(path: str | Path, force: bool | None = False, data: str | Path = "") -> None:
     """Raise InputError where an output is there already, or would lie in the images it is made of; nothing is removed.
 
-    force  files may be replaced, which happens when they are written; folders never
+    force  files may be replaced, which happens when they are written; folders never; None = nor files
     data   the folder or archive of the images
     """
     path = Path(path)
@@ -117,7 +117,7 @@ def absent(path: str | Path, force: bool = False, data: str | Path = "") -> None
     if path.is_dir():
         raise InputError(f"{path} is there already; accepted: another place, for a folder is never removed here")
     if not force and (path.exists() or path.is_symlink()):
-        raise InputError(f"{path} is there already; accepted: another place, or --force to replace it")
+        raise InputError(f"{path} is there already; accepted: another place{'' if force is None else ', or --force to replace it'}")
 
 
 def read(path: str | Path) -> list[dict]:

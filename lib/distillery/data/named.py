@@ -18,7 +18,7 @@ import torch
 from distillery import store
 from distillery.checks import InputError, first_line, local_path
 from distillery.data import folders
-from distillery.data.archives import Tar, readable, shown
+from distillery.data.archives import Folder, Tar, readable, shown
 from distillery.data.decoding import fit
 
 VERSION = 2  # of the readers: a change makes older cache files stale
@@ -52,9 +52,9 @@ _ADDRESSES = {  # of the folders where the files lie
     "cifar100": "https://www.cs.toronto.edu/~kriz/",
     "tiny-imagenet": "http://cs231n.stanford.edu/",
 }
-_CIFAR = {  # folder of the archive, training batches and the test batch, key of their labels, file and key of the class names
-    "cifar10": ("cifar-10-batches-py", [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels", "batches.meta", "label_names"),
-    "cifar100": ("cifar-100-python", ["train", "test"], "fine_labels", "meta", "fine_label_names"),
+CIFAR = {  # training batches and the test batch, key of their labels, file and key of the class names
+    "cifar10": ([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels", "batches.meta", "label_names"),
+    "cifar100": (["train", "test"], "fine_labels", "meta", "fine_label_names"),
 }
 _TIMEOUT = 30  # seconds without an answer
 
@@ -124,14 +124,20 @@ def _digits(name: str, root: Path, progress: bool) -> Arrays:
 def _mnist(name: str, root: Path, progress: bool) -> Arrays:
     from torchvision.datasets import FashionMNIST  # a second, needed once in a set's life
 
-    images, labels, test_images, test_labels = (_idx(fetch(name, file, root, progress)) for file in FILES[name])
+    images, labels, test_images, test_labels = (idx(fetch(name, file, root, progress)) for file in FILES[name])
     classes = [str(i) for i in range(10)] if name == "mnist" else FashionMNIST.classes
     return np.concatenate([images, test_images])[:, None], np.concatenate([labels, test_labels]), len(images), classes
 
 
-def _idx(path: Path) -> np.ndarray:
-    """MNIST's format: two zero bytes, type 8 (uint8), number of axes, their lengths in 4 bytes each, the values."""
-    content = gzip.decompress(path.read_bytes())
+def idx(path: Path) -> np.ndarray:
+    """MNIST's format, packed or not: two zero bytes, type 8 (uint8), number of axes, their lengths in 4 bytes each, the values.
+
+    Raises ValueError on another file, and what gzip raises on a broken one.
+    """
+    content = path.read_bytes()
+    content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    if content[:3] != b"\0\0\x08":
+        raise ValueError("no idx file of bytes")
     axes = content[3]
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(np.frombuffer(content, ">i4", axes, 4))
 
@@ -146,10 +152,22 @@ def _svhn(name: str, root: Path, progress: bool) -> Arrays:
 
 
 def _cifar(name: str, root: Path, progress: bool) -> Arrays:
-    folder, batches, key, meta, names = _CIFAR[name]
     (archive,) = FILES[name]
-    raw = Tar(fetch(name, archive, root, progress)).read(f"{folder}/{file}" for file in [*batches, meta])
-    content = {(file := path.rpartition("/")[2]): unpickle(value, file) for path, value in raw}
+    return read_cifar(Tar(fetch(name, archive, root, progress)), name)
+
+
+def is_cifar(where: Folder | Tar, name: str) -> bool:
+    """Whether a folder or archive holds the Python files of CIFAR-10 or CIFAR-100, by their names."""
+    return {*CIFAR[name][0], CIFAR[name][2]} <= {file.rpartition("/")[2] for file in where.listing.files}
+
+
+def read_cifar(where: Folder | Tar, name: str) -> Arrays:
+    """The Python files of CIFAR-10 or CIFAR-100 in an archive or a folder, at any depth. Raises InputError where they hold more than arrays."""
+    batches, key, meta, names = CIFAR[name]
+    files = {path.rpartition("/")[2]: path for path in where.listing.files}
+    raw = where.read(files[file] for file in [*batches, meta])
+    read = ((path.rpartition("/")[2], value.read_bytes() if isinstance(value, Path) else value) for path, value in raw)
+    content = {file: unpickle(value, file) for file, value in read}
     pixels, labels = (np.concatenate([content[file][one] for file in batches]) for one in ("data", key))
     n_test = len(content[batches[-1]][key])
     return pixels.reshape(-1, 3, 32, 32), labels, len(labels) - n_test, content[meta][names]

@@ -1,0 +1,321 @@
+"""Sets of other forms become class folders: the same images under the same classes and parts, or one line that says why not."""
+
+import gzip
+import json
+import pickle
+import struct
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import to_pil_image
+
+from distillery import api, cli
+from distillery.data import folders
+from distillery.data.convert import convert
+from made_up import encoded
+
+NAMES = ["tabby cat", "dog", "elk"]  # whose order is not that of names
+LABELS = np.array([2, 0, 1, 1, 0, 2, 2, 1, 0])
+GRAY = np.random.default_rng(0).integers(0, 256, (9, 6, 5)).astype(np.uint8)  # (N, H, W)
+COLOR = np.random.default_rng(1).integers(0, 256, (9, 32, 32, 3)).astype(np.uint8)
+PARTS = {"train": slice(0, 6), "test": slice(6, 9)}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTILLERY_CACHE", str(tmp_path / "cache"))
+
+
+def held(root):
+    """(class, pixels) of every image of class folders, those for training first."""
+    found = folders.load_files(root)
+    return [(found.classes[label], pixels.numpy().tobytes()) for pixels, label in zip(found.pixels, found.targets)], found.n_train
+
+
+def expected(pixels, labels, parts):
+    """The same of arrays (N, H, W[, C]) and names of their classes."""
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    rows = [(name, image.transpose(2, 0, 1).tobytes()) for name, image in zip(labels, pixels)]
+    first, *_ = (rows[part] for part in parts.values())
+    return [row for part in parts.values() for row in sorted(rows[part], key=lambda row: row[0])], len(first)
+
+
+def parquet(path, images, labels, names=None, column="image"):
+    arrow, tables = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    values = [{"bytes": encoded(Image.fromarray(image)), "path": None} for image in images]
+    labels = [int(label) for label in labels] if names else [NAMES[label] for label in labels]
+    table = arrow.table({column: values, "label": labels})
+    if names:
+        features = {column: {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tables.write_table(table, path)
+    return path
+
+
+def hugging_face(root):
+    for name, rows in {
+        "train-00000-of-00002": slice(0, 3),
+        "train-00001-of-00002": slice(3, 6),
+        "test-00000-of-00001": slice(6, 9),
+    }.items():
+        parquet(root / "data" / f"{name}.parquet", COLOR[rows], LABELS[rows], NAMES, "img")
+    return root, COLOR, NAMES, PARTS
+
+
+def one_parquet(root):
+    return parquet(root / "all.parquet", GRAY, LABELS), GRAY, NAMES, {"all": slice(None)}
+
+
+def keras(root):
+    parts = {f"{key}_{part}": value[rows] for part, rows in PARTS.items() for key, value in (("x", COLOR), ("y", LABELS))}
+    np.savez(root / "mnist.npz", **parts)
+    return root / "mnist.npz", COLOR, ["0", "1", "2"], PARTS
+
+
+def medmnist(root):
+    parts = {f"{part}_images": GRAY[rows] for part, rows in PARTS.items()} | {
+        f"{part}_labels": LABELS[rows, None] for part, rows in PARTS.items()
+    }
+    np.savez_compressed(root / "a.npz", **parts, val_images=GRAY[:3], val_labels=LABELS[:3, None])
+    return root / "a.npz", GRAY, ["0", "1", "2"], PARTS
+
+
+def plain_npz(root):
+    hot = np.eye(3)[LABELS]
+    np.savez(root / "a.npz", images=np.moveaxis(COLOR, 3, 1) / np.float32(255), labels=hot, classes=NAMES)
+    return root / "a.npz", COLOR, NAMES, {"all": slice(None)}
+
+
+def idx(root, packed=True):
+    for stem, part in (("train", "train"), ("t10k", "test")):
+        for kind, values in (("images-idx3", GRAY[PARTS[part]]), ("labels-idx1", LABELS[PARTS[part]].astype(np.uint8))):
+            content = struct.pack(f">4B{values.ndim}i", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
+            (root / f"{stem}-{kind}-ubyte{'.gz' * packed}").write_bytes(gzip.compress(content) if packed else content)
+    return root, GRAY, ["0", "1", "2"], PARTS
+
+
+def idx_pair(root):
+    idx(root, packed=False)
+    return root / "t10k-images-idx3-ubyte", GRAY[6:], ["0", "1", "2"], {"all": slice(None)}
+
+
+def cifar(root):
+    top = root / "cifar-10-batches-py"
+    top.mkdir()
+    rows = COLOR.transpose(0, 3, 1, 2).reshape(9, -1)
+    for i in range(6):
+        part = slice(i, i + 1) if i < 5 else slice(6, 9)
+        name = f"data_batch_{i + 1}" if i < 5 else "test_batch"
+        (top / name).write_bytes(pickle.dumps({"data": rows[part], "labels": LABELS[part].tolist()}))
+    (top / "batches.meta").write_bytes(pickle.dumps({"label_names": NAMES}))
+    return root, COLOR, NAMES, {"train": slice(0, 5), "test": slice(6, 9)}
+
+
+def cifar_archive(root):
+    cifar(root)
+    with tarfile.open(root / "c.tar.gz", "w:gz") as archive:
+        archive.add(root / "cifar-10-batches-py", "cifar-10-batches-py")
+    return root / "c.tar.gz", *cifar_expected()
+
+
+def cifar_expected():
+    return COLOR, NAMES, {"train": slice(0, 5), "test": slice(6, 9)}
+
+
+def pictures(root):
+    (root / "flat").mkdir()
+    for i, image in enumerate(COLOR):
+        Image.fromarray(image).save(root / "flat" / f"{i}.png")
+
+
+def table(root, head="file_name,label", name="labels.csv", line="flat/{i}.png,{label}"):
+    pictures(root)
+    lines = [line.format(i=i, label=NAMES[label], split="train" if i < 6 else "test", kept=int(i != 0)) for i, label in enumerate(LABELS)]
+    (root / name).write_text("\n".join([head, *lines] if head else lines) + "\n", encoding="utf-8-sig")
+    return root / name
+
+
+JSON = '{{"file_name": "flat/{i}.png", "label": "{label}"}}'
+FORMS = {
+    "parquet in two parts": hugging_face,
+    "parquet with texts": one_parquet,
+    "Keras": keras,
+    "MedMNIST": medmnist,
+    "npz": plain_npz,
+    "idx": idx,
+    "idx pair": idx_pair,
+    "CIFAR": cifar,
+    "CIFAR archive": cifar_archive,
+    "csv": lambda root: (table(root), COLOR, NAMES, {"all": slice(None)}),
+    "semicolons": lambda root: (table(root, "Label;Path", line="{label};flat/{i}.png"), COLOR, NAMES, {"all": slice(None)}),
+    "tsv with split": lambda root: (table(root, "path\tclass\tsplit", "a.tsv", "flat/{i}.png\t{label}\t{split}"), COLOR, NAMES, PARTS),
+    "kept.csv": lambda root: (table(root, "file,class,kept", line="flat/{i}.png,{label},{kept}"), COLOR, NAMES, {"kept": slice(1, 9)}),
+    "imagefolder": lambda root: (table(root, "", "metadata.jsonl", JSON).parent, COLOR, NAMES, {"all": slice(None)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_images_and_classes_are_those_of_the_source(tmp_path, capsys, form):
+    (tmp_path / "source").mkdir()
+    source, pixels, names, parts = FORMS[form](tmp_path / "source")
+    labels = [names[label] for label in LABELS[-len(pixels) :]]
+    before = sorted(tmp_path.rglob("source/**/*"))
+    assert cli.main(["data", "convert", str(source), str(tmp_path / "out")]) == 0
+    assert held(tmp_path / "out") == expected(pixels, labels, parts)
+    n = sum(len(labels[part]) for part in parts.values())
+    said = capsys.readouterr().out
+    assert "of 3 classes" in said and (f"{len(labels[parts['train']])} train and " in said if "train" in parts else f"{n} images" in said)
+    assert sorted(tmp_path.rglob("source/**/*")) == before
+
+
+def test_tables_link_or_copy_and_bytes_stay_as_they_are(tmp_path):
+    source = table(tmp_path)
+    for copy in (False, True):
+        convert(source, tmp_path / f"{copy}", copy)
+        made = sorted((tmp_path / f"{copy}").glob("*/*.png"))
+        assert [file.is_symlink() for file in made] == [not copy] * 9 and made[0].name == "2.png"
+    hugging_face(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "images")
+    assert (tmp_path / "images/train/elk/000000.png").read_bytes() == encoded(Image.fromarray(COLOR[0]))
+
+
+class Drawn(torch.utils.data.Dataset):
+    """Images as a torch Dataset gives them."""
+
+    def __init__(self, form, classes=None):
+        self.form = form
+        if classes:
+            self.classes = classes
+
+    def __len__(self):
+        return len(COLOR)
+
+    def __getitem__(self, row):
+        if row >= len(COLOR):
+            raise IndexError
+        return self.form(torch.from_numpy(COLOR[row]).permute(2, 0, 1)), int(LABELS[row])
+
+
+@pytest.mark.parametrize(
+    "form", [to_pil_image, lambda image: image, lambda image: image / 255, lambda image: image.permute(1, 2, 0).numpy()]
+)
+def test_a_torch_dataset(tmp_path, form):
+    assert api.convert(Drawn(form, NAMES), tmp_path / "out")[0].startswith("9 images of 3 classes")
+    assert held(tmp_path / "out") == expected(COLOR, [NAMES[label] for label in LABELS], {"all": slice(None)})
+
+
+def test_numbers_of_classes_are_in_their_order(tmp_path):
+    np.savez(tmp_path / "a.npz", images=GRAY, labels=LABELS * 5)
+    convert(tmp_path / "a.npz", tmp_path / "out")
+    assert folders.load_files(tmp_path / "out").classes == ["00", "05", "10"]
+
+
+def npz(**arrays):
+    def write(root):
+        np.savez(root / "a.npz", **{"images": GRAY, "labels": LABELS} | arrays)
+        return root / "a.npz"
+
+    return write
+
+
+def text(name, content):
+    def write(root):
+        (root / name).write_text(content)
+        (root / "1.png").write_bytes(encoded(Image.new("L", (4, 4))))
+        (root / "2.gif").write_bytes(encoded(Image.new("L", (4, 4)), "GIF"))
+        return root / name
+
+    return write
+
+
+def lone_idx(root):
+    idx(root)
+    (root / "t10k-labels-idx1-ubyte.gz").unlink()
+    return root
+
+
+def running_cifar(root):
+    cifar(root)
+    (root / "cifar-10-batches-py/test_batch").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    return root
+
+
+def odd_parquet(**columns):
+    def write(root):
+        arrow, tables = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        tables.write_table(arrow.table({"image": [b"GIF89a"] * 2, "label": [0, 1]} | columns), root / "a.parquet")
+        return root / "a.parquet"
+
+    return write
+
+
+NAN = float("nan")
+REFUSED = [
+    (npz(labels=LABELS[:8]), ["9 images and 8 labels"]),
+    (npz(labels=LABELS - 1), ["labels from -1 to 1"]),
+    (npz(labels=LABELS + 0.5), ["labels (9,) of float64"]),
+    (npz(labels=np.ones((9, 3))), ["labels (9, 3)"]),
+    (npz(labels=np.array(["a/b"] * 9)), ["'a/b' is no name of a class folder"]),
+    (npz(labels=np.array([".."] * 9)), ["'..' is no name"]),
+    (npz(labels=np.array([""] * 9)), ["'' is no name"]),
+    (npz(labels=np.array(["train"] * 9)), ["'train' is no name"]),
+    (npz(labels=LABELS * 0), ["holds 1 class folder(s)"]),
+    (npz(labels=LABELS, classes=["a", "b"]), ["labels from 0 to 2", "0 to 1"]),
+    (npz(labels=np.array([{}] * 9)), ["a.npz", "pickle"]),
+    (npz(images=GRAY.reshape(9, -1)), ["images (9, 30)"]),
+    (npz(images=GRAY * 2.0), ["float64 pixels"]),
+    (npz(images=GRAY * NAN), ["pixels from nan"]),
+    (npz(images=GRAY[:0], labels=LABELS[:0]), ["images (0, 6, 5)"]),
+    (npz(images=np.zeros((9, 3, 5, 3), np.uint8)), ["images (9, 3, 5, 3)"]),
+    (text("a.npz", "no zip"), ["cannot read", "a.npz"]),
+    (text("a.csv", "file,label\n1.png,cat\n2.png,dog\n3.png,dog\n"), ["2 of 3 files are not there", "2.png"]),
+    (text("a.csv", "file,label\n1.png,cat\n2.gif,dog\n"), ["1 of 2 files are no images", "2.gif"]),
+    (text("a.csv", "file,label\n1.png,cat\n1.png,\n"), ["'' is no name"]),
+    (text("a.csv", "name,score\n1.png,3\n"), ["columns name, score", "file_name", "class_name"]),
+    (text("a.csv", ""), ["columns none"]),
+    (text("a.csv", "file,label,split\n1.png,cat,dev\n"), ["split 'dev'"]),
+    (text("a.jsonl", "{"), ["cannot read", "a.jsonl"]),
+    (text("a.txt", "x"), ["a.txt is no form that is known"]),
+    (lambda root: root, ["is no form that is known"]),
+    (lambda root: root / "gone", ["gone is not there"]),
+    (lone_idx, ["no labels t10k-labels-idx1-ubyte"]),
+    (running_cifar, ["asks for os.system", "accepted: numeric arrays"]),
+    (odd_parquet(), ["a.parquet, row 0", "that is GIF", "JPEG, PNG"]),
+    (odd_parquet(image=[None, b""]), ["row 0: no bytes"]),
+    (odd_parquet(label=[[1, 2], [2, 3]]), ["labels (1, 2)"]),
+    (text("a.parquet", "x"), ["cannot read", "a.parquet"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("write, words", REFUSED, ids=lambda value: value[0] if isinstance(value, list) else "")
+def test_what_is_no_labelled_set_leaves_nothing(tmp_path, refused, write, words):
+    if "parquet" in str(words):
+        pytest.importorskip("pyarrow")
+    (tmp_path / "source").mkdir()
+    with refused(*words):
+        convert(write(tmp_path / "source"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_places_that_are_taken_or_lie_in_the_source(tmp_path, refused):
+    (tmp_path / "in").mkdir()
+    keras(tmp_path / "in")
+    (tmp_path / "file").write_text("mine")
+    for place, word in (("file", "is there already"), ("in", "lies in"), ("in/out", "lies in")):
+        with refused(word):
+            convert(tmp_path / "in", tmp_path / place)
+    assert (tmp_path / "file").read_text() == "mine"
+    with refused("source: a int"):
+        convert(3, tmp_path / "out")
+
+
+def test_parquet_without_pyarrow_names_the_install(tmp_path, refused, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with refused("pip install 'distillery[parquet]'"):
+        convert(tmp_path / "a.parquet", tmp_path / "out")
