@@ -1,4 +1,4 @@
-"""What the commands do, as functions: `prune`, `distill`, `evaluate`, `advise`, and what comes out as torch Datasets.
+"""What the commands do, as functions: `convert`, `prune`, `distill`, `evaluate`, `advise`, `export`, and what comes out as torch Datasets.
 
 from distillery import api
 kept = api.prune("photos", 0.3, rule="flexrand")
@@ -12,7 +12,8 @@ from distillery.commands.distill import Distilled, distill
 from distillery.commands.evaluate import Judged, evaluate
 from distillery.commands.prune import check, prune
 from distillery.data.convert import convert
+from distillery.data.export import export
 from distillery.data.kept import Kept, KeptDataset, SyntheticDataset
 
 __all__ = ["Advice", "Distilled", "Judged", "Kept", "KeptDataset", "SyntheticDataset"]
-__all__ += ["advise", "check", "convert", "distill", "evaluate", "prune", "sizes"]
+__all__ += ["advise", "check", "convert", "distill", "evaluate", "export", "prune", "sizes"]

@@ -65,6 +65,11 @@ def add(command: Callable, looks) -> None:
     advise.add_argument("--encoder", default="", help="FlexRand goes by complexity through it too: as of prune")
     advise.add_argument("--seeds", type=int, default=5, help="draws and sets of each row")
     advise.add_argument("--out", default="advice.png", help="the figure: accuracy against images, bytes and seconds")
+    export = command("export", _export, "a distilled set, or what a list keeps, in a form that others read")
+    export.add_argument("file", metavar="FILE", help="a .safetensors file of `distill` or of a notebook, or a list of `prune`")
+    export.add_argument("--to", required=True, help="imagefolder (Hugging Face, torchvision), pt (MTT's pair of files) or npz")
+    export.add_argument("--out", required=True, metavar="PLACE", help="where to; it must not be there")
+    export.add_argument("--copy", action="store_true", help="of a list: copies of its files, in place of links")
     for one in (prune, distill, judge, advise):
         one.add_argument("--side", type=int, default=0, help="pixels a side at which images are looked at, 0 = one that suits them")
         one.add_argument("--seed", type=int, default=0)
@@ -89,6 +94,13 @@ def _convert(arguments) -> int:
     from distillery.data.convert import convert
 
     print("\n".join(convert(arguments.source, arguments.folder, arguments.copy, sys.stderr.isatty())))
+    return 0
+
+
+def _export(arguments) -> int:
+    from distillery.data.export import export
+
+    print(f"written: {export(arguments.file, arguments.to, arguments.out, arguments.copy)}")
     return 0
 
 

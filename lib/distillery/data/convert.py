@@ -253,7 +253,7 @@ def _tables(files: list[Path]) -> Parts:
     for path in files:
         with _reading(path), path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as text:
             if path.suffix == ".jsonl":
-                rows = [json.loads(line) for line in text if line.strip()]
+                rows = [dict(json.loads(line)) for line in text if line.strip()]
             else:
                 first = text.readline()
                 text.seek(0)
@@ -263,18 +263,19 @@ def _tables(files: list[Path]) -> Parts:
         if file is None or label is None:
             what = f"columns {first_names(list(columns)) or 'none'}"
             raise InputError(f"{shown(path)}: {what}; accepted: one of {', '.join(_FILES)}, and one of {', '.join(_LABELS)}")
+        rows = [{name: "" if value is None else str(value).strip() for name, value in row.items()} for row in rows]  # a short row has None
         if "kept" in columns:  # a list of `distillery prune`
-            rows = [row for row in rows if row[columns["kept"]] != "0"]
+            rows = [row for row in rows if row.get(columns["kept"]) == "1"]
         own = _part_of(path) if len(files) > 1 else ""
-        places = [path.parent / str(row[file]).strip() for row in rows]
+        places = [path.parent / row.get(file, "") for row in rows]
         for right, what in ((os.path.isfile, "not there"), (lambda one: is_image(one.name), "no images by their names")):
             if bad := [one for one in places if not right(one)]:
                 raise InputError(f"{shown(path)}: {len(bad)} of {len(rows)} files are {what}: {first_names(bad)}; accepted: image files")
         for row, place in zip(rows, places):
-            part = str(row[columns["split"]] or "").strip().lower() if "split" in columns else own
+            part = row.get(columns["split"], "").lower() if "split" in columns else own
             if part not in ("", *PARTS):
                 raise InputError(f"{shown(path)}: split {part!r}; accepted: {', '.join(PARTS)}")
-            parts.setdefault(part, []).append((str(row[label]).strip(), place.name, place))
+            parts.setdefault(part, []).append((row.get(label, ""), place.name, place))
     if "" in parts and len(parts) > 1:
         raise InputError(f"{shown(files[0])}: {len(parts[''])} rows without a split beside rows with one; accepted: all or none")
     return parts
@@ -294,10 +295,12 @@ def _parquet(files: list[Path]) -> Parts:
                 features = {}
                 with suppress(KeyError, TypeError, ValueError):
                     features = json.loads(file.schema_arrow.metadata[b"huggingface"])["info"]["features"]
-                image, label = (next((name for name in among if name in file.schema_arrow.names), None) for among in (_FILES, _LABELS))
+                known = file.schema_arrow.names
+                image, label = (next((one for one in among if one in known), None) for among in (("image", "img", "images"), _LABELS))
                 if image is None or label is None:
-                    found = first_names(file.schema_arrow.names)
-                    raise InputError(f"{shown(path)}: columns {found}; accepted: image or img, and label, labels or fine_label")
+                    raise InputError(
+                        f"{shown(path)}: columns {first_names(known)}; accepted: image or img, and label, labels or fine_label"
+                    )
                 names = (features.get(label) or {}).get("names")
                 for batch in file.iter_batches(128, columns=[image, label]):
                     for one in batch.to_pylist():

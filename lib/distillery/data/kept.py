@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from distillery import store
 from distillery.checks import InputError, check_choice
 from distillery.data import synthetic
-from distillery.data.images import transform_of
+from distillery.data.decoding import open_image
 
 HEAD = ["file", "class", "score", "rank", "kept"]
 PARTS = {"kept": True, "dropped": False, "held out": None}  # and what a line says of them
@@ -167,8 +166,10 @@ class KeptDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple:
         file, label = self.samples[index]
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+        image, met = open_image(file)
+        if image is None:
+            raise InputError(f"{file} cannot be read ({met[0]}); accepted: a whole image file")
+        upright = image.convert("RGB")
         return (self.transform(upright) if self.transform else upright), label
 
 
@@ -182,8 +183,7 @@ class SyntheticDataset(torch.utils.data.Dataset):
 
     def __init__(self, path: str | Path, transform: Callable | None = None):
         made = synthetic.load(path)
-        images, self.targets = made.decode()
-        self.images = transform_of(made.card["transform"]).inverse(images).clamp(0, 1)
+        self.images, self.targets = synthetic.unit_pixels(made), made.decode()[1]
         self.classes, self.transform = made.classes, transform
 
     def __len__(self) -> int:

@@ -184,6 +184,14 @@ def export(synthetic: Synthetic, path: str | Path, card: dict, transform=None) -
     return path
 
 
+def unit_pixels(made: Synthetic) -> Tensor:
+    """The images of a set that `load` read, as used (M, C, H, W), in [0, 1]: by the transform in its file, clipped.
+
+    Raises InputError where the file does not say how they were standardized or whitened.
+    """
+    return transform_of(made.card["transform"]).inverse(made.decode()[0]).clamp(0, 1)
+
+
 def load(path: str | Path) -> Synthetic:
     """Read an exported set; card['transform'] holds the tensors of its standardization, card['start'] the images that it started from,
     standardized, where the file has them. Raises InputError if it is truncated, corrupt, or no synthetic set of finite numbers."""
