@@ -118,11 +118,16 @@ def test_what_no_flag_mends(tmp_path, refused, harm, words):
         folders.load_files(root, skip_unreadable=True)
 
 
-@pytest.mark.parametrize("name", ["set.npz", "train-0000.parquet", "labels.csv", "metadata.jsonl", "train-images-idx3-ubyte.gz"])
+@pytest.mark.parametrize(
+    "name", ["set.npz", "train-0000.parquet", "labels.csv", "metadata.jsonl", "train-images-idx3-ubyte.gz", "batches.meta"]
+)
 def test_other_forms_given_as_data_name_the_command(tmp_path, refused, name):
     (tmp_path / name).write_bytes(b"x")
-    with refused(f"`distillery data convert` makes of {name}"):
+    of = name if name.endswith((".npz", ".csv", ".jsonl")) else "it"
+    with refused(f"`distillery data convert` makes of {of}"):
         origin(tmp_path / name)
+    with refused("holds 0 class folder(s)", f"`distillery data convert` makes of {of}"):
+        folders.load_files(tmp_path)
 
 
 def test_photographs_as_links_and_one_image_a_class(tmp_path, refused):

@@ -30,7 +30,8 @@ TEST_FOLDERS = ("test", "val", "valid", "validation")
 MAX_UNPACKED, MAX_MEMBER = 64 * 10**9, 1 << 28  # bytes of an archive's content, of one encoded image
 _MAX_HEADER = 1 << 24  # bytes tarfile may read at once while listing: names and attributes, never content
 _NESTED = (*SUFFIXES, ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-OTHER_FORMS = (".npz", ".parquet", ".csv", ".tsv", ".jsonl", "idx3-ubyte", "idx3-ubyte.gz", "batches.meta")  # what `data convert` reads
+_TABLES = (".npz", ".csv", ".tsv", ".jsonl")  # forms that `data convert` reads by the file, and others by their folder too
+_OTHER_FORMS = (*_TABLES, ".parquet", "idx3-ubyte", "idx3-ubyte.gz", "batches.meta", "cifar-100-python/meta")
 _JUNK = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")  # of macOS, Windows and Synology
 
 
@@ -77,8 +78,8 @@ def origin(path: str | Path) -> "Folder | Zip | Tar":
 
 def converted(names: Iterable[str]) -> str:
     """What to say where class folders are looked for and files of another form are found: '' without such files."""
-    other = next((name for name in names if name.lower().endswith(OTHER_FORMS)), "")
-    return f", such as `distillery data convert` makes of {shown(other)}" if other else ""
+    other = next((name for name in names if name.lower().endswith(_OTHER_FORMS)), "")
+    return f", such as `distillery data convert` makes of {shown(other) if other.lower().endswith(_TABLES) else 'it'}" if other else ""
 
 
 class Folder:

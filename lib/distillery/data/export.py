@@ -97,7 +97,7 @@ def _pt(made: Synthetic, file: Path, out: Path) -> Path:
         "pixels in [0, 1]": "images * std + mean, channel by channel" if by else "see transform.* of the .safetensors" if whitened else "not known",
         "standardized by": by, "labels": f"{tuple(targets.shape)} {'soft or real-valued' if targets.is_floating_point() else 'classes'}",
         "classes": made.classes, "step size": float(made.tensors["step_size"]) if "step_size" in made.tensors else None, "made from": file.name,
-        "read by": "distillery evaluate images_best.pt --labels labels_best.pt --pixels standardized",
+        "read by": "distillery evaluate images_best.pt --labels labels_best.pt --pixels standardized --data DATA",
     }  # fmt: skip
     with store.new_folder(out) as folder:
         torch.save(images.contiguous(), folder / "images_best.pt")
