@@ -214,6 +214,13 @@ def test_numbers_of_classes_are_in_their_order(tmp_path):
     assert folders.load_files(tmp_path / "out").classes == ["00", "05", "10"]
 
 
+def test_a_slash_in_the_name_of_a_class(tmp_path):
+    """As in Fashion-MNIST."""
+    np.savez(tmp_path / "a.npz", images=GRAY, labels=LABELS, classes=["T-shirt/top", "a\\b", "boot"])
+    assert convert(tmp_path / "a.npz", tmp_path / "out")[1:] == ["note: class T-shirt/top is in T-shirt-top", "note: class a\\b is in a-b"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["T-shirt-top", "a-b", "boot"]
+
+
 def npz(**arrays):
     def write(root):
         np.savez(root / "a.npz", **{"images": GRAY, "labels": LABELS} | arrays)
@@ -259,7 +266,8 @@ REFUSED = [
     (npz(labels=LABELS - 1), ["labels from -1 to 1"]),
     (npz(labels=LABELS + 0.5), ["labels (9,) of float64"]),
     (npz(labels=np.ones((9, 3))), ["labels (9, 3)"]),
-    (npz(labels=np.array(["a/b"] * 9)), ["'a/b' is no name of a class folder"]),
+    (npz(labels=np.array(["a/b", "a-b", "c"] * 3)), ["'a-b' is that of another class too"]),
+    (npz(labels=np.array(["../../a", "c", "d"] * 3)), ["'../../a' is no name of a class folder"]),
     (npz(labels=np.array([".."] * 9)), ["'..' is no name"]),
     (npz(labels=np.array([""] * 9)), ["'' is no name"]),
     (npz(labels=np.array(["train"] * 9)), ["'train' is no name"]),

@@ -45,7 +45,7 @@ def convert(source, folder: str | Path, copy: bool = False, progress: bool = Fal
     folder  where to: it must not be there, and is there whole or not at all
     copy    of a table: copies of its files, in place of links
     returns lines that say what was written
-    raises  InputError on a form that is not known, files that are missing, counts that differ, and class names that are no folder names
+    raises  InputError on a form that is not known, files that are missing, counts that differ, and classes whose names make no folders (a / is written -)
     """
     given = isinstance(source, str | Path)
     absent(folder, None, source if given else "")
@@ -53,10 +53,11 @@ def convert(source, folder: str | Path, copy: bool = False, progress: bool = Fal
     parts, counts = _parts(local_path("source", source)) if given else {"": _dataset(source)}, Counter()
     with store.new_folder(folder) as made:
         numbered: dict[Path, str] = {}
+        folders: dict[str, str] = {}  # of classes, by name
         for part, items in parts.items():
             top = made / part if len(parts) > 1 else made
             for name, file, content in tqdm(items, desc=f"writing {part}".strip(), unit="image", disable=not progress, leave=False):
-                place = top / _class(name, label)
+                place = top / (folders.get(name) or folders.setdefault(name, _class(name, folders, label)))
                 if isinstance(name, int):
                     numbered[place] = place.name
                 _write(content, place, file, copy)
@@ -68,7 +69,8 @@ def convert(source, folder: str | Path, copy: bool = False, progress: bool = Fal
             raise InputError(f"{label} holds no labelled image; accepted: at least one in each of two classes")
         plan = arrange(Folder(made).listing, label)
     written = " and ".join(f"{n} {part}" if len(parts) > 1 else str(n) for part, n in sorted(counts.items(), reverse=True))
-    return [f"{written} images of {len(plan.classes)} classes: {folder}", *(f"note: {note}" for note in plan.notes)]
+    renamed = [f"class {shown(name)} is in {shown(text)}" for name, text in folders.items() if text != str(name)]
+    return [f"{written} images of {len(plan.classes)} classes: {folder}", *(f"note: {note}" for note in renamed + plan.notes)]
 
 
 def _write(content, place: Path, file: str, copy: bool) -> None:
@@ -82,10 +84,12 @@ def _write(content, place: Path, file: str, copy: bool) -> None:
         Image.fromarray(content).save(place / file)
 
 
-def _class(name: int | str, label: str) -> str:
-    text = str(name)
-    if not text or re.search(r"[/\\\0]", text) or is_junk(text) or text in PARTS:
-        raise InputError(f"{label}: class {text!r} is no name of a class folder; accepted: names without / and \\, not {', '.join(PARTS)}")
+def _class(name: int | str, taken: dict, label: str) -> str:
+    """The folder of a class: its name, '-' for what no folder may hold."""
+    text = re.sub(r"[/\\\0]", "-", str(name))
+    if not text or is_junk(text) or text in PARTS or text in taken.values():
+        why = "that of another class too" if text in taken.values() else "no name of a class folder"
+        raise InputError(f"{label}: class {str(name)!r} is {why}; accepted: different names, neither hidden nor {', '.join(PARTS)}")
     return text
 
 
