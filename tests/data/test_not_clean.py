@@ -1,6 +1,7 @@
 """Folders as people have them: what is passed over, what is refused, and that the commands and torchvision see the same."""
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torchvision.datasets import ImageFolder
 
 from distillery import cli
 from distillery.data import folders
-from distillery.data.archives import origin
+from distillery.data.archives import Listing, origin
 from distillery.data.check import check
 from distillery.data.kept import Kept
 from made_up import WRITERS, encoded, files, picture, to_folder
@@ -72,6 +73,16 @@ def test_files_of_one_name_in_a_class_are_all_placed(tmp_path):
     kept = Kept(root, plan.files, torch.tensor(plan.labels), tuple(plan.classes), torch.zeros(n), torch.ones(n, dtype=torch.bool))
     placed = kept.place(tmp_path / "kept")
     assert sorted(file.resolve() for file in placed.glob("*/*")) == sorted((root / name).resolve() for name in plan.files)
+
+
+def test_forty_thousand_classes_take_seconds():
+    names = [f"c{i:05d}" for i in range(40_000)]
+    began = time.monotonic()
+    plan = folders.arrange(Listing({f"{name}/{i}.png": 1 for name in names for i in (0, 1)}, set(names)), "many")
+    labels, keep = torch.tensor(plan.labels), torch.ones(80_000, dtype=torch.bool)
+    kept = Kept(None, plan.files, labels, tuple(plan.classes), torch.arange(80_000.0).flip(0), keep)
+    assert kept.ranks.tolist() == [2, 1] * 40_000 and kept.counts() == [(2, 2)] * 40_000
+    assert time.monotonic() - began < 20  # a quadratic way takes minutes
 
 
 def circle(root):

@@ -46,10 +46,11 @@ class Kept:
     @property
     def ranks(self) -> Tensor:
         """(N,) int64 place of each image within its class, 1 = the lowest score, 0 = held out; ties go by the order of the files."""
-        ranks, ranked = torch.zeros(len(self.files), dtype=torch.int64), ~self._held()
-        for label in range(len(self.classes)):
-            members = torch.nonzero((self.labels == label) & ranked)[:, 0]
-            ranks[members[self.scores[members].argsort(stable=True)]] = torch.arange(1, len(members) + 1)
+        ranks, rows = torch.zeros(len(self.files), dtype=torch.int64), torch.nonzero(~self._held())[:, 0]
+        rows = rows[self.scores[rows].argsort(stable=True)]
+        rows = rows[self.labels[rows].argsort(stable=True)]  # by class, then by score
+        counts = torch.bincount(self.labels[rows])
+        ranks[rows] = torch.arange(1, len(rows) + 1) - (counts.cumsum(0) - counts)[self.labels[rows]]
         return ranks
 
     def counts(self) -> list[tuple[int, int]]:
