@@ -15,7 +15,7 @@ from torchvision.transforms.functional import to_pil_image
 from distillery import api, cli
 from distillery.data import folders
 from distillery.data.convert import convert
-from made_up import encoded
+from made_up import encoded, to_folder
 
 NAMES = ["tabby cat", "dog", "elk"]  # whose order is not that of names
 LABELS = np.array([2, 0, 1, 1, 0, 2, 2, 1, 0])
@@ -103,6 +103,13 @@ def idx_pair(root):
     return root / "t10k-images-idx3-ubyte", GRAY[6:], ["0", "1", "2"], {"all": slice(None)}
 
 
+def kaggle(root):
+    idx(root, packed=False)
+    for file in list(root.iterdir()):
+        to_folder(root / file.name.replace("-idx", ".idx") / "once more", {file.name: file.read_bytes()})
+    return root, GRAY, ["0", "1", "2"], PARTS
+
+
 def cifar(root):
     top = root / "cifar-10-batches-py"
     top.mkdir()
@@ -148,6 +155,7 @@ FORMS = {
     "npz": plain_npz,
     "idx": idx,
     "idx pair": idx_pair,
+    "Kaggle's idx": kaggle,
     "CIFAR": cifar,
     "CIFAR archive": cifar_archive,
     "csv": lambda root: (table(root), COLOR, NAMES, {"all": slice(None)}),

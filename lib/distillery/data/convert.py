@@ -226,7 +226,8 @@ def _npz(files: list[Path]) -> Parts:
 def _idx(files: list[Path]) -> Parts:
     """MNIST's files, packed or not: labels lie beside the images under the name that goes with theirs."""
     parts: Parts = {}
-    for file in files:
+    top = min(len(file.parts) for file in files)  # Kaggle's copy has each once more, in a folder of its name
+    for file in (file for file in files if len(file.parts) == top):
         stem = file.name.removesuffix(".gz")
         part = "test" if stem.startswith("t10k") or "test" in stem else "train" if "train" in stem else ""
         if part in parts:
