@@ -47,7 +47,8 @@ def test_a_script_trains(folder, script, monkeypatch, capsys):
     exec(compile(code, "own_images.md", "exec"), space)
     assert space["loss"].isfinite() and space["network"].fc.out_features == 3 and capsys.readouterr().out
     if "test" in space:
-        assert len(space["train"]) + len(space["test"]) == len(list(folder.glob("photos/*/*")))
+        parts = {name: {file for file, _ in space[name].samples} for name in ("train", "test")}
+        assert (len(parts["train"]), len(parts["test"])) == (18, 9) and parts["train"].isdisjoint(parts["test"])
 
 
 def test_the_page_has_a_script_for_each_way_out():

@@ -240,7 +240,7 @@ def tried(trial: Trial, planned: list[Planned], seeds: range, limit: float, tell
 
 def advise(
     data: str | Path, sizes: list[float], *, budget_minutes: float = 30.0, seeds: int = 5, method: str = DEFAULT, encoder: str = "",
-    side: int = 0, seed: int = 0, flip: bool = True, device: str = "auto", tell: Tell = quiet, progress: bool = False,
+    side: int = 0, seed: int = 0, flip: bool = True, device: str = "auto", skip_unreadable: bool = False, tell: Tell = quiet, progress: bool = False,
 ) -> Advice:  # fmt: skip
     """Try selections and distillers at several sizes, cheapest first, and recommend one; finished runs are kept.
 
@@ -252,7 +252,7 @@ def advise(
     raises          InputError as `prune` and `distill`, and on a budget that is too short for all images and one candidate
     """
     where = parameters.device(device)
-    own = owns.read(data, side, where, tell, progress)
+    own = owns.read(data, side, where, tell, progress, skip_unreadable)
     splits = trials.split(own, seed, validation=DECIDED, test=JUDGED)
     how = {"networks": 1, "flip": flip, "encoder": encoder, "budget_minutes": budget_minutes, "progress": progress}
     trial = Trial(replace(splits, test=splits.validation), **how)

@@ -55,15 +55,16 @@ class Distilled:
         card |= {"data_digest": splits.digest, "network": self.trial.network.spec(), "settings": self.recipe.settings}
         card |= {"held_out": {"share": JUDGED, "seed": self.recipe.seed}}
         card |= {"resize": splits.train.shape[1], "accuracies": {row["method"]: row["accuracies"] for row in self.rows}}
-        export(self.set, path, card, splits.train.transform)
         pixels, labels, names = self.pixels(), self.labels(), splits.train.classes
-        for label, name in enumerate(names):
-            for i, image in enumerate(pixels[labels == label]):
-                store.write_bytes(path.with_suffix("") / name / f"{i:03d}.png", _png(image))
+        with store.new_folder(path.with_suffix("")) as folder:
+            for label, name in enumerate(names):
+                (folder / name).mkdir()
+                for i, image in enumerate(pixels[labels == label]):
+                    (folder / name / f"{i:03d}.png").write_bytes(_png(image))
         columns = ipc if (ipc := len(labels) // len(names)) > 1 else min(10, len(names))  # a class a row, or ten classes
         sheet = make_grid(pixels[labels.argsort(stable=True)], columns, padding=1, pad_value=1.0)
         store.write_bytes(path.with_suffix(".png"), _png(sheet))
-        return path
+        return export(self.set, path, card, splits.train.transform)
 
     def labels(self) -> torch.Tensor:
         """The class (M,) of each image, of soft labels the likeliest."""
@@ -98,7 +99,7 @@ def seconds(trial: Trial, recipe: Recipe) -> float:
 
 def distill(
     data: str | Path, ipc: int, *, method: str = DEFAULT, settings: dict | None = None, side: int = 0, seed: int = 0, networks: int = 3,
-    flip: bool = True, device: str = "auto", tell: Tell = quiet, progress: bool = False,
+    flip: bool = True, device: str = "auto", skip_unreadable: bool = False, tell: Tell = quiet, progress: bool = False,
 ) -> Distilled:  # fmt: skip
     """Make `ipc` synthetic images of each class of a folder or archive of class folders. A stopped one goes on where it was.
 
@@ -111,7 +112,7 @@ def distill(
     check_positive_int("ipc", ipc)
     check_choice("method", method, [name for name, one in METHODS.items() if one.makes_set and one.labels is not False])
     where = parameters.device(device)
-    own = owns.read(data, side, where, tell, progress)
+    own = owns.read(data, side, where, tell, progress, skip_unreadable)
     for note in own.notes:
         tell(f"note: {note}")
     trial = Trial(trials.split(own, seed, test=JUDGED), networks, flip, progress=progress)

@@ -44,7 +44,7 @@ def evaluate(
     found: str | Path, data: str | Path, *, data_root: str | Path = "", labels: str | Path = "", pixels: str = "auto", logits: bool = False,
     formation: str = "identity", normalization: str = "own", network: str = "ConvNet", width: int = 0, side: int = 0, networks: int = 5,
     epochs: int = 0, seeds: int = 1, seed: int = 0, flip: bool = True, augmentation: bool = True, loss: str = "cross-entropy",
-    device: str = "auto", tell: Tell = quiet, progress: bool = False,
+    device: str = "auto", skip_unreadable: bool = False, tell: Tell = quiet, progress: bool = False,
 ) -> Judged:  # fmt: skip
     """Train fresh networks on a finished set and on random images of the same number, and test all on images that neither has seen.
 
@@ -62,24 +62,19 @@ def evaluate(
     path, where = local_path("set", found), parameters.device(device)
     if not path.exists():
         raise InputError(f"{path} is not there; accepted: a set, a list of `distillery prune`, or a folder of class folders")
-    published, stored = str(data) in named.NAMES, not path.is_dir() and path.suffix != ".csv"
+    given = Data(data, data_root, seed, normalization, where, skip_unreadable, tell, progress)
+    published, stored = given.published, not path.is_dir() and path.suffix != ".csv"
     if not published:
         origin(data)
     if not network.startswith("torchvision:"):
         check_choice("network", network, pool.NAMES)
     Protocol(networks, augmentation=DSA if flip else DSA_NO_FLIP, loss=loss)  # refuses what there is not
-    options = {"device": where, "tell": tell, "progress": progress}
     if stored:
-        splits = splits_of(path, data, data_root, seed, normalization, **options)
+        splits = given.for_set(path)
         made = external.read(path, labels, pixels, splits, logits, formation)
         splits, notes = external.compare(made, splits)
-    elif path.is_dir():
-        side = side or (0 if published else fitting_side(data, **options))
-        splits = loaded(data, data_root, {"resize": side}, seed, normalization, **options)
-        made, notes = of_folder(path, splits, progress), []
     else:
-        splits, made = of_list(path, data, side, **options)
-        notes = []
+        (splits, made), notes = given.for_folder(path, side) if path.is_dir() else given.for_list(path, side), []
     notes += splits.notes
     if not stored and (n := seen(made, splits.test)):
         notes.append(f"{n} of the set's images are among the {len(splits.test)} that judge")
@@ -110,67 +105,80 @@ def network_of(name: str, width: int, splits: Splits):
     return ConvNet(shape, classes, width) if name == "ConvNet" else pool.build(name, shape, classes, width / 128)
 
 
-def loaded(data, data_root, sides: dict, seed: int, normalization: str, device, tell: Tell, progress: bool) -> Splits:
-    """A published data set by its name, or a folder whose test images are a fifth of each class where it has none."""
-    where = (str(data), data_root) if str(data) in named.NAMES else ("folder", data)
-    return load(*where, **sides, seed=seed, normalization=normalization, progress=progress).to(device)
+@dataclass(frozen=True)
+class Data:
+    """The data that a set is judged on, a folder, an archive or a published name, and how they are read."""
 
+    name: str | Path
+    root: str | Path
+    seed: int
+    normalization: str
+    device: torch.device
+    skip: bool
+    tell: Tell
+    progress: bool
 
-def splits_of(path: Path, data, data_root, seed: int, normalization: str, device, tell: Tell, progress: bool) -> Splits:
-    """The data that a stored set is judged on, at the size of its images, parted as its card says."""
-    height, width = external.sides(path)
-    sides = {"resize": height} if height == width else {"max_side": max(height, width)}
-    held = synthetic.load(path).card.get("held_out") if external.ours(path) else None
-    if held and str(data) not in named.NAMES:
-        return trials.split(owns.read(data, height, device, tell, progress), held["seed"], test=held["share"])
-    options = {"device": device, "tell": tell, "progress": progress}
-    if str(data) in named.NAMES:
-        found = loaded(data, data_root, {}, seed, normalization, **options)
-        if found.test.shape[1:] == (height, width):
+    @property
+    def published(self) -> bool:
+        return str(self.name) in named.NAMES
+
+    def own(self, side: int) -> owns.Own:
+        """All images of a folder or archive."""
+        return owns.read(self.name, side, self.device, self.tell, self.progress, self.skip)
+
+    def load(self, **sides: int) -> Splits:
+        """Test images are a fifth of each class where there are none."""
+        where = (str(self.name), self.root) if self.published else ("folder", self.name)
+        found = load(*where, **sides, seed=self.seed, normalization=self.normalization, progress=self.progress)
+        return found.to(self.device)
+
+    def for_set(self, path: Path) -> Splits:
+        """At the size of a stored set's images, parted as its card says."""
+        height, width = external.sides(path)
+        held = synthetic.load(path).card.get("held_out") if external.ours(path) else None
+        if held and not self.published:
+            return trials.split(self.own(height), held["seed"], test=held["share"])
+        if self.published and (found := self.load()).test.shape[1:] == (height, width):
             return found
-    return loaded(data, data_root, sides, seed, normalization, **options)
+        return self.load(**({"resize": height} if height == width else {"max_side": max(height, width)}))
 
+    def for_folder(self, path: Path, side: int) -> tuple[Splits, ImageSet]:
+        """The data and the images of a folder of class folders, which are as large and of the same classes."""
+        if not (side or self.published):
+            where = origin(self.name)
+            side, why = owns.fitting_side(where, folders.plan_of(where, self.skip).files, self.device.type)
+            self.tell(f"side: {side} x {side} pixels, for {why}")
+        splits = self.load(resize=side)
+        found = folders.load_files(path, resize=splits.test.shape[1], progress=self.progress)
+        if tuple(found.classes) != splits.train.classes:
+            odd = ", ".join(map(shown, sorted(set(found.classes) ^ set(splits.train.classes))[:5]))
+            raise InputError(f"{shown(path)}: classes differ from those of the data in {odd}; accepted: the same classes")
+        images = ImageSet.of(found.pixels, found.targets, found.classes, found.name)
+        return splits, replace(images, transform=splits.train.transform).to(self.device)
 
-def fitting_side(data, device, tell: Tell, progress: bool) -> int:
-    """A side that suits the images of a folder or archive."""
-    where = origin(data)
-    side, why = owns.fitting_side(where, folders.plan_of(where).files, device.type)
-    tell(f"side: {side} x {side} pixels, for {why}")
-    return side
+    def for_list(self, path: Path, side: int) -> tuple[Splits, ImageSet]:
+        """The data that a list of `prune` is of, and what it keeps. Judges are the images it holds out, else those of test/."""
+        own, lines = self.own(side), {True: [], False: [], None: []}
+        root, rows = os.path.realpath(own.root), {name: row for row, name in enumerate(own.files)}
+        for line in kept.read(path):
+            beside = os.path.join(os.path.realpath(path.parent), os.path.relpath(line["file"], path.parent))
+            if (name := os.path.relpath(beside, root)) not in rows:
+                accepted = "the data that the list was made of"
+                raise InputError(f"{path}: {shown(line['file'])} is no image of {shown(self.name)}; accepted: {accepted}")
+            lines[line["kept"]].append(rows[name])
 
+        def part(*marks: bool | None) -> ImageSet:
+            return own.subset(torch.tensor(sorted(row for mark in marks for row in lines[mark]), dtype=torch.int64)).images
 
-def of_folder(path: Path, splits: Splits, progress: bool) -> ImageSet:
-    """The images of a folder of class folders, as large as those of the data and of the same classes."""
-    own = folders.load_files(path, resize=splits.test.shape[1], progress=progress)
-    if tuple(own.classes) != splits.train.classes:
-        odd = sorted(set(own.classes) ^ set(splits.train.classes))
-        raise InputError(
-            f"{shown(path)}: classes differ from those of the data in {', '.join(map(shown, odd[:5]))}; accepted: the same classes"
-        )
-    images = ImageSet.of(own.pixels, own.targets, own.classes, own.name)
-    return replace(images, transform=splits.train.transform).to(splits.test.device)
-
-
-def of_list(path: Path, data, side: int, device, tell: Tell, progress: bool) -> tuple[Splits, ImageSet]:
-    """The data that a list of `prune` is of, and what it keeps of them. Judges are the images it holds out, else those of test/."""
-    own = owns.read(data, side, device, tell, progress)
-    root, rows = os.path.realpath(own.root), {name: row for row, name in enumerate(own.files)}
-    lines: dict[bool | None, list[int]] = {True: [], False: [], None: []}
-    for line in kept.read(path):
-        name = os.path.relpath(
-            os.path.normpath(os.path.join(os.path.realpath(path.parent), os.path.relpath(line["file"], path.parent))), root
-        )
-        if name not in rows:
-            raise InputError(f"{path}: {shown(line['file'])} is no image of {shown(data)}; accepted: the data that the list was made of")
-        lines[line["kept"]].append(rows[name])
-    parts = {mark: own.subset(torch.tensor(sorted(found), dtype=torch.int64)).images for mark, found in lines.items()}
-    rest = own.subset(torch.tensor(sorted(lines[True] + lines[False]))).images
-    if not (test := own.test or parts[None]):
-        accepted = "`distillery prune --hold-out 0.2`, whose list says which; or data with test/; `prune --check` scores anew"
-        raise InputError(f"{path}: chosen among all images of {shown(data)}, so that none is left to judge by; accepted: {accepted}")
-    transform = fit_standardize(rest)
-    rest, test, none = (replace(one, transform=transform) for one in (rest, test, rest.subset(torch.arange(0))))
-    return Splits(rest, none, test, tuple(own.notes)), replace(parts[True], transform=transform)
+        rest = part(True, False)
+        if not (test := own.test or part(None)):
+            accepted = "`distillery prune --hold-out 0.2`, whose list says which; or data with test/; `prune --check` scores anew"
+            raise InputError(
+                f"{path}: chosen among all images of {shown(self.name)}, so that none is left to judge by; accepted: {accepted}"
+            )
+        transform = fit_standardize(rest)
+        found, rest, test, none = (replace(one, transform=transform) for one in (part(True), rest, test, rest.subset(torch.arange(0))))
+        return Splits(rest, none, test, tuple(own.notes)), found
 
 
 def seen(made: ImageSet, test: ImageSet) -> int:

@@ -74,6 +74,7 @@ def add(command: Callable, looks) -> None:
         one.add_argument("--side", type=int, default=0, help="pixels a side at which images are looked at, 0 = one that suits them")
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--device", default="auto")
+        one.add_argument("--skip-unreadable", action="store_true", help="pass over files that are no images or cannot be decoded")
         one.add_argument("--no-flip", action="store_true", help="a mirrored image is another class (digits, letters)")
     for one in (prune, distill, advise):
         one.add_argument("--force", action="store_true", help="replace files that are there (folders never are)")
@@ -86,7 +87,7 @@ def _quietly(function: Callable, *given, **how):
 
 
 def _common(arguments: argparse.Namespace) -> dict:
-    common = {name: getattr(arguments, name) for name in ("side", "seed", "device")}
+    common = {name: getattr(arguments, name) for name in ("side", "seed", "device", "skip_unreadable")}
     return common | {"tell": tell, "progress": sys.stderr.isatty()}
 
 

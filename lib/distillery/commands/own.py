@@ -53,21 +53,23 @@ class Own:
 MOST = {"cpu": 32, "cuda": 128}  # pixels a side beyond which images are shrunk unless asked otherwise
 
 
-def read(path: str | Path, side: int, device: torch.device, tell: Tell = quiet, progress: bool = False) -> Own:
+def read(path: str | Path, side: int, device: torch.device, tell: Tell = quiet, progress: bool = False, skip: bool = False) -> Own:
     """Every training image of a folder or archive: all of them, where it has no test/ (else those of train/), and those of test/.
 
     side    pixels; every image becomes a square of it, the short side resized and the centre kept; 0 = by the images: the largest of
             SIDES that is no more than their median short side and MOST
+    skip    pass over files that are no images or cannot be decoded
     raises  InputError as `data.load`, and on a side outside 4 to 1024
     """
     if side and not 4 <= side <= 1024:
         raise InputError(f"side: {side}; accepted: 4 to 1024 pixels, or 0 for one that suits the images")
     where = origin(path)
-    plan = folders.plan_of(where)
+    plan = folders.plan_of(where, skip)
     if not side:
         side, why = fitting_side(where, plan.files[: plan.n_train], device.type)
         tell(f"side: {side} x {side} pixels, for {why}")
-    found = folders.load_files(path, resize=side, progress=progress)
+    found = folders.load_files(path, resize=side, progress=progress, skip_unreadable=skip)
+    plan = plan.without(found.skipped)
     if found.targets.tolist() != plan.labels:
         raise InputError(f"{shown(path)}: files came or went while they were read; accepted: a folder that stays as it is")
     whole, rows = ImageSet.of(found.pixels, found.targets, plan.classes, found.name), torch.arange(len(plan.files))

@@ -29,7 +29,7 @@ from distillery.training.optimizers import SGD
 
 def prune(
     data: str | Path, keep: float, *, score: str = "loss", rule: str = "lowest", gamma: float = 0.5, encoder: str = "", side: int = 0,
-    hold_out: float = 0.0, seed: int = 0, device: str = "auto", tell: Tell = quiet, progress: bool = False,
+    hold_out: float = 0.0, seed: int = 0, device: str = "auto", skip_unreadable: bool = False, tell: Tell = quiet, progress: bool = False,
 ) -> Kept:  # fmt: skip
     """Rank every training image of a folder or archive of class folders, and keep a part of each class.
 
@@ -40,6 +40,7 @@ def prune(
     encoder  'torchvision:NAME', 'timm:NAME:FILE' or a file of weights, for scores that look through one
     side     pixels a side at which images are scored, 0 = one that suits them; what is kept stays as it is on disk
     hold_out the share of each class that is set aside to judge by, listed as such, and neither ranked nor kept
+    skip_unreadable  pass over files that are no images or cannot be decoded; they are counted and named
     tell     is told what was chosen and what it will cost
     raises   InputError on images that cannot be read, and on a part, score, rule or encoder that does not fit, before anything is computed
     """
@@ -53,7 +54,7 @@ def prune(
     if SCORES[score].needs and not encoder and rule != "random":
         raise InputError(f"score: {score!r} without an encoder; accepted: --encoder, or a score without: loss")
     where = parameters.device(device)
-    own = owns.read(data, side, where, tell, progress)
+    own = owns.read(data, side, where, tell, progress, skip_unreadable)
     for note in own.notes:
         tell(f"note: {note}")
     rest, held = owns.held_out(own, hold_out, seed)
@@ -127,7 +128,7 @@ def seconds(cached: CachedScores, score: str, images: ImageSet) -> float:
 
 def check(
     data: str | Path, keep: float, *, score: str = "loss", rule: str = "lowest", gamma: float = 0.5, encoder: str = "", side: int = 0,
-    seed: int = 0, seeds: int = 3, flip: bool = True, device: str = "auto", tell: Tell = quiet, progress: bool = False,
+    seed: int = 0, seeds: int = 3, flip: bool = True, device: str = "auto", skip_unreadable: bool = False, tell: Tell = quiet, progress: bool = False,
 ) -> list[dict]:  # fmt: skip
     """How networks compare that are trained on all images, on a random part and on the part that `prune` would keep (`records.row`).
 
@@ -137,7 +138,7 @@ def check(
     if encoder:
         raise InputError("encoder: with --check, which trains networks from scratch; accepted: a score without an encoder")
     where = parameters.device(device)
-    own = owns.read(data, side, where, quiet, progress)
+    own = owns.read(data, side, where, quiet, progress, skip_unreadable)
     trial = Trial(trials.split(own, seed), flip=flip, progress=progress)
     tell(f"check: {len(trial.splits.train)} images to learn from, {len(trial.splits.test)} to judge by; {trial.why}")
     check_left(keep, trial.splits.train)
