@@ -21,6 +21,7 @@ COMMON = (
     "results_dir",
     "scale",
     "seed",
+    "first_seed",
     "n_seeds",
     "ipc",
     "keep",

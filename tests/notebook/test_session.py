@@ -15,6 +15,7 @@ from distillery.methods import METHODS
 from distillery.networks import ConvNet
 from distillery.notebook import display
 from distillery.notebook.session import Session, as_published
+from distillery.notebook.types import Whole
 from distillery.recipe import Evaluate, Prune, Recipe
 from distillery.report import records
 from distillery.runs import Runs
@@ -318,3 +319,27 @@ def test_source_and_committed_figures(tmp_path, monkeypatch):
     session.save(figure, "another", committed=True)
     assert len(told) == 6
     assert "paper scale, on B" in caption.data and picture.data[:4] == b"\x89PNG"
+
+
+def test_machines_share_the_seeds_of_rows(tmp_path):
+    """Sets of `first_seed` 0 and 1 on one split of the data are those of two seeds; the split is drawn by `seed` alone."""
+
+    def run(n, **more):
+        kinds = {"first_seed": Whole}
+        values = namespace(tmp_path, seed=3, **{"first_seed": 0} | more)
+        S = Session("90_tiny", values | {"__annotations__": values["__annotations__"] | kinds})
+        S.row("random", "random", 1, n)
+        S.row("DM", "DM", 1, n, settings={"steps": 1, "batch": 4})
+        S.control("DM", 1, n)
+        S.record()
+        return S
+
+    first, second = run(1), run(1, first_seed=1)
+    assert [list(S.seeds(1)) for S in (first, second)] == [[3], [4]] and first.data.digest == second.data.digest
+    assert list(first.rows) == list(second.rows) == ["random", "DM"]  # which is a control of its own
+    assert first.here.name == "digits" and second.here.name.startswith("digits-")
+    both = run(2)
+    assert both.runs.computed == 0 and both.results["DM"][1] == second.results["DM"][0] and both.here == first.here
+    keys = [records.record_key("90_tiny", {"seed": 3} | more) for more in ({}, {"first_seed": 0}, {"first_seed": 1})]
+    assert keys[0] == keys[1] != keys[2]  # records of before there was one still count
+    assert len({records.pool_key("90_tiny", {"seed": seed, "first_seed": seed}) for seed in (0, 1)}) == 1

@@ -1,7 +1,7 @@
 """What every notebook needs and no paper is about, in one object.
 
 Standard parameters, each used where the notebook declares it: dataset, data_root, label, published_for, normalization, resize,
-max_side, per_class, test_per_class, held_out, flip, seed, ipc, width, networks, evaluation_epochs, evaluation_batch,
+max_side, per_class, test_per_class, held_out, flip, seed, first_seed, ipc, width, networks, evaluation_epochs, evaluation_batch,
 evaluation_augmentation, published_protocols, settings_for, score_trials, score_epochs, converged_trials, converged_epochs, validations,
 validation_networks, validation_epochs, scale, results_dir, device, precision, compiled, engine, budget_minutes, progress.
 """
@@ -121,10 +121,11 @@ class Session(Standard, Shown):
         name, parts  what such a row is called where it is judged as all are, and parts of its recipes, such as prune
         """
         here = self.judging(method, size)
-        _, formation, shrunk = METHODS[method].stored(here.job(Recipe(method, size, self.p.seed)))
+        [seed] = self.seeds(1)
+        _, formation, shrunk = METHODS[method].stored(here.job(Recipe(method, size, seed)))
         packed = {} if formation == "identity" else {"settings": {"interpolation": shrunk}}
         how, alike = "random, packed" if packed else "random", here.protocol != self.bench.protocol
-        wanted = Recipe(how, size, self.p.seed, **packed | parts), here.protocol
+        wanted = Recipe(how, size, seed, **packed | parts), here.protocol
         same = [one for one, row in self.rows.items() if row.recipes and (row.recipes[0], row.experiment.protocol) == wanted]
         against = self.control(method, size, n) if alike and parts else ""
         name = same[0] if same else ", ".join([name, *(["packed", shrunk] if packed else []), *([f"judged as {method}"] * alike)])
@@ -314,6 +315,7 @@ class Session(Standard, Shown):
             self.here / "record.json",
             notebook=self.notebook,
             key=records.record_key(self.notebook, vars(self.p)),
+            pool=records.pool_key(self.notebook, vars(self.p)),
             scale=self.p.scale,
             parameters=parameters.public(self.kinds, vars(self.p)),
             claims=records.corrected(self.claims),

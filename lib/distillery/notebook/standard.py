@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 from torch import Tensor
 
-from distillery import store
 from distillery.checks import InputError
 from distillery.data import Splits, check_enough, load
 from distillery.evaluation import Protocol
@@ -76,11 +75,11 @@ class Standard:
     def here(self) -> Path:
         """Where figures, exported files and the record lie: a folder of the name of the data, with a digest behind it where the plain one holds
         the record of other images or another seed."""
-        plain, own = self.folder / self.train.name, (self.data.digest, self.p.seed)
+        plain, seeds, digest = self.folder / self.train.name, records.seeds_of(vars(self.p)), self.data.digest
         with suppress(InputError):  # there is no record
             record = records.load(plain / "record.json")
-            if own != (record["data"].get("digest", own[0]), record["parameters"].get("seed", own[1])):
-                other = plain.with_name(f"{plain.name}-{store.identity('results', 1, {'seed': own[1]}, own[0])[:8]}")
+            if (digest, seeds) != (record["data"].get("digest", digest), records.seeds_of(record["parameters"])):
+                other = records.beside(plain, seeds, digest)
                 print(f"{plain.name} holds the record of other images or another seed, which stays; this one's is in {other.name}")
                 return other
         return plain
@@ -161,8 +160,9 @@ class Standard:
         return self.bench if own == self.bench.protocol else self.bench.under(own)
 
     def seeds(self, n: int) -> range:
-        """The first n seeds."""
-        return range(self.p.seed, self.p.seed + n)
+        """The seeds of n sets: from `seed` on, which also draws the data, or `first_seed` above it."""
+        first = self.p.seed + getattr(self.p, "first_seed", 0)
+        return range(first, first + n)
 
 
 def own_protocol(experiment: Experiment, method: str, size: int) -> Protocol:

@@ -29,6 +29,7 @@ SCALES = ("smoke", "small", "night", "paper")  # smallest first
 UNJUDGED = ("smoke: not judged", "not testable at this scale", "not run")
 DECIDED = ("reproduced", "direction reproduced", "not reproduced")
 VERDICTS = (*DECIDED, "inconclusive", "under-powered", "same as random", *UNJUDGED)
+SEEDS = ("seed", "first_seed")
 FILES = ("encoder", "teacher", "instructions", "language_model")  # parameters that may name a file or a folder
 PERCENT = ("points", "%")  # units of numbers that are kept as fractions
 EARLIER = {  # unit, digits and data of claims recorded before they said so, by the first word of their id; others are of accuracies
@@ -229,6 +230,8 @@ def record_key(notebook: str, parameters: dict) -> str:
     Raises InputError on images and files that cannot be read.
     """
     given = {name: value for name, value in parameters.items() if name not in ("results_dir", "budget_minutes", "progress", "data_root")}
+    if not given.get("first_seed"):  # as before there was one
+        given.pop("first_seed", None)
     given |= {name: store.content(given[name]) for name in FILES if name in given}
     if given.get("encoder_root"):
         given["encoder_root"] = source_digest(given.get("encoder_dataset", ""), given["encoder_root"])
@@ -237,6 +240,21 @@ def record_key(notebook: str, parameters: dict) -> str:
         given["other_roots"] = [root and source_digest(other, root) for other, root in pairs]
     stamp = source_digest(parameters.get("dataset", ""), parameters.get("data_root", ""))
     return store.identity(notebook, SCHEMA, given, stamp)
+
+
+def seeds_of(parameters: dict) -> dict:
+    """What shifts the seeds of all sets: 'seed', of the data too, and 'first_seed' where it is not 0."""
+    return {name: parameters[name] for name in SEEDS if name == "seed" and name in parameters or parameters.get(name)}
+
+
+def pool_key(notebook: str, parameters: dict) -> str:
+    """`record_key` but for what shifts the seeds: records of one such key are of the same rows."""
+    return record_key(notebook, {name: value for name, value in parameters.items() if name not in SEEDS})
+
+
+def beside(plain: Path, seeds: dict, digest: str) -> Path:
+    """Where the record of other images or seeds lies beside the one in the folder `plain`; `seeds` as `seeds_of` has them."""
+    return plain.with_name(f"{plain.name}-{store.identity('results', 1, seeds, digest)[:8]}")
 
 
 # what the pages rely on of a record, by its types
