@@ -148,6 +148,36 @@ def test_done_by_its_record_and_only_once(tiny, run):
     assert "record of other parameters" in run("run", tiny, "-p", "ipc", "2")[1]
 
 
+def test_two_runs_on_one_folder_wait_for_each_other(tiny_notebook):
+    """Both count as done, no run is computed twice, and each says what it did on stderr and in its log."""
+    body = """
+import time
+from distillery.notebook import parameters
+from distillery.notebook.standard import Standard
+from distillery.report import records
+S = Standard()
+S.p, S.notebook = parameters.settings(globals()), "tiny"
+def compute(key):
+    time.sleep(0.5)
+    return {"accuracies": [0.5]}
+for i in range(8):
+    S.runs.try_get("made", 1, {"seed": i}, "d", compute, f"run {i}")
+(S.folder / f"computed {S.runs.computed} {time.time()}").touch()
+records.write(S.folder / "x" / "record.json", notebook="tiny", key=records.record_key("tiny", vars(S.p)), scale="smoke", parameters=vars(S.p),
+              claims=[], rows=[], costs=records.cost(1.0, S.runs, []), data={"label": "x", "train": 9, "test": 5}, missing=[])
+"""
+    notebook = tiny_notebook(body)
+    words = [sys.executable, "-m", "distillery", "run", str(notebook), "--wait"]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT / "lib") for _ in range(2)]
+    told = [one.communicate(timeout=300)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 0], told
+    folder = notebook.parent / "results" / "smoke" / "tiny"
+    assert sum(int(path.name.split()[1]) for path in folder.glob("computed *")) == 8 == len(list((folder / "runs").iterdir()))
+    for lines in told:
+        assert [line[:11] for line in lines.splitlines()] == [f"[{i + 1:>3}] run {i}" for i in range(8)]
+    assert (folder / "x" / "log.txt").read_text() in told and not list(folder.glob("*.ipynb"))
+
+
 def test_a_complete_record_stays_beside_an_incomplete_run(tiny, run):
     assert run("run", tiny)[0] == 0
     [kept] = (tiny.parent / "results").rglob("record.json")

@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from distillery import __version__
@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         "--section", type=int, action="append", default=[], metavar="N", help="only the first section and this one (repeatable)"
     )
     run.add_argument("--again", action="store_true", help="execute even if a complete record exists (stored runs are reused)")
+    run.add_argument("--wait", action="store_true", help="wait for runs that another process is computing (`row` always does)")
     row = command("row", _row, "run one row by published settings, which a notebook of the same settings finds")
     row.add_argument("notebook", help="name such as 03_ftd, or a path")
     row.add_argument("method", help="a method, as `distillery methods` names it")
@@ -117,14 +118,18 @@ def _run(arguments) -> int:
     name = notebook.stem
     folder = parameters.results_root(values.get("results_dir", "")) / values.get("scale", "smoke") / name
     key = records.record_key(name, values)
-    before = {one["path"]: one["key"] for one in _records(folder)}
-    done = [record for record in _records(folder, key) if not record["missing"]]
+    known = _records(folder)
+    before, own = {one["path"]: one["key"] for one in known}, [one for one in known if one["key"] == key]
+    done = [record for record in own if not record["missing"]]
     if done and not arguments.again:
         print(f"{name} is done with these parameters, record {done[0]['path']} (--again executes it once more)")
     else:
         parameters.writable(folder / f"{name}.executed.ipynb")
         content = parameters.part(notebook, arguments.section) if arguments.section else str(notebook)
-        if code := _execute(notebook, content, given, folder):
+        pool = records.pool_key(name, values)
+        totals = [one["costs"].get("runs_asked", 0) for one in known if one.get("pool") == pool and not one["missing"]]
+        expected = {"total": 0 if arguments.section else max(totals, default=0), "left": len(own[0]["missing"]) if own else None}
+        if code := _execute(notebook, content, given, folder, key, arguments.wait, expected):
             return code
         done = _records(folder, key)
         if not done:
@@ -132,7 +137,6 @@ def _run(arguments) -> int:
             return 1
         if before.get(done[0]["path"], key) != key:
             print(f"\nthe record of other parameters in {Path(done[0]['path']).parent} was replaced")
-        os.replace(folder / f"{name}.executed.ipynb", _executed(done[0]))
     _summary(done[0], name)
     return 0
 
@@ -187,8 +191,23 @@ def _executed(record: dict) -> Path:
     return Path(record["path"]).with_name(f"{record['notebook']}.executed.ipynb")
 
 
-def _execute(notebook: Path, content, given: dict, folder: Path) -> int:
+@contextmanager
+def _environment(**values: str):
+    """Variables for a while, for the processes that are started in it."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _execute(notebook: Path, content, given: dict, folder: Path, key: str, wait: bool, expected: dict) -> int:
+    """Execute a notebook; it and a log of its runs come to lie beside its record, in `folder` where it failed. `expected` as `Progress` has it."""
     from distillery import store
+    from distillery.notebook import parameters
+    from distillery.notebook.progress import Progress
 
     # every name was checked before; papermill's own reader trips over a '=' in a comment and calls names unknown
     logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -199,24 +218,30 @@ def _execute(notebook: Path, content, given: dict, folder: Path) -> int:
         from papermill.exceptions import PapermillException, PapermillExecutionError
 
     library = str(Path(__file__).resolve().parents[1])  # so that the kernel finds an uninstalled package too
-    os.environ["PYTHONPATH"] = os.pathsep.join([library, *filter(None, [os.environ.get("PYTHONPATH")])])
-    executed, failure = folder / f"{notebook.stem}.executed.ipynb", None
+    executed, failure, place = folder / f"{notebook.stem}.executed.ipynb", None, folder
     with tempfile.TemporaryDirectory(prefix="distillery-") as scratch:
         running = Path(scratch) / executed.name  # written cell by cell, so a kill leaves no part of it in the results
-        options = {"overrides": {"env": {"DISTILLERY_RESULTS": str(folder.parents[1])}}, "extra_arguments": ["--log-level=ERROR"]}
-        write_kernel_spec(Path(scratch) / "kernels" / "python3", **options)  # of this Python, before any other
-        os.environ["JUPYTER_PATH"] = os.pathsep.join([scratch, *filter(None, [os.environ.get("JUPYTER_PATH")])])
+        log, events = Path(scratch) / "log.txt", Path(scratch) / "events"
+        write_kernel_spec(Path(scratch) / "kernels" / "python3", extra_arguments=["--log-level=ERROR"])  # of this Python, before any other
+        paths = {"PYTHONPATH": library, "JUPYTER_PATH": scratch}
+        paths = {name: os.pathsep.join([first, *filter(None, [os.environ.get(name)])]) for name, first in paths.items()}
+        told = {parameters.WAIT: "1" if wait else "", parameters.EVENTS: str(events), "DISTILLERY_RESULTS": str(folder.parents[1])}
         kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
         try:
-            papermill.execute_notebook(content, str(running), given, progress_bar=True, **kernel)
+            with _environment(**paths, **told), Progress(events, log, **expected):
+                papermill.execute_notebook(content, str(running), given, progress_bar=False, **kernel)
+            place = next((Path(one["path"]).parent for one in _records(folder, key)), folder)
         except PapermillExecutionError as error:
             failure = error
         except (PapermillException, RuntimeError, OSError, ValueError) as error:  # a kernel that died or never started
             print(f"error: {type(error).__name__}: {first_line(error)}; finished runs are kept in {folder}", file=sys.stderr)
             return 1
         finally:
-            if running.exists():
-                store.write_bytes(executed, running.read_bytes())
+            for file in (running, log):
+                if file.exists():
+                    store.write_bytes(place / file.name, file.read_bytes())
+                if place != folder:
+                    (folder / file.name).unlink(missing_ok=True)  # of a start that failed
     if failure is None:
         return 0
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(failure.evalue)).splitlines()

@@ -193,7 +193,7 @@ class Experiment:
         """
         self.check(recipe)
         inputs = self.evaluation_inputs(recipe)
-        found = self.runs.try_get("evaluation", VERSION, inputs, self.data.digest, lambda key: self._evaluate(recipe))
+        found = self.runs.try_get("evaluation", VERSION, inputs, self.data.digest, lambda key: self._evaluate(recipe), self._called(recipe))
         if found is None:
             return None
         made = self.runs.read(inputs["set"]) if METHODS[recipe.method].makes_set else {}
@@ -210,6 +210,7 @@ class Experiment:
         where = where or self.compute.engine
         for recipe in recipes:
             self.check(recipe)
+        self.runs.tell(row=len(recipes))
         if where == "local":
             return engine.map(self.run, recipes)
         self.check_mapped(where)
@@ -226,6 +227,14 @@ class Experiment:
             self.scores.costs |= scoring
             self.costs |= costs
         return results
+
+    def _called(self, recipe: Recipe) -> str:
+        """A recipe in a few words."""
+        size = f" {'ipc' if self.classes else 'images'} {recipe.size}" if METHODS[recipe.method].makes_set else ""
+        parts = [f"{recipe.prune.rule} {recipe.prune.keep:g} kept"] if recipe.prune else []
+        parts += [f"from {recipe.start}"] if recipe.start else []
+        parts += [f"on {recipe.evaluate.network}"] if recipe.evaluate.network else []
+        return ", ".join([f"{recipe.method}{size} seed {recipe.seed}", *parts])
 
     def _run_apart(self, recipe: Recipe) -> tuple:
         """`run` on a copy of the experiment, with what the copy has counted."""
@@ -253,7 +262,9 @@ class Experiment:
                 accuracies.append(accuracy(network, params, self.data.test).tolist())
             return {"accuracies": accuracies, "seconds": time.monotonic() - began, "samples": 0, "steps": 0}
 
-        return self.runs.try_get("search", VERSION, inputs, self.data.digest, compute)
+        return self.runs.try_get(
+            "search", VERSION, inputs, self.data.digest, compute, f"{len(networks)} networks on {self._called(recipe)}"
+        )
 
     def billed(self, results: list[dict]) -> list[dict]:
         """'seconds' and 'samples' of results, a set that several of them share counted once."""

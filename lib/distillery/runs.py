@@ -1,8 +1,10 @@
 """Finished runs: computed once, stored as JSON with their inputs and a digest, read ever after; what the budget does not reach is listed."""
 
 import hashlib
+import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -24,26 +26,37 @@ class Runs:
     for itself.
     """
 
-    def __init__(self, folder: str | Path, budget_minutes: float = 0.0):
-        """budget_minutes: start no new run after so many minutes, 0 = no limit."""
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, budget_minutes: float = 0.0, *, wait: bool = False, events: str | Path = ""):
+        """Where runs are stored.
+
+        budget_minutes  start no new run after so many minutes, 0 = no limit
+        wait            for runs that another process is computing, instead of an InputError
+        events          the file to which `tell` appends, '' = none
+        """
+        self.folder, self.wait, self.events = Path(folder), wait, str(events)
         self.deadline = time.time() + 60 * budget_minutes if budget_minutes > 0 else float("inf")
-        self.wait = False  # for runs that another process is computing, instead of an InputError
-        self.computed = self.reused = 0
+        self.asked = self.computed = self.reused = 0
         self.missing: list[dict] = []
+        self.within = False  # a run that asks for others
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"wait": True, "computed": 0, "reused": 0, "missing": []}
+        return self.__dict__ | {"wait": True, "asked": 0, "computed": 0, "reused": 0, "missing": []}
 
     @property
     def counts(self) -> dict:
-        """What was 'computed', 'reused' and 'missing' so far."""
-        return {"computed": self.computed, "reused": self.reused, "missing": self.missing}
+        """What was 'asked' for by itself, 'computed', 'reused' and 'missing' so far."""
+        return {name: getattr(self, name) for name in ("asked", "computed", "reused", "missing")}
 
     def add(self, counts: dict) -> None:
         """Count what a copy has counted, as its `counts` say."""
-        self.computed, self.reused = self.computed + counts["computed"], self.reused + counts["reused"]
-        self.missing += counts["missing"]
+        for name, more in counts.items():
+            setattr(self, name, getattr(self, name) + more)
+
+    def tell(self, **event) -> None:
+        """Append what has happened to the file of events as a line of JSON."""
+        if self.events:
+            with suppress(OSError), open(self.events, "a") as file:
+                file.write(json.dumps(event) + "\n")
 
     def spent(self) -> bool:
         """Whether the budget is."""
@@ -73,15 +86,22 @@ class Runs:
         self.missing.append(inputs)
         return None
 
-    def try_get(self, producer: str, version: int, inputs: dict, data_digest: str, compute: Callable[[str], dict]):
-        """`get`, where a run that cannot be finished is listed as missing, with the reason, and stops no other."""
+    def try_get(self, producer: str, version: int, inputs: dict, data_digest: str, compute: Callable[[str], dict], called: str = ""):
+        """`get`, where a run that cannot be finished is listed as missing, with the reason, and stops no other; told under what it is called."""
+        began, computed, within, found = time.monotonic(), self.computed, self.within, None
+        self.within, self.asked = True, self.asked + (not within)
         try:
-            return self.get(producer, version, inputs, data_digest, compute)
+            found = self.get(producer, version, inputs, data_digest, compute)
         except DependencyMissing:
             self.missing.append(inputs)
         except RunFailed as error:
             self.missing.append(inputs | {"stopped": str(error).split(";")[0]})
-        return None
+        finally:
+            self.within = within
+        if found and not within:
+            spent = time.monotonic() - began if self.computed > computed else None
+            self.tell(run=called or producer, accuracies=found.get("accuracies"), seconds=spent)
+        return found
 
     def read(self, key: str) -> dict:
         """The result of a stored run by its id. Raises InputError if it is not there, or does not match its digest."""

@@ -19,6 +19,7 @@ from distillery import places, store
 from distillery.checks import InputError, check_choice, first_line, local_path, require
 from distillery.notebook import types
 
+WAIT, EVENTS = "DISTILLERY_WAIT", "DISTILLERY_EVENTS"  # in the environment of a kernel: see `Runs`
 LARGEST = 100_000  # bytes of a file of parameters
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "null": None, "~": None, "": None}
 

@@ -1,5 +1,6 @@
 """What the standard parameters of a notebook describe: data, folders, protocol, experiments."""
 
+import os
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -86,8 +87,9 @@ class Standard:
 
     @cached_property
     def runs(self) -> Runs:
-        """Stored results."""
-        return Runs(self.folder, self.p.budget_minutes)
+        """Stored results; `distillery run` says in the environment whether to wait for other processes, and where it follows."""
+        wait, events = (os.environ.get(name, "") for name in (parameters.WAIT, parameters.EVENTS))
+        return Runs(self.folder, self.p.budget_minutes, wait=bool(wait), events=events)
 
     def describe(self) -> None:
         """Print what the data are."""

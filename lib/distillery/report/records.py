@@ -190,6 +190,7 @@ def cost(seconds: float, runs: Runs, results: list[dict], scoring: list[dict] = 
         "seconds_this_start": round(seconds, 1),
         "peak_memory_bytes": peak,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "runs_asked": runs.asked,
         "runs_computed": runs.computed,
         "runs_reused": runs.reused,
         "runs_missing": len(runs.missing),

@@ -308,7 +308,9 @@ class CachedScores:
                 with lock(path.with_suffix(".lock"), wait=True):
                     if not path.exists():  # else another worker made them meanwhile
                         began, (made, samples) = time.monotonic(), make()
-                        store.save_tensors(path, made, inputs | {"seconds": time.monotonic() - began, "samples": samples})
+                        spent = time.monotonic() - began
+                        store.save_tensors(path, made, inputs | {"seconds": spent, "samples": samples})
+                        self.runs.tell(scores="{} seed {}".format(*key), seconds=spent)
             tensors, card = store.load_tensors(path)
             # but for the encoder's one at a time: features are large
             self._read = {k: v for k, v in self._read.items() if k[0] == "encoder"} | {key: tensors}
