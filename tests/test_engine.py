@@ -45,6 +45,8 @@ def experiment(splits, folder, **options):
 
 
 def test_local_is_a_loop(refused):
+    told = []
+    assert engine.map(str, [7, 8], ended=lambda *one: told.append(one)) == ["7", "8"] and told == [(0, "7"), (1, "8")]
     assert engine.map(lambda x: x * x, range(4)) == [0, 1, 4, 9]
     with refused("'cluster'", "local, ray"):
         engine.map(str, [1], "cluster")

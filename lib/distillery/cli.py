@@ -62,6 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     row.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one published setting")
     grid = command("sweep", _sweep, "execute notebooks over a grid of parameters")
     grid.add_argument("grid", help="YAML file: notebook, parameters, grid")
+    grid.add_argument("--shard", default="", metavar="I/N", help="only every N-th cell from the I-th on: N machines or jobs share a grid")
+    grid.add_argument("--dry-run", action="store_true", help="list the cells and their states, start nothing")
+    grid.add_argument("--wait", action="store_true", help="wait for cells that another process is running, which are passed over else")
     grid.add_argument("--engine", default="local", help="local, or ray: cells at once, on one or many machines")
     grid.add_argument("--gpus", type=float, default=0.0, help="GPUs of a cell on Ray, e.g. 0.25")
     for one in (run, row):
@@ -164,13 +167,21 @@ def _row(arguments) -> int:
 def _sweep(arguments) -> int:
     from distillery.notebook import sweep
 
-    folder, cells = sweep.read(arguments.grid, _find)
+    folder, whole = sweep.read(arguments.grid, _find)
+    cells = sweep.shard(whole, arguments.shard) if arguments.shard else whole
     minutes = budget(arguments.budget) if arguments.budget else 0.0
-    lines = sweep.run(folder, cells, arguments.engine, minutes, arguments.gpus)
-    width, counts = max(len(line["cell"]) for line in lines), Counter(line["status"] for line in lines)
+    if arguments.dry_run:
+        lines = [cell.state() for cell in cells]
+    else:
+        lines = sweep.run(folder, cells, arguments.engine, minutes, arguments.gpus, whole=whole, wait=arguments.wait)
+    width, counts = max((len(line["cell"]) for line in lines), default=0), Counter(line["status"] for line in lines)
     for line in lines:
         print(f"  {line['cell']:<{width}}  {line['status']:<10}  {line['headline'] or ''}".rstrip())
-    print(f"\n{', '.join(f'{counts[state]} {state}' for state in sweep.STATES if counts[state])}: {folder / 'summary.json'}")
+    told = ", ".join(f"{counts[state]} {state}" for state in sweep.STATES if counts[state]) or "no cell"
+    if arguments.dry_run:
+        print(f"\n{told}; nothing was started")
+        return 0
+    print(f"\n{told}: {folder / 'summary.json'}")
     for line in (line for line in lines if line["status"] == "failed"):
         print(f"error: {line['cell']}: {line['error']}", file=sys.stderr)
     if counts["incomplete"] or counts["not run"] or counts["failed"]:

@@ -29,13 +29,17 @@ def check(engine: str) -> None:
         _ray()
 
 
-def map(function: Callable, shards: Iterable, engine: str = "local", *, cpus: float = 1, gpus: float = 0.0, max_retries: int = 2) -> list:
+def map(
+    function: Callable, shards: Iterable, engine: str = "local", *, cpus: float = 1, gpus: float = 0.0, max_retries: int = 2,
+    ended: Callable[[int, object], None] = lambda i, result: None,
+) -> list:  # fmt: skip
     """[function(shard) for shard in shards] on the chosen engine.
 
     On Ray every shard has the caller's number of torch threads, so that its bits are those of the local engine.
 
     cpus, gpus   what a shard is given on Ray; a fraction of a GPU packs several shards on it
     max_retries  how often a shard is started again on Ray after its worker died; the function must be safe to repeat
+    ended        is told here of every shard that has ended well: its index and result
     raises       InputError on an unknown or missing engine, or if no machine has so many CPUs or GPUs; what the function raised, never
                  retried; WorkerDied, which names the shard. The local engine stops at the first failure. On Ray the other shards are
                  finished first, so that what they store is kept, and the failure of the first failed shard is raised; only an interrupt
@@ -44,7 +48,11 @@ def map(function: Callable, shards: Iterable, engine: str = "local", *, cpus: fl
     check(engine)
     shards = list(shards)
     if engine == "local" or not shards:
-        return [function(shard) for shard in shards]
+        results = []
+        for i, shard in enumerate(shards):
+            results.append(function(shard))
+            ended(i, results[i])
+        return results
     ray = start()
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(one.get("CPU", 0) >= cpus and one.get("GPU", 0) >= gpus for one in machines):
@@ -61,6 +69,7 @@ def map(function: Callable, shards: Iterable, engine: str = "local", *, cpus: fl
             i, deaths = waiting.pop(done)
             try:
                 results[i] = ray.get(done)
+                ended(i, results[i])
             except ray.exceptions.RayError as error:
                 # beside an error of the function: the worker, its machine or its answer is gone
                 if isinstance(error, ray.exceptions.RayTaskError) or deaths >= max_retries:

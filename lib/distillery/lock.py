@@ -9,11 +9,15 @@ from pathlib import Path
 from distillery.checks import InputError
 
 
+class Busy(InputError):
+    """Another process owns the lock."""
+
+
 @contextmanager
 def lock(path: str | Path, wait: bool = False):
     """Own the file `path` for a while, so that two workers never produce one id; it is removed after.
 
-    wait    wait for whoever owns it, else raise InputError with the owner's name
+    wait    wait for whoever owns it, else raise Busy with the owner's name
     raises  InputError too where the folder cannot be written, or its file system has no locks
     """
     path = Path(path)
@@ -29,7 +33,7 @@ def lock(path: str | Path, wait: bool = False):
         with file:
             file.seek(0)
             owner = file.readline(100) or "another process"
-        raise InputError(f"{path.stem} is being produced by {owner}; accepted: wait until it is done, or end it") from error
+        raise Busy(f"{path.stem} is being produced by {owner}; accepted: wait until it is done, or end it") from error
     except OSError as error:
         raise InputError(f"cannot lock {path}: {error.strerror}; accepted: a writable folder on a file system with locks") from error
     with file:
@@ -41,6 +45,18 @@ def lock(path: str | Path, wait: bool = False):
         finally:
             if _same(file, path):
                 path.unlink(missing_ok=True)
+
+
+def held(path: str | Path) -> bool:
+    """Whether a process owns the file `path`; nothing is waited for or changed."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none
+        return False
+    return False
 
 
 def _same(file, path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from distillery import cli
+from distillery.lock import lock
 from distillery.notebook import sweep
 from distillery.report import records
 
@@ -36,6 +38,11 @@ import yaml
 given, folder = yaml.safe_load(Path(sys.argv[4]).read_text()), Path(sys.argv[4]).parent
 mark = f"start {time.time()} {os.environ['OMP_NUM_THREADS']} {given.get('budget_minutes', 0.0)}"
 (folder / mark).write_text(f"{os.getpid()} {sys.argv[1]} {sys.argv[3]}")
+if (summary := folder.parent / "summary.json").exists():
+    shutil.copy(summary, folder / "seen.json")
+if given["fail"] == "interrupt":
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(60)
 if given["fail"] == "crash":
     sys.exit("error: cell 3: RuntimeError: it broke")
 if given["fail"] == "killed":
@@ -266,6 +273,54 @@ def test_on_ray_a_killed_worker_does_not_lose_its_cell(grid, stub, ray):
         for mark in path.parent.rglob("start *"):
             command = Path(f"/proc/{mark.read_text().split()[0]}/cmdline")
             assert not command.exists() or not command.read_bytes()
+
+
+def states(found):
+    return [one["status"] for one in found]
+
+
+def test_a_sweep_is_told_as_it_goes_and_goes_on_after_an_interrupt(grid, stub, capfd):
+    path = stub(grid({"fail": ["", "interrupt"], "seed": [0, 1]}))
+    assert cli.main(["sweep", str(path)]) == 130
+    told = capfd.readouterr().err.splitlines()
+    assert [line.split("  ")[:2] for line in told[:4]] == [
+        ["begins", "tiny,fail=,seed=0"],
+        ["1/4 done", "tiny,fail=,seed=0"],
+        ["begins", "tiny,fail=,seed=1"],
+        ["2/4 done", "tiny,fail=,seed=1"],
+    ]
+    assert "ours is better: direction reproduced" in told[1] and told[1].endswith(" left") and "about" in told[1]
+    seen = [json.loads((cell.folder / "seen.json").read_text())["cells"] for cell in cells(path)[:3]]
+    assert [states(one) for one in seen] == [["done"] * n + ["not run"] * (4 - n) for n in range(3)]
+    assert states(summary(path)) == ["done", "done", "not run", "not run"]
+
+
+def test_jobs_share_a_grid(grid, stub, capfd):
+    path = stub(grid({"seed": list(range(5))}, {"fail": ""}))
+    assert cli.main(["sweep", str(path), "--shard", "2/3"]) == 0
+    assert states(summary(path)) == ["not run", "done", "not run", "not run", "done"]
+    assert cli.main(["sweep", str(path), "--shard", "9/9"]) == 0 and "no cell" in capfd.readouterr().out
+    assert cli.main(["sweep", str(path), "--shard", "4/3"]) == 2 and "4/3" in capfd.readouterr().err
+    before = {one: one.stat().st_mtime_ns for one in path.parent.rglob("*")}
+    assert cli.main(["sweep", str(path), "--dry-run"]) == 0
+    assert "3 not run; nothing was started" in (out := capfd.readouterr().out) and out.count("  done") == 2
+    assert before == {one: one.stat().st_mtime_ns for one in path.parent.rglob("*")}
+
+
+def test_a_cell_of_another_process_is_passed_over(grid, stub, capfd):
+    path = stub(grid({"seed": [0, 1]}, {"fail": ""}))
+    first = cells(path)[0]
+    with lock(first.lock):
+        first.log.write_text("error: of now")
+        assert cli.main(["sweep", str(path)]) == 0
+        assert states(summary(path)) == ["running", "done"] and first.log.read_text() == "error: of now"
+        assert "1/2 running  tiny,seed=0" in capfd.readouterr().err
+        waiting = threading.Thread(target=cli.main, args=(["sweep", str(path), "--wait"],))
+        waiting.start()
+        time.sleep(0.5)
+        assert waiting.is_alive() and len(starts(path)) == 1
+    waiting.join(60)
+    assert states(summary(path)) == ["done", "done"]
 
 
 def test_the_example_is_a_grid():

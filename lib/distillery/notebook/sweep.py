@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,9 @@ import yaml
 
 from distillery import engine, store
 from distillery.checks import InputError, is_number
-from distillery.lock import lock
+from distillery.lock import Busy, held, lock
 from distillery.notebook import parameters
+from distillery.notebook.progress import duration
 from distillery.report import records, tables
 
 # ends a program with the worker that started it, so that a cell never runs twice (Linux; 1 = PR_SET_PDEATHSIG)
@@ -32,7 +34,8 @@ libc = ctypes.CDLL(None)
 hasattr(libc, "prctl") and libc.prctl(1, 9)
 """
 COMMAND = TIED + "from distillery.cli import main\nsys.exit(main())"  # what Python runs for a cell: `distillery`
-STATES = ("done", "incomplete", "failed", "not run")
+STATES = ("done", "incomplete", "failed", "running", "not run")
+STOPPED = "stopped; the same sweep goes on with it"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class Cell:
     def log(self) -> Path:
         return self.folder / "log.txt"
 
+    @property
+    def lock(self) -> Path:
+        return self.folder / "cell.lock"
+
     def record(self) -> dict | None:
         """Its record, finished or not."""
         return next((one for one in records.find(self.folder) if one.get("key") == self.key), None)
@@ -59,8 +66,10 @@ class Cell:
         """Its line in the summary: 'status' is one of STATES, 'headline' the first claim, 'error' why it failed."""
         record, error = self.record(), None
         status = "not run" if record is None else "incomplete" if record["missing"] else "done"
-        if status != "done" and self.log.exists():
-            lines = self.log.read_text(errors="replace").splitlines()
+        if status != "done" and held(self.lock):
+            status = "running"
+        elif status != "done" and self.log.exists() and STOPPED not in (text := self.log.read_text(errors="replace")):
+            lines = text.splitlines()
             errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
             if errors or record is None:
                 status = "failed"
@@ -123,13 +132,33 @@ def _spell(value) -> str:
     return fit if fit == text else f"{fit}-{store.identity('value', 1, {}, text)[:6]}"
 
 
-def run(folder: Path, cells: list[Cell], where: str = "local", minutes: float = 0.0, gpus: float = 0.0) -> list[dict]:
-    """Run the cells that are not done and write `summary.json`; returns its lines, in the order of the cells.
+def shard(cells: list[Cell], text: str) -> list[Cell]:
+    """Every n-th cell from the i-th on, of a text 'i/n'. Raises InputError on any other text."""
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    if not match or int(match[1]) > int(match[2]):
+        raise InputError(f"--shard: {text!r}; accepted: i/n with i from 1 to n, as 2/16")
+    return cells[int(match[1]) - 1 :: int(match[2])]
 
-    A failure ends its own cell only. On Ray a cell takes as many CPUs as torch has threads here.
+
+def run(
+    folder: Path,
+    cells: list[Cell],
+    where: str = "local",
+    minutes: float = 0.0,
+    gpus: float = 0.0,
+    *,
+    whole: Sequence[Cell] = (),
+    wait: bool = False,
+) -> list[dict]:
+    """Run the cells that are not done, a line on stderr as each begins and ends; returns their lines in the summary, in the order of the cells.
+
+    `summary.json` is written after every cell. A failure ends its own cell only; a cell that another process is running is passed over. On
+    Ray a cell takes as many CPUs as torch has threads here.
 
     minutes  start no new run in any cell after so many minutes, 0 = no limit
     gpus     what a cell is given on Ray, a fraction packs several on one GPU
+    whole    the cells of the whole sweep, of which `cells` are a part; () = these
+    wait     for cells that another process is running
     raises   InputError on an unknown engine, no number of GPUs, cells that would start Ray within Ray, and folders that are not writable
     """
     engine.check(where)
@@ -142,19 +171,44 @@ def run(folder: Path, cells: list[Cell], where: str = "local", minutes: float = 
     until = time.time() + 60 * minutes if minutes else float("inf")
     todo = [cell for cell in cells if cell.state()["status"] != "done"]
     for cell in todo:
-        cell.log.unlink(missing_ok=True)
-    _summary(folder, cells)
-    threads, command = torch.get_num_threads(), COMMAND
-    with suppress(engine.WorkerDied):  # told by its log
-        engine.map(lambda cell: _run(cell, until, threads, command), todo, where, cpus=threads, gpus=gpus)
-    return _summary(folder, cells)
+        if not held(cell.lock):
+            cell.log.unlink(missing_ok=True)
+    _summary(folder, whole or cells)
+    threads, command, began, before = torch.get_num_threads(), COMMAND, time.monotonic(), len(cells) - len(todo)
+    if before:
+        print(f"{before}/{len(cells)} done before", file=sys.stderr)
+
+    done = []
+
+    def ended(i: int, seconds: float) -> None:
+        done.append(i)
+        _summary(folder, whole or cells)
+        state, passed, left = todo[i].state(), time.monotonic() - began, len(todo) - len(done)
+        told = [
+            f"{before + len(done)}/{len(cells)} {state['status']}",
+            state["cell"],
+            state["headline"] or state["error"],
+            duration(seconds),
+        ]
+        more = f", about {duration(passed / len(done) * left)} left" if left else ""
+        print("  ".join(filter(None, told)) + more, file=sys.stderr, flush=True)
+
+    try:
+        with suppress(engine.WorkerDied):  # told by its log
+            engine.map(lambda cell: _run(cell, until, threads, command, wait), todo, where, cpus=threads, gpus=gpus, ended=ended)
+    finally:
+        _summary(folder, whole or cells)
+    return [cell.state() for cell in cells]
 
 
-def _run(cell: Cell, until: float, threads: int, command: str) -> None:
-    with lock(cell.folder / "cell.lock", wait=True):
+def _run(cell: Cell, until: float, threads: int, command: str, wait: bool) -> float:
+    """Run a cell in a process of its own, unless another one does; its seconds."""
+    began = time.monotonic()
+    with suppress(Busy), lock(cell.lock, wait):
         left = (until - time.time()) / 60
         if left <= 0 or cell.state()["status"] == "done":
-            return
+            return 0.0
+        print(f"begins  {cell.name}", file=sys.stderr, flush=True)
         given = dict(cell.given)
         if cell.limited and left < float("inf"):
             given["budget_minutes"] = min(left, given.get("budget_minutes") or left)
@@ -165,12 +219,15 @@ def _run(cell: Cell, until: float, threads: int, command: str) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
         store.write_bytes(cell.log, b"")
         with open(cell.log, "a") as log:  # to append: a kernel may outlive a killed cell by a second
-            ended = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+            try:
+                ended = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+            except KeyboardInterrupt:
+                log.write(f"\n{STOPPED}\n")
+                raise
             if ended.returncode < 0:
                 log.write(f"\nerror: ended by signal {-ended.returncode}\n")
+    return time.monotonic() - began
 
 
-def _summary(folder: Path, cells: list[Cell]) -> list[dict]:
-    lines = [cell.state() for cell in cells]
-    store.write_json(folder / "summary.json", {"grid": folder.name, "cells": lines})
-    return lines
+def _summary(folder: Path, cells: list[Cell]) -> None:
+    store.write_json(folder / "summary.json", {"grid": folder.name, "cells": [cell.state() for cell in cells]})
