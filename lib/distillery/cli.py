@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     for one in (run, row, grid):
         one.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     report = command("report", _report, "print the claim table of all records")
-    report.add_argument("--results", default="", help="results folder (default: that of the repository, else ./results)")
+    report.add_argument("--results", default="", help="results folder, or that of one sweep (default: that of the repository, else ./results)")
     report.add_argument("--scale", default="", help="only this scale")
     report.add_argument("--write", action="store_true", help="renew what is generated: *.md of results, README, first cells")
     methods = command("methods", _methods, "what combines with what")
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments) -> int:
     from distillery.notebook import parameters
-    from distillery.report import records
+    from distillery.report import pooling, records
 
     notebook = _find(arguments.notebook)
     given, values = parameters.planned(notebook, _given(arguments, parameters.declared(notebook)[0]))
@@ -129,7 +129,7 @@ def _run(arguments) -> int:
     else:
         parameters.writable(folder / f"{name}.executed.ipynb")
         content = parameters.part(notebook, arguments.section) if arguments.section else str(notebook)
-        pool = records.pool_key(name, values)
+        pool = pooling.pool_key(name, values)
         totals = [one["costs"].get("runs_asked", 0) for one in known if one.get("pool") == pool and not one["missing"]]
         expected = {"total": 0 if arguments.section else max(totals, default=0), "left": len(own[0]["missing"]) if own else None}
         if code := _execute(notebook, content, given, folder, key, arguments.wait, expected):
@@ -281,7 +281,7 @@ def _summary(record: dict, name: str) -> None:
 
 def _report(arguments) -> int:
     from distillery.notebook import parameters
-    from distillery.report import records, tables
+    from distillery.report import pooling, records, tables
 
     if arguments.write:
         if arguments.scale:
@@ -296,11 +296,12 @@ def _report(arguments) -> int:
     def warn(error: InputError) -> None:
         print(f"warning: {error}; it is left out", file=sys.stderr)
 
-    found = records.find(parameters.results_root(arguments.results), warn)
-    found = [one for one in found if arguments.scale in ("", one["scale"])]
+    found = records.find(parameters.results_root(arguments.results), warn, sweeps=True)
+    found = pooling.pool([one for one in found if arguments.scale in ("", one["scale"])])
     if not found:
-        raise InputError("no record found; accepted: a results folder after `distillery run`")
-    print(tables.table(found))
+        raise InputError("no record found; accepted: a results folder after `distillery run`, or the folder of a sweep")
+    joined = [one for one in found if "pooled" in one]
+    print("\n\n".join(filter(None, [tables.table(found), tables.rows_by_record(joined)])))
     return 0
 
 

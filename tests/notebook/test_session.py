@@ -17,7 +17,7 @@ from distillery.notebook import display
 from distillery.notebook.session import Session, as_published
 from distillery.notebook.types import Whole
 from distillery.recipe import Evaluate, Prune, Recipe
-from distillery.report import records
+from distillery.report import pooling, records
 from distillery.runs import Runs
 from distillery.training.dsa import DSA, DSA_NO_FLIP
 from made_up import blobs, namespace
@@ -342,4 +342,4 @@ def test_machines_share_the_seeds_of_rows(tmp_path):
     assert both.runs.computed == 0 and both.results["DM"][1] == second.results["DM"][0] and both.here == first.here
     keys = [records.record_key("90_tiny", {"seed": 3} | more) for more in ({}, {"first_seed": 0}, {"first_seed": 1})]
     assert keys[0] == keys[1] != keys[2]  # records of before there was one still count
-    assert len({records.pool_key("90_tiny", {"seed": seed, "first_seed": seed}) for seed in (0, 1)}) == 1
+    assert len({pooling.pool_key("90_tiny", {"seed": seed, "first_seed": seed}) for seed in (0, 1)}) == 1

@@ -27,7 +27,7 @@ from distillery.notebook import parameters
 from distillery.notebook.display import Shown
 from distillery.notebook.standard import Standard, own_protocol
 from distillery.recipe import Recipe
-from distillery.report import figures, records, tables
+from distillery.report import figures, pooling, records, tables
 from distillery.scores import files
 from distillery.training.dsa import DSA, DSA_NO_FLIP
 
@@ -184,7 +184,7 @@ class Session(Standard, Shown):
         """A row as records and tables hold it."""
         row, other = self.rows[name], against or self.rows[name].against or self.against
         baseline = self.results.get(other) if other != name else None
-        return records.row(row.label, row.size, self.results[name], baseline, row.published)
+        return records.row(row.label, row.size, self.results[name], baseline, row.published) | {"name": name, "against": other}
 
     def table(self, names: Iterable[str] = (), against: str = "", every: bool = False) -> Markdown:
         """Rows as a table, () = all; differences are paired by seed where `records.difference` pairs.
@@ -255,7 +255,8 @@ class Session(Standard, Shown):
         called = self.rows[against].label if against else ""
         how |= {"scale": self.p.scale, "published_baseline": self.rows[against].published if against else None}
         found = records.claim(id, statement, source, self.accuracies(ours), theirs, row.published, same, called, note, **how)
-        self.claims.append(found)
+        given = {name: how.get(name, "") for name in ("untestable", "same")} | {"comparable": same, "note": note}
+        self.claims.append(found | {"judged": {"rows": [ours, against]} | given})
 
     def claim_values(self, id: str, statement: str, ours: list, theirs: list | None, against: str, *, source: str = "ours", **how) -> None:
         """Claim that numbers are above others: a list for each seed, class or image; `how` as `records.claim` has it."""
@@ -315,7 +316,7 @@ class Session(Standard, Shown):
             self.here / "record.json",
             notebook=self.notebook,
             key=records.record_key(self.notebook, vars(self.p)),
-            pool=records.pool_key(self.notebook, vars(self.p)),
+            pool=pooling.pool_key(self.notebook, vars(self.p)),
             scale=self.p.scale,
             parameters=parameters.public(self.kinds, vars(self.p)),
             claims=records.corrected(self.claims),

@@ -15,7 +15,7 @@ from distillery.experiment import Compute, Experiment, Presets, ScoreSettings, V
 from distillery.methods import METHODS
 from distillery.networks import ConvNet
 from distillery.notebook import parameters
-from distillery.report import records
+from distillery.report import pooling, records
 from distillery.runs import Runs
 from distillery.training.dsa import DSA, DSA_NO_FLIP
 
@@ -76,11 +76,11 @@ class Standard:
     def here(self) -> Path:
         """Where figures, exported files and the record lie: a folder of the name of the data, with a digest behind it where the plain one holds
         the record of other images or another seed."""
-        plain, seeds, digest = self.folder / self.train.name, records.seeds_of(vars(self.p)), self.data.digest
+        plain, seeds, digest = self.folder / self.train.name, pooling.seeds_of(vars(self.p)), self.data.digest
         with suppress(InputError):  # there is no record
             record = records.load(plain / "record.json")
-            if (digest, seeds) != (record["data"].get("digest", digest), records.seeds_of(record["parameters"])):
-                other = records.beside(plain, seeds, digest)
+            if (digest, seeds) != (record["data"].get("digest", digest), pooling.seeds_of(record["parameters"])):
+                other = pooling.beside(plain, seeds, digest)
                 print(f"{plain.name} holds the record of other images or another seed, which stays; this one's is in {other.name}")
                 return other
         return plain

@@ -29,7 +29,6 @@ SCALES = ("smoke", "small", "night", "paper")  # smallest first
 UNJUDGED = ("smoke: not judged", "not testable at this scale", "not run")
 DECIDED = ("reproduced", "direction reproduced", "not reproduced")
 VERDICTS = (*DECIDED, "inconclusive", "under-powered", "same as random", *UNJUDGED)
-SEEDS = ("seed", "first_seed")
 FILES = ("encoder", "teacher", "instructions", "language_model")  # parameters that may name a file or a folder
 PERCENT = ("points", "%")  # units of numbers that are kept as fractions
 EARLIER = {  # unit, digits and data of claims recorded before they said so, by the first word of their id; others are of accuracies
@@ -243,21 +242,6 @@ def record_key(notebook: str, parameters: dict) -> str:
     return store.identity(notebook, SCHEMA, given, stamp)
 
 
-def seeds_of(parameters: dict) -> dict:
-    """What shifts the seeds of all sets: 'seed', of the data too, and 'first_seed' where it is not 0."""
-    return {name: parameters[name] for name in SEEDS if name == "seed" and name in parameters or parameters.get(name)}
-
-
-def pool_key(notebook: str, parameters: dict) -> str:
-    """`record_key` but for what shifts the seeds: records of one such key are of the same rows."""
-    return record_key(notebook, {name: value for name, value in parameters.items() if name not in SEEDS})
-
-
-def beside(plain: Path, seeds: dict, digest: str) -> Path:
-    """Where the record of other images or seeds lies beside the one in the folder `plain`; `seeds` as `seeds_of` has them."""
-    return plain.with_name(f"{plain.name}-{store.identity('results', 1, seeds, digest)[:8]}")
-
-
 # what the pages rely on of a record, by its types
 _numbers = {
     "published": {"mean": float, "std": float | None},
@@ -306,14 +290,18 @@ def load(path: str | Path) -> dict:
     return record | {"path": str(path)}
 
 
-def find(root: str | Path, broken: Callable[[InputError], None] | None = None, name: str = "record.json") -> list[dict]:
+def find(
+    root: str | Path, broken: Callable[[InputError], None] | None = None, name: str = "record.json", *, sweeps: bool = False
+) -> list[dict]:
     """All records under a results folder, by notebook, largest scale first, that of CIFAR-10 before other data.
 
     broken  is told of broken records, which are passed over as those of other programs are; it may raise
     name    'record*.json' = also the incomplete ones beside complete ones, which come first
+    sweeps  whether those of the cells of its sweeps count too, and whether it may be the folder of a sweep
     """
-    found = []
-    for path in sorted(Path(root).glob(f"*/*/*/{name}")):
+    found, own = [], f"*/*/*/{name}"
+    patterns = [own, f"sweeps/*/*/{own}", f"*/{own}"] if sweeps else [own]
+    for path in sorted(path for pattern in patterns for path in Path(root).glob(pattern)):
         try:
             found.append(load(path))
         except InputError as error:
