@@ -1,4 +1,4 @@
-"""The command line: `distillery run NOTEBOOK`, `sweep GRID`, `report`, `methods`, `data check PATH`, `notebooks DIR`, and those of `commands/`.
+"""The command line: `distillery run NOTEBOOK`, `sweep GRID`, `report`, `merge`, `methods`, `data check PATH`, `notebooks DIR`, and those of `commands/`.
 
 `run` is a thin layer over papermill: it checks parameters before starting, executes into a temporary file, and counts a run as done only
 by the record that the notebook's last cell writes. Bad input gives one line and exit code 2.
@@ -76,6 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     report.add_argument("--results", default="", help="results folder, or that of one sweep (default: that of the repository, else ./results)")
     report.add_argument("--scale", default="", help="only this scale")
     report.add_argument("--write", action="store_true", help="renew what is generated: *.md of results, README, first cells")
+    joining = command("merge", _merge, "make the results folders of several machines one; nothing is overwritten")
+    joining.add_argument("folders", nargs="+", metavar="FOLDER", help="a results folder")
+    joining.add_argument("--into", required=True, metavar="FOLDER", help="a new folder, or the first of them")
     methods = command("methods", _methods, "what combines with what")
     methods.add_argument("--settings", action="store_true", help="published settings of every method, with their sources")
     command("list", _list, "the notebooks: what each asks, and what was found")
@@ -302,6 +305,19 @@ def _report(arguments) -> int:
         raise InputError("no record found; accepted: a results folder after `distillery run`, or the folder of a sweep")
     joined = [one for one in found if "pooled" in one]
     print("\n\n".join(filter(None, [tables.table(found), tables.rows_by_record(joined)])))
+    return 0
+
+
+def _merge(arguments) -> int:
+    from distillery.report.merge import merge
+
+    told, conflicts = merge([Path(one) for one in arguments.folders], Path(arguments.into))
+    for line in conflicts:
+        print(f"error: {line}", file=sys.stderr)
+    if conflicts:
+        print("nothing was copied; accepted: one of each two, the other renamed or removed", file=sys.stderr)
+        return 2
+    print("\n".join([*told, "records hold what each folder had; `distillery run` with the seeds of all finds their stored runs"]))
     return 0
 
 

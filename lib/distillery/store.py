@@ -35,19 +35,34 @@ def writing(path: str | Path):
         raise InputError(f"cannot write {path}: {error.strerror or error}; {accepted}") from error
 
 
-def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Write a file atomically. Raises InputError as `writing` does."""
-    path = Path(path)
+@contextmanager
+def replacing(path: Path):
+    """An open file that becomes `path` when all of it is written. Raises InputError as `writing` does."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         try:
             with open(temporary, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file atomically. Raises InputError as `writing` does."""
+    path = Path(path)
+    with replacing(path) as file:
+        file.write(content)
+    return path
+
+
+def copy_file(source: str | Path, path: str | Path) -> Path:
+    """Copy a file atomically. Raises InputError as `writing` does."""
+    path = Path(path)
+    with open(source, "rb") as content, replacing(path) as file:
+        shutil.copyfileobj(content, file, 2**20)
     return path
 
 
