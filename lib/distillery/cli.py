@@ -5,20 +5,17 @@ by the record that the notebook's last cell writes. Bad input gives one line and
 """
 
 import argparse
-import logging
 import os
 import re
 import signal
 import sys
-import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from distillery import __version__
-from distillery.checks import InputError, first_line, require
+from distillery.checks import InputError, require
 from distillery.commands import line as own_images
 from distillery.places import IN_REPOSITORY, NOTEBOOKS, ROOT
 
@@ -117,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments) -> int:
     from distillery.notebook import parameters
+    from distillery.notebook.execution import execute
     from distillery.report import pooling, records
 
     notebook = _find(arguments.notebook)
@@ -135,7 +133,8 @@ def _run(arguments) -> int:
         pool = pooling.pool_key(name, values)
         totals = [one["costs"].get("runs_asked", 0) for one in known if one.get("pool") == pool and not one["missing"]]
         expected = {"total": 0 if arguments.section else max(totals, default=0), "left": len(own[0]["missing"]) if own else None}
-        if code := _execute(notebook, content, given, folder, key, arguments.wait, expected):
+        beside = lambda: next((Path(one["path"]).parent for one in _records(folder, key)), folder)  # noqa: E731
+        if code := execute(notebook, content, given, folder, beside, arguments.wait, expected):
             return code
         done = _records(folder, key)
         if not done:
@@ -203,68 +202,6 @@ def _records(folder: Path, key: str = "") -> list[dict]:
 def _executed(record: dict) -> Path:
     """Where the executed notebook of a record lies."""
     return Path(record["path"]).with_name(f"{record['notebook']}.executed.ipynb")
-
-
-@contextmanager
-def _environment(**values: str):
-    """Variables for a while, for the processes that are started in it."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _execute(notebook: Path, content, given: dict, folder: Path, key: str, wait: bool, expected: dict) -> int:
-    """Execute a notebook; it and a log of its runs come to lie beside its record, in `folder` where it failed. `expected` as `Progress` has it."""
-    from distillery import store
-    from distillery.notebook import parameters
-    from distillery.notebook.progress import Progress
-
-    # every name was checked before; papermill's own reader trips over a '=' in a comment and calls names unknown
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import papermill
-        from ipykernel.kernelspec import write_kernel_spec
-        from papermill.exceptions import PapermillException, PapermillExecutionError
-
-    library = str(Path(__file__).resolve().parents[1])  # so that the kernel finds an uninstalled package too
-    executed, failure, place = folder / f"{notebook.stem}.executed.ipynb", None, folder
-    with tempfile.TemporaryDirectory(prefix="distillery-") as scratch:
-        running = Path(scratch) / executed.name  # written cell by cell, so a kill leaves no part of it in the results
-        log, events = Path(scratch) / "log.txt", Path(scratch) / "events"
-        write_kernel_spec(Path(scratch) / "kernels" / "python3", extra_arguments=["--log-level=ERROR"])  # of this Python, before any other
-        paths = {"PYTHONPATH": library, "JUPYTER_PATH": scratch}
-        paths = {name: os.pathsep.join([first, *filter(None, [os.environ.get(name)])]) for name, first in paths.items()}
-        told = {parameters.WAIT: "1" if wait else "", parameters.EVENTS: str(events), "DISTILLERY_RESULTS": str(folder.parents[1])}
-        kernel = {"kernel_name": "python3", "language": "python", "cwd": str(notebook.parent)}
-        try:
-            with _environment(**paths, **told), Progress(events, log, **expected):
-                papermill.execute_notebook(content, str(running), given, progress_bar=False, **kernel)
-            place = next((Path(one["path"]).parent for one in _records(folder, key)), folder)
-        except PapermillExecutionError as error:
-            failure = error
-        except (PapermillException, RuntimeError, OSError, ValueError) as error:  # a kernel that died or never started
-            print(f"error: {type(error).__name__}: {first_line(error)}; finished runs are kept in {folder}", file=sys.stderr)
-            return 1
-        finally:
-            for file in (running, log):
-                if file.exists():
-                    store.write_bytes(place / file.name, file.read_bytes())
-                if place != folder:
-                    (folder / file.name).unlink(missing_ok=True)  # of a start that failed
-    if failure is None:
-        return 0
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(failure.evalue)).splitlines()
-    message = next(filter(str.strip, lines), "no message")
-    if failure.ename == "InputError":
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-    print(f"error: cell {failure.exec_count}: {failure.ename}: {message}; the whole story is in {executed}", file=sys.stderr)
-    return 1
 
 
 def _summary(record: dict, name: str) -> None:
