@@ -91,6 +91,52 @@ def test_refused_before_anything_runs(tiny, capsys, words, named):
     assert not (tiny.parent / "results").exists()
 
 
+@pytest.mark.parametrize("words, named", [("dataset imagenet", "did you mean tiny-imagenet?"), ("n_sedes 5", "did you mean n_seeds?")])
+def test_refused_before_anything_heavy_is_imported(words, named):
+    code = "import sys\nfrom distillery.cli import main\nsys.exit(main(sys.argv[1:]) + 10 * ('torch' in sys.modules))"
+    words = [sys.executable, "-c", code, "run", "00_quickstart", "-p", *words.split()]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT / "lib")
+    assert done.returncode == 2 and named in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_images_that_are_not_there_are_refused_before_the_kernel_starts(monkeypatch, tmp_path, run):
+    monkeypatch.setattr("papermill.execute_notebook", lambda *_, **__: pytest.fail("executed"))
+    for root in ("", tmp_path / "nowhere"):
+        code, _, errors = run(
+            "run", "00_quickstart", "-p", "dataset", "folder", "-p", "data_root", root, "-p", "results_dir", tmp_path / "r"
+        )
+        assert code == 2 and "data_root" in errors[0] and not (tmp_path / "r").exists()
+
+
+def test_parameters_are_explained(run):
+    code, out, _ = run("params", "00_quickstart")
+    head, *lines = [line.split("  ")[0] for line in out.splitlines()]
+    kinds, _ = parameters.declared(ROOT / "notebooks" / "00_quickstart.ipynb")
+    assert code == 0 and lines == list(kinds) and "one of digits, mnist" in out and "root seed" in out
+
+
+def test_plain_papermill_knows_every_parameter_and_refuses_others(tmp_path):
+    notebook = str(ROOT / "notebooks" / "00_quickstart.ipynb")
+    papermill = [sys.executable, "-m", "papermill"]
+    shown = subprocess.run([*papermill, "--help-notebook", notebook], capture_output=True, text=True).stdout
+    kinds, _ = parameters.declared(notebook)
+    assert all(f"  {name}: " in shown for name in kinds), shown
+    words = [
+        *papermill,
+        notebook,
+        str(tmp_path / "out.ipynb"),
+        "-p",
+        "n_sedes",
+        "5",
+        "-p",
+        "results_dir",
+        str(tmp_path),
+        "--no-progress-bar",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT / "lib")})
+    assert done.returncode and "did you mean n_seeds?" in done.stderr
+
+
 def test_a_results_folder_that_cannot_be_written(tiny, monkeypatch, capsys):
     def refuse(**where):
         raise PermissionError(13, "Permission denied")

@@ -118,7 +118,7 @@ def test_commands(folder, line, monkeypatch, capfd):
     planned = []
     if words[0] == "sweep":  # planned, not run
         words[1] = str(ROOT / words[1])
-        monkeypatch.setattr(sweep, "run", lambda _, cells, *more: planned.extend(cells) or [one.state() for one in cells])
+        monkeypatch.setattr(sweep, "run", lambda _, cells, *more, **how: planned.extend(cells) or [one.state() for one in cells])
     if words[0] == "report":
         monkeypatch.delenv("DISTILLERY_RESULTS")  # the committed records
     if "-f" in words:  # its data are not here: others lie in their place

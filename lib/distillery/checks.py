@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from contextlib import suppress
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,11 +41,19 @@ def require(extra: str, *packages: str) -> None:
             raise InputError(f'{name} is not installed; accepted: first `pip install "distillery[{extra}]"`')
 
 
+def unknown(what: str, value, accepted: Iterable) -> InputError:
+    """The refusal of a value that is none of the accepted names, with the nearest one."""
+    names = {str(one).lower(): str(one) for one in accepted}
+    near = get_close_matches(str(value).lower(), names, 1)
+    meant = f"did you mean {names[near[0]]}? " if near else ""
+    shown = text if len(text := repr(value)) <= 200 else f"{text[:200]}.."
+    return InputError(f"{what} {shown} is unknown; {meant}accepted: {', '.join(names.values())}")
+
+
 def check_choice(name: str, value, accepted: Iterable) -> None:
     """Raise InputError unless `value` is one of `accepted`."""
-    accepted = list(accepted)
-    if value not in accepted:
-        raise InputError(f"{name}: {value!r} is unknown; accepted: {', '.join(map(str, accepted))}")
+    if value not in (accepted := list(accepted)):
+        raise unknown(f"{name}:", value, accepted)
 
 
 def check_fraction(name: str, value) -> None:

@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     run.add_argument("--again", action="store_true", help="execute even if a complete record exists (stored runs are reused)")
     run.add_argument("--wait", action="store_true", help="wait for runs that another process is computing (`row` always does)")
+    described = command("params", _params, "the parameters of a notebook: defaults, meanings, what is accepted")
+    described.add_argument("notebook", help="name such as 00_quickstart, or a path")
     row = command("row", _row, "run one row by published settings, which a notebook of the same settings finds")
     row.add_argument("notebook", help="name such as 03_ftd, or a path")
     row.add_argument("method", help="a method, as `distillery methods` names it")
@@ -114,11 +116,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments) -> int:
     from distillery.notebook import parameters
-    from distillery.notebook.execution import execute
-    from distillery.report import pooling, records
 
     notebook = _find(arguments.notebook)
     given, values = parameters.planned(notebook, _given(arguments, parameters.declared(notebook)[0]))
+    from distillery.notebook.execution import execute  # only now: it takes seconds
+    from distillery.report import pooling, records
+
     name = notebook.stem
     folder = parameters.results_root(values.get("results_dir", "")) / values.get("scale", "smoke") / name
     key = records.record_key(name, values)
@@ -143,6 +146,16 @@ def _run(arguments) -> int:
         if before.get(done[0]["path"], key) != key:
             print(f"\nthe record of other parameters in {Path(done[0]['path']).parent} was replaced")
     _summary(done[0], name)
+    return 0
+
+
+def _params(arguments) -> int:
+    from distillery.notebook import parameters
+
+    rows = parameters.table(_find(arguments.notebook))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]))
     return 0
 
 

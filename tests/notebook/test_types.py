@@ -3,7 +3,8 @@
 import nbformat
 import pytest
 
-from distillery.checks import InputError
+from distillery import data, names
+from distillery.checks import InputError, check_choice
 from distillery.notebook import parameters, types
 
 KINDS = vars(types)
@@ -166,3 +167,27 @@ def test_values_of_files_are_refused_in_short(tmp_path, value):
 def test_paths_that_cannot_be_are_refused(tiny_notebook, refused, path):
     with refused("path"):
         parameters.planned(tiny_notebook(""), {"data_root": path, "results_dir": path})
+
+
+def test_names_that_nothing_heavy_is_imported_for_are_those_of_what_they_name():
+    assert names.DATASETS == data.NAMES and parameters.described(types.Dataset) == f"one of {', '.join(data.NAMES)}"
+
+
+@pytest.mark.parametrize(
+    "kind, value, meant",
+    [
+        ("MethodName", "dm", "DM"),
+        ("ScoreName", "los", "loss"),
+        ("Dataset", "cifar-10", "cifar10"),
+        ("Dataset", "zebra", ""),
+        ("Scale", 7, ""),
+    ],
+)
+def test_a_name_that_is_nearly_one(kind, value, meant):
+    for check in (
+        lambda: parameters.check({"x": KINDS[kind]}, {"x": value}),
+        lambda: check_choice("x", value, KINDS[kind].__metadata__[0].func),
+    ):
+        with pytest.raises(InputError, match="x: .* is unknown; ") as refused:
+            check()
+        assert (f"did you mean {meant}? accepted: " in str(refused.value)) == bool(meant) or not meant and "mean" not in str(refused.value)

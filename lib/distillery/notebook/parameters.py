@@ -12,11 +12,11 @@ from types import SimpleNamespace
 from typing import Annotated, get_args, get_origin
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from distillery import places, store
-from distillery.checks import InputError, check_choice, first_line, local_path, require
+from distillery import places
+from distillery.checks import InputError, check_choice, first_line, local_path, require, unknown
 from distillery.notebook import types
 
 WAIT, EVENTS = "DISTILLERY_WAIT", "DISTILLERY_EVENTS"  # in the environment of a kernel: see `Runs`
@@ -24,12 +24,8 @@ LARGEST = 100_000  # bytes of a file of parameters
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "null": None, "~": None, "": None}
 
 
-def declared(notebook: str | Path) -> tuple[dict, dict]:
-    """(type by name, default by name) of a notebook's parameters cell, read without running it.
-
-    raises  InputError where what notebooks need is not installed, on a file that is no notebook or has no such cell, and on a declared type
-            that is not accepted
-    """
+def _source(notebook: str | Path) -> str:
+    """The parameters cell."""
     require("notebooks", "nbformat", "papermill", "ipykernel")
     import nbformat
 
@@ -39,8 +35,26 @@ def declared(notebook: str | Path) -> tuple[dict, dict]:
         raise InputError(f"cannot read {notebook}: {first_line(error)}; accepted: a notebook") from error
     if not tagged:
         raise InputError(f"{notebook} has no cell tagged 'parameters'; accepted: a notebook with one")
+    return tagged[0]
+
+
+def table(notebook: str | Path) -> list[list[str]]:
+    """(name, default, meaning, what is accepted) of each parameter of a notebook, after a head. Raises InputError as `declared`."""
+    kinds, defaults = declared(notebook)
+    said = dict(re.findall(r"^(\w+): .*  # (.*)$", _source(notebook), re.MULTILINE))
+    rows = [[name, str(defaults[name]), said.get(name, ""), described(kind)] for name, kind in kinds.items()]
+    return [["name", "default", "meaning", "accepted"], *rows]
+
+
+def declared(notebook: str | Path) -> tuple[dict, dict]:
+    """(type by name, default by name) of a notebook's parameters cell, read without running it.
+
+    raises  InputError where what notebooks need is not installed, on a file that is no notebook or has no such cell, and on a declared type
+            that is not accepted
+    """
+    source = _source(notebook)
     try:
-        nodes = [node for node in ast.parse(tagged[0]).body if isinstance(node, ast.AnnAssign)]
+        nodes = [node for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)]
         spelled = {node.target.id: ast.unparse(node.annotation) for node in nodes}
         defaults = {node.target.id: ast.literal_eval(node.value) for node in nodes}
     except (SyntaxError, ValueError, AttributeError) as error:
@@ -129,7 +143,7 @@ def check(kinds: dict, values: dict) -> dict:
     """
     for name in values:
         if name not in kinds:
-            raise InputError(f"parameter {_shown(name)} is unknown; accepted: {', '.join(kinds)}")
+            raise unknown("parameter", name, kinds)
     return {name: _checked(name, kinds[name], value) for name, value in values.items()}
 
 
@@ -147,7 +161,7 @@ def _checked(name: str, kind, value):
             raise InputError(str(cause)) from None
         given = error["input"]
         if cause is not None:
-            raise InputError(f"{name}: {_shown(given)} is unknown; accepted: {cause}") from None
+            raise unknown(f"{name}:", given, cause.args) from None
         wrong = f"is a {type(given).__name__}" if error["type"].endswith("_type") else "is not accepted"
         raise InputError(f"{name}: {_shown(given)} {wrong}; accepted: {described(kind)}") from None
 
@@ -164,6 +178,8 @@ def described(kind) -> str:
     for part in get_args(kind)[1:]:
         if isinstance(part, FieldInfo) and part.description:
             return part.description
+        if isinstance(part, BeforeValidator) and isinstance(part.func, types.Names):
+            return f"one of {', '.join(part.func)}"
     return {str: "a text", bool: "True or False"}.get(kind, "another value")
 
 
@@ -243,6 +259,8 @@ def results_root(results_dir: str) -> Path:
 
 def writable(path: Path) -> None:
     """Make the folder of a file and try to write in it. Raises InputError where that fails, or a folder has the file's name."""
+    from distillery import store  # which takes seconds
+
     with store.writing(path), tempfile.TemporaryFile(dir=path.parent):
         if path.is_dir():
             raise IsADirectoryError("it is a folder")

@@ -41,15 +41,24 @@ def _passing(where: str, *named: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _names(where: str):
-    """A type: one of the names of a registry, 'module:NAME'."""
+class Names:
+    """The names of a registry, 'module:NAME'; called with a value, it is checked to be one of them."""
 
-    def check(value):
-        if value not in (names := list(pkgutil.resolve_name(where))):
-            raise ValueError(", ".join(map(repr, names)))  # what is accepted
+    def __init__(self, where: str):
+        self.where = where
+
+    def __iter__(self):
+        return iter(pkgutil.resolve_name(self.where))
+
+    def __call__(self, value):
+        if value not in (names := list(self)):
+            raise ValueError(*names)  # what is accepted
         return value
 
-    return Annotated[str, BeforeValidator(check)]
+
+def _names(where: str):
+    """A type: one of the names of a registry, 'module:NAME'."""
+    return Annotated[str, BeforeValidator(Names(where))]
 
 
 Count = Annotated[int, Field(ge=1, description="a whole number, 1 or more")]
@@ -63,11 +72,11 @@ Keep = Annotated[
 ]
 LocalPath = Annotated[str, Field(description="a path"), AfterValidator(_absolute)]
 NameOrPath = Annotated[str, Field(description="a name or a path"), AfterValidator(partial(_absolute, named=True))]
-Scale = _names("distillery.report.records:SCALES")
+Scale = _names("distillery.names:SCALES")
 Device = Annotated[str, Field(description="'auto', 'cpu' or 'cuda'"), _passing("distillery.notebook.parameters:device")]
 Precision = _names("distillery.networks.precision:PRECISIONS")
 Engine = Annotated[str, Field(description="'local' or 'ray'"), _passing("distillery.engine:check")]
-Dataset = _names("distillery.data:NAMES")
+Dataset = _names("distillery.names:DATASETS")
 Normalization = _names("distillery.data:NORMALIZATIONS")
 Rule = _names("distillery.selection:RULES")
 ScoreName = _names("distillery.scores:SCORES")

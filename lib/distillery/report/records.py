@@ -20,12 +20,12 @@ from typing_extensions import TypedDict  # that of typing serves from Python 3.1
 from distillery import store
 from distillery.checks import InputError, check_choice
 from distillery.data.load import source_digest
+from distillery.names import SCALES
 from distillery.report.provenance import notebook_digest, provenance
 from distillery.report.statistics import counted, difference, measured
 from distillery.runs import Runs
 
 SCHEMA = 1
-SCALES = ("smoke", "small", "night", "paper")  # smallest first
 UNJUDGED = ("smoke: not judged", "not testable at this scale", "not run")
 DECIDED = ("reproduced", "direction reproduced", "not reproduced")
 VERDICTS = (*DECIDED, "inconclusive", "under-powered", "same as random", *UNJUDGED)

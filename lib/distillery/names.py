@@ -1,0 +1,4 @@
+"""Names that a command checks before it imports what they stand for, which takes seconds."""
+
+DATASETS = ("digits", "mnist", "fashion-mnist", "svhn", "cifar10", "cifar100", "tiny-imagenet", "folder")
+SCALES = ("smoke", "small", "night", "paper")  # smallest first
