@@ -72,7 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     for one in (run, row, grid):
         one.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
     report = command("report", _report, "print the claim table of all records")
-    report.add_argument("--results", default="", help="results folder, or that of one sweep (default: that of the repository, else ./results)")
+    report.add_argument(
+        "--results", default="", help="results folder, or that of one sweep (default: that of the repository, else ./results)"
+    )
     report.add_argument("--scale", default="", help="only this scale")
     report.add_argument("--write", action="store_true", help="renew what is generated: *.md of results, README, first cells")
     joining = command("merge", _merge, "make the results folders of several machines one; nothing is overwritten")
