@@ -229,11 +229,15 @@ def run(trial: Trial, one: Candidate, seeds: range) -> Candidate:
 
 def tried(trial: Trial, planned: list[Planned], seeds: range, limit: float, tell: Tell) -> list[Candidate]:
     """Every candidate with its results, in order; what each came to, and how much time is left, is told."""
-    total, done, began, found = sum(one.seconds for one in planned), 0.0, time.monotonic(), []
+    found, made, spent, until = [], 0.0, 0.0, time.monotonic() + limit
     for i, one in enumerate(planned, 1):
+        before, began = trial.runs.computed, time.monotonic()
         found.append(run(trial, one.candidate, seeds))
-        done, spent = done + one.seconds, time.monotonic() - began
-        left = f", about {owns.span(max(0.0, min(spent * (total - done) / done, limit - spent)))} left" if i < len(planned) else ""
+        if trial.runs.computed > before:  # else it was stored
+            made, spent = made + one.seconds, spent + time.monotonic() - began
+        ahead = sum(later.seconds for later in planned[i:])
+        left = min(ahead * (spent / made if made else len(seeds)), until - time.monotonic())
+        left = f", about {owns.span(max(0.0, left))} left" if ahead else ""
         tell(f"[{i:2d}/{len(planned)}] {named(one.candidate)}: {tables.percent(records.measured(found[-1].accuracies))}{left}")
     return found
 
