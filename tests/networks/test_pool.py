@@ -297,7 +297,7 @@ def test_spec_and_name_identify_the_network():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"name": "ResNet19"}, "network: 'ResNet19' is unknown; accepted: ConvNet, MLP, .*ViT"),
+        ({"name": "ResNet19"}, "network: 'ResNet19' is unknown.*accepted: ConvNet, MLP, .*ViT"),
         ({"name": "AlexNet", "normalization": "batch"}, "normalization of AlexNet: 'batch'"),
         ({"name": "ConvNet", "normalization": "spectral"}, "normalization of ConvNet: 'spectral'"),
         ({"shape": (1, 3, 8)}, "shape: .*4 pixels a side"),

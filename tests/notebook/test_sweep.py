@@ -1,6 +1,7 @@
 """A sweep: grids are checked before anything starts, cells run apart, and what is done is not done again."""
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -279,7 +280,9 @@ def states(found):
     return [one["status"] for one in found]
 
 
-def test_a_sweep_is_told_as_it_goes_and_goes_on_after_an_interrupt(grid, stub, capfd):
+def test_a_sweep_is_told_as_it_goes_and_goes_on_after_an_interrupt(grid, stub, capfd, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     path = stub(grid({"fail": ["", "interrupt"], "seed": [0, 1]}))
     assert cli.main(["sweep", str(path)]) == 130
     told = capfd.readouterr().err.splitlines()
