@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy import stats
 
 from distillery.checks import InputError, check_fraction
 from distillery.commands import own as owns
@@ -90,7 +91,7 @@ def table(found: Advice) -> str:
 
 
 def draw(found: Advice, path: str | Path) -> Path:
-    """Accuracy against images, bytes and seconds, on a log axis each; a ring around what is recommended."""
+    """Accuracy with its 95% interval against images, bytes and seconds, on a log axis each; a ring around what is recommended."""
     figures.style()
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.2), sharey=True)
     done = [one for one in found.candidates if all(one.results)]
@@ -107,6 +108,10 @@ def draw(found: Advice, path: str | Path) -> Path:
             own = sorted((one for one in done if one.name == name), key=value)
             means = [100 * np.mean([np.mean(one) for one in candidate.accuracies]) for candidate in own]
             lines[name] = ([value(one) for one in own], means)
+            for x, mean, one in zip(*lines[name], own):
+                half = 100 * interval([np.mean(accuracies) for accuracies in one.accuracies])
+                axis.plot([x, x], [mean - half, mean + half], color=colors[name], lw=1)
+        axis.margins(x=0.12)
         axis.set(xlabel=what, xscale="log", ylabel="accuracy on images held out, %" if axis is axes[0] else "")
         figures.lines(axis, lines, colors)
         ring = 100 * np.mean([np.mean(one) for one in found.chosen.accuracies])
@@ -114,6 +119,12 @@ def draw(found: Advice, path: str | Path) -> Path:
     made = figures.save(figure, path)
     plt.close(figure)
     return made
+
+
+def interval(values: list[float]) -> float:
+    """Half of the 95% interval of a mean, by Student's t; 0 of one value."""
+    n = len(values)
+    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else 0.0
 
 
 def sizes(text: str) -> list[float]:
