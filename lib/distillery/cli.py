@@ -231,7 +231,7 @@ def _summary(record: dict, name: str) -> None:
         print(f"  {len(record['missing'])} run(s) are not run; the same command goes on with them")
     print(f"\npictures and record: {folder}\nexecuted notebook:   {_executed(record)}")
     print("next: `make lab` to read it, or your own images:" if IN_REPOSITORY else "next: your own images:")
-    print(f"  {'.venv/bin/' if IN_REPOSITORY else ''}distillery run {name} -p dataset folder -p data_root FOLDER_OF_CLASS_FOLDERS")
+    print(f"  {'.venv/bin/' if IN_REPOSITORY else ''}distillery advise FOLDER_OF_CLASS_FOLDERS")
 
 
 def _report(arguments) -> int:
