@@ -7,7 +7,11 @@ The names below are imported when they are first used, so that the command line 
 
 from importlib import import_module
 
+from distillery.allocator import keep_freed_memory
+
 __version__ = "0.1.0"
+
+keep_freed_memory()  # before the first large block
 
 _MODULES = ("data", "scores", "selection")
 _NAMES = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distillery.data.synthetic import Synthetic
-from distillery.matching.trajectory import Flat, backward_step, descend
+from distillery.matching.trajectory import Flat, backward_step, descend, graph_of
 from distillery.networks import Params
 from distillery.training.dsa import Draw
 
@@ -90,7 +90,7 @@ class RecordedSweep:
             self.theta.copy_(descend(self.loss, self.flat, self.theta, self.learned, static))
 
         def backward() -> None:
-            multiplier, added = backward_step(self.loss, self.flat, self.theta, self.multiplier, self.learned, static)
+            multiplier, added = backward_step(graph_of(self.loss, self.flat, self.theta, self.learned, static), self.multiplier)
             self.multiplier.copy_(multiplier)
             for name, part in added.items():
                 self.gradients[name] += part

@@ -18,7 +18,7 @@ value: exact for N = 1 alone. Slow reference, plain autograd through all steps: 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -32,6 +32,7 @@ from distillery.training.dsa import Draw, augment, draw
 from distillery.training.views import ViewDraw, Views, draw_views, view
 
 # (weights, learned tensors, what was drawn for this step) -> (): the loss of one student step, twice differentiable
+KEPT = 2**31  # bytes of graphs that a sweep holds
 StepLoss = Callable[[Params, dict[str, Tensor], Any], Tensor]
 
 
@@ -59,14 +60,24 @@ def descend(loss: StepLoss, flat: Flat, theta: Tensor, tensors: dict[str, Tensor
     return theta.detach() - tensors["step_size"] * gradient
 
 
-def backward_step(
-    loss: StepLoss, flat: Flat, theta: Tensor, multiplier: Tensor, synthetic: dict[str, Tensor], drawn, frozen: bool = False
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One step of the recursion above at the weights `theta` (P,): (lambda (P,) before it, what it adds to the gradient by name)."""
-    theta, step_size = theta.detach().requires_grad_(), synthetic["step_size"].detach()
-    tensors = {name: value.detach().requires_grad_() for name, value in synthetic.items()}
+class Graph(NamedTuple):
+    """The gradient (P,) of a student step's loss with its graph, and the leaves of that: weights (P,), learned tensors."""
+
+    theta: Tensor
+    tensors: dict[str, Tensor]
+    gradient: Tensor
+
+
+def graph_of(loss: StepLoss, flat: Flat, theta: Tensor, synthetic: dict[str, Tensor], drawn) -> Graph:
+    """The gradient of a student step at the weights `theta` (P,), to be differentiated once more."""
+    theta, tensors = theta.detach().requires_grad_(), {name: value.detach().requires_grad_() for name, value in synthetic.items()}
+    return Graph(theta, tensors, *torch.autograd.grad(loss(flat.params(theta), tensors, drawn), theta, create_graph=True))
+
+
+def backward_step(graph: Graph, multiplier: Tensor, frozen: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    """One step of the recursion above at a student step: (lambda (P,) before it, what it adds to the gradient by name)."""
+    (theta, tensors, gradient), step_size = graph, graph.tensors["step_size"].detach()
     names = [name for name in tensors if name != "step_size"]
-    (gradient,) = torch.autograd.grad(loss(flat.params(theta), tensors, drawn), theta, create_graph=True)
     along = gradient @ multiplier  # (), s
     wanted = [tensors[name] for name in names] + ([] if frozen else [theta])
     parts = torch.autograd.grad(along, wanted, materialize_grads=True)
@@ -76,11 +87,43 @@ def backward_step(
 
 def student(loss: StepLoss, theta0: Params, synthetic: dict[str, Tensor], draws: Sequence) -> list[Tensor]:
     """The student's weights along its N steps, without graphs: N + 1 flat vectors (P,), the first is `theta0`."""
-    flat, tensors = Flat(theta0), {name: value.detach() for name, value in synthetic.items()}
-    path = [flat.vector(theta0)]
-    for drawn in draws:
-        path.append(descend(loss, flat, path[-1], tensors, drawn))
-    return path
+    return student_and_graphs(loss, theta0, synthetic, draws, 0)[0]
+
+
+def student_and_graphs(
+    loss: StepLoss, theta0: Params, synthetic: dict[str, Tensor], draws: Sequence, keep: int
+) -> tuple[list[Tensor], dict[int, Graph]]:
+    """What `student` gives, and the graphs of its last steps by number.
+
+    keep  bytes that the graphs may hold together
+    """
+    flat, tensors, graphs = Flat(theta0), {name: value.detach() for name, value in synthetic.items()}, {}
+    path, first = [flat.vector(theta0)], len(draws) if keep <= 0 else 0  # the first step whose graph is kept
+    for n, drawn in enumerate(draws):
+        if n == 0 and keep > 0:
+            held, graph = held_bytes(lambda: graph_of(loss, flat, path[0], synthetic, draws[0]))
+            first = max(0, len(draws) - int(keep // held))
+        elif n >= first:
+            graph = graph_of(loss, flat, path[-1], synthetic, drawn)
+        if n >= first:
+            graphs[n] = graph
+            path.append(path[-1] - tensors["step_size"] * graph.gradient.detach())
+        else:
+            path.append(descend(loss, flat, path[-1], tensors, drawn))
+    return path, graphs
+
+
+def held_bytes(make: Callable) -> tuple[int, Any]:
+    """(bytes of the tensors that what is made keeps for its derivatives, at least 1; what is made)."""
+    held: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        made = make()
+    return max(1, sum(held.values())), made
 
 
 def sweep(
@@ -88,7 +131,8 @@ def sweep(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The matching loss L, (), and its gradient on every learned tensor, by the recursion above. Slow reference: `sweep_plain`.
 
-    Memory: one step's graph and (N + 1) P numbers.
+    Memory: one step's graph and (N + 1) P numbers, and the graphs of the last steps as far as KEPT bytes hold them: those of steps before
+    are made twice.
 
     loss       of a student step, which forms its own batch from the learned tensors and what was drawn
     theta0     the weights a student starts from; `target` those it shall reach, same names
@@ -98,13 +142,14 @@ def sweep(
     raises     InputError without a step, a step size, or with target weights of other names
     """
     _check(theta0, target, synthetic, draws)
-    flat, path = Flat(theta0), student(loss, theta0, synthetic, draws)
+    flat, (path, graphs) = Flat(theta0), student_and_graphs(loss, theta0, synthetic, draws, KEPT)
     goal = flat.vector(target)
     distance, gap = (path[0] - goal).square().sum(), path[-1] - goal
     multiplier = 2 / distance * gap  # (P,), lambda
     gradients = {name: torch.zeros_like(value) for name, value in synthetic.items()}
-    for theta, drawn in zip(reversed(path[:-1]), reversed(draws)):
-        multiplier, added = backward_step(loss, flat, theta, multiplier, synthetic, drawn, frozen)
+    for n in reversed(range(len(draws))):
+        graph = graphs.pop(n, None) or graph_of(loss, flat, path[n], synthetic, draws[n])
+        multiplier, added = backward_step(graph, multiplier, frozen)
         for name, part in added.items():
             gradients[name] += part
     return gap.square().sum() / distance, gradients

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.networks.block import block
 
 Params = dict[str, Tensor]
 Shape = tuple[int, int, int]  # of an image, (C, H, W)
@@ -125,8 +126,10 @@ class ConvNet:
         for i in range(self.depth):
             weight, bias = params[f"conv{i}.weight"].flatten(0, 1), params[f"conv{i}.bias"].flatten()  # (K*width, C, 3, 3)
             x = F.conv2d(x, weight, bias, padding=self.padding if i == 0 else 1, groups=1 if shared and i == 0 else k)
-            x = ACTIVATIONS[self.activation](self._normalize(x, params, i, k, train, buffers))
-            x = F.avg_pool2d(x, 2)  # (B, K*width, H/2, W/2)
+            if (self.normalization, self.activation) == ("instance", "relu"):
+                x = block(x, params[f"norm{i}.weight"].flatten(), params[f"norm{i}.bias"].flatten())  # (B, K*width, H/2, W/2)
+            else:
+                x = F.avg_pool2d(ACTIVATIONS[self.activation](self._normalize(x, params, i, k, train, buffers)), 2)
         return x.reshape(images.shape[-4], k, self.features).transpose(0, 1), buffers  # (K, B, F)
 
     def _normalize(self, x: Tensor, params: Params, i: int, k: int, train: bool, buffers: Params) -> Tensor:
