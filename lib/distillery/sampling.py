@@ -6,8 +6,9 @@ inside the batch. `RealBatches` turns them into images, one class or all classes
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -206,6 +207,26 @@ class Importance(Uniform):
         return len(looked)
 
 
+@dataclass(frozen=True, eq=False)
+class ClassImages:
+    """Real images of several classes (classes, n, C, H, W), read as they are asked for by an index: all at once may not fit the memory."""
+
+    source: Any  # has `batch(indices)` and `shape`
+    indices: Tensor  # (classes, n)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(classes, n, C, H, W)"""
+        return torch.Size([*self.indices.shape, *self.source.shape])
+
+    def __getitem__(self, at) -> Tensor:
+        """The images at some classes, or at some images of some classes: (..., C, H, W)."""
+        return self.source.batch(self.indices[at])
+
+
 class RealBatches:
     """The `draw` an objective is handed: a sampler, its images (any source with `.batch(indices)` and `.targets`), the step's generator."""
 
@@ -221,8 +242,8 @@ class RealBatches:
         total = weights.sum() if self.sampler.relative else len(weights)
         return self.real.batch(indices), self.real.targets[indices], weights / total
 
-    def classes(self, labels: Tensor, n: int, effects: Callable[[Tensor, Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """All classes at once: images (classes, n', C, H, W) and weights (classes, n') whose rows sum to one, small classes filled up with 0.
+    def classes(self, labels: Tensor, n: int, effects: Callable[[ClassImages, Tensor], Tensor] | None = None) -> tuple[ClassImages, Tensor]:
+        """All classes: images (classes, n', C, H, W) and weights (classes, n') whose rows sum to one, small classes filled up with 0.
 
         effects  (images, weights) -> (classes, n') effects on the synthetic set, for samplers that follow them
         """
@@ -232,7 +253,7 @@ class RealBatches:
         weights, filled = weights.masked_fill(indices < 0, 0), torch.where(indices < 0, indices[:, :1], indices)
         indices, weights, drawn = self._moved(filled, weights, drawn)
         total = weights.sum(1, keepdim=True) if self.sampler.relative else drawn
-        real, weights = self.real.batch(indices), weights / total
+        real, weights = ClassImages(self.real, indices), weights / total
         weights = self.sampler.weigh(labels, indices, weights, lambda: effects(real, weights))
         self.effective = (weights > 0).sum(1).float().mean()
         return real, weights

@@ -39,7 +39,7 @@ def treatment(network, matching, images, n, augmentation=""):
     members = images.of_class(0)
     made = Synthetic({"images": images.batch(members[:1]), "targets": label.to(device)})
     real, weights = RealBatches(images, Uniform(images.targets), generator(0, "real")).classes(label, n)
-    given = objective, StepContext(params, label.to(device), drawn), made, real, weights
+    given = objective, StepContext(params, label.to(device), drawn), made, real[:], weights
     return {"plain": lambda: treatment_effects_plain(*given), "fast": lambda: treatment_effects(*given)}
 
 

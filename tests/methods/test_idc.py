@@ -228,7 +228,7 @@ def test_effects_see_the_chosen_images():
         found = made.distance(FormationContext(params, LABELS, picked=picked), used[c][None], means, c)
         expected = made.distance(FormationContext(params, LABELS), chosen[c][None], means, c)
         assert torch.allclose(found, expected)
-        alone = made.loss(FormationContext(params, LABELS, picked=picked), real, weights, used, slice(c, c + 1))  # fmt: skip
+        alone = made.loss(FormationContext(params, LABELS, picked=picked), real, weights, used[c : c + 1], slice(c, c + 1))  # fmt: skip
         assert float(found.detach()) == pytest.approx(alone.item(), rel=1e-10)
 
 

@@ -48,6 +48,23 @@ def test_derivatives_by_differences():
 
 
 @needs_compiler
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_third_derivative_agrees_with_torch(shape):
+    """Of a distance of gradients on the pixels, on what the distance is to: the first-order effects of single images."""
+    found = []
+    for function in (block.block, block.plain):
+        inputs = made(shape, torch.float64)
+        goals = [torch.randn(one.shape, generator=generator(2, "goal"), dtype=one.dtype).requires_grad_() for one in inputs]
+        first = torch.autograd.grad(function(*inputs).pow(3).sum(), inputs, create_graph=True)
+        distance = sum((one - goal).square().sum() for one, goal in zip(first, goals))
+        second = torch.autograd.grad(distance, inputs, create_graph=True)
+        third = torch.autograd.grad(sum(one.square().sum() for one in second), [*goals, *inputs])
+        found.append([*second, *third])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.detach().abs().max()))
+
+
+@needs_compiler
 def test_threads_change_no_bit_and_what_is_no_number_stays_so():
     before = torch.get_num_threads()
     try:

@@ -67,7 +67,7 @@ class DistributionMatching(Separable):
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The sum over some classes of squared distances between mean embeddings, (). Slow reference: `distribution_loss_plain`."""
-        seen = augment(images[here], context.drawn_for(here))
+        seen = augment(images, context.drawn_for(here))
         features = self.network.embed(context.params, seen.flatten(0, 1), context.train_mode)[0].unflatten(0, seen.shape[:2])
         return (self.real_means(context, real[here], weights[here], here) - features.mean(1)).square().sum()
 

@@ -14,6 +14,7 @@ order instead; for DM the two are the same. `treatment_effects_probed` (ours) es
 pixel space. Slow reference: `treatment_effects_plain`, which computes the loss again without each image.
 """
 
+import math
 from functools import partial
 
 import torch
@@ -42,7 +43,7 @@ class Separable:
 
     It has a `network` and, as `real_network`, the same as it runs on real images, such as `MixedPrecision(network, "bfloat16")`; `batch`,
     real images a class and step; and `map_limit`, numbers in the widest feature map of a chunk of classes. It offers
-    `loss(context, real, weights, images, classes)` -> (), `statistic(context, images, c)` -> (n, D) and
+    `loss(context, real, weights, images, classes)` -> (), of the images of these classes, `statistic(context, images, c)` -> (n, D) and
     `distance(context, images, means, c)` -> (rows,) for augmented images, where the mean of a class is one of `means`.
     """
 
@@ -78,7 +79,7 @@ class Separable:
         context = self.with_real(context, real)
         # BatchNorm in training mode: one forward pass of all classes, as published
         whole = context.train_mode and couples(context.params)
-        widest = max(real.shape[1], used) * self.network.channels * real[0, 0, 0].numel()  # numbers in a feature map of a class
+        widest = max(real.shape[1], used) * self.network.channels * math.prod(real.shape[-2:])  # numbers in a feature map of a class
         size = len(labels) if whole else max(1, self.map_limit // widest)
         return gradient_by_classes(synthetic, size, partial(self.loss, context, real, weights))
 
@@ -147,7 +148,7 @@ def treatment_effects_plain(objective, context: StepContext, synthetic: Syntheti
         used = _used(leaf, synthetic.formation)
         some = weights.clone()
         some[c] = weight / weight.sum()
-        return torch.autograd.grad(objective.loss(context, real, some, used, slice(c, c + 1)), leaf)[0]
+        return torch.autograd.grad(objective.loss(context, real, some, used[c : c + 1], slice(c, c + 1)), leaf)[0]
 
     found = torch.zeros_like(weights)
     for c in range(len(real)):

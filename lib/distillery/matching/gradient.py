@@ -147,7 +147,7 @@ class GradientMatching(Separable):
         """The sum over some classes of the gradient distance, (). Slow reference: `gradient_loss_plain`."""
         drawn, labels = context.drawn_for(here), context.labels[here]
         target = self.real_gradients(context, augment(real[here], drawn), labels, weights[here])
-        return self.metric(self.class_gradients(self.network, context, augment(images[here], drawn), labels, graph=True), target).sum()
+        return self.metric(self.class_gradients(self.network, context, augment(images, drawn), labels, graph=True), target).sum()
 
     def class_gradients(
         self, network, context: StepContext, images: Tensor, labels: Tensor, weights: Tensor | None = None, graph: bool = False

@@ -84,7 +84,8 @@ class KernelRegression:
         if not self.balanced:
             return draw_real(None, self.batch)
         labels = torch.arange(self.classes)
-        real, weights = draw_real.classes(labels, self.batch)  # (C, n, ...), (C, n)
+        drawn, weights = draw_real.classes(labels, self.batch)
+        real = drawn[:]  # (C, n, ...), weights (C, n)
         targets = labels.to(real.device, non_blocking=True).repeat_interleave(real.shape[1])
         return real.flatten(0, 1), targets, weights.flatten() / self.classes
 

@@ -47,17 +47,17 @@ def gradient_by_classes(synthetic: Synthetic, size: int, loss: Callable[[Tensor,
     """(loss, its gradient on the stored images) of a loss that is a sum over classes, a chunk of classes at a time.
 
     size  classes at once; memory follows it, the result does not
-    loss  (grouped images, slice of the classes) -> ()
+    loss  (images of some classes (some, m, C, H, W), their slice) -> ()
     """
     images = synthetic.tensors["images"].detach().requires_grad_()
     labels, members = synthetic.classes_present()
     grouped = synthetic.replace(images=images).decode()[0][members]  # (classes, m, C, H, W)
-    leaf = grouped.detach().requires_grad_()
     total, parts = 0.0, []
     for at in range(0, len(labels), size):
         here = slice(at, at + size)
+        leaf = grouped[here].detach().requires_grad_()
         value = loss(leaf, here)
-        parts.append(torch.autograd.grad(value, [leaf])[0][here])
+        parts += torch.autograd.grad(value, [leaf])
         total = total + value.detach()
     (gradient,) = torch.autograd.grad(grouped, [images], torch.cat(parts))
     return total, gradient

@@ -39,7 +39,8 @@ def one_step(experiment, recipe, classes: Tensor, images: int) -> tuple[Syntheti
     real, chosen = experiment.real, experiment.job(recipe).chosen(recipe.method)
     chosen = chosen.to(real.device)
     made = Synthetic({"images": real.batch(chosen), "targets": real.targets[chosen]}, real.classes)
-    return made, RealBatches(real, Uniform(real.targets), generator(recipe.seed, "effects")).classes(classes, images)
+    drawn, weights = RealBatches(real, Uniform(real.targets), generator(recipe.seed, "effects")).classes(classes, images)
+    return made, (drawn[:], weights)
 
 
 def agreement(objective, made: Synthetic, step: tuple, classes: Tensor, probes: Iterable[int], seed: int, name: str) -> Agreement:

@@ -105,7 +105,8 @@ def _matching(network, objective, state, streams, plain_loss, images: ImageSet, 
     def plain() -> Tensor:
         weights_stream, *_, augment_stream = split(generator(2, "step"), streams)
         params = {name: value.to(device) for name, value in network.init(weights_stream, 1).items()}
-        real, weights = batches().classes(labels, batch)
+        drawn, weights = batches().classes(labels, batch)
+        real = drawn[:]
         drawn = draw(augmentation, len(labels), 1, augment_stream, siamese=True)
         pixels, total = made.tensors["images"].detach().requires_grad_(), 0.0
         for c in range(len(labels)):  # the graph of one class at a time

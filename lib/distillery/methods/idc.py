@@ -123,7 +123,7 @@ class MultiFormation(GradientMatching):
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         if context.picked is not None:
-            images = images.take_along_dim(context.picked[:, :, None, None, None], 1)
+            images = images.take_along_dim(context.picked[here, :, None, None, None], 1)
         return super().loss(context, real, weights, images, here)
 
     def distance(self, context: StepContext, images: Tensor, means: Tensor, c: int) -> Tensor:

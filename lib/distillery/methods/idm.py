@@ -103,7 +103,7 @@ class QueueMatching(DistributionMatching):
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The loss of some classes, (), from one pass of the synthetic images. Slow reference: `queue_loss_plain`."""
-        seen, labels = augment(images[here], context.drawn_for(here)), context.labels[here, None]
+        seen, labels = augment(images, context.drawn_for(here)), context.labels[here, None]
         output = self.network.apply(context.params, seen.flatten(0, 1), train=context.train_mode)
         features, logits = (values[0].unflatten(0, seen.shape[:2]) for values in (output.embedding, output.logits))
         gap = self.real_means(context, real[here], weights[here], here) - features.mean(1)

@@ -1,0 +1,61 @@
+"""What a process may use: the pages of a step come back in the next, and memory does not follow the number of classes."""
+
+import subprocess
+import sys
+
+import pytest
+
+STEP = """
+import resource, sys
+import torch
+from distillery.data import ImageSet
+from distillery.matching.distribution import DistributionMatching
+from distillery.matching.gradient import GradientMatching
+from distillery.measure.workloads import distribution_step, gradient_step
+from distillery.networks import ConvNet
+
+torch.set_num_threads(1)
+DistributionMatching.map_limit, GradientMatching.map_limit = {limits}
+n, width, make = {n}, {width}, {make}
+
+
+def step(classes):
+    pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8).expand(classes * n, -1, -1, -1)
+    images = ImageSet.of(pixels, torch.arange(classes).repeat_interleave(n))
+    return make(ConvNet((3, 32, 32), classes, width), "float32", False, images, 1, n)["fast"]
+
+
+step(2)()  # what a first step imports
+"""
+FAULTS = """
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step(2)()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+PEAK = """
+large, before = step(1000), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+large()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def printed(code: str, limits: tuple[int, int] = (2**28, 2**26), **values) -> int:
+    """What the code prints; limits: numbers in a map of a chunk of classes, the defaults unless told otherwise."""
+    values["limits"] = limits
+    done = subprocess.run([sys.executable, "-c", STEP.format(**values) + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="an allocator of Linux")
+def test_a_step_finds_the_pages_of_the_step_before():
+    """Maps of 32 MiB, at the published width: 320,000 faults a step where each is mapped anew."""
+    assert printed(FAULTS, n=256, width=128, make="distribution_step") < 20_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts KiB of Linux")
+@pytest.mark.parametrize("make", ["distribution_step", "gradient_step"])
+def test_a_step_of_a_thousand_classes_holds_a_few_of_them(make):
+    """All their images as floats are 188 MiB, and were held three times; a chunk of classes holds maps of 4 MiB here."""
+    pixels = 1000 * 16 * 3 * 32 * 32 * 4 / 2**10  # KiB
+    assert printed(PEAK, (2**20, 2**20), n=16, width=4, make=make) < pixels * 0.75
