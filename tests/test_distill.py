@@ -487,3 +487,17 @@ def test_killed_and_restarted_ends_with_the_same_bits(killed, objective, way):
     assert outcome["kills"] >= (1 if way == "at random" else 3)
     assert outcome["digest"] == killed[objective]["unbroken"]
     assert outcome["leftovers"] > 0 or way in ("at random", "after renaming")
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_plain_descent_is_that_of_torch_to_the_bit(momentum):
+    stream = generator(0, "descent")
+    first, grads = torch.randn(4, 5, generator=stream), torch.randn(6, 4, 5, generator=stream)
+    ours, theirs = first.clone().requires_grad_(), first.clone().requires_grad_()
+    built = [Optimizer(0.3, momentum).build(ours), torch.optim.SGD([theirs], lr=0.3, momentum=momentum)]
+    for i, gradient in enumerate(grads):
+        for tensor, optimizer in zip((ours, theirs), built):
+            optimizer.param_groups[0]["lr"] = 0.3 / (1 + i)
+            tensor.grad = gradient.clone()
+            optimizer.step()
+        assert torch.equal(ours, theirs)

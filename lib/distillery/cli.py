@@ -20,19 +20,13 @@ from distillery.commands import line as own_images
 from distillery.places import IN_REPOSITORY, NOTEBOOKS, ROOT
 
 
-class _Parser(argparse.ArgumentParser):
-    """The command's parser, whose help ends with the registered methods; they are looked up only then, which takes seconds."""
-
-    def format_help(self) -> str:
-        from distillery.methods import METHODS
-
-        self.epilog = f"methods: {', '.join(METHODS)}"
-        return super().format_help()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = _Parser(prog="distillery", description="Learning from less data: prune, distill, evaluate.")
+    parser = argparse.ArgumentParser(
+        prog="distillery",
+        description="Learning from less data: prune, distill, evaluate.",
+        epilog="`distillery methods` names the methods, `distillery COMMAND --help` says more of a command",
+    )
     parser.add_argument("--version", action="version", version=f"distillery {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=argparse.ArgumentParser)
 

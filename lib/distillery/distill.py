@@ -20,6 +20,7 @@ and may have
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -61,9 +62,9 @@ class Optimizer:
         check_choice("optimizer", self.kind, ("sgd", "adam", "lamb", "adabelief"))
         check_choice("schedule", self.schedule, SCHEDULES)
 
-    def build(self, tensor: Tensor) -> torch.optim.Optimizer:
+    def build(self, tensor: Tensor):
         if self.kind == "sgd":
-            return torch.optim.SGD([tensor], lr=self.lr, momentum=self.momentum)
+            return Momentum(tensor, self.lr, self.momentum)
         if self.kind == "adam":
             return torch.optim.Adam([tensor], lr=self.lr)
         from timm.optim import AdaBelief, Lamb  # seconds to import
@@ -71,6 +72,24 @@ class Optimizer:
         if self.kind == "adabelief":
             return AdaBelief([tensor], lr=self.lr, rectify=False)
         return Lamb([tensor], lr=self.lr, weight_decay=0.0, max_grad_norm=None, always_adapt=True)
+
+
+class Momentum:
+    """`torch.optim.SGD` of one tensor, to the bit. Torch's own imports a compiler with the first one made, which takes seconds."""
+
+    def __init__(self, tensor: Tensor, lr: float, momentum: float):
+        self.param_groups, self.state = [{"params": [tensor], "lr": lr, "momentum": momentum}], defaultdict(dict)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step along the gradient of the tensor."""
+        [group] = self.param_groups
+        [tensor] = group["params"]
+        way, kept = tensor.grad, self.state[tensor]
+        if group["momentum"]:
+            before = kept.get("momentum_buffer")
+            way = kept["momentum_buffer"] = way.clone() if before is None else before.mul_(group["momentum"]).add_(way)
+        tensor.add_(way, alpha=-group["lr"])
 
 
 @dataclass

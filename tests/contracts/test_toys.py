@@ -114,7 +114,7 @@ def test_a_toy_is_refused_where_it_should_be(toy, splits, tmp_path, wrong, words
         experiment(splits, tmp_path).run(Recipe(**({"method": toy, "size": 1, "seed": 0} | wrong)))
 
 
-def test_a_toy_is_in_the_table_and_in_the_help(toy, toy_score, toy_start, capsys):
+def test_a_toy_is_in_the_table_that_the_help_names(toy, toy_score, toy_start, capsys):
     from distillery import cli
 
     table = compatibility()
@@ -122,7 +122,8 @@ def test_a_toy_is_in_the_table_and_in_the_help(toy, toy_score, toy_start, capsys
     assert "brightness" in table
     with pytest.raises(SystemExit):
         cli.main(["--help"])
-    assert "Mean" in capsys.readouterr().out
+    assert "`distillery methods`" in capsys.readouterr().out
+    assert cli.main(["methods"]) == 0 and "| Mean |" in capsys.readouterr().out
 
 
 def test_a_name_is_taken_once(toy):
