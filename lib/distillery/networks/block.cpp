@@ -46,6 +46,28 @@ void forward(const T *x, const T *weight, const T *bias, T *y, T *mean, T *rstd,
     }
 }
 
+// u = [g xh + b > 0] dy / 4 of a map, 0 where no pool covers it; its sum, and that of u xh
+template <typename T>
+void pulled(const T *map, const T *pooled, T *u, T g, T b, T mu, T r, Shape s, T &su, T &sux) {
+    su = 0, sux = 0;
+    if (s.h % 2 || s.w % 2)
+        for (int64_t i = 0; i < s.h * s.w; i++) u[i] = 0;
+    for (int64_t i = 0; i < s.h / 2; i++) {
+        const T *top = map + 2 * i * s.w, *low = top + s.w, *grad = pooled + i * (s.w / 2);
+        T *above = u + 2 * i * s.w, *below = above + s.w, sum = 0, along = 0;
+#pragma omp simd reduction(+ : sum, along)
+        for (int64_t j = 0; j < s.w / 2; j++) {
+            const T down = grad[j] / 4, first = (top[2 * j] - mu) * r, second = (top[2 * j + 1] - mu) * r;
+            const T third = (low[2 * j] - mu) * r, fourth = (low[2 * j + 1] - mu) * r;
+            const T p = g * first + b > 0 ? down : 0, q = g * second + b > 0 ? down : 0;
+            const T v = g * third + b > 0 ? down : 0, w = g * fourth + b > 0 ? down : 0;
+            above[2 * j] = p, above[2 * j + 1] = q, below[2 * j] = v, below[2 * j + 1] = w;
+            sum += (p + q) + (v + w), along += (p * first + q * second) + (v * third + w * fourth);
+        }
+        su += sum, sux += along;
+    }
+}
+
 // dy (maps, h / 2, w / 2) -> dx (maps, h, w), and of each map its part of the gradients of weight and bias (maps)
 template <typename T>
 void backward(const T *dy, const T *x, const T *weight, const T *bias, const T *mean, const T *rstd, T *dx, T *dweight, T *dbias, Shape s,
@@ -55,18 +77,8 @@ void backward(const T *dy, const T *x, const T *weight, const T *bias, const T *
     for (int64_t m = 0; m < s.maps; m++) {
         const T *map = x + m * n, *pooled = dy + m * ph * pw;
         const T mu = mean[m], r = rstd[m], g = weight[m % s.channels], b = bias[m % s.channels];
-        T *out = dx + m * n, su = 0, sux = 0;
-        for (int64_t i = 0; i < s.h; i++) {
-            const T *in = map + i * s.w, *grad = pooled + i / 2 * pw;
-            const int64_t inside = i < 2 * ph ? 2 * pw : 0;  // pixels that are pooled
-            T *o = out + i * s.w;
-#pragma omp simd reduction(+ : su, sux)
-            for (int64_t j = 0; j < inside; j++) {
-                const T xh = (in[j] - mu) * r, u = g * xh + b > 0 ? grad[j / 2] / 4 : 0;
-                o[j] = u, su += u, sux += u * xh;
-            }
-            for (int64_t j = inside; j < s.w; j++) o[j] = 0;
-        }
+        T *out = dx + m * n, su, sux;
+        pulled(map, pooled, out, g, b, mu, r, s, su, sux);
         dbias[m] = su, dweight[m] = sux;
         const T mean_u = su / n, mean_ux = sux / n;
 #pragma omp simd
@@ -85,33 +97,18 @@ void twice(const T *v, const T *vweight, const T *vbias, const T *dy, const T *x
         const T mu = mean[m], r = rstd[m], g = weight[m % s.channels], b = bias[m % s.channels];
         const T alpha = vweight[m % s.channels], beta = vbias[m % s.channels];
         T *out = dx + m * n, *up = ddy + m * ph * pw;
-        T su = 0, sux = 0, sv = 0, svx = 0, suv = 0;
-        for (int64_t i = 0; i < s.h; i++) {
-            const T *in = map + i * s.w, *c = cotangent + i * s.w, *grad = pooled + i / 2 * pw;
-            const int64_t inside = i < 2 * ph ? 2 * pw : 0;
-#pragma omp simd reduction(+ : sv, svx)
-            for (int64_t j = 0; j < s.w; j++) sv += c[j], svx += c[j] * ((in[j] - mu) * r);
-#pragma omp simd reduction(+ : su, sux, suv)
-            for (int64_t j = 0; j < inside; j++) {
-                const T xh = (in[j] - mu) * r, u = g * xh + b > 0 ? grad[j / 2] / 4 : 0;
-                su += u, sux += u * xh, suv += u * c[j];
-            }
-        }
+        T su, sux, sv = 0, svx = 0, suv = 0;
+        pulled(map, pooled, out, g, b, mu, r, s, su, sux);
+#pragma omp simd reduction(+ : sv, svx, suv)
+        for (int64_t i = 0; i < n; i++) sv += cotangent[i], svx += cotangent[i] * ((map[i] - mu) * r), suv += out[i] * cotangent[i];
         const T mean_ux = sux / n, mean_vx = svx / n, mean_v = sv / n;
         const T inner = suv - sv * su / n - svx * mean_ux;  // A
         const T of_u = alpha - g * r * mean_vx, of_v = -g * r * mean_ux;  // G = of_u u + of_v v
         const T mean_g = (of_u * su + of_v * sv) / n, along = (of_u * sux + of_v * svx + g * r * inner) / n;
         dweight[m] = r * inner;
-        for (int64_t i = 0; i < s.h; i++) {
-            const T *in = map + i * s.w, *c = cotangent + i * s.w, *grad = pooled + i / 2 * pw;
-            const int64_t inside = i < 2 * ph ? 2 * pw : 0;
-            T *o = out + i * s.w;
 #pragma omp simd
-            for (int64_t j = 0; j < s.w; j++) o[j] = r * (of_v * c[j] - mean_g - (in[j] - mu) * r * along);
-#pragma omp simd
-            for (int64_t j = 0; j < inside; j++) o[j] += g * ((in[j] - mu) * r) + b > 0 ? r * of_u * (grad[j / 2] / 4) : 0;
-        }
-        const auto pulled = [=](T value, T c) {  // of a pixel: the gradient of its u
+        for (int64_t i = 0; i < n; i++) out[i] = r * (of_u * out[i] + of_v * cotangent[i] - mean_g - (map[i] - mu) * r * along);
+        const auto gradient = [=](T value, T c) {  // of a pixel: the gradient of its u
             const T xh = (value - mu) * r;
             return g * xh + b > 0 ? g * r * (c - mean_v - mean_vx * xh) + alpha * xh + beta : 0;
         };
@@ -119,8 +116,8 @@ void twice(const T *v, const T *vweight, const T *vbias, const T *dy, const T *x
             const T *top = map + 2 * i * s.w, *low = top + s.w, *above = cotangent + 2 * i * s.w, *below = above + s.w;
 #pragma omp simd
             for (int64_t j = 0; j < pw; j++) {
-                const T first = pulled(top[2 * j], above[2 * j]) + pulled(top[2 * j + 1], above[2 * j + 1]);
-                const T second = pulled(low[2 * j], below[2 * j]) + pulled(low[2 * j + 1], below[2 * j + 1]);
+                const T first = gradient(top[2 * j], above[2 * j]) + gradient(top[2 * j + 1], above[2 * j + 1]);
+                const T second = gradient(low[2 * j], below[2 * j]) + gradient(low[2 * j + 1], below[2 * j + 1]);
                 up[i * pw + j] = (first + second) / 4;
             }
         }
