@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 STEP = """
 import resource, sys
+sys.path.insert(0, {folder!r})
 import torch
+from made_up import most_memory
 from distillery.data import ImageSet
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
@@ -33,15 +36,15 @@ step(2)()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 PEAK = """
-large, before = step(1000), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+large, before = step(1000), most_memory()
 large()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(most_memory() - before)
 """
 
 
 def printed(code: str, limits: tuple[int, int] = (2**28, 2**26), **values) -> int:
     """What the code prints; limits: numbers in a map of a chunk of classes, the defaults unless told otherwise."""
-    values["limits"] = limits
+    values |= {"limits": limits, "folder": str(Path(__file__).parent)}
     done = subprocess.run([sys.executable, "-c", STEP.format(**values) + code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)

@@ -89,7 +89,9 @@ PEAKS = """
 import json, re, sys
 sys.path.insert(0, {folder!r})
 from test_students_cost import matching
+from functools import partial
 from distillery.matching import trajectory
+trajectory.sweep = partial(trajectory.sweep, keep=0)
 def status(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 before, peaks = status("VmRSS"), []
@@ -121,7 +123,7 @@ def peaks(folder, way):
     What is freed goes back at once (malloc's threshold): else a peak depends on where holes happen to be.
     """
     program = [sys.executable, "-c", PEAKS.format(folder=folder, way=way)]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "DISTILLERY_MALLOC": "system"}
     done = subprocess.run(program, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout)
 

@@ -1,6 +1,7 @@
 """The reverse sweep against the unrolled loop, TESLA's formula and finite differences; the objective built on it."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -199,15 +200,15 @@ def test_images_that_no_step_uses_have_gradient_zero():
     assert (gradients["images"][unused] == 0).all() and (gradients["images"] != 0).any()
 
 
-def test_the_sweep_keeps_as_many_graphs_as_it_may(monkeypatch):
+def test_the_sweep_keeps_as_many_graphs_as_it_may():
     """Without bytes for them weights alone are kept: what the loss saw in one step is gone in the next."""
     loss, theta0, target, tensors, draws = problem(n=6)
     one, _ = trajectory.held_bytes(lambda: trajectory.graph_of(loss, Flat(theta0), Flat(theta0).vector(theta0), tensors, draws[0]))
     found = []
     for kept, most in ((0, 1), (3 * one, 4), (2**31, 5)):  # of 6 steps, the one under way not counted
-        monkeypatch.setattr(trajectory, "KEPT", kept)
-        assert most_graphs(sweep, loss, "images", theta0, target, tensors, draws) <= most
-        found.append(sweep(loss, theta0, target, tensors, draws)[1])
+        way = partial(sweep, keep=kept)
+        assert most_graphs(way, loss, "images", theta0, target, tensors, draws) <= most
+        found.append(way(loss, theta0, target, tensors, draws)[1])
     assert most_graphs(sweep_plain, loss, "images", theta0, target, tensors, draws) == 5
     for name in tensors:
         for other in found[1:]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -286,14 +287,14 @@ def test_its_own_end_is_reached(tiny, n):
     (loss, start, _, tensors, draws), *_ = problem(tiny, n)
     end = Flat(start).params(student(loss, start, tensors, draws)[-1])
     value, gradients = sweep(loss, start, end, tensors, draws)
-    assert value == 0 and all((gradient == 0).all() for gradient in gradients.values())
+    assert value < 1e-12 and all(gradient.abs().max() < 1e-5 for gradient in gradients.values())
 
 
 @pytest.mark.parametrize("n", [2, 6])
 def test_memory_holds_the_graph_of_one_step(tiny, n):
     """Graphs alive when a step begins: at most one, however many steps; the unrolled loop holds them all."""
     (loss, *rest), *_ = problem(tiny, n)
-    assert most_graphs(sweep, loss, "targets", *rest) <= 1
+    assert most_graphs(partial(sweep, keep=0), loss, "targets", *rest) <= 1
     assert most_graphs(sweep_plain, loss, "targets", *rest) == n - 1
 
 

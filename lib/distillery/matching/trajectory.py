@@ -127,11 +127,11 @@ def held_bytes(make: Callable) -> tuple[int, Any]:
 
 
 def sweep(
-    loss: StepLoss, theta0: Params, target: Params, synthetic: dict[str, Tensor], draws: Sequence, *, frozen: bool = False
+    loss: StepLoss, theta0: Params, target: Params, synthetic: dict[str, Tensor], draws: Sequence, *, frozen: bool = False, keep: int = KEPT
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The matching loss L, (), and its gradient on every learned tensor, by the recursion above. Slow reference: `sweep_plain`.
 
-    Memory: one step's graph and (N + 1) P numbers, and the graphs of the last steps as far as KEPT bytes hold them: those of steps before
+    Memory: one step's graph and (N + 1) P numbers, and the graphs of the last steps as far as `keep` bytes hold them: those of steps before
     are made twice.
 
     loss       of a student step, which forms its own batch from the learned tensors and what was drawn
@@ -142,7 +142,7 @@ def sweep(
     raises     InputError without a step, a step size, or with target weights of other names
     """
     _check(theta0, target, synthetic, draws)
-    flat, (path, graphs) = Flat(theta0), student_and_graphs(loss, theta0, synthetic, draws, KEPT)
+    flat, (path, graphs) = Flat(theta0), student_and_graphs(loss, theta0, synthetic, draws, keep)
     goal = flat.vector(target)
     distance, gap = (path[0] - goal).square().sum(), path[-1] - goal
     multiplier = 2 / distance * gap  # (P,), lambda

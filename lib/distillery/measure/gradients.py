@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from distillery.data.synthetic import Synthetic
-from distillery.matching.trajectory import GRADIENTS, TrajectoryMatching
+from distillery.matching.trajectory import TrajectoryMatching, sweep, sweep_plain
 from distillery.networks import trainable
 from distillery.seeds import generator, split
+
+WAYS = {"exact": partial(sweep, keep=0), "frozen": partial(sweep, keep=0, frozen=True), "unrolled": sweep_plain}  # the graph of one step
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Gradient:
 def gradients(
     objective: TrajectoryMatching, synthetic: Synthetic, expert: int, epoch: int, seed: int = 0, repeats: int = 1
 ) -> dict[str, Gradient]:
-    """The gradient of one problem by every way in `GRADIENTS`; all see the same batches and augmentations.
+    """The gradient of one problem by every way in `WAYS`; all see the same batches and augmentations.
 
     repeats  timed runs, after a first one; the ways take turns, so that what slows the machine slows all of them
 
@@ -47,11 +49,11 @@ def gradients(
     problem = (objective.step_loss(synthetic, buffers), start, target, tensors, draws)
     path = (objective.student_steps + 1) * sum(value.numel() * value.element_size() for value in start.values())
     found = {}
-    for name, way in GRADIENTS.items():
+    for name, way in WAYS.items():
         (_, parts), kept = kept_bytes(partial(way, *problem))
         found[name] = Gradient(parts["images"], [], kept + (0 if name == "unrolled" else path))
     for _ in range(repeats):
-        for name, way in GRADIENTS.items():
+        for name, way in WAYS.items():
             began = time.monotonic()
             float(way(*problem)[0])  # waits for the device
             found[name].seconds.append(time.monotonic() - began)
@@ -113,4 +115,4 @@ def compared(found: dict[int, list[dict[str, Gradient]]]) -> dict[str, dict[str,
         values = [[value for one in ones for value in measure(one, way)] for ones in found.values()]
         return [float(np.mean(some)) for some in values], [float(np.std(some)) for some in values]
 
-    return {name: {way: curve(measure, way) for way in GRADIENTS} for name, measure in measures.items()}
+    return {name: {way: curve(measure, way) for way in WAYS} for name, measure in measures.items()}
