@@ -10,14 +10,17 @@ quickstart: env
 
 test: env lint
 	$(BIN)/python -m pytest tests -n 2 --dist loadgroup
+	@# and without the fused kernel, as where there is no C++ compiler
+	DISTILLERY_PLAIN=1 $(BIN)/python -m pytest tests/networks tests/matching tests/training -n 2 --dist loadgroup
 	@# the notebooks compute everything anew, in a results folder of their own, two at a time with a thread each
 	results=$$(mktemp -d) && OMP_NUM_THREADS=1 DISTILLERY_RESULTS=$$results $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval_sanitize.cfg -p no:cacheprovider notebooks/ ; \
 	code=$$? ; rm -rf "$$results" ; exit $$code
 
-# every fast path beside its plain twin, in one run on a quiet machine; the table is kept under results/bench
+# every fast path beside the bare loop and its plain twin, in one run on a quiet machine; the table is kept under results/bench
 bench: env
-	run=$$(mktemp) && $(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-json=$$run \
+	run=$$(mktemp) && OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-json=$$run \
+		$$($(BIN)/python -c "import torch; torch.cuda.is_available() or print('--benchmark-timer=time.process_time')") \
 		--benchmark-columns=min,median,max,rounds && $(BIN)/python tests/benchmarks/table.py $$run results/bench ; \
 	code=$$? ; rm -f $$run ; exit $$code
 

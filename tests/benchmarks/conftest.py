@@ -1,28 +1,19 @@
 """What the benchmarks share: the published shapes, made-up images, and one way to measure three paths.
 
-Every piece of work is measured in one run as `bare` (the loop anyone would write with nn.Module), `plain` (the twin the
-tests hold the fast path to) and `fast`. `table.py` turns the JSON of a run into the committed table and checks the gates.
+Every piece of work is measured in one run as `bare` (the loop anyone would write with nn.Module), `plain` (the twin the tests hold the fast path
+to) and `fast`, on a CPU in one thread and in processor time. `table.py` turns the JSON of a run into the committed table and checks the gates.
 """
 
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 from published_shapes import CLASSES, DEVICE, SHAPE, WIDTH
 
+from distillery import allocator
 from distillery.data import ImageSet, fit_standardize
 from distillery.networks import ConvNet
 from distillery.seeds import generator
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_cores():
-    """The unit tests run on one thread, also those that follow; measurements use the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -41,17 +32,17 @@ def photographs():
 
 @pytest.fixture
 def measure(benchmark):
-    """measure(work, path, function, least=, needs=, rounds=, warmup=): time `function`, keep the least of the rounds.
+    """measure(work, path, function, least=, rounds=, per=, warmup=): time `function`, keep the least of the rounds.
 
-    least  how many times faster than plain the fast path must be
-    needs  CPU flags of which one must be there for the gate to hold
+    least  how many times faster than the bare loop the path must be, than its plain twin where there is no such loop
     """
 
-    def run(work, path, function, least=None, needs=(), rounds=3, per=1, warmup=1):
+    def run(work, path, function, least=None, rounds=3, per=1, warmup=1):
         benchmark.group = work
         benchmark.extra_info |= {"work": work, "path": path, "per": per, "device": DEVICE.type}
         if least is not None:
-            benchmark.extra_info |= {"least": least, "needs": list(needs)}
+            benchmark.extra_info |= {"least": least}
+        allocator.thresholds(*allocator.USUAL if path == "bare" else allocator.KEPT)
 
         def waited():
             function()

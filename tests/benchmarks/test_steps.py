@@ -1,6 +1,8 @@
-"""What a step costs: training, distribution matching, gradient matching, evaluation.
+"""What a step costs: training, distribution, gradient and trajectory matching, evaluation.
 
-Published shapes: ConvNet-3 of width 128 on 3 x 32 x 32, 256 real images a class and step, 10 classes, all augmented (DSA).
+Published shapes: ConvNet-3 of width 128 on 3 x 32 x 32, 256 real images a class and step, 10 classes, all augmented (DSA). The bare loop has the
+structure of the public code: one nn.Module, one class after another, float32, memory as the system gives it out. 'fast' is what
+notebooks run unless told otherwise; 'low' is bfloat16, compiled, where the processor multiplies in it.
 """
 
 import pytest
@@ -10,24 +12,27 @@ from published_shapes import CLASSES, DEVICE
 from torch import nn
 
 from distillery.data import TensorSource
+from distillery.data.synthetic import Synthetic
 from distillery.evaluation import Protocol
+from distillery.experts import Experts
+from distillery.matching.trajectory import StartEpochs, TrajectoryMatching
 from distillery.measure import workloads
 from distillery.networks import ConvNet
 from distillery.networks.precision import MixedPrecision
 from distillery.seeds import generator
 from distillery.training import train
 from distillery.training.dsa import DSA, augment, draw
-from distillery.training.optimizers import SGD
+from distillery.training.optimizers import GSAM, SGD
 
-PATHS = ("bare", "plain", "fast")
-BF16 = ("avx512_bf16", "amx_bf16")  # CPUs that multiply bfloat16 faster than float32
 CPU, GPU = DEVICE.type == "cpu", DEVICE.type == "cuda"
-LOW = ("bfloat16", True)  # precision, compiled
+UNITS = GPU or any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))  # that multiply bfloat16
+PATHS = ("bare", "plain", "fast", *["low"] * UNITS)
+HOW = {"plain": ("float32", False), "fast": ("float32", False), "low": ("bfloat16", True)}  # precision, compiled
 
 
 @pytest.fixture(scope="session")
 def fast(network):
-    return MixedPrecision(network, *LOW)
+    return {path: MixedPrecision(network, *how) for path, how in HOW.items()}
 
 
 def bare_training(modules, source, epochs, batch, augmentation=DSA):
@@ -50,7 +55,12 @@ def training(network, fast, path, source, k, batch, augmentation=DSA):
     if path == "bare":
         modules = [workloads.module_of(network, i, DEVICE) for i in range(k)]
         return lambda: bare_training(modules, source, 1, batch, augmentation)
-    return workloads.training(network, fast, source, k, batch, augmentation)[path]
+    return of(path, workloads.training(network, fast[path], source, k, batch, augmentation))
+
+
+def of(path, paths):
+    """One of the paths of a workload, whose fast one runs in the precision that it was made for."""
+    return paths["plain" if path == "plain" else "fast"]
 
 
 def some(photographs, n):
@@ -60,17 +70,53 @@ def some(photographs, n):
 @pytest.mark.parametrize("path", PATHS)
 def test_training_step_of_256(measure, network, fast, photographs, path):
     work = training(network, fast, path, some(photographs, 512), 1, 256)
-    measure("training step of 256", path, work, 2.5 if CPU else None, BF16, per=2)
+    measure("training step of 256", path, work, {"fast": 1.8, "low": 2.5}.get(path) if CPU else None, per=2)
+
+
+def bare_gsam(module, source, batch):
+    """FTD's descent (GSAM) in a loop: the gradients at the weights and at the perturbed ones, then one step."""
+    weights = list(module.parameters())
+
+    def gradients(x, y):
+        return torch.autograd.grad(F.cross_entropy(module(x), y), weights)
+
+    stream = generator(0, "bare")
+    for at in range(0, len(source), batch):
+        x = augment(source.images[at : at + batch][None], draw(DSA, 1, batch, stream))[0]
+        y = source.targets[at : at + batch]
+        first = gradients(x, y)
+        scale = 0.01 / torch.cat([(w.abs() * g).flatten() for w, g in zip(weights, first)]).norm()
+        moved = [w.detach().square() * g * scale for w, g in zip(weights, first)]
+        with torch.no_grad():
+            torch._foreach_add_(weights, moved)
+        second = gradients(x, y)
+        share = sum((a * b).sum() for a, b in zip(first, second)) / sum(b.square().sum() for b in second)
+        with torch.no_grad():
+            torch._foreach_sub_(weights, moved)
+            for w, a, b in zip(weights, first, second):
+                w -= 0.01 * (b - 1.0 * (a - share * b))
+
+
+@pytest.mark.parametrize("path", ["bare", "fast"])
+def test_gsam_step_of_256(measure, network, photographs, path):
+    source = some(photographs, 512)
+    params = {name: value.to(DEVICE) for name, value in network.init(generator(0, "gsam"), 1).items()}
+    module, how = workloads.module_of(network, 0, DEVICE), GSAM(0.01, 0.0, 0.0, rho=0.01, alpha=1.0)
+
+    def fast():
+        train(network, params, source, optimizer=how, generator=generator(0, "order"), epochs=1, batch=256, augmentation=DSA)
+
+    measure("GSAM step of 256", path, fast if path == "fast" else lambda: bare_gsam(module, source, 256), 1.8 if CPU else None, per=2)
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
 @pytest.mark.parametrize("path", PATHS)
 def test_training_of_32_networks(measure, network, fast, photographs, path):
     work = training(network, fast, path, some(photographs, 1024), 32, 256)
-    measure("training of 32 networks, step of 256", path, work, 4.0, per=4)
+    measure("training of 32 networks, step of 256", path, work, 4.0 if path == "low" else None, per=4)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", ["bare", "plain", "fast"])
 @pytest.mark.parametrize(("batch", "least"), [(10, 2.5), (256, 0.9)])
 def test_smoke_training_of_10_networks(measure, path, batch, least):
     """Never slower at batch 256, where both run one by one: 0.9 leaves room for the clock."""
@@ -78,7 +124,7 @@ def test_smoke_training_of_10_networks(measure, path, batch, least):
     images = torch.randn(10 * batch, 1, 8, 8, generator=stream)
     targets = torch.randint(10, (len(images),), generator=stream)
     source = TensorSource(images.to(DEVICE), targets.to(DEVICE))
-    work = training(small, small, path, source, 10, batch, "")
+    work = training(small, {"plain": small, "fast": small}, path, source, 10, batch, "")
     measure(f"10 networks, 8 x 8, width 32, step of {batch}", path, work, least, per=10, rounds=9)
 
 
@@ -160,9 +206,39 @@ def test_matching_step(measure, network, photographs, path, ipc, method):
     if path == "bare":
         work = bare_matching(network, photographs, ipc, bare)
     else:
-        work = make(network, *LOW, photographs, ipc, 256)[path]
-    least = {"DM": 4.0 if CPU else 5.0, "DC": 2.0 if CPU else None}[method]
-    measure(f"{method} step, ipc {ipc}", path, work, least, BF16 if CPU else (), rounds=3)
+        work = of(path, make(network, *HOW[path], photographs, ipc, 256))
+    least = {"DM": {"fast": 2.5, "low": 4.0}, "DC": {"fast": 2.0, "low": 2.0}} if CPU else {"DM": {"low": 5.0}, "DC": {}}
+    measure(f"{method} step, ipc {ipc}", path, work, least[method].get(path), rounds=2)
+
+
+@pytest.mark.parametrize("path", ["bare", "plain", "fast"])
+@pytest.mark.parametrize(("side", "width", "steps", "least"), [(32, 128, 20, 1.3), (8, 32, 20, 1.0)])
+def test_trajectory_step(measure, path, side, width, steps, least):
+    """One gradient of MTT at ipc 1, for each of its student steps."""
+    net, stream = ConvNet((3 if side == 32 else 1, side, side), CLASSES, width), generator(0, "trajectory")
+    first = {name: value.to(DEVICE) for name, value in net.init(stream, 1).items()}
+    bank = Experts({name: torch.stack([value, value + 0.01], 1) for name, value in first.items()})
+    images = torch.randn(CLASSES, *net.shape, generator=stream)
+    made = Synthetic({"images": images, "targets": torch.arange(CLASSES), "step_size": torch.tensor(0.01)}).to(DEVICE)
+    objective = TrajectoryMatching(
+        net, bank, steps, 1, StartEpochs(0, 1), augmentation=DSA, gradient="unrolled" if path == "plain" else "exact"
+    )
+    state, module = objective.start(made, generator(0, "start")), workloads.module_of(net, 0, DEVICE)
+
+    def bare():
+        order, pixels = generator(0, "bare"), made.tensors["images"].clone().requires_grad_()
+        rate, theta = made.tensors["step_size"].clone().requires_grad_(), {name: value[0] for name, value in first.items()}
+        theta = {name: value.clone().requires_grad_() for name, value in theta.items()}
+        for _ in range(steps):
+            x = augment(pixels[None], draw(DSA, 1, len(pixels), order))[0]
+            loss = F.cross_entropy(torch.func.functional_call(module, theta, x), made.tensors["targets"])
+            grads = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
+            theta = {name: value - rate * grad for (name, value), grad in zip(theta.items(), grads)}
+        gap = sum((value - first[name][0] - 0.01).square().sum() for name, value in theta.items())
+        torch.autograd.grad(gap, [pixels, rate])
+
+    work = bare if path == "bare" else lambda: objective.step(made, state, None, generator(0, "step"))
+    measure(f"MTT student step, ipc 1, {side} x {side}", path, work, least if CPU else None, per=steps, rounds=3)
 
 
 # Evaluation
@@ -183,6 +259,6 @@ def test_evaluation_of_10_networks(measure, network, fast, photographs, path, ip
             for module in modules:
                 (module(test.batch(torch.arange(100, device=DEVICE))).argmax(1) == test.targets).sum().item()
 
-    paths = {"bare": bare} | workloads.evaluation(network, fast, source, test, protocol)
-    least = (2.0 if ipc == 10 else None) if CPU else (8.0 if ipc == 1 else None)
-    measure(f"evaluation of 10 networks, ipc {ipc}", path, paths[path], least, BF16 if CPU else (), rounds=3, per=2)
+    work = bare if path == "bare" else of(path, workloads.evaluation(network, fast[path], source, test, protocol))
+    least = {"fast": 1.3, "low": 2.0 if ipc == 10 else None} if CPU else {"low": 8.0 if ipc == 1 else None}
+    measure(f"evaluation of 10 networks, ipc {ipc}", path, work, least.get(path), rounds=2, per=2)

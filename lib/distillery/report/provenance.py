@@ -3,8 +3,10 @@
 import hashlib
 import os
 import platform
+import re
 import socket
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +24,7 @@ def provenance() -> dict:
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn", "papermill")},
         "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "cpu_flags": _cpu_flags(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -55,6 +58,13 @@ def _git() -> dict | None:
         return {"commit": git("rev-parse", "HEAD").strip(), "diff": digest}
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _processor() -> str:
+    """The processor's name."""
+    with suppress(OSError, TypeError):
+        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _cpu_flags() -> list[str]:
