@@ -57,6 +57,9 @@ def test_bfloat16_without_units_for_it_is_warned_of_once(units, warned, monkeypa
         one.apply(params, images(1))
     _warn_where_slow.cache_clear()
     assert sum("bfloat16 units" in str(one.message) for one in recwarn) == warned
+    chosen = MixedPrecision(network, "auto")
+    assert chosen.precision == ("float32" if warned and not torch.cuda.is_available() else "bfloat16")
+    assert chosen.spec() == MixedPrecision(network, chosen.precision).spec()
 
 
 @pytest.mark.parametrize("normalization", ["instance", "batch", "group", "layer", "none"])

@@ -16,14 +16,15 @@ from torch import Generator, Tensor
 from distillery.checks import InputError, check_choice, first_line
 from distillery.networks.convnet import ConvNet, Output, Params, trainable
 
-PRECISIONS = ("float32", "tf32", "bfloat16")
+PRECISIONS = ("float32", "tf32", "bfloat16", "auto")
 SHAPES = 64  # compiled shapes of one network; any further shape runs uncompiled
 
 
 class MixedPrecision:
     """A network run in low precision and compiled.
 
-    precision  'float32', 'tf32' (float32 with TensorFloat-32 products on a GPU, by `float32_matmul`), or 'bfloat16'
+    precision  'float32', 'tf32' (float32 with TensorFloat-32 products on a GPU, by `float32_matmul`), 'bfloat16', or 'auto': bfloat16 where
+               there are units for it, else float32
     compiled   fuse by `torch.compile`, about a minute a shape on 2 CPU cores; a warning and the uncompiled pass where no compiler works
     raises     InputError on an unknown precision, or a compiled network that is no ConvNet
     """
@@ -32,6 +33,8 @@ class MixedPrecision:
         check_choice("precision", precision, PRECISIONS)
         if compiled and not isinstance(network, ConvNet):
             raise InputError(f"compiled: True with {network.name}; accepted: a ConvNet, or False")
+        if precision == "auto":
+            precision = "bfloat16" if torch.cuda.is_available() or has_units() else "float32"
         self.network, self.precision, self.compiled = network, precision, compiled
         self.name, self.classes, self.channels = network.name, network.classes, network.channels
         self._functions: dict[str, object] = {}
@@ -75,13 +78,18 @@ class MixedPrecision:
             return function(params, images, train)
 
 
+def has_units() -> bool:
+    """Whether the processor multiplies in bfloat16; one that emulates it takes 5 to 39 times as long as in float32."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(known.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))  # the last on ARM
+
+
 @cache  # once in a process
 def _warn_where_slow() -> None:
     """Warn of bfloat16 on a processor that emulates it."""
-    units = getattr(torch.cpu, "get_capabilities", None)  # which torch 2.9 does not have
-    if units and not any(units().get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")):  # the last on ARM
+    if not has_units():
         slow = "this processor has no bfloat16 units, so that it takes 5 to 39 times as long as float32"
-        warnings.warn(f"precision 'bfloat16': {slow}; accepted: 'float32', whose runs are others", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"precision 'bfloat16': {slow}; accepted: 'float32', whose runs are others, or 'auto'", RuntimeWarning, stacklevel=4)
 
 
 def _low(params: Params) -> Params:
