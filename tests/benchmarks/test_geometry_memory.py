@@ -33,18 +33,9 @@ def peak(name):
     return int(done.stdout)
 
 
-@pytest.fixture
-def one_thread(all_cores):
-    """At the small size a pick takes microseconds, and a second thread is only waited for."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", ["herding", "k_center"])
-def test_greedy_selection(measure, one_thread, name, path):
+def test_greedy_selection(measure, name, path):
     """The bound on memory is checked with the fast path."""
     if path == "fast" and Path("/proc/self/status").exists():
         assert peak(name) < MOST
