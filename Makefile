@@ -17,12 +17,13 @@ test: env lint
 		--nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval_sanitize.cfg -p no:cacheprovider notebooks/ ; \
 	code=$$? ; rm -rf "$$results" ; exit $$code
 
-# every fast path beside the bare loop and its plain twin, in one run on a quiet machine; the table is kept under results/bench
+# every fast path beside the bare loop, which runs in a process of its own, and its plain twin, on a quiet machine; the table is kept under results/bench
 bench: env
-	run=$$(mktemp) && OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-json=$$run \
-		$$($(BIN)/python -c "import torch; torch.cuda.is_available() or print('--benchmark-timer=time.process_time')") \
-		--benchmark-columns=min,median,max,rounds && $(BIN)/python tests/benchmarks/table.py $$run results/bench ; \
-	code=$$? ; rm -f $$run ; exit $$code
+	run=$$(mktemp -d) && timer=$$($(BIN)/python -c "import torch; print('perf_counter' if torch.cuda.is_available() else 'process_time')") && \
+	run_some() { OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-timer=time.$$timer "$$@" ; } && \
+	DISTILLERY_MALLOC=system run_some -k bare --benchmark-json=$$run/bare.json && run_some -k "not bare" --benchmark-json=$$run/ours.json && \
+	$(BIN)/python tests/benchmarks/table.py $$run/bare.json $$run/ours.json results/bench ; \
+	code=$$? ; rm -rf $$run ; exit $$code
 
 lint: env
 	$(BIN)/ruff check lib tests notebooks

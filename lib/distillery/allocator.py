@@ -10,21 +10,13 @@ import os
 import sys
 from contextlib import suppress
 
-KEPT = 2**30, 2**31 - 1  # thresholds in bytes: of a block that is mapped anew, of free memory that is given back
-USUAL = 2**25, 2**26  # where glibc's own end up in a process with large blocks
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
-def thresholds(mapped: int, given_back: int) -> None:
-    """Set glibc's thresholds for this process; nothing where there is no glibc."""
-    if sys.platform == "linux":
+def keep_freed_memory() -> None:
+    """Raise glibc's thresholds for this process; nothing where there is no glibc, or where $DISTILLERY_MALLOC is 'system'."""
+    if sys.platform == "linux" and os.environ.get("DISTILLERY_MALLOC") != "system":
         with suppress(OSError, AttributeError):  # another library of C
             libc = ctypes.CDLL(None)
-            libc.mallopt(_MMAP_THRESHOLD, mapped)
-            libc.mallopt(_TRIM_THRESHOLD, given_back)
-
-
-def keep_freed_memory() -> None:
-    """Raise the thresholds, unless $DISTILLERY_MALLOC is 'system'."""
-    if os.environ.get("DISTILLERY_MALLOC") != "system":
-        thresholds(*KEPT)
+            libc.mallopt(_MMAP_THRESHOLD, 2**30)
+            libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)

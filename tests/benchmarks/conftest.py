@@ -1,7 +1,8 @@
 """What the benchmarks share: the published shapes, made-up images, and one way to measure three paths.
 
 Every piece of work is measured in one run as `bare` (the loop anyone would write with nn.Module), `plain` (the twin the tests hold the fast path
-to) and `fast`, on a CPU in one thread and in processor time. `table.py` turns the JSON of a run into the committed table and checks the gates.
+to) and `fast`, on a CPU in one thread and in processor time. The bare loops run in a process of their own, whose memory the system gives out as it does
+by itself. `table.py` turns the JSON of both processes into the committed table and checks the gates.
 """
 
 from dataclasses import replace
@@ -10,7 +11,6 @@ import pytest
 import torch
 from published_shapes import CLASSES, DEVICE, SHAPE, WIDTH
 
-from distillery import allocator
 from distillery.data import ImageSet, fit_standardize
 from distillery.networks import ConvNet
 from distillery.seeds import generator
@@ -42,7 +42,6 @@ def measure(benchmark):
         benchmark.extra_info |= {"work": work, "path": path, "per": per, "device": DEVICE.type}
         if least is not None:
             benchmark.extra_info |= {"least": least}
-        allocator.thresholds(*allocator.USUAL if path == "bare" else allocator.KEPT)
 
         def waited():
             function()

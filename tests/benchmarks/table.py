@@ -1,4 +1,4 @@
-"""From the JSON of a benchmark run to the committed table: python table.py RUN.json results/bench
+"""From the JSON of benchmark runs to the committed table: python table.py RUN.json .. results/bench
 
 Writes DEVICE.json and DEVICE.md. Exits with 1 where a path misses its gate: so many times faster than the bare loop, or than its plain twin
 where there is no such loop.
@@ -48,8 +48,9 @@ def markdown(found: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(source: str, folder: str) -> int:
-    run, provenance = store.read_json(Path(source)), of_this_machine()
+def main(*words: str) -> int:
+    *sources, folder = words
+    run, provenance = {"benchmarks": [one for source in sources for one in store.read_json(source)["benchmarks"]]}, of_this_machine()
     device = "cuda" if provenance["gpu"] else "cpu"
     clock = "Seconds of a clock" if device == "cuda" else "Seconds of the processor"
     found = {"schema": 2, "device": device, "provenance": provenance, "clock": clock, "works": works(run)}

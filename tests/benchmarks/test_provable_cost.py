@@ -83,7 +83,7 @@ def test_a_step_of_kip(measure, photographs, path):
     sampler = Uniform(photographs.targets)
 
     def forward():
-        real, _, _ = objective._draw(RealBatches(photographs, sampler, generator(0, "real")))
+        real, _, _ = objective.draw_batch(RealBatches(photographs, sampler, generator(0, "real")))
         with torch.no_grad():
             objective._outputs(made, {}, [real])
 

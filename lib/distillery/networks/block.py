@@ -83,7 +83,9 @@ def library() -> ctypes.CDLL | None:
     compiler = next(filter(None, found), None)
     if os.environ.get("DISTILLERY_PLAIN") or compiler is None:
         return None
-    processor = sorted(name for name, has in getattr(torch.cpu, "get_capabilities", dict)().items() if has is True)  # one build may not fit another
+    processor = sorted(
+        name for name, has in getattr(torch.cpu, "get_capabilities", dict)().items() if has is True
+    )  # one build may not fit another
     key = hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, compiler, platform.machine(), processor)).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("DISTILLERY_CACHE") or "~/.cache/distillery").expanduser()
     path = folder / f"block-{key}.so"
