@@ -81,7 +81,10 @@ def library() -> ctypes.CDLL | None:
     """The compiled passes; None where no compiler works, which is said once, or where $DISTILLERY_PLAIN is set."""
     found = [shutil.which(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++")]
     compiler = next(filter(None, found), None)
-    if os.environ.get("DISTILLERY_PLAIN") or compiler is None:
+    if os.environ.get("DISTILLERY_PLAIN"):
+        return None
+    if compiler is None:
+        print("no C++ compiler: torch's own passes run in place of a fused kernel, which are slower", file=sys.stderr)
         return None
     processor = sorted(
         name for name, has in getattr(torch.cpu, "get_capabilities", dict)().items() if has is True
