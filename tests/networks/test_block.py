@@ -91,7 +91,7 @@ def test_stacks_and_other_views_are_read_rightly():
         torch.testing.assert_close(together[i], alone[0], atol=1e-6, rtol=1e-5)
     x, weight, bias = made((2, 4, 8, 8))
     turned = x.detach().to(memory_format=torch.channels_last)
-    assert torch.equal(block.block(turned, weight, bias), block.block(x, weight, bias))
+    torch.testing.assert_close(block.block(turned, weight, bias), block.block(x, weight, bias), atol=1e-6, rtol=1e-5)
 
 
 def test_without_a_compiler_torch_does_it():
