@@ -87,6 +87,7 @@ def test_the_wheel_holds_the_notebooks(wheel):
         assert (wheel / "distillery" / "_notebooks" / path.relative_to(ROOT / "notebooks")).read_bytes() == path.read_bytes()
     modules = {path.relative_to(ROOT / "lib") for path in (ROOT / "lib").rglob("*.py")}
     assert {path.relative_to(wheel) for path in wheel.rglob("*.py")} == modules and (wheel / "distillery" / "py.typed").is_file()
+    assert (wheel / "distillery" / "networks" / "block.cpp").is_file()  # which is built where it is used
 
 
 def test_the_wheel_works_outside_the_repository(wheel, tmp_path, tiny_notebook):

@@ -2,7 +2,7 @@
 
 By default glibc maps every block above 32 MiB anew and gives it back when it is freed, and the feature maps of a step are such blocks: at the
 published shapes half of a step is then the system handing out zeroed pages. With higher thresholds a step finds the pages of the step before.
-No bit of a result changes; the peak of memory is the same, and what was used stays in use.
+What was used stays in use, so that a process holds more memory between its peaks.
 """
 
 import ctypes

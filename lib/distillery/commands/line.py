@@ -117,9 +117,9 @@ def _prune(arguments) -> int:
         absent(place, arguments.force, arguments.data)
     how = {name: getattr(arguments, name) for name in ("score", "rule", "gamma", "encoder")}
     kept = prune(arguments.data, arguments.keep, hold_out=arguments.hold_out, **how, **_common(arguments))
-    kept.write(arguments.out)
     if folder := arguments.link or arguments.copy:
         kept.place(folder, copy=bool(arguments.copy))
+    kept.write(arguments.out)  # last: the list says that all is done
     counts = kept.counts()
     same = f", {counts[0][0]} of {counts[0][1]} in every class" if len(set(counts)) == 1 else ""
     n, of = (sum(column) for column in zip(*counts))

@@ -24,10 +24,12 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -86,13 +88,10 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         print("no C++ compiler: torch's own passes run in place of a fused kernel, which are slower", file=sys.stderr)
         return None
-    processor = sorted(
-        name for name, has in getattr(torch.cpu, "get_capabilities", dict)().items() if has is True
-    )  # one build may not fit another
-    key = hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, compiler, platform.machine(), processor)).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("DISTILLERY_CACHE") or "~/.cache/distillery").expanduser()
-    path = folder / f"block-{key}.so"
     try:
+        key = hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, compiler, _processor())).encode()).hexdigest()[:16]
+        path = folder / f"block-{key}.so"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -103,6 +102,14 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         print(f"{compiler} builds no fused kernel ({error}): torch's own passes run, which are slower", file=sys.stderr)
         return None
+
+
+def _processor() -> str:
+    """What a processor can do, for machines that share a cache folder: a build for one may not run on another."""
+    with suppress(OSError):
+        if found := re.search(r"^(flags|Features)\s*:.*", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[0]
+    return f"{platform.machine()} {platform.processor()}"
 
 
 def _call(name: str, tensors: list[Tensor], x: Tensor, *more) -> None:
