@@ -1,5 +1,6 @@
 """What README and CONTRIBUTING show works: every block of code runs, every line of a shell is one, every link leads somewhere."""
 
+import json
 import re
 import shlex
 import shutil
@@ -158,3 +159,14 @@ def test_a_set_from_elsewhere(folder, capsys):
     words = [stand_ins.get(word, word) for word in line.split()[1:]]
     assert cli.main([*words, "--width", "4", "--networks", "1", "--epochs", "1"]) == 0
     assert "random" in capsys.readouterr().out
+
+
+def test_the_speed_that_the_readme_tells_is_that_of_the_table():
+    """A third of the time for steps of DM, DC and training, two thirds for evaluations."""
+    assert "DC and training steps take about a third of its processor time, evaluations two thirds" in " ".join(
+        PAGES["README.md"].split("\n")
+    )
+    works = {one["work"]: one["faster"].get("fast") for one in json.loads((ROOT / "results/bench/cpu.json").read_text())["works"]}
+    thirds = {"DM step, ipc 1": 3, "DM step, ipc 10": 3, "DC step, ipc 1": 3, "DC step, ipc 10": 3, "training step of 256": 3}
+    thirds |= {"evaluation of 10 networks, ipc 1": 1.5, "evaluation of 10 networks, ipc 10": 1.5}
+    assert all(works[name] == pytest.approx(times, rel=0.3) for name, times in thirds.items())

@@ -98,3 +98,14 @@ def test_without_a_compiler_torch_does_it():
     code = "from distillery.networks import block; assert block.library() is None"
     for changed in ({"DISTILLERY_PLAIN": "1"}, {"PATH": "/nowhere", "CXX": ""}):
         subprocess.run([sys.executable, "-c", code], env=os.environ | changed, check=True)
+
+
+def test_what_cannot_be_built_or_loaded_is_said_in_a_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv("DISTILLERY_PLAIN", raising=False)
+    monkeypatch.setenv("DISTILLERY_CACHE", str(tmp_path))
+    for content in ("no C++", None):  # a source that does not compile, and none
+        source = tmp_path / "block.cpp"
+        source.write_text(content) if content else source.unlink()
+        monkeypatch.setattr(block, "SOURCE", source)
+        assert block.library.__wrapped__() is None
+        assert capfd.readouterr().err.count("\n") == 1 and not list(tmp_path.glob("*.so"))
