@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from published_shapes import CLASSES, DEVICE, SHAPE, WIDTH
+from torch.utils.flop_counter import FlopCounterMode
 
 from distillery.data import ImageSet, fit_standardize
 from distillery.networks import ConvNet
@@ -40,6 +41,10 @@ def measure(benchmark):
     def run(work, path, function, least=None, rounds=3, per=1, warmup=1):
         benchmark.group = work
         benchmark.extra_info |= {"work": work, "path": path, "per": per, "device": DEVICE.type}
+        if path in ("bare", "peak"):  # what the work needs at least is what the bare loop multiplies
+            with FlopCounterMode(display=False) as counted:
+                function()
+            benchmark.extra_info |= {"flops": counted.get_total_flops()}
         if least is not None:
             benchmark.extra_info |= {"least": least}
 

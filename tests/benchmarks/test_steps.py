@@ -67,6 +67,16 @@ def some(photographs, n):
     return TensorSource(photographs.batch(torch.arange(n, device=DEVICE)), photographs.targets[:n])
 
 
+@pytest.mark.parametrize("product", ["a matrix of 2,048 x 2,048", "a 3 x 3 convolution of 128 channels, 64 maps of 16 x 16"])
+def test_peak(measure, product):
+    """The fastest float32 product of this machine, of which every row states a share."""
+    a, x, w = (
+        torch.randn(shape, generator=generator(0, "peak")).to(DEVICE) for shape in ((2048, 2048), (64, 128, 16, 16), (128, 128, 3, 3))
+    )
+    work = {True: lambda: a @ a, False: lambda: F.conv2d(x, w, padding=1)}["matrix" in product]
+    measure(product, "peak", work, rounds=20)
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_training_step_of_256(measure, network, fast, photographs, path):
     work = training(network, fast, path, some(photographs, 512), 1, 256)
