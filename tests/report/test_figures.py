@@ -47,6 +47,11 @@ def test_keep_curves_of_numbers_of_images_without_all_data(axis):
     assert [text.get_text() for text in axis.texts] == ["made up"] and "ring" not in axis.get_xlabel()
 
 
+def test_curves_over_updates(axis):
+    figures.keep_curves(axis, {"DM": {20: sets(0.5), 100: sets(0.6)}}, sets(0.3), {}, "random images", "updates")
+    assert axis.get_xlabel().startswith("updates") and {text.get_text() for text in axis.texts} == {"DM", "random images"}
+
+
 @pytest.mark.parametrize("curves", [{"random": {0.5: None}}, {}])
 def test_keep_curves_before_anything_has_run(axis, curves):
     figures.keep_curves(axis, curves, [], {})

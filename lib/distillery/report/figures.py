@@ -213,23 +213,28 @@ def name_ends(axis, ends: dict[str, tuple[float, float]], colors: dict[str, str]
 
 
 def keep_curves(
-    axis, curves: dict[str, dict[float, list[list[float] | None]]], full: list[list[float] | None], critical: dict[str, float | None]
+    axis,
+    curves: dict[str, dict[float, list[list[float] | None]]],
+    full: list[list[float] | None],
+    critical: dict[str, float | None],
+    level: str = "all images",
+    xlabel: str = "",
 ) -> None:
     """Draw test accuracy in percent against the real images kept: a line for each order in which images are dropped.
 
     curves    order ('lowest loss', 'random', ...) -> part kept -> accuracies[set][network], bars are the deviation over
               sets; parts are fractions, or images of every class where one is above 1
-    full      accuracies[set][network] with all images: the horizontal line, its band the deviation over sets
+    full      accuracies[set][network] with all images: the horizontal line named `level`, its band the deviation over sets
     critical  order -> the critical sample size, marked by a ring, None = none found
+    xlabel    of curves over something else than images kept
     """
     colors, ends = palette(curves), {}
     axis.set_xscale("log")
-    level = measured(full)
-    if level:
-        mean, spread = 100 * level["value"], 100 * (level["std_sets"] or 0)
+    if found := measured(full):
+        mean, spread = 100 * found["value"], 100 * (found["std_sets"] or 0)
         axis.axhspan(mean - spread, mean + spread, color=ALL, alpha=0.12, lw=0)
         axis.axhline(mean, color=ALL, lw=1, ls="--")
-        ends["all images"], colors["all images"] = (0, mean), ALL
+        ends[level], colors[level] = (0, mean), ALL
     parts = sorted({keep for curve in curves.values() for keep in curve})
     fractions = not parts or parts[-1] <= 1
     for i, (order, curve) in enumerate(curves.items()):
@@ -251,6 +256,7 @@ def keep_curves(
     axis.minorticks_off()
     notes = ["bar, band: ± deviation over sets"] * any(len(sets) > 1 for curve in curves.values() for sets in curve.values() if sets)
     notes += ["ring: fewest that serve as well as all"] * any(size is not None for size in critical.values())
-    axis.set_xlabel(("real images kept, %" if fractions else "real images kept of every class") + f"\n({'; '.join(notes)})" * bool(notes))
+    xlabel = xlabel or ("real images kept, %" if fractions else "real images kept of every class")
+    axis.set_xlabel(xlabel + f"\n({'; '.join(notes)})" * bool(notes))
     axis.set_ylabel("test accuracy, %")
     name_ends(axis, ends, colors)
