@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.seeds import generator as keyed_generator
 from distillery.seeds import split
+from distillery.upload import to_device
 
 LOOKED = 10_000  # images at most in one look at the losses
 
@@ -112,7 +113,7 @@ class TreatmentEffect(Uniform):
     def weigh(self, labels: Tensor, indices: Tensor, weights: Tensor, effects: Callable[[], Tensor]) -> Tensor:
         """Weights (classes, n) without the dropped images, rows summing to one; labels (classes,) of the rows, effects () -> norms."""
         seen, norms = weights > 0, effects().float() if self.due else None  # the others fill up small classes
-        left = weights.masked_fill(self._dropped(labels.to(weights.device, non_blocking=True), indices, seen, norms), 0)
+        left = weights.masked_fill(self._dropped(to_device(labels, weights.device), indices, seen, norms), 0)
         total = left.sum(1, keepdim=True)
         return torch.where(total > 0, left / total.clamp_min(1e-30), weights)  # not 0 / 0
 
@@ -238,7 +239,7 @@ class RealBatches:
     def __call__(self, label: int | None, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """One class, or all if None: images (n', C, H, W), targets (n', ...), weights (n',) that sum to one (if not relative, on average)."""
         [(indices, weights)] = self._drawn([label], n)
-        indices, weights = self._moved(indices, weights)
+        indices, weights = to_device((indices, weights), self.real.targets.device)
         total = weights.sum() if self.sampler.relative else len(weights)
         return self.real.batch(indices), self.real.targets[indices], weights / total
 
@@ -251,7 +252,7 @@ class RealBatches:
         drawn = torch.tensor([[float(len(batch.indices))] for batch in batches])  # of a small class fewer
         indices, weights = (pad_sequence(values, batch_first=True, padding_value=-1) for values in zip(*batches, strict=True))
         weights, filled = weights.masked_fill(indices < 0, 0), torch.where(indices < 0, indices[:, :1], indices)
-        indices, weights, drawn = self._moved(filled, weights, drawn)
+        indices, weights, drawn = to_device((filled, weights, drawn), self.real.targets.device)
         total = weights.sum(1, keepdim=True) if self.sampler.relative else drawn
         real, weights = ClassImages(self.real, indices), weights / total
         weights = self.sampler.weigh(labels, indices, weights, lambda: effects(real, weights))
@@ -264,6 +265,3 @@ class RealBatches:
             raise InputError("sampler: an empty batch; accepted: at least one real image of every class in every step")
         self.samples += sum(len(batch.indices) for batch in batches)
         return batches
-
-    def _moved(self, *values: Tensor) -> tuple[Tensor, ...]:
-        return tuple(value.to(self.real.targets.device, non_blocking=True) for value in values)

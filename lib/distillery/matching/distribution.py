@@ -15,6 +15,7 @@ from distillery.networks import Params
 from distillery.networks.precision import images_at_once
 from distillery.seeds import split
 from distillery.training.dsa import Draw, augment, draw
+from distillery.upload import to_device
 
 
 @torch.no_grad()
@@ -58,11 +59,10 @@ class DistributionMatching(Separable):
     def step(self, synthetic: Synthetic, state: dict, draw_real, generator: Generator):
         """One gradient on the pixels: (gradients by name, state, log)."""
         weights_stream, augment_stream = split(generator, 2)
-        device, (labels, _) = synthetic.device, synthetic.classes_present()
-        params = {name: value.to(device, non_blocking=True) for name, value in self.network.init(weights_stream, 1).items()}
+        labels, _ = synthetic.classes_present()
+        params, labels = to_device((self.network.init(weights_stream, 1), labels), synthetic.device)
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
-        context = StepContext(params, labels.to(device, non_blocking=True), drawn)
-        loss, gradient = self.pixels(context, synthetic, draw_real)
+        loss, gradient = self.pixels(StepContext(params, labels, drawn), synthetic, draw_real)
         return {"images": gradient}, state, {"loss": loss}
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:

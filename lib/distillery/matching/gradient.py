@@ -26,6 +26,7 @@ from distillery.seeds import split
 from distillery.training import cross_entropy, train
 from distillery.training.dsa import Draw, augment, draw
 from distillery.training.optimizers import SGD
+from distillery.upload import to_device
 
 INNER = SGD(0.01, momentum=0.0, weight_decay=0.0)  # of the inner training, as published
 
@@ -120,7 +121,7 @@ class GradientMatching(Separable):
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the network in training and how many updates it has seen."""
-        params = {name: value.to(synthetic.device, non_blocking=True) for name, value in self.network.init(generator, 1).items()}
+        params = to_device(self.network.init(generator, 1), synthetic.device)
         return prefixed(params, "network.") | {"updates": torch.tensor(0)}
 
     def step(self, synthetic: Synthetic, state: dict[str, Tensor], draw_real, generator: Generator):
@@ -139,7 +140,7 @@ class GradientMatching(Separable):
             params, _ = train(self.network, params, synthetic.source(), optimizer=INNER, generator=inner_stream, **options)
             state = prefixed(params, "network.")
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
-        params, labels = under(state, "network."), labels.to(synthetic.device, non_blocking=True)
+        params, labels = under(state, "network."), to_device(labels, synthetic.device)
         loss, gradient = self.pixels(StepContext(params, labels, drawn), synthetic, draw_real, members.shape[1])
         return {"images": gradient}, state | {"updates": torch.tensor(seen + 1)}, {"loss": loss}
 

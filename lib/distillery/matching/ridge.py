@@ -18,6 +18,7 @@ from distillery.networks.precision import images_at_once
 from distillery.networks.ridge import platt, regress
 from distillery.seeds import split
 from distillery.training.losses import centred
+from distillery.upload import to_device
 
 
 class KernelRegression:
@@ -86,7 +87,7 @@ class KernelRegression:
         labels = torch.arange(self.classes)
         drawn, weights = draw_real.classes(labels, self.batch)
         real = drawn[:]  # (C, n, ...), weights (C, n)
-        targets = labels.to(real.device, non_blocking=True).repeat_interleave(real.shape[1])
+        targets = to_device(labels, real.device).repeat_interleave(real.shape[1])
         return real.flatten(0, 1), targets, weights.flatten() / self.classes
 
     def networks_of_step(self, synthetic: Synthetic, state: dict[str, Tensor], generator: Generator) -> Params:

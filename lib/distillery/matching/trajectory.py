@@ -30,6 +30,7 @@ from distillery.seeds import split
 from distillery.training import cross_entropy
 from distillery.training.dsa import Draw, augment, draw
 from distillery.training.views import ViewDraw, Views, draw_views, view
+from distillery.upload import to_device
 
 # (weights, learned tensors, what was drawn for this step) -> (): the loss of one student step, twice differentiable
 KEPT = 2**31  # bytes of graphs that a sweep holds
@@ -325,14 +326,15 @@ class TrajectoryMatching:
             chunks += found[: n // batch] if self.views else found
         chunks = chunks[: self.student_steps]
         factor = len(synthetic.decode(torch.tensor([0], device=synthetic.device))[0])  # images of a stored one
-        indices = torch.cat(chunks).to(synthetic.device).split([len(chunk) for chunk in chunks])
         if self.views:
             shape = tuple(synthetic.tensors["images"].shape[1:])
-            return [(here, draw_views(self.views, shape, 2 * factor * len(here), augmentation)) for here in indices]
+            drawn = [draw_views(self.views, shape, 2 * factor * len(chunk), augmentation) for chunk in chunks]
+            return list(zip(to_device(chunks, synthetic.device), drawn, strict=True))
         drawn = draw(self.augmentation, self.student_steps, factor * batch, augmentation)
         if drawn is None:
-            return [(here, None) for here in indices]
-        families, uniforms = drawn.families.split(1), drawn.uniforms.to(synthetic.device).split(1)  # all at once onto the device
+            return [(here, None) for here in to_device(chunks, synthetic.device)]
+        indices, uniforms = to_device((chunks, drawn.uniforms.split(1)), synthetic.device)
+        families = drawn.families.split(1)
         return [(here, Draw(f, u[:, : factor * len(here)])) for here, f, u in zip(indices, families, uniforms, strict=True)]
 
     def _segment(self, expert: int, epoch: int) -> tuple[Params, Params]:

@@ -29,6 +29,7 @@ from distillery.seeds import split
 from distillery.training import train
 from distillery.training.losses import centred, half_squared_error
 from distillery.training.optimizers import Adam
+from distillery.upload import to_device
 
 
 class FeatureRegression(TrainedPool):
@@ -61,7 +62,8 @@ class FeatureRegression(TrainedPool):
 
     def aged(self, synthetic, one: dict[str, Tensor], generator: Generator) -> dict[str, Tensor]:
         source = self._labelled(synthetic)
-        chosen = torch.randperm(len(source), generator=generator)[:500].to(synthetic.device, non_blocking=True)
+        chosen = torch.randperm(len(source), generator=generator)[:500]
+        chosen = to_device(chosen, synthetic.device)
         new = self.stepped(one, source.batch(chosen), source.targets[chosen], half_squared_error, int(one["steps"]))
         new["steps"] = one["steps"] + 1
         return new if int(new["age"]) <= self.age else self.new(synthetic.device, generator)

@@ -32,6 +32,7 @@ from distillery.networks import Params, trainable
 from distillery.seeds import split
 from distillery.training.dsa import draw
 from distillery.training.optimizers import SGD
+from distillery.upload import to_device
 
 
 def convolutions(params: Params) -> list[str]:
@@ -113,8 +114,8 @@ class MultiFormation(GradientMatching):
         picked, used = None, members.shape[1]
         if used > self.most:
             order = torch.rand(members.shape, generator=pick_stream).argsort(1)
-            picked, used = order[:, : self.most].to(device, non_blocking=True), self.most
-        params, labels = under(state, "network."), labels.to(device, non_blocking=True)
+            picked, used = order[:, : self.most], self.most
+        params, (labels, picked) = under(state, "network."), to_device((labels, picked), device)
         context = FormationContext(params, labels, drawn, picked=picked)
         loss, gradient = self.pixels(context, synthetic, draw_real, used)
         if self.scale is not None:

@@ -30,6 +30,7 @@ from distillery.seeds import split
 from distillery.training.dsa import DSA, Draw, augment, draw
 from distillery.training.losses import cross_entropy
 from distillery.training.optimizers import SGD
+from distillery.upload import to_device
 
 FIRST = 3  # networks in the queue at the start
 
@@ -95,7 +96,7 @@ class QueueMatching(DistributionMatching):
         accuracy = 100 * queue["correct"][i] / queue["seen"][i].clamp_min(1)  # (), percent
         labels, _ = synthetic.classes_present()
         drawn = draw(self.augmentation, len(labels), 1, augment_stream, siamese=True)
-        context = QueueContext(_network(queue, i), labels.to(device, non_blocking=True), drawn, False, self.ce_weight * accuracy)
+        context = QueueContext(_network(queue, i), to_device(labels, device), drawn, False, self.ce_weight * accuracy)
         loss, gradient = self.pixels(context, synthetic, draw_real)
         chosen = torch.randperm(size, generator=pick_stream)[: self.trained].tolist()
         queue = self._train(queue, chosen, draw_real, train_stream) | {"updates": torch.tensor(updates + 1)}
@@ -113,7 +114,7 @@ class QueueMatching(DistributionMatching):
         """k networks that have seen nothing."""
         weights = prefixed(self.network.init(generator, k), "queue.")
         counts = {name: torch.zeros(k, dtype=torch.int64) for name in ("correct", "seen")}
-        return {name: value.to(device, non_blocking=True) for name, value in (weights | counts).items()}
+        return to_device(weights | counts, device)
 
     def _train(self, queue: dict[str, Tensor], chosen: list[int], draw_real, generator: Generator) -> dict[str, Tensor]:
         queue = {name: value.clone() for name, value in queue.items()}

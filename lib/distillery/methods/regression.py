@@ -24,6 +24,7 @@ from distillery.networks import ModuleNetwork, Params, depth_for, trainable
 from distillery.networks.precision import MixedPrecision
 from distillery.seeds import split
 from distillery.training.optimizers import SGD
+from distillery.upload import to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ class TrainedPool(KernelRegression):
 
     def new(self, device: torch.device, generator: Generator, k: int = 1) -> dict[str, Tensor]:
         """State of k networks of age 0: 'net.NAME' (k, ...), 'MOMENT.NAME' (k, ...) and 'age' (k,)."""
-        nets = {name: value.to(device, non_blocking=True) for name, value in self.own.init(generator, k).items()}
+        nets = to_device(self.own.init(generator, k), device)
         zeros = {f"{moment}.{name}": torch.zeros_like(value) for moment in self.moments for name, value in trainable(nets).items()}
         return prefixed(nets, "net.") | zeros | {"age": torch.zeros(k, dtype=torch.int64)}
 

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from distillery.checks import InputError, RunFailed
 from distillery.networks.convnet import ConvNet, Params
 from distillery.networks.precision import networks_at_once
+from distillery.upload import to_device
 
 NEAR = 1 - 8 * torch.finfo(torch.float64).eps  # a cosine above is 1 but for rounding
 
@@ -122,8 +123,8 @@ def gaussian(network: ConvNet, generator: Generator, k: int, device: torch.devic
     params = {}
     for name, value in network.init(generator, k).items():
         spread = math.sqrt(2 / value[0, 0].numel()) if name.endswith("weight") else 0.1
-        params[name] = (torch.randn(value.shape, generator=generator) * spread).to(device, non_blocking=True)
-    return params
+        params[name] = torch.randn(value.shape, generator=generator) * spread
+    return to_device(params, device)
 
 
 def embeddings(network, params: Params, images: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from distillery.checks import check_choice
+from distillery.upload import to_device
 
 FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 DSA = "color_crop_cutout_flip_scale_rotate"
@@ -83,13 +84,12 @@ def augment(images: Tensor, draw: Draw | None) -> Tensor:
             images = augment(images, Draw(families, uniforms))
         return images
     present = sorted(set(draw.families.tolist()))
-    uniforms = draw.uniforms.to(images.device, non_blocking=True)  # drawn on the CPU, see seeds.py
     if len(present) == 1:
-        return _OPERATIONS[present[0]](images, uniforms)
+        return _OPERATIONS[present[0]](images, to_device(draw.uniforms, images.device))
     groups = [torch.nonzero(draw.families == family)[:, 0] for family in present]  # on the CPU: a GPU is not waited for
-    here = [part.to(images.device, non_blocking=True) for part in groups]
+    uniforms, order, *here = to_device([draw.uniforms, torch.cat(groups).argsort(), *groups], images.device)
     parts = [_OPERATIONS[family](images[at], uniforms[at]) for family, at in zip(present, here, strict=True)]
-    return torch.cat(parts)[torch.cat(groups).argsort().to(images.device, non_blocking=True)]
+    return torch.cat(parts)[order]
 
 
 def _strength(uniforms: Tensor, i: int) -> Tensor:

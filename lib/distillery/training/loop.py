@@ -20,6 +20,7 @@ from distillery.seeds import split
 from distillery.training.dsa import Draw, augment, cutmix, cutmix_plain, draw, draw_boxes
 from distillery.training.losses import Loss, cross_entropy, one_hot
 from distillery.training.optimizers import GSAM, SGD, gsam_plain
+from distillery.upload import to_device
 
 # Collectors: (logits, targets, loss) -> (K, B), one number per sample and visit.
 
@@ -212,9 +213,6 @@ class _Stack:
     def _draw_epoch(self, chosen: Plan):
         """Every network's data order (K, M), weights in that order, augmentation draws (K, steps) x (B), boxes of CutMix."""
 
-        def here(tensor: Tensor) -> Tensor:  # the device is not waited for
-            return tensor.to(self.device, non_blocking=True)
-
         per_network = chosen.indices.cpu().expand(len(self.streams), -1)  # (K, M)
         m = per_network.shape[1]
         steps, shuffles, draws, boxes = self._batches(m), [], [], []
@@ -224,14 +222,13 @@ class _Stack:
             if self.cutmix:
                 boxes.append(draw_boxes(self.cutmix, steps, *self.source.shape[-2:], stream))
         shuffle = torch.stack(shuffles)
-        weights = drawn = pasted = None
-        if chosen.weights is not None:  # they may live on the device
-            weights = here(chosen.weights).expand(len(self.streams), -1).gather(1, here(shuffle))
-        if draws[0] is not None:
-            drawn = Draw(torch.stack([d.families for d in draws]), here(torch.stack([d.uniforms for d in draws])))  # (K, steps, ...)
-        if boxes:
-            pasted = [here(torch.stack(part)) for part in zip(*boxes, strict=True)]  # (K, steps, 4) and (K, steps)
-        return here(per_network.gather(1, shuffle)), weights, drawn, pasted
+        families, uniforms = map(torch.stack, zip(*((d.families, d.uniforms) for d in draws))) if draws[0] else (None, None)
+        pasted = [torch.stack(part) for part in zip(*boxes, strict=True)] or None  # (K, steps, 4) and (K, steps)
+        drawn = per_network.gather(1, shuffle), shuffle, chosen.weights, uniforms, pasted
+        order, shuffle, weights, uniforms, pasted = to_device(drawn, self.device)
+        if weights is not None:
+            weights = weights.expand(len(self.streams), -1).gather(1, shuffle)
+        return order, weights, None if families is None else Draw(families, uniforms), pasted  # draws (K, steps, ...)
 
     def _step(self, images, targets, weights, indices, record, scale) -> None:
         def gradients() -> tuple[Output, Tensor, list[Tensor]]:

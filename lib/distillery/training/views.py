@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from distillery.checks import InputError
 from distillery.data import ImageSet
 from distillery.seeds import generator
+from distillery.upload import to_device
 
 TRIES = 10  # crops drawn for a view, of which the first that fits is taken
 
@@ -95,17 +96,18 @@ def draw_views(views: Views, shape: tuple[int, int, int], n: int, generator: Gen
 
 def view(images: Tensor, drawn: ViewDraw) -> Tensor:
     """One view of each image (n, C, H, W) with pixels in [0, 1]: the same shape. Slow reference: `view_plain`."""
-    out = _resized_crop(images, drawn)
+    jitters = []  # which images, and the factor of each; the draws are on the CPU: a GPU is not waited for
+    for which in [*range(len(_JITTER))] * len(_JITTER):
+        at = torch.nonzero(drawn.jittered & (drawn.order[:, len(jitters) // len(_JITTER)] == which))[:, 0]
+        jitters.append((at, drawn.factors[at, which].to(images.dtype)))
+    where = drawn.boxes.to(images.dtype), drawn.flipped, torch.nonzero(drawn.gray)[:, 0], jitters
+    boxes, flipped, gray, jitters = to_device(where, images.device)
+    out = _resized_crop(images, boxes, flipped)
     if images.shape[1] != 3:
         return out
-    for place in range(len(_JITTER)):
-        for which, operation in enumerate(_JITTER):  # the draws are on the CPU: a GPU is not waited for
-            at = torch.nonzero(drawn.jittered & (drawn.order[:, place] == which))[:, 0]
-            factors = drawn.factors[at, which].to(images.device, images.dtype, non_blocking=True)
-            at = at.to(images.device, non_blocking=True)
-            out[at] = operation(out[at], factors[:, None, None, None])
-    at = torch.nonzero(drawn.gray)[:, 0].to(images.device, non_blocking=True)
-    out[at] = _gray(out[at]).expand(-1, 3, -1, -1)
+    for (at, factors), operation in zip(jitters, _JITTER * len(_JITTER), strict=True):
+        out[at] = operation(out[at], factors[:, None, None, None])
+    out[gray] = _gray(out[gray]).expand(-1, 3, -1, -1)
     return out
 
 
@@ -116,17 +118,15 @@ def two_views(images: Tensor, views: Views, generator: Generator) -> Tensor:
     return view(twice.flatten(0, 1), drawn).view_as(twice)
 
 
-def _resized_crop(images: Tensor, drawn: ViewDraw) -> Tensor:
+def _resized_crop(images: Tensor, boxes: Tensor, flipped: Tensor) -> Tensor:
     n, _, height, width = images.shape
-    boxes = drawn.boxes.to(images.device, images.dtype, non_blocking=True)
-    flipped = drawn.flipped.to(images.device, non_blocking=True)[:, None]
     places = []
     for axis, side in ((0, height), (1, width)):
         start, size = boxes[:, axis, None], boxes[:, 2 + axis, None]
         at = (torch.arange(side, device=images.device, dtype=images.dtype) + 0.5) * size / side - 0.5
         at = start + at.clamp(min=0).minimum(size - 1)  # (n, side): the crop's border is repeated
         places.append(2 * at / max(side - 1, 1) - 1)
-    y, x = places[0], torch.where(flipped, places[1].flip(1), places[1])
+    y, x = places[0], torch.where(flipped[:, None], places[1].flip(1), places[1])
     grid = torch.stack([x[:, None].expand(n, height, width), y[:, :, None].expand(n, height, width)], -1)
     return F.grid_sample(images, grid, "bilinear", "border", align_corners=True)
 
