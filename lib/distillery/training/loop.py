@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.networks import Output, Params, trainable
 from distillery.networks.precision import networks_at_once
+from distillery.replay import Replay
 from distillery.seeds import split
 from distillery.training.dsa import Draw, augment, cutmix, cutmix_plain, draw, draw_boxes
 from distillery.training.losses import Loss, cross_entropy, one_hot
@@ -157,7 +158,8 @@ class _Stack:
         self.network, self.source, self.loss, self.optimizer, self.streams = network, source, loss, optimizer, streams
         self.batch, self.augmentation, self.cutmix, self.whole_batches = batch, augmentation, cutmix, whole_batches
         self.params = {name: value.detach().clone() for name, value in params.items()}
-        self.learned = [value.requires_grad_() for value in trainable(self.params).values()]
+        for value in trainable(self.params).values():
+            value.requires_grad_()
         self.device, self.stats = next(iter(params.values())).device, Stats()
 
     def weights(self) -> Params:
@@ -231,26 +233,42 @@ class _Stack:
         return order, weights, None if families is None else Draw(families, uniforms), pasted  # draws (K, steps, ...)
 
     def _step(self, images, targets, weights, indices, record, scale) -> None:
-        def gradients() -> tuple[Output, Tensor, list[Tensor]]:
-            """What the networks give at their present weights, the loss (K, B) or (K,), and its gradients."""
-            output = self.network.apply(self.params, images, train=True)
-            loss = self.loss(output.logits, targets)
-            if loss.ndim == 1 and (weights is not None or "loss" in record):
-                raise InputError("loss: one value a batch, with weights or a collected loss by sample; accepted: a loss (K, B)")
-            weighted = loss if weights is None else loss * weights
-            # the sum over networks does not mix their gradients
-            total = (weighted.mean(1) if loss.ndim == 2 else loss).sum()
-            return output, loss, list(torch.autograd.grad(total, self.learned))
-
-        output, loss, grads = gradients()
-        grads = self.optimizer.direction(self.learned, grads, lambda: gradients()[-1])
-        with torch.no_grad():
-            for name, values in record.items():
-                values.scatter_(1, indices, COLLECTORS[name](output.logits, targets, loss).to(values.dtype))
-            self.momentum = self.optimizer.update(self.learned, grads, self.momentum, self.stats.steps, scale)
-        self.params |= {name: value.detach() for name, value in output.buffers.items()}
+        how = {"network": self.network, "loss": self.loss, "optimizer": self.optimizer, "collect": tuple(record)}
+        how |= {"step": self.optimizer.like(self.stats.steps), "scale": scale}
+        self.params, self.momentum, found = _replayed(self.params, self.momentum, images, targets, weights, **how)
+        for name, values in record.items():
+            values.scatter_(1, indices, found[name].to(values.dtype))
         self.stats.steps += 1
         self.stats.samples += indices.shape[1]
+
+
+def training_step(
+    params: Params, momentum: list[Tensor], images: Tensor, targets: Tensor, weights: Tensor | None, *,
+    network, loss: Loss, optimizer: SGD, collect: tuple[str, ...], step: int, scale: float,
+) -> tuple[Params, list[Tensor], dict[str, Tensor]]:  # fmt: skip
+    """One step of K networks on images (K, B, C, H, W), in place: weights, momentum, and what is collected, (K, B) by name."""
+    learned = list(trainable(params).values())
+
+    def gradients() -> tuple[Output, Tensor, list[Tensor]]:
+        """What the networks give at their present weights, the loss (K, B) or (K,), and its gradients."""
+        output = network.apply(params, images, train=True)
+        values = loss(output.logits, targets)
+        if values.ndim == 1 and (weights is not None or "loss" in collect):
+            raise InputError("loss: one value a batch, with weights or a collected loss by sample; accepted: a loss (K, B)")
+        weighted = values if weights is None else values * weights
+        # the sum over networks does not mix their gradients
+        total = (weighted.mean(1) if values.ndim == 2 else values).sum()
+        return output, values, list(torch.autograd.grad(total, learned))
+
+    output, values, grads = gradients()
+    grads = optimizer.direction(learned, grads, lambda: gradients()[-1])
+    with torch.no_grad():
+        found = {name: COLLECTORS[name](output.logits, targets, values) for name in collect}
+        momentum = optimizer.update(learned, grads, momentum, step, scale)
+    return params | {name: value.detach() for name, value in output.buffers.items()}, momentum, found
+
+
+_replayed = Replay(training_step)
 
 
 def _joined(results: list[tuple[Params, Stats]]) -> tuple[Params, Stats]:

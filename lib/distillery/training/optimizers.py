@@ -34,6 +34,11 @@ class SGD:
     def rate(self, step: int) -> float:
         return self.lr * self.factor ** sum(step >= drop for drop in self.drops)
 
+    def like(self, step: int) -> int:
+        """The first step that updates as this one does."""
+        changes = {0, step, *self.drops, *(drop + 1 for drop in self.drops)}
+        return min(one for one in changes if (self.rate(one), one in self.drops) == (self.rate(step), step in self.drops))
+
     def update(self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float) -> list[Tensor]:
         """One step in place; `state` is the momentum, [] before the first step; returns the new state."""
         grads = self._decayed(params, grads)
@@ -100,6 +105,9 @@ class Adam(SGD):
     weight_decay: float = 0.0
     decay: float = 0.999
     epsilon: float = 1e-8
+
+    def like(self, step: int) -> int:
+        return step
 
     @torch.no_grad()
     def update(self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float) -> list[Tensor]:
