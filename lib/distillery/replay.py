@@ -71,6 +71,35 @@ class Replay:
         return Captured(launch, list(_leaves(given)), results)
 
 
+class ReplayedLoss:
+    """`Replay` for a loss (*tensors, **fixed) -> () that is differentiated once, in its last tensor: value and gradient are one launch."""
+
+    def __init__(self, loss: Callable[..., Tensor]):
+        self.loss, self.both = loss, Replay(self._both)
+
+    def __call__(self, *tensors, **fixed) -> Tensor:
+        return _Loss.apply(tensors[-1], self.both, tensors[:-1], fixed) if possible(tensors) else self.loss(*tensors, **fixed)
+
+    @torch.enable_grad()
+    def _both(self, *tensors, **fixed) -> tuple[Tensor, Tensor]:
+        last = tensors[-1].detach().requires_grad_()
+        value = self.loss(*tensors[:-1], last, **fixed)
+        return value.detach(), *torch.autograd.grad(value, last)
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, last: Tensor, both: Replay, tensors: tuple, fixed: dict) -> Tensor:
+        value, gradient = both(*tensors, last, **fixed)
+        ctx.save_for_backward(gradient.clone())
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, scale: Tensor):
+        return scale * ctx.saved_tensors[0], None, None, None
+
+
 def possible(tensors) -> bool:
     """Whether a call with these arguments may be captured."""
     return os.environ.get("DISTILLERY_GRAPHS") != "0" and all(tensor.is_cuda for tensor in _leaves(tensors))

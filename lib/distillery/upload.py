@@ -21,6 +21,8 @@ def to_device(values, device: torch.device | str):
         return values
     leaves, tree = tree_flatten(values)
     here = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.device.type == "cpu"]
+    if not here:
+        return values
     drawn = [leaves[i] for i in here]
     packed = pack(drawn, pinned=device.type == "cuda")
     for i, moved in zip(here, unpack(packed.to(device, non_blocking=True), drawn), strict=True):

@@ -13,6 +13,7 @@ from distillery.matching.effects import Separable
 from distillery.matching.step import StepContext, couples
 from distillery.networks import Params
 from distillery.networks.precision import images_at_once
+from distillery.replay import ReplayedLoss
 from distillery.seeds import split
 from distillery.training.dsa import Draw, augment, draw
 from distillery.upload import to_device
@@ -50,7 +51,7 @@ class DistributionMatching(Separable):
 
     def __init__(self, network, batch: int = 256, augmentation: str = "", real_network=None):
         self.network, self.batch, self.augmentation = network, batch, augmentation
-        self.real_network = real_network or network
+        self.real_network, self.replayed = real_network or network, ReplayedLoss(self.loss_of_augmented)
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """There is no state: every step has a new network."""
@@ -67,14 +68,18 @@ class DistributionMatching(Separable):
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The sum over some classes of squared distances between mean embeddings, (). Slow reference: `distribution_loss_plain`."""
-        seen = augment(images, context.drawn_for(here))
-        features = self.network.embed(context.params, seen.flatten(0, 1), context.train_mode)[0].unflatten(0, seen.shape[:2])
-        return (self.real_means(context, real[here], weights[here], here) - features.mean(1)).square().sum()
+        drawn = context.drawn_for(here)
+        seen = augment(real[here], drawn), weights[here], augment(images, drawn)
+        return self.replayed(context.params, *seen, train=context.train_mode)
 
-    def real_means(self, context: StepContext, real: Tensor, weights: Tensor, here: slice) -> Tensor:
-        """Weighted mean embeddings of the real images (classes, n, C, H, W) of some classes, without a graph: (classes, F)."""
-        images = augment(real, context.drawn_for(here)).flatten(0, 1)
-        features = _embedded(self.real_network, context.params, images, context.train_mode)
+    def loss_of_augmented(self, params: Params, real: Tensor, weights: Tensor, images: Tensor, *, train: bool) -> Tensor:
+        """`loss` of real (classes, n, C, H, W) and synthetic images as the network sees them."""
+        features = self.network.embed(params, images.flatten(0, 1), train)[0].unflatten(0, images.shape[:2])
+        return (self.real_means(params, real, weights, train) - features.mean(1)).square().sum()
+
+    def real_means(self, params: Params, real: Tensor, weights: Tensor, train: bool) -> Tensor:
+        """Weighted mean embeddings of real images (classes, n, C, H, W), without a graph: (classes, F)."""
+        features = _embedded(self.real_network, params, real.flatten(0, 1), train)
         return (features.unflatten(0, real.shape[:2]) * weights[..., None]).sum(1)
 
     def statistic(self, context: StepContext, images: Tensor, c: int) -> Tensor:

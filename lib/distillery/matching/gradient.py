@@ -22,6 +22,7 @@ from distillery.matching.effects import Separable, rows_at_once
 from distillery.matching.step import StepContext, couples, prefixed, under
 from distillery.networks import Params, trainable
 from distillery.networks.precision import images_at_once, networks_at_once
+from distillery.replay import ReplayedLoss
 from distillery.seeds import split
 from distillery.training import cross_entropy, train
 from distillery.training.dsa import Draw, augment, draw
@@ -118,6 +119,7 @@ class GradientMatching(Separable):
     def __init__(self, network, updates=0, inner_epochs=0, batch: int = 256, augmentation: str = "", real_network=None):
         self.network, self.real_network = network, real_network or network
         self.updates, self.inner_epochs, self.batch, self.augmentation = updates, inner_epochs, batch, augmentation
+        self.replayed = ReplayedLoss(self.loss_of_augmented)
 
     def start(self, synthetic: Synthetic, generator: Generator) -> dict[str, Tensor]:
         """State: the network in training and how many updates it has seen."""
@@ -146,9 +148,15 @@ class GradientMatching(Separable):
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The sum over some classes of the gradient distance, (). Slow reference: `gradient_loss_plain`."""
-        drawn, labels = context.drawn_for(here), context.labels[here]
-        target = self.real_gradients(context, augment(real[here], drawn), labels, weights[here])
-        return self.metric(self.class_gradients(self.network, context, augment(images, drawn), labels, graph=True), target).sum()
+        drawn = context.drawn_for(here)
+        seen = context.labels[here], augment(real[here], drawn), weights[here], augment(images, drawn)
+        return self.replayed(context.params, *seen, train=context.train_mode)
+
+    def loss_of_augmented(self, params: Params, labels: Tensor, real: Tensor, weights: Tensor, images: Tensor, *, train: bool) -> Tensor:
+        """`loss` of real (classes, n, C, H, W) and synthetic images as the network sees them."""
+        context = StepContext(params, labels, train_mode=train)
+        target = self.real_gradients(context, real, labels, weights)
+        return self.metric(self.class_gradients(self.network, context, images, labels, graph=True), target).sum()
 
     def class_gradients(
         self, network, context: StepContext, images: Tensor, labels: Tensor, weights: Tensor | None = None, graph: bool = False

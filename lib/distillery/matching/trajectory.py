@@ -274,7 +274,7 @@ class TrajectoryMatching:
         if self._records(synthetic):
             from distillery.matching.recorded import RecordedSweep  # which stands on this module
 
-            self.recorded = self.recorded or RecordedSweep(self.step_loss, self.learns, synthetic, buffers, start)
+            self.recorded = self.recorded or RecordedSweep(self.step_loss, self.learns, synthetic, start)
             value, gradients = self.recorded(synthetic, buffers, start, target, draws)
         else:
             value, gradients = GRADIENTS[self.gradient](self.step_loss(synthetic, buffers), start, target, tensors, draws)

@@ -104,11 +104,17 @@ class QueueMatching(DistributionMatching):
 
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The loss of some classes, (), from one pass of the synthetic images. Slow reference: `queue_loss_plain`."""
-        seen, labels = augment(images, context.drawn_for(here)), context.labels[here, None]
-        output = self.network.apply(context.params, seen.flatten(0, 1), train=context.train_mode)
-        features, logits = (values[0].unflatten(0, seen.shape[:2]) for values in (output.embedding, output.logits))
-        gap = self.real_means(context, real[here], weights[here], here) - features.mean(1)
-        return gap.square().sum() + context.push * cross_entropy(logits, labels.expand(seen.shape[:2])).mean(1).sum()
+        drawn = context.drawn_for(here)
+        seen = context.push, context.labels[here], augment(real[here], drawn), weights[here], augment(images, drawn)
+        return self.replayed(context.params, *seen, train=context.train_mode)
+
+    def loss_of_augmented(
+        self, params: Params, push: Tensor, labels: Tensor, real: Tensor, weights: Tensor, images: Tensor, *, train: bool
+    ) -> Tensor:
+        output = self.network.apply(params, images.flatten(0, 1), train=train)
+        features, logits = (values[0].unflatten(0, images.shape[:2]) for values in (output.embedding, output.logits))
+        gap = self.real_means(params, real, weights, train) - features.mean(1)
+        return gap.square().sum() + push * cross_entropy(logits, labels[:, None].expand(images.shape[:2])).mean(1).sum()
 
     def _fresh(self, k: int, device: torch.device, generator: Generator) -> dict[str, Tensor]:
         """k networks that have seen nothing."""
