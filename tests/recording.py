@@ -17,6 +17,7 @@ from distillery.networks import block
 
 def recorded(function, given, pool):
     """`replay.capture` on a CPU."""
+    assert not any(isinstance(one, Tensor) and one.grad_fn for one in tree_leaves(function(*given)))
     graph = make_fx(function)(*given)
 
     with torch.no_grad():

@@ -263,7 +263,7 @@ def training_step(
     output, values, grads = gradients()
     grads = optimizer.direction(learned, grads, lambda: gradients()[-1])
     with torch.no_grad():
-        found = {name: COLLECTORS[name](output.logits, targets, values) for name in collect}
+        found = {name: COLLECTORS[name](output.logits, targets, values).detach() for name in collect}
         momentum = optimizer.update(learned, grads, momentum, step, scale)
     return params | {name: value.detach() for name, value in output.buffers.items()}, momentum, found
 
