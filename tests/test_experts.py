@@ -87,6 +87,15 @@ def test_optimizers_with_equal_numbers_have_banks_of_their_own(tiny, tmp_path):
     assert not same(plain, ahead)
 
 
+def test_a_precision_has_a_bank_of_its_own_and_is_that_of_the_training(tiny, tmp_path, monkeypatch):
+    """On a CPU the bits are the same; the first one is in no id."""
+    seen, train = [], ex.train
+    monkeypatch.setattr(ex, "train", lambda *args, **more: seen.append(torch.backends.cudnn.allow_tf32) or train(*args, **more))
+    full, low = (made(tmp_path, tiny, 1, precision=precision) for precision in ex.PRECISIONS)
+    assert len(list(tmp_path.glob("experts-*"))) == 2 and same(full, low, rtol=0, atol=0) and seen == [False, True]
+    assert "precision" not in training().spec() and training(precision="tf32").spec()["precision"] == "tf32"
+
+
 @pytest.mark.parametrize("writes", range(6))
 def test_a_kill_loses_at_most_the_epoch_under_way(tiny, tmp_path, monkeypatch, writes):
     whole = made(tmp_path / "whole", tiny, chunk=2)

@@ -30,6 +30,7 @@ from distillery.training.losses import check_targets
 from distillery.training.optimizers import SGD, Adam
 from distillery.training.views import TwoViews, Views
 
+PRECISIONS = ("float32", "tf32")  # of experts
 VERSION = 1  # of everything that decides an expert's weights; raise it when a change makes stored ones stale
 
 
@@ -43,6 +44,7 @@ class Training:
     loss          'cross-entropy' with labels, 'squared error' with real-valued targets, as wide as the network's output, or
                   'simclr' with neither: two views of each image, and the network's output is what they are compared by
     views         of 'simclr'; batches that are not full are left out
+    precision     'float32', or 'tf32': TensorFloat-32 products on a GPU; on a CPU float32 under another id
     """
 
     experts: int = 100
@@ -53,9 +55,11 @@ class Training:
     chunk: int = 0
     loss: str = "cross-entropy"
     views: Views | None = None
+    precision: str = "float32"
 
     def __post_init__(self):
         check_positive_int("experts", self.experts)
+        check_choice("precision of experts", self.precision, PRECISIONS)
         check_positive_int("batch", self.batch)
         check_choice("loss", self.loss, (*LOSSES, "simclr"))
         if (self.loss == "simclr") != (self.views is not None) or (self.views and self.augmentation):
@@ -63,8 +67,8 @@ class Training:
             raise InputError(f"views: {found}; accepted: views with 'simclr' alone, and no other augmentation beside them")
 
     def spec(self) -> dict:
-        """What identifies it in the id of a bank; the loss where it is not the first one: ids from before hold."""
-        absent = {"views": None, "loss": "cross-entropy"}
+        """What identifies it in the id of a bank; loss and precision where they are not the first ones: ids from before hold."""
+        absent = {"views": None, "loss": "cross-entropy", "precision": "float32"}
         return {name: value for name, value in asdict(self).items() if name not in absent or value != absent[name]}
 
     def train(self, network, params: Params, source, first: int, epoch: int, **options) -> Params:
@@ -75,7 +79,8 @@ class Training:
             images, step = getattr(source, "images", source), epoch * (len(source) // self.batch)  # `images` of a `RegressionSet`
             source, options["chunk"] = TwoViews(images, self.views, self.seed, step, numbers), len(numbers)
         how = {"batch": self.batch, "augmentation": self.augmentation, "whole_batches": bool(self.views)}
-        return train(network, params, source, loss, self.optimizer, **how, **options)[0]
+        with float32_matmul(self.precision):  # weights that will be matched
+            return train(network, params, source, loss, self.optimizer, **how, **options)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +136,7 @@ def _make(first: int, size: int, card: dict, path: Path, network, source, traini
         _write(path, epoch, weights, momentum, card | {"account": billed_to, "seconds": now - began})
         began = now
 
-    with lock(path.with_suffix(".lock"), wait=True), float32_matmul("float32"):  # weights that will be matched
+    with lock(path.with_suffix(".lock"), wait=True):
         stored = _stored(path)
         if stored > epochs:
             return path
@@ -209,15 +214,15 @@ def _left(folder: str | Path, network, source, training: Training, epochs: int) 
 
 
 def _seconds_a_step(network, params: Params, source, training: Training) -> float:
-    """From one and three steps, so that what happens once an epoch does not count; the first call warms up."""
+    """From one and three steps, so that what happens once an epoch does not count; the calls before warm up, and capture graphs."""
     params = {name: value.to(source.device) for name, value in params.items()}
     k, times = len(next(iter(params.values()))), []
-    for steps in (1, 1, 3):
+    for steps in (*((3, 3) if source.device.type == "cuda" else (1,)), 1, 3):
         began = time.monotonic()
         trained = training.train(network, params, source, 0, 0, generator=generator(0, "cost"), steps=steps, chunk=k)
         float(next(iter(trained.values())).flatten()[0])  # waits for the device
         times.append(time.monotonic() - began)
-    return max(times[2] - times[1], times[2] / 10) / 2
+    return max(times[-1] - times[-2], times[-1] / 10) / 2
 
 
 def _seen(source, training: Training) -> int:
@@ -242,7 +247,8 @@ def _chunk(source, training: Training) -> int:
 
 def _chunks(folder: str | Path, network, source, training: Training) -> list[tuple[int, int, dict, Path]]:
     """First expert, number of experts, card, which identifies them as JSON gives it back, and artifact of each chunk."""
-    shared = {name: value for name, value in training.spec().items() if name in ("batch", "augmentation", "seed", "loss", "views")}
+    names = "batch", "augmentation", "seed", "loss", "views", "precision"
+    shared = {name: value for name, value in training.spec().items() if name in names}
     shared |= {"network": network.spec(), "optimizer": {"name": type(training.optimizer).__name__, **asdict(training.optimizer)}}
     size, chunks = _chunk(source, training), []
     for first in range(0, training.experts, size):

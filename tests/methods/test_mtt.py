@@ -118,7 +118,7 @@ def test_a_change_gives_no_method_a_setting_that_it_has_not(splits, tmp_path):
 def test_impossible_settings_are_refused(here, refused):
     wrong = {
         "gradient": "exakt", "optimizer": "GSAM", "student_steps": 0, "expert_epochs": 0, "experts": 0, "lr_images": -1.0,
-        "min_start_epoch": 3,
+        "min_start_epoch": 3, "expert_precision": "bfloat16",
     }  # fmt: skip
     for name, value in wrong.items():
         with refused(value):
@@ -160,6 +160,12 @@ def test_experts_meet_the_augmentation_of_the_experiment_and_have_a_seed_of_thei
     assert job.method.bank(job) == (Training(2, SGD(0.1, 0.0, 0.0), 16, DSA, 0), 2)
     other = experiment(splits, tmp_path, expert_seed=3).job(Recipe("MTT", 1, 7))
     assert other.method.bank(other)[0].seed == 3
+
+
+def test_the_precision_of_experts_is_part_of_an_id_where_it_is_not_float32(here):
+    plain, same, low = (here.job(Recipe("MTT", 1, 0, settings=s)) for s in ({}, *({"expert_precision": p} for p in experts.PRECISIONS)))
+    assert here.set_id(plain.recipe) == here.set_id(same.recipe) != here.set_id(low.recipe)
+    assert "expert_precision" not in plain.settings.spec() and low.method.bank(low)[0].precision == "tf32"
 
 
 # Sets

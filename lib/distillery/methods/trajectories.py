@@ -49,6 +49,7 @@ class TrajectorySettings(Settings):
     expert_lr: float
     expert_batch: int
     expert_seed: int = 0  # of the experts, which all sets share
+    expert_precision: str = "float32"  # of their training, or 'tf32', see `experts.Training`
     # settings of some methods, and what they are for the others
     initial_max_start_epoch: ClassVar[int] = 0
     expansion_steps: ClassVar[int] = 0
@@ -64,7 +65,12 @@ class TrajectorySettings(Settings):
             check_positive_int(name, getattr(self, name))
         check_choice("gradient", self.gradient, GRADIENTS)
         check_choice("optimizer", self.optimizer, self.optimizers)
+        check_choice("expert_precision", self.expert_precision, experts.PRECISIONS)
         _ = self.start_epochs
+
+    def spec(self) -> dict:
+        """Without the precision of the experts where it is float32: ids from before hold."""
+        return {name: value for name, value in super().spec().items() if (name, value) != ("expert_precision", "float32")}
 
     @property
     def start_epochs(self) -> StartEpochs:
@@ -152,7 +158,8 @@ class Trajectories(Method):
     def training(self, settings: TrajectorySettings, experiment) -> Training:
         """How experts are trained. Raises InputError on settings that are none."""
         s, augmentation = settings, self.augmentation(experiment)
-        return Training(s.experts, s.expert_optimizer, s.expert_batch, augmentation, s.expert_seed, loss=self.loss, views=s.views)
+        how = {"loss": self.loss, "views": s.views, "precision": s.expert_precision}
+        return Training(s.experts, s.expert_optimizer, s.expert_batch, augmentation, s.expert_seed, **how)
 
     def bank(self, job) -> tuple[Training, int]:
         """How the experts of a job are trained, and the last epoch that is kept."""
