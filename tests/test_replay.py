@@ -1,6 +1,5 @@
 """Steps as graphs: recorded on a CPU, operator by operator, they give the bits of the steps themselves; on a GPU so do CUDA graphs."""
 
-import warnings
 from functools import partial
 
 import pytest
@@ -36,23 +35,23 @@ def images(device):
     return ImageSet(pixels, torch.arange(24) % 3, ("a", "b", "c"), transform).to(device)
 
 
-def trained(device, k=2, optimizer=SGD(0.05, drops=(7,)), augmentation=FAMILIES, collect=("loss", "margin"), plan=None, **options):
-    """Weights, momentum and what was collected; the last batch of an epoch is smaller."""
+def trained(device, length=4, k=2, optimizer=SGD(0.05, drops=(7,)), augmentation=FAMILIES, plan=None, **options):
+    """Weights, momentum and what was collected in some epochs, whose last batch is smaller."""
     net, real, kept = network(**options), images(device), []
     params = {name: value.to(device) for name, value in net.init(generator(0, "x"), k).items()}
-    how = {"optimizer": optimizer, "augmentation": augmentation, "collect": collect, "plan": plan, "chunk": k}
+    how = {"optimizer": optimizer, "augmentation": augmentation, "collect": ("loss", "margin"), "plan": plan, "chunk": k}
     how["after_epoch"] = lambda epoch, weights, momentum: kept.extend(momentum)
-    weights, stats = train(net, params, real, generator=generator(0, "y"), epochs=4, batch=10, snapshots=(2,), **how)
+    weights, stats = train(net, params, real, generator=generator(0, "y"), epochs=length, batch=10, snapshots=(2,), **how)
     return [*weights.values(), *stats.snapshots[2].values(), *stats.collected.values(), *kept]
 
 
-def distilled(device, make, formation="identity", steps=5):
-    """The set and its losses; classes in two chunks of unequal size."""
+def distilled(device, length=5, *, make, formation="identity"):
+    """The set and its losses after some steps; classes in two chunks of unequal size."""
     tensors = {"images": torch.randn(6, *SHAPE, generator=generator(0, "set")), "targets": torch.arange(6) // 2}
     objective, real = make(network()), images(device)
     objective.map_limit = 2 * 8 * objective.network.channels * 64  # two classes of 8 images
     made, how = Synthetic(tensors, formation=formation).to(device), {"images": Optimizer(0.1, momentum=0.5)}
-    done = distill(made, objective, real, Uniform(real.targets), how, steps, generator(0, "z"))
+    done = distill(made, objective, real, Uniform(real.targets), how, length, generator(0, "z"))
     return [done.last.tensors["images"], done.log["loss"]]
 
 
@@ -78,6 +77,9 @@ STEPS = {
 }  # fmt: skip
 
 
+COMPILED = partial(distilled, make=lambda net: DistributionMatching(net, 8, "", MixedPrecision(net, compiled=True)))
+
+
 def same(ours, others):
     return len(ours) == len(others) and all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(ours, others, strict=True))
 
@@ -93,26 +95,24 @@ def test_recorded_steps_have_the_bits_of_the_steps(name, monkeypatch):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", STEPS)
-def test_graphs_have_the_bits_of_the_steps(name, monkeypatch):
+@pytest.mark.parametrize("step", [*STEPS.values(), COMPILED], ids=[*STEPS, "DM, compiled"])
+def test_graphs_have_the_bits_of_the_steps(step, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setenv("DISTILLERY_GRAPHS", "0")
-    plain = STEPS[name]("cuda")
+    plain = step("cuda")
     monkeypatch.setenv("DISTILLERY_GRAPHS", "1")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # of a capture that fails
-        assert same(STEPS[name]("cuda"), plain)
+    assert same(step("cuda"), plain)  # a capture that fails warns, which is an error here
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", STEPS)
 def test_no_step_copies_from_memory_that_is_not_pinned(name):
-    """All that differs between some steps and more: what is prepared once may."""
+    """More steps have as many such copies: those of what is prepared once."""
     copies = []
-    for steps in (6, 12):
+    for length in (6, 12):
         with torch.profiler.profile() as seen:
-            STEPS[name]("cuda", steps=steps) if "train" not in name else STEPS[name]("cuda")
+            STEPS[name]("cuda", length)
         copies.append(sum("HtoD (Pageable" in event.name for event in seen.events()))
     assert copies[0] == copies[1]
 

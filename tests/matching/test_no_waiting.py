@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillery import distill as loop
-from distillery.data import Standardize, TensorSource
+from distillery.data import ImageSet, Standardize, TensorSource
 from distillery.data.synthetic import Synthetic
 from distillery.distill import Optimizer, distill
 from distillery.evaluation import accuracy
@@ -24,6 +24,7 @@ from distillery.seeds import generator
 from distillery.training import Plan, train
 from distillery.training.dsa import DSA
 from distillery.training.optimizers import SGD
+from distillery.training.views import TwoViews, Views
 
 META = torch.device("meta")
 
@@ -76,6 +77,16 @@ def test_the_watcher_sees_what_it_should(watched):
     torch.zeros(3).to(META)
     values[torch.tensor([0, 1])]
     assert watched.count == 2
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_reading_images_never_waits(watched, views):
+    """Nor do two views of them."""
+    images = ImageSet(torch.zeros(12, 3, 8, 8, dtype=torch.uint8), torch.arange(12) % 3, ("a", "b", "c"), Standardize(*torch.ones(2, 3)))
+    images, before = images.to(META), watched.count
+    read = TwoViews(images, Views(), 0) if views else images
+    assert read.batch(torch.zeros(2, 5, dtype=torch.long, device=META)).shape == (2, 10 if views else 5, 3, 8, 8)
+    assert watched.count == before
 
 
 def test_weights_of_a_plan_may_live_on_the_device(watched):

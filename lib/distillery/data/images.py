@@ -157,7 +157,8 @@ class ImageSet:
         return torch.bincount(self.targets, minlength=len(self.classes)).tolist()
 
     def to(self, device: torch.device | str) -> "ImageSet":
-        return replace(self, pixels=self.pixels.to(device), targets=self.targets.to(device))
+        there = self.transform and replace(self.transform, **{name: value.to(device) for name, value in vars(self.transform).items()})
+        return replace(self, pixels=self.pixels.to(device), targets=self.targets.to(device), transform=there)
 
     @cached_property
     def digest(self) -> str:

@@ -325,7 +325,7 @@ class TrajectoryMatching:
             found = torch.randperm(n, generator=order).split(batch)
             chunks += found[: n // batch] if self.views else found
         chunks = chunks[: self.student_steps]
-        factor = len(synthetic.decode(torch.tensor([0], device=synthetic.device))[0])  # images of a stored one
+        factor = len(synthetic.decode(torch.zeros(1, dtype=torch.int64, device=synthetic.device))[0])  # images of a stored one
         if self.views:
             shape = tuple(synthetic.tensors["images"].shape[1:])
             drawn = [draw_views(self.views, shape, 2 * factor * len(chunk), augmentation) for chunk in chunks]

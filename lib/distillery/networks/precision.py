@@ -25,7 +25,8 @@ class MixedPrecision:
 
     precision  'float32', 'tf32' (float32 with TensorFloat-32 products on a GPU, by `float32_matmul`), 'bfloat16', or 'auto': bfloat16 where
                there are units for it, else float32
-    compiled   fuse by `torch.compile`, about a minute a shape on 2 CPU cores; a warning and the uncompiled pass where no compiler works
+    compiled   fuse by `torch.compile`, about a minute a shape on 2 CPU cores; a warning and the uncompiled pass where no compiler works. It
+               launches kernels one by one: on a GPU `replay` captures them with the rest of a step, so torch's own graphs stay off
     raises     InputError on an unknown precision, or a compiled network that is no ConvNet
     """
 

@@ -132,7 +132,7 @@ def _resized_crop(images: Tensor, boxes: Tensor, flipped: Tensor) -> Tensor:
 
 
 def _gray(images: Tensor) -> Tensor:
-    luma = images.new_tensor((0.2989, 0.587, 0.114))  # weights of red, green and blue
+    luma = to_device(torch.tensor((0.2989, 0.587, 0.114), dtype=images.dtype), images.device)  # weights of red, green and blue
     return (images * luma[:, None, None]).sum(1, keepdim=True)  # (n, 1, H, W)
 
 
@@ -148,7 +148,8 @@ def _turn_hue(images: Tensor, shift: Tensor) -> Tensor:
     over = torch.where(span > 0, span, 1)
     hue = torch.where(largest == green, 2 + (blue - red) / over, 4 + (red - green) / over)
     hue = torch.where(largest == red, (green - blue) / over, hue) + 6 * shift
-    sixths = (hue + images.new_tensor((5, 3, 1))[:, None, None]) % 6  # (n, 3, H, W)
+    places = to_device(torch.tensor((5, 3, 1), dtype=images.dtype), images.device)
+    sixths = (hue + places[:, None, None]) % 6  # (n, 3, H, W)
     return largest - span * torch.minimum(sixths, 4 - sixths).clamp(0, 1)
 
 
