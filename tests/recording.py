@@ -44,5 +44,6 @@ def recording(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(block, "library", lambda: None)  # its passes are no operators
         patch.setattr(replay, "possible", lambda tensors: True)
+        patch.setattr(replay, "WORTH", 1)
         patch.setattr(replay, "capture", capture)
         yield captured

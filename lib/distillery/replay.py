@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_map_only
 
 from distillery.checks import first_line
 
+WORTH = 8  # calls before a capture, which takes as long as a few
+
 
 class Captured(NamedTuple):
     """A step that repeats itself: `launch` reads the tensors `given` and writes those of `results`."""
@@ -29,45 +31,45 @@ class Captured(NamedTuple):
 
 
 class Replay:
-    """`function`, captured where a kind of arguments is met again; where that fails, which is said once, it is called.
+    """`function`, captured once a kind of arguments was met WORTH times; until then, and where that fails, which is said once, called.
 
     function(*tensors, **fixed) gives tensors without a graph in dicts, lists and tuples
       tensors  in dicts, lists and tuples, with None in between. The function may write into some if it returns them, and the caller goes on
                with what is returned. It reads no other tensors that change
       fixed    what the host decides, hashable. Other values of the host stay what they are at the capture
 
-    What is returned holds until the next call: clone what shall stay. `most` captures are kept, the least recently used goes first.
+    What is returned holds until the next call: clone what shall stay. `most` kinds are known, the one not used for longest goes first.
     """
 
     def __init__(self, function: Callable, most: int = 16):
         self.function, self.most, self.pool, self.fails = function, most, None, False
-        self.known: OrderedDict[Hashable, Captured | None] = OrderedDict()  # None where a kind was met once
+        self.known: OrderedDict[Hashable, Captured | int] = OrderedDict()  # how often a kind was met; the last was used last
 
     def __call__(self, *tensors, **fixed):
         if self.fails or not possible(tensors):
             return self.function(*tensors, **fixed)
         products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
         key = _kind(tensors), tuple(fixed.items()), torch.is_grad_enabled(), products
-        if key not in self.known:  # what is met once, or changes in every step, is not worth a capture
-            self.known[key] = None
-            if len(self.known) > self.most:
-                self.known.popitem(last=False)
+        known = self.known.pop(key, 0)
+        if known == WORTH:
+            known = self._captured(tensors, fixed)
+        self.known[key] = known if isinstance(known, Captured) else known + 1
+        if len(self.known) > self.most:
+            self.known.popitem(last=False)
+        if not isinstance(known, Captured):
             return self.function(*tensors, **fixed)
-        captured = self.known[key] = self.known.pop(key) or self._captured(tensors, fixed)
-        if captured is None:
-            return self.function(*tensors, **fixed)
-        _write(captured.given, tensors)
-        captured.launch()
-        return captured.results
+        _write(known.given, tensors)
+        known.launch()
+        return known.results
 
-    def _captured(self, tensors: tuple, fixed: dict) -> Captured | None:
+    def _captured(self, tensors: tuple, fixed: dict) -> Captured | int:
         given = tree_map_only(Tensor, lambda one: one.detach().clone().requires_grad_(one.requires_grad), tensors)
         try:
             launch, results, self.pool = capture(partial(self.function, **fixed), given, self.pool)
         except RuntimeError as error:
             warnings.warn(f"steps run without CUDA graphs, which are slower: {first_line(error)}", RuntimeWarning, stacklevel=3)
             self.fails = True
-            return None
+            return 0
         return Captured(launch, list(_leaves(given)), results)
 
 
@@ -102,7 +104,7 @@ class _Loss(torch.autograd.Function):
 
 def possible(tensors) -> bool:
     """Whether a call with these arguments may be captured."""
-    return os.environ.get("DISTILLERY_GRAPHS") != "0" and all(tensor.is_cuda for tensor in _leaves(tensors))
+    return all(tensor.is_cuda for tensor in _leaves(tensors)) and os.environ.get("DISTILLERY_GRAPHS") != "0"
 
 
 def capture(function: Callable, given: tuple, pool) -> tuple[Callable[[], None], object, object]:

@@ -6,7 +6,7 @@ import torch
 from distillery.networks import ConvNet
 from distillery.seeds import generator
 from distillery.training import train
-from distillery.training.optimizers import SGD, Nesterov, Scheduled
+from distillery.training.optimizers import SGD, Adam, Nesterov, Scheduled
 
 STEPS = 7
 
@@ -48,6 +48,16 @@ def test_two_steps_by_hand():
     assert weight[0].item() == -1.5
     state = optimizer.update(weight, [torch.tensor([3.0])], state, 1, 1.0)
     assert weight[0].item() == -1.5 - 4.75 and state[0].item() == 3.5
+
+
+@pytest.mark.parametrize("drops", [(), (0,), (4,), (2, 3, 6)])
+def test_steps_that_are_alike_update_alike(drops):
+    """Same rate, same momentum, and no earlier step has both; Adam's steps are all different."""
+    sgd, seen = SGD(drops=drops), {}
+    for step in range(9):
+        seen.setdefault((sgd.rate(step), step in drops), step)
+        assert sgd.like(step) == seen[sgd.rate(step), step in drops]
+    assert [Adam(drops=drops).like(step) for step in range(9)] == list(range(9))
 
 
 def test_the_scale_is_a_factor_of_the_rate():

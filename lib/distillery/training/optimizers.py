@@ -36,8 +36,7 @@ class SGD:
 
     def like(self, step: int) -> int:
         """The first step that updates as this one does."""
-        changes = {0, step, *self.drops, *(drop + 1 for drop in self.drops)}
-        return min(one for one in changes if (self.rate(one), one in self.drops) == (self.rate(step), step in self.drops))
+        return step if step in self.drops else max((drop + 1 for drop in self.drops if drop < step), default=0)
 
     def update(self, params: list[Tensor], grads: list[Tensor], state: list[Tensor], step: int, scale: float) -> list[Tensor]:
         """One step in place; `state` is the momentum, [] before the first step; returns the new state."""
