@@ -69,13 +69,14 @@ class DistributionMatching(Separable):
     def loss(self, context: StepContext, real: Tensor, weights: Tensor, images: Tensor, here: slice) -> Tensor:
         """The sum over some classes of squared distances between mean embeddings, (). Slow reference: `distribution_loss_plain`."""
         drawn = context.drawn_for(here)
-        seen = augment(real[here], drawn), weights[here], augment(images, drawn)
-        return self.replayed(context.params, *seen, train=context.train_mode)
+        images, real = augment(images, drawn), augment(real[here], drawn)
+        return self.replayed(context.params, real, weights[here], images, train=context.train_mode)
 
     def loss_of_augmented(self, params: Params, real: Tensor, weights: Tensor, images: Tensor, *, train: bool) -> Tensor:
         """`loss` of real (classes, n, C, H, W) and synthetic images as the network sees them."""
+        means = self.real_means(params, real, weights, train)
         features = self.network.embed(params, images.flatten(0, 1), train)[0].unflatten(0, images.shape[:2])
-        return (self.real_means(params, real, weights, train) - features.mean(1)).square().sum()
+        return (means - features.mean(1)).square().sum()
 
     def real_means(self, params: Params, real: Tensor, weights: Tensor, train: bool) -> Tensor:
         """Weighted mean embeddings of real images (classes, n, C, H, W), without a graph: (classes, F)."""
