@@ -67,7 +67,8 @@ class Replay:
         try:
             launch, results, self.pool = capture(partial(self.function, **fixed), given, self.pool)
         except RuntimeError as error:
-            warnings.warn(f"steps run without CUDA graphs, which are slower: {first_line(error)}", RuntimeWarning, stacklevel=3)
+            reason = first_line(error.__context__ or error)  # leaving a capture that failed raises too
+            warnings.warn(f"steps run without CUDA graphs, which is slower: {reason}", RuntimeWarning, stacklevel=3)
             self.fails = True
             return 0
         return Captured(launch, list(_leaves(given)), results)
