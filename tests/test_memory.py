@@ -62,3 +62,26 @@ def test_a_step_of_a_thousand_classes_holds_a_few_of_them(make):
     """All their images as floats are 188 MiB, and were held three times; a chunk of classes holds maps of 4 MiB here."""
     pixels = 1000 * 16 * 3 * 32 * 32 * 4 / 2**10  # KiB
     assert printed(PEAK, (2**20, 2**20), n=16, width=4, make=make) < pixels * 0.75
+
+
+PIECES = """
+import torch
+from distillery.allocator import give_back
+
+
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+
+pairs = [(torch.ones(2**23), torch.ones(2**10)) for _ in range(40)]  # 32 MiB each, and what keeps them apart
+pairs = [small for _, small in pairs]
+before = held()
+give_back()
+print((before - held()) // 2**20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="an allocator of Linux")
+def test_memory_in_pieces_is_given_back_between_runs():
+    done = subprocess.run([sys.executable, "-c", PIECES], capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout) > 1000, done.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distillery.allocator import give_back
 from distillery.checks import InputError, RunFailed
 from distillery.lock import lock
 from distillery.store import canonical, identity, read_json, write_json
@@ -79,6 +80,7 @@ class Runs:
                     run = {"id": key, "producer": producer, "version": version, "inputs": inputs, "data": data_digest}
                     write_json(path, run | {"digest": _digest(result), "result": result})
                     self.computed += 1
+                    give_back()
                     return result
         if path.exists():
             self.reused += 1
