@@ -65,6 +65,11 @@ def main(argv: list[str] | None = None) -> int:
         one.add_argument("-f", action="append", default=[], metavar="FILE", help="YAML file of parameters")
     for one in (run, row, grid):
         one.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
+    checks = command("paper-check", _paper_check, "how many half hours each row of paper scale needs on this device, by a minute of each")
+    checks.add_argument("file", nargs="*", help="parts of names of notebooks/params/*.paper-*.yaml, such as 01_bilp (default: all)")
+    checks.add_argument("--method", action="append", default=[], help="only this method (repeatable)")
+    checks.add_argument("--budget", metavar="TIME", default="60s", help="time for each row (default: 60s)")
+    checks.add_argument("--device", default="auto")
     report = command("report", _report, "print the claim table of all records")
     report.add_argument(
         "--results", default="", help="results folder, or that of one sweep (default: that of the repository, else ./results)"
@@ -172,6 +177,14 @@ def _row(arguments) -> int:
         else:
             measured = records.measured([result["accuracies"]])
             print(f"{called}: {tables.percent(measured)}, {result['seconds']:.0f} s", flush=True)
+    return 0
+
+
+def _paper_check(arguments) -> int:
+    from distillery.notebook import paper_check
+
+    for line in paper_check.lines(arguments.file, arguments.method, 60 * budget(arguments.budget), arguments.device):
+        print(line, flush=True)
     return 0
 
 

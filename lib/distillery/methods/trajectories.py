@@ -131,7 +131,7 @@ class Trajectories(Method):
     learns = TrajectoryMatching.learns
     iterates = ("last", "best")
     loss: ClassVar[str] = "cross-entropy"  # of the experts, see `experts.Training`
-    quick = {"experts": 1, "expert_epochs": 1, "max_start_epoch": 1}
+    quick = {"experts": 1, "expert_epochs": 1, "max_start_epoch": 1, "lr_images": 0.0, "lr_step_size": 0.0}
     judged = Protocol(augmentation=DSA)  # the rate is the learned step size
 
     def changed(self, values: dict, changes: dict) -> dict:

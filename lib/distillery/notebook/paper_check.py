@@ -1,0 +1,215 @@
+"""How many half hours the rows of paper scale need on this device: what `distillery paper-check` measures and prints.
+
+A row is a method at a size, as `distillery row` runs it by a file of parameters. Its steps and its evaluation are timed for a while on
+made-up images of the published shape and number, and multiplied: seconds a step times published updates, and those of an epoch times
+epochs, for every set; experts, which the sets of a row share, once, by a few of their steps. Left out are scores, teachers and validation
+on the way, and that another file may have trained the same experts.
+"""
+
+import io
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+import torch
+
+from distillery import places, store
+from distillery.checks import InputError, check_choice
+from distillery.data import ImageSet, Splits
+from distillery.data.images import ZCA, Standardize
+from distillery.encoders.regression_set import RegressionSet
+from distillery.evaluation.probe import Probing
+from distillery.experiment import Experiment, Validation
+from distillery.measure.roofline import timed
+from distillery.methods import METHODS
+from distillery.methods.base import SUBSETS
+from distillery.networks import ConvNet
+from distillery.notebook import parameters, rows
+from distillery.notebook.standard import own_protocol
+from distillery.recipe import Recipe
+from distillery.report import records, tables
+
+SHAPES = {  # published set -> classes, channels, side, training images of a class
+    "mnist": (10, 1, 28, 6000), "fashion-mnist": (10, 1, 28, 6000), "svhn": (10, 3, 32, 7326), "cifar10": (10, 3, 32, 5000),
+    "cifar100": (100, 3, 32, 500), "tiny-imagenet": (200, 3, 64, 500),
+} | dict.fromkeys(SUBSETS, (10, 3, 128, 1000))  # fmt: skip
+TARGETS = 512  # real numbers that a student regresses without labels, the features of a ResNet-18
+HEAD = ["notebook", "data", "method", "size", "sets", "done", "updates", "s an update", "s an evaluation", "s of experts", "half hours"]
+PATIENCE = 4  # times the time for a row, after which it is given up
+SHORT = 2560  # made-up images of which updates are timed, or as many as a batch of every class needs
+
+
+class TooLong(Exception):
+    """What is timed takes longer than it may."""
+
+
+def lines(named: list[str], methods: list[str], seconds: float, device: str = "auto", changes: dict | None = None) -> Iterator[str]:
+    """A Markdown table of the rows of `notebooks/params/*.paper-*.yaml`, line by line as they are measured.
+
+    named    parts of names of files, [] = all of them
+    methods  names, [] = all that a notebook makes sets by
+    seconds  for which the updates of a row are timed; a row is given up after PATIENCE times as many
+    changes  of the parameters in the files
+    raises   InputError on a name that no file has, and an unknown method
+    """
+    for method in methods:
+        check_choice("method", method, METHODS)
+    every = sorted((places.NOTEBOOKS / "params").glob("*.paper-*.yaml"))
+    for part in named:
+        if not any(part in path.name for path in every):
+            raise InputError(f"{part!r} is in no name of a file; accepted: parts of {', '.join(path.stem for path in every)}")
+    head, rule = tables.markdown(HEAD, []).split("\n")
+    yield head
+    yield rule
+    known: dict[str, tuple] = {}  # what several files ask for is measured once
+    for path in (one for one in every if not named or any(part in one.name for part in named)):
+        with tempfile.TemporaryDirectory(prefix="distillery-") as folder:
+            session = _session(path, {"device": device, "results_dir": folder} | (changes or {}))
+            for method, size in asked(session) if session else ():
+                if not methods or method in methods:
+                    yield tables.markdown([], [_row(session, method, size, seconds, known)]).split("\n")[-1]
+
+
+def _session(path: Path, changes: dict):
+    """The session of a file of parameters with made-up images; None where its rows are not of published settings."""
+    notebook = places.NOTEBOOKS / f"{path.name.split('.')[0]}.ipynb"
+    kinds, _ = parameters.declared(notebook)
+    values = parameters.typed(parameters.read_values(path), kinds) | {name: value for name, value in changes.items() if name in kinds}
+    where = parameters.device(values["device"])
+    if where.type == "cpu" and "precision" in kinds:
+        values["precision"] = "auto"
+    with redirect_stdout(io.StringIO()):
+        session = rows.session(notebook, values)
+    if not hasattr(session.p, "settings_for") and not hasattr(session.p, "published_for") or session.published_set not in SHAPES:
+        return None
+    session.data = images(session.published_set, session.p.max_side, session.p.normalization, where)
+    return session
+
+
+def asked(session) -> list[tuple[str, int]]:
+    """(method, size) of the rows of a notebook that learn, where something is published for the size.
+
+    Methods are those of its parameter `methods`, else those that its code and its parameter `others` name.
+    """
+    code = (places.NOTEBOOKS / f"{session.notebook}.ipynb").read_text()
+    others = getattr(session.p, "others", [])
+    named = getattr(session.p, "methods", None) or [name for name in METHODS if f'\\"{name}\\"' in code or name in others]
+    found, dataset = [], getattr(session.p, "settings_for", "cifar10")
+    for size in session.p.ipc:
+        for name in named:
+            try:
+                settings = METHODS[name].settings(dataset, size, len(session.data.train))
+            except InputError:  # nothing is published
+                continue
+            found += [(name, size)] * bool(METHODS[name].updates(settings, size))
+    return found
+
+
+def images(dataset: str, most: int, normalization: str, device: torch.device, of_class: int = 0) -> Splits:
+    """Made-up images of the shape of a published set, `of_class` of each class (0 = as published), which are one and the same in memory.
+
+    most  pixels a side at most, 0 = as published
+    """
+    classes, channels, side, n = SHAPES[dataset]
+    side, n = min(side, most or side), of_class or n
+    pixel = torch.randint(256, (1, channels, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(device)
+    width = channels * side**2
+    eye = torch.eye(width, device=device) if normalization == "zca" else None
+    transform = ZCA(torch.zeros(width), eye, eye) if eye is not None else Standardize(torch.full((channels,), 0.5), torch.ones(channels))
+
+    def part(n: int) -> ImageSet:
+        targets = torch.arange(classes, device=device).repeat_interleave(n)
+        return ImageSet(pixel.expand(classes * n, -1, -1, -1), targets, tuple(map(str, range(classes))), transform, dataset)
+
+    return Splits(part(n), part(0), part(10))
+
+
+def experiment(session, splits: Splits, method: str, size: int) -> Experiment:
+    """What judges a row, on some images."""
+    p, how = session.p, {"validation": Validation()}
+    if METHODS[method].labels is False:
+        targets = torch.randn(len(splits.train), TARGETS, generator=torch.Generator().manual_seed(0)).to(splits.train.device)
+        data, network = RegressionSet(splits.train, targets, splits.train.digest), ConvNet(splits.train.shape, TARGETS, p.width)
+        protocol = Probing(p.networks, p.pretraining_epochs, p.pretraining_lr, batch=p.pretraining_batch)
+        return session.experiment(data=data, network=network, protocol=protocol, **how)
+    made = session.experiment(data=splits, **how)
+    return made.under(own_protocol(made, method, size)) if getattr(p, "published_protocols", False) else made
+
+
+def _row(session, method: str, size: int, seconds: float, known: dict[str, tuple]) -> list:
+    p, whole = session.p, experiment(session, session.data, method, size)
+    job = whole.job(Recipe(method, size, 0))
+    updates = job.method.updates(job.settings, size)
+    how = whole.fast.spec(), whole.protocol.spec(), job.method.spec(job), session.published_set, p.normalization
+    key = store.canonical([method, size, *how])
+    if key not in known:
+        known[key] = measured(session, whole, method, size, seconds)
+    told = [session.notebook, session.label, method, size, p.n_seeds, done(session, method, size), updates]
+    if not known[key]:
+        return [*told, "-", "-", "-", f"not timed in {PATIENCE * seconds:g} s"]
+    step, evaluation, shared = known[key]
+    total = p.n_seeds * (updates * step + evaluation) + shared
+    return [*told, *(f"{value:.3g}" for value in (step, evaluation, shared, total / 1800))]
+
+
+def measured(session, whole: Experiment, method: str, size: int, seconds: float) -> tuple:
+    """Seconds of an update, of the evaluation of a set, and of what sets share; nothing where timing them takes too long."""
+    one, job = METHODS[method], whole.job(Recipe(method, size, 0))
+    classes, _, _, most = SHAPES[session.published_set]
+    batch = 0 if one.no_batches else min(getattr(job.settings, "batch", 0), SHORT // 10)
+    n = min(most, max(batch, -(-SHORT // classes), job.held if one.labels is not False else -(-job.held // classes)))
+    short = experiment(session, images(session.published_set, session.p.max_side, session.p.normalization, whole.device, n), method, size)
+
+    def recipe(k: int) -> Recipe:
+        return Recipe(method, size, 0, start="random" if one.start else "", settings=one.quick | {"steps": k})
+
+    def passes(k: int) -> float:
+        made = short.synthetic(short.set_result(recipe(2)))
+        protocol, steps_of = one.protocol(job, short.protocol, made)
+        stream = job.stream("evaluation")
+        return timed(lambda: one.train(job, short.fast, made.source(), protocol.passes(k), stream, steps_of))[1]
+
+    try:
+        with redirect_stdout(io.StringIO()), within(PATIENCE * seconds):
+            step = rate(lambda k: short.set_result(recipe(k))["seconds"], one.updates(job.settings, size), seconds)
+            epochs = short.protocol.epochs + short.protocol.extra
+            return step, epochs * rate(passes, epochs, seconds / 6), one.seconds_shared(job)
+    except TooLong:
+        return ()
+
+
+def rate(run: Callable[[int], float], most: int, seconds: float) -> float:
+    """Seconds of a piece of work, by ever more pieces at once, until they take half of some seconds or are all there are."""
+    n = min(2, most)
+    while (spent := run(n)) < seconds / 2 and n < most:
+        n = min(most, max(2 * n, int(n * seconds / spent)))
+    return spent / n
+
+
+@contextmanager
+def within(seconds: float):
+    """Raise TooLong after so many seconds."""
+
+    def stop(*_):
+        raise TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def done(session, method: str, size: int) -> int:
+    """Sets of a row that the kept records of paper scale hold."""
+    found, same = 0, ("dataset", "label", "normalization", "scale")
+    for record in records.find(parameters.results_root("")):
+        given, asked_for = ([one.get(name, "") for name in same] for one in (record["parameters"], vars(session.p)))
+        if record["notebook"] == session.notebook and given == asked_for:
+            kept = (row for row in record["rows"] if (row["method"], row["ipc"]) == (method, size) and row["measured"])
+            found = max([found, *(row["measured"]["n_sets"] for row in kept)])
+    return found
