@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 from distillery import data, engine
-from distillery.networks import ConvNet
+from distillery.networks import ConvNet, precision
 from distillery.training.losses import centred
 from made_up import blobs, normal, refusal
 
@@ -24,6 +24,12 @@ def pytest_collection_modifyitems(items):
     """On several workers a file runs in one of them, and all that need Ray in the same one, which starts it once."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if "ray" in item.fixturenames else str(item.path)))
+
+
+@pytest.fixture(autouse=True)
+def everywhere(monkeypatch):
+    """What bfloat16 gives is tested also where the processor emulates it."""
+    monkeypatch.setattr(precision, "check_not_emulated", lambda: None)
 
 
 @pytest.fixture

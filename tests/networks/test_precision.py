@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from distillery.matching import gradient
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
 from distillery.matching.step import StepContext
-from distillery.networks import ConvNet, pool
-from distillery.networks.precision import MixedPrecision, _warn_where_slow, float32_matmul, images_at_once
+from distillery.networks import ConvNet, pool, precision
+from distillery.networks.precision import MixedPrecision, check_not_emulated, float32_matmul, images_at_once
 from distillery.seeds import generator
 from distillery.training import train
 from distillery.training.dsa import DSA, draw
@@ -47,18 +48,25 @@ def test_float32_is_the_network_itself():
     assert MixedPrecision(network).spec() == network.spec()
 
 
-@pytest.mark.parametrize("units, warned", [({"avx2": True}, 1), ({"avx512_bf16": True}, 0), ({"amx_bf16": True}, 0), ({"bf16": True}, 0)])
-def test_bfloat16_without_units_for_it_is_warned_of_once(units, warned, monkeypatch, recwarn):
+@pytest.mark.parametrize("units", [{"avx2": True}, {"avx512_bf16": True}, {"amx_bf16": True}, {"bf16": True}])
+def test_bfloat16_is_refused_where_it_is_emulated(units, monkeypatch, refused):
+    product, emulates = torch.Tensor.__matmul__, units == {"avx2": True}
+
+    def slow(a, b):
+        for _ in range(50 if emulates and a.dtype == torch.bfloat16 else 1):
+            found = product(a.float(), b.float())
+        return found
+
+    monkeypatch.setattr(precision, "check_not_emulated", check_not_emulated.__wrapped__)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
-    _warn_where_slow.cache_clear()
+    monkeypatch.setattr(torch.Tensor, "__matmul__", slow)
     network = net()
     params = network.init(generator(0, "x"), 1)
-    for one in (MixedPrecision(network), *[MixedPrecision(network, "bfloat16")] * 2):
-        one.apply(params, images(1))
-    _warn_where_slow.cache_clear()
-    assert sum("bfloat16 units" in str(one.message) for one in recwarn) == warned
+    MixedPrecision(network).apply(params, images(1))
+    with refused("'bfloat16'", "times as long") if emulates else nullcontext():
+        MixedPrecision(network, "bfloat16").apply(params, images(1))
     chosen = MixedPrecision(network, "auto")
-    assert chosen.precision == ("float32" if warned and not torch.cuda.is_available() else "bfloat16")
+    assert chosen.precision == ("float32" if emulates and not torch.cuda.is_available() else "bfloat16")
     assert chosen.spec() == MixedPrecision(network, chosen.precision).spec()
 
 
@@ -195,10 +203,10 @@ def test_bad_options(refused):
 
 def test_tensor_cores_are_named_and_put_back():
     flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    for precision in ("float32", "bfloat16", "tf32"):
-        with pytest.raises(KeyError), float32_matmul(precision):
+    for name in ("float32", "bfloat16", "tf32"):
+        with pytest.raises(KeyError), float32_matmul(name):
             assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32
-            assert torch.backends.cudnn.allow_tf32 is (precision == "tf32")
+            assert torch.backends.cudnn.allow_tf32 is (name == "tf32")
             raise KeyError
     assert flags == (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
 

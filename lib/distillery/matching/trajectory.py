@@ -32,8 +32,9 @@ from distillery.training.dsa import Draw, augment, draw
 from distillery.training.views import ViewDraw, Views, draw_views, view
 from distillery.upload import to_device
 
+# bytes of graphs that a sweep holds: the same on every machine, since torch's own norms and swish round otherwise with a graph than without
+KEPT = 2**31
 # (weights, learned tensors, what was drawn for this step) -> (): the loss of one student step, twice differentiable
-KEPT = 2**31  # bytes of graphs that a sweep holds
 StepLoss = Callable[[Params, dict[str, Tensor], Any], Tensor]
 
 
