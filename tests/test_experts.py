@@ -67,6 +67,15 @@ def test_more_epochs_go_on_from_the_stored_ones_with_the_same_bits(tiny, tmp_pat
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
+def test_a_longer_bank_serves_who_needs_fewer_epochs(tiny, tmp_path):
+    """Whoever asks: the id of a bank names no method and no length."""
+    long = made(tmp_path, tiny, 4)
+    before = files(tmp_path)
+    bill, short = ex.bill(tmp_path, network(), tiny, training(), 2), ex.load(tmp_path, network(), tiny, training(), 2)
+    assert (bill["samples"], bill["seconds"]) == (0, 0) and before == [name for name in files(tmp_path) if "bill" not in name]
+    assert short.epochs == 2 and all(torch.equal(short.weights[name], long.weights[name][:, :3]) for name in short.weights)
+
+
 def test_chunks_train_the_same_experts(tiny, tmp_path):
     """Expert i is the same in whatever chunk, and however many there are, up to rounding."""
     together = made(tmp_path, tiny, chunk=3)
