@@ -38,7 +38,7 @@ SHAPES = {  # published set -> classes, channels, side, training images of a cla
 TARGETS = 512  # real numbers that a student regresses without labels, the features of a ResNet-18
 HEAD = ["notebook", "data", "method", "size", "sets", "done", "updates", "s an update", "s an evaluation", "s of experts", "half hours"]
 PATIENCE = 4  # times the time for a row, after which it is given up
-SHORT = 2560  # made-up images of which updates are timed, or as many as a batch of every class needs
+SHORT = 2560  # made-up images where updates meet none of them, or as many as the set holds
 
 
 class TooLong(Exception):
@@ -158,9 +158,11 @@ def measured(session, whole: Experiment, method: str, size: int, seconds: float)
     """Seconds of an update, of the evaluation of a set, and of what sets share; nothing where timing them takes too long."""
     one, job = METHODS[method], whole.job(Recipe(method, size, 0))
     classes, _, _, most = SHAPES[session.published_set]
-    batch = 0 if one.no_batches else min(getattr(job.settings, "batch", 0), SHORT // 10)
-    n = min(most, max(batch, -(-SHORT // classes), job.held if one.labels is not False else -(-job.held // classes)))
-    short = experiment(session, images(session.published_set, session.p.max_side, session.p.normalization, whole.device, n), method, size)
+    short = whole
+    if one.no_batches:  # experts of one epoch, which shall not take long
+        n = min(most, max(-(-SHORT // classes), job.held if one.labels is not False else -(-job.held // classes)))
+        some = images(session.published_set, session.p.max_side, session.p.normalization, whole.device, n)
+        short = experiment(session, some, method, size)
 
     def recipe(k: int) -> Recipe:
         return Recipe(method, size, 0, start="random" if one.start else "", settings=one.quick | {"steps": k})
