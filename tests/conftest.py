@@ -1,5 +1,6 @@
 """Small inputs shared by the tests: class folders on disk, a tiny image set, the digits."""
 
+import hashlib
 import os
 import tempfile
 
@@ -11,9 +12,10 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 from distillery import data, engine
+from distillery.encoders import public
 from distillery.networks import ConvNet, precision
 from distillery.training.losses import centred
-from made_up import blobs, normal, refusal
+from made_up import TINY, blobs, normal, refusal
 
 os.environ.setdefault("DISTILLERY_CACHE", os.path.join(tempfile.gettempdir(), "distillery-tests"))  # not that of who runs them
 torch.set_num_threads(1)  # tensors are tiny: more threads only wait for each other where cores are shared
@@ -120,6 +122,21 @@ def tiny():
 @pytest.fixture
 def net(tiny):
     return ConvNet(tiny.shape, 3, width=4)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A function: a package on the path that holds some tensors, as the encoder 'tiny'."""
+
+    def make(state, digest=""):
+        (tmp_path / "tiny_model").mkdir(exist_ok=True)
+        (tmp_path / "tiny_model" / "__init__.py").write_text("raise RuntimeError('it is not to be run')")
+        torch.save(state, file := tmp_path / "tiny_model" / "tiny.pth")
+        digest = digest or hashlib.sha256(file.read_bytes()).hexdigest()
+        monkeypatch.setitem(public.PACKAGES, "tiny", public.Package("tiny_model", "tiny.pth", digest, TINY))
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return make
 
 
 @pytest.fixture(scope="session")

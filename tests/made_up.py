@@ -24,6 +24,8 @@ from distillery.notebook.types import Count, Dataset, LocalPath, Number, Scale, 
 from distillery.sampling import Batch, Uniform
 from distillery.seeds import generator
 
+TINY = "test_efficientnet"  # timm's smallest model with depthwise convolutions and batch normalization
+
 
 def blobs(per_class=8, classes=3, shape=(1, 8, 8), seed=0):
     """Noisy images around one pattern a class: easy to learn, all different."""

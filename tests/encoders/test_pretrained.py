@@ -1,14 +1,10 @@
 """Encoders: starts with fresh classifiers, files that fit, refusals; fine-tuning from them."""
 
 from dataclasses import replace
-from urllib.error import URLError
 
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 from torch import nn
-from torchvision import models
 
 from distillery import store
 from distillery.data import Splits
@@ -81,7 +77,7 @@ def test_a_state_dict_of_pytorch(tmp_path, as_module):
     params = network().init(generator(0, "x"), 1)
     state = as_module(network(), params, 0).state_dict()
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "e.pth")
-    found = pretrained.of(str(tmp_path / "e.pth"), network(5))
+    found = pretrained.load(str(tmp_path / "e.pth"), network(5))
     assert torch.equal(found.weights["conv1.weight"], params["conv1.weight"])
 
 
@@ -132,82 +128,6 @@ def test_weights_that_are_no_plain_numbers(weights, tmp_path, found, refused):
         pretrained.load(tmp_path / "e.pth", network())
     torch.save(state | {"other": None}, tmp_path / "e.pth")  # what the network does not have is passed over
     assert pretrained.load(tmp_path / "e.pth", network()).digest == Encoder(network(), weights).digest
-
-
-PUBLIC = {"torchvision": lambda name: models.get_model(name, num_classes=10), "timm": lambda name: timm.create_model(name, num_classes=10)}
-
-
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:mobilenet_v3_small", "timm:resnet18", "timm:vit_tiny_patch16_224"])
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_weights_of_public_networks_from_files(name, suffix, tmp_path):
-    kind, _, model = name.partition(":")
-    state = PUBLIC[kind](model).state_dict()
-    old = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}  # as before PyTorch 0.4.1
-    save = save_file if suffix == ".safetensors" else torch.save
-    for file, content in {"a": state, "b": old, "c": {key: value * 2 for key, value in old.items()}}.items():
-        save(content, tmp_path / (file + suffix))
-    whole, again, other = (pretrained.of(f"{name}:{tmp_path / file}{suffix}", network(4)) for file in "abc")
-    assert whole.digest == again.digest != other.digest and len(whole.digest) == 64
-    assert whole.network.classes == 4 and whole.network.name == name.replace(":", " ") and whole.name == f"a{suffix}"
-    heads = head_names(whole.network)
-    assert {key: value[0].tolist() for key, value in whole.weights.items() if value.numel() < 4096} == {
-        key: value.tolist() for key, value in state.items() if value.numel() < 4096 and key not in heads
-    }
-    assert whole.start(generator(0, "x"), 2)[next(iter(heads))].shape[:2] == (2, 4)
-
-
-def test_wrong_files_under_the_right_name(tmp_path, refused):
-    """A deeper network's file holds all the names and shapes of a shallower one's."""
-    states = {name: models.get_model(name, num_classes=10).state_dict() for name in ("resnet18", "resnet34")}
-    for found, content in {
-        "0 of 120 tensors of torchvision resnet18 are missing, 96 are too many, the first 'layer1.2.conv1.weight'": states["resnet34"],
-        "'conv1.weight' is (64, 1, 7, 7); accepted: (64, 3, 7, 7)": states["resnet18"] | {"conv1.weight": torch.zeros(64, 1, 7, 7)},
-        "of 120 tensors of torchvision resnet18 are missing, 0 are too many, the first 'conv1.weight'": {
-            f"net.{k}": v for k, v in states["resnet18"].items()
-        },
-    }.items():
-        torch.save({"model": content}, tmp_path / "resnet18.pth")
-        with refused("resnet18.pth", found):
-            pretrained.of(f"torchvision:resnet18:{tmp_path / 'resnet18.pth'}", network())
-    torch.save(states["resnet18"] | {"projector.0.weight": torch.zeros(2)}, tmp_path / "a.pth")
-    digest = store.file_digest(tmp_path / "a.pth")
-    for name, whole in {f"resnet18-{digest[:8]}.pth": True, "resnet18-f37072fd.pth": False, "resnet18-20240131.pth": True}.items():
-        (tmp_path / "a.pth").rename(tmp_path / name)
-        if whole:
-            pretrained.of(f"torchvision:resnet18:{tmp_path / name}", network())
-        else:
-            with refused(name, digest[:8]):
-                pretrained.of(f"torchvision:resnet18:{tmp_path / name}", network())
-        (tmp_path / name).rename(tmp_path / "a.pth")
-    for source, found in {
-        "timm:resnet18": "timm:NAME:FILE",
-        "timm:resnet1800:a.pth": "resnet1800",
-        "timm:resnet18.zzz:a.pth": "zzz",
-        "torchvision:resnet18:none.pth": "none.pth",
-        "timm:resnet18:none.pth": "none.pth",
-    }.items():
-        with refused(found):
-            pretrained.of(source, network())
-
-
-def test_weights_of_torchvision_by_name(monkeypatch, refused):
-    plain = models.resnet18(num_classes=10).state_dict()
-    monkeypatch.setattr(type(models.ResNet18_Weights.DEFAULT), "get_state_dict", lambda self, **options: plain)
-    found = pretrained.of("torchvision:resnet18", network(4))
-    assert found.network.classes == 4 and "fc.weight" not in found.weights
-    assert torch.equal(found.weights["conv1.weight"][0], plain["conv1.weight"])
-    with refused("resnet1800"):
-        pretrained.of("torchvision:resnet1800", network())
-    with refused("V9", "IMAGENET1K_V1"):
-        pretrained.of("torchvision:resnet18:V9", network())
-
-    def unreachable(self, **options):
-        assert options["weights_only"] and options["check_hash"]
-        raise URLError("no route")
-
-    monkeypatch.setattr(type(models.ResNet18_Weights.DEFAULT), "get_state_dict", unreachable)
-    with refused("cannot be fetched", "no route"):
-        pretrained.torchvision("resnet18", 4)
 
 
 TUNING = FineTuning(epochs=4, lr=0.01, batch=10)

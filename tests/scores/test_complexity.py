@@ -40,6 +40,8 @@ def test_five_masks_are_the_published_ones_unless_said_otherwise():
     assert shares(5) == pytest.approx([0, 0.02, 0.04, 0.06, 0.08], abs=3e-3)
     assert settled({}) == {"steps": 5, "schedule": "geometric", "interval": 0.02}
     assert settled({"schedule": "linear", "interval": 0.1}) == {"steps": 5, "schedule": "linear"}  # no interval of even shares
+    assert settled({"normalized": False, "temperature": 1.0}) == settled({})  # as published
+    assert settled({"normalized": True, "temperature": 0.1}) == settled({}) | {"normalized": True, "temperature": 0.1}
 
 
 def test_geometric_shares_leave_98_percent_each_time():
@@ -182,6 +184,10 @@ def test_a_path_is_masked_networks_one_by_one(tiny, as_module):
         by_mask.append(rows.tolist())
     wanted = learning_complexity_plain(by_mask, tiny.targets.tolist())
     assert found.losses.mean(0).tolist() == pytest.approx(wanted, rel=1e-4)
+    turned = prototype_path(network, params, tiny, 3, schedule="geometric", interval=0.4, normalized=True, temperature=0.1)
+    unit = [[[value / math.dist(row, [0] * len(row)) for value in row] for row in rows] for rows in by_mask]
+    wanted = learning_complexity_plain(unit, tiny.targets.tolist(), 0.1)
+    assert turned.losses.mean(0).tolist() == pytest.approx(wanted, rel=1e-3) and torch.equal(turned.features, found.features)
 
 
 def test_a_path_takes_one_forward_pass_a_mask(tiny, monkeypatch):

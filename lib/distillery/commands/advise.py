@@ -263,7 +263,7 @@ def advise(
     budget_minutes  start no new run after so many, 0 = no limit; the cheapest method that matches trajectories is tried only where a third
                     of them is enough for it
     method          a distiller, for sizes in images of each class
-    encoder         'torchvision:NAME', 'timm:NAME:FILE' or a file of weights: FlexRand goes by complexity too (DLC)
+    encoder         as of `prune`: FlexRand goes by complexity too (DLC)
     raises          InputError as `prune` and `distill`, and on a budget that is too short for all images and one candidate
     """
     where = parameters.device(device)

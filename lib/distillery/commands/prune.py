@@ -13,7 +13,7 @@ from distillery.commands.trial import EARLY, Trial
 from distillery.data.folders import cache_folder
 from distillery.data.images import ImageSet
 from distillery.data.kept import Kept
-from distillery.encoders import pretrained
+from distillery.encoders import public
 from distillery.evaluation import embed
 from distillery.networks.precision import MixedPrecision
 from distillery.notebook import parameters
@@ -28,23 +28,26 @@ from distillery.training.optimizers import SGD
 
 
 def prune(
-    data: str | Path, keep: float, *, score: str = "loss", rule: str = "lowest", gamma: float = 0.5, encoder: str = "", side: int = 0,
+    data: str | Path, keep: float, *, score: str = "", rule: str = "lowest", gamma: float = 0.5, encoder: str = "", side: int = 0,
     hold_out: float = 0.0, seed: int = 0, device: str = "auto", skip_unreadable: bool = False, tell: Tell = quiet, progress: bool = False,
 ) -> Kept:  # fmt: skip
     """Rank every training image of a folder or archive of class folders, and keep a part of each class.
 
     keep     a fraction in (0, 1], or so many images of every class, above 1
-    score    one of `distillery.SCORES`: 'loss' early in training (BiLP), 'complexity' through an encoder (DLC), ...
+    score    one of `distillery.SCORES`: 'loss' early in training (BiLP), 'complexity' through an encoder (DLC), ...; '' = the latter where
+             there is an encoder, else the former
     rule     of `distillery.selection`: 'lowest', 'flexrand' (DLC), 'random', ...
     gamma    of 'flexrand': the share of a class that is its easy part
-    encoder  'torchvision:NAME', 'timm:NAME:FILE' or a file of weights, for scores that look through one
-    side     pixels a side at which images are scored, 0 = one that suits them; what is kept stays as it is on disk
+    encoder  'efficientnet-lite0', 'torchvision:NAME', 'timm:NAME[:FILE]' or a file of weights, for scores that look through one
+    side     pixels a side at which images are scored, 0 = that of a published encoder, or one that suits them; what is kept stays as it is
+             on disk
     hold_out the share of each class that is set aside to judge by, listed as such, and neither ranked nor kept
     skip_unreadable  pass over files that are no images or cannot be decoded; they are counted and named
     tell     is told what was chosen and what it will cost
     raises   InputError on images that cannot be read, and on a part, score, rule or encoder that does not fit, before anything is computed
     """
     check_keep("keep", keep)
+    score = score or ("complexity" if encoder else "loss")
     check_choice("score", score, SCORES)
     check_choice("rule", rule, RULES)
     if rule == "flexrand" and keep <= 1:
@@ -54,7 +57,7 @@ def prune(
     if SCORES[score].needs and not encoder and rule != "random":
         raise InputError(f"score: {score!r} without an encoder; accepted: --encoder, or a score without: loss")
     where = parameters.device(device)
-    own = owns.read(data, side, where, tell, progress, skip_unreadable)
+    own = owns.read(data, side or (public.side_of(encoder) if encoder else 0), where, tell, progress, skip_unreadable)
     for note in own.notes:
         tell(f"note: {note}")
     rest, held = owns.held_out(own, hold_out, seed)
@@ -106,7 +109,7 @@ def keep_of(own: Own, keep: float, score: str, rule: str, gamma: float, encoder:
 def scoring(images: ImageSet, encoder: str = "") -> tuple[CachedScores, str]:
     """What scores images of one's own, and why by that network; passes are kept in the cache folder."""
     network, why = owns.network_for(images)
-    found = pretrained.of(encoder, network) if encoder else None
+    found = public.of(encoder, network, images, images.shape[-1]) if encoder else None
     fast = MixedPrecision(found.network if found else network)
     runs = Runs(cache_folder() / "scores")
     cached = CachedScores(images, images.digest, fast, runs, ScoreSettings(early=EARLY), found, None)
@@ -119,7 +122,7 @@ def seconds(cached: CachedScores, score: str, images: ImageSet) -> float:
     batches, network = len(images) / len(some), cached.network
     params = network.init(generator(0, "probe"), 1)
     params = {name: value.to(images.device) for name, value in params.items()}
-    if SCORES[score].needs == "encoder":
+    if SCORES[score].needs in ("encoder", "masks"):
         return cached.path["steps"] * batches * owns.seconds_of(lambda: embed(network, params, some))
     trials, epochs = (cached.tunings, cached.tuning.epochs * 4 / 3) if cached.tuning else cached.lengths.get(score, EARLY)
     one = owns.seconds_of(lambda: train(network, params, some, optimizer=SGD(0.0), generator=generator(0, "probe"), epochs=1, batch=64))
@@ -127,7 +130,7 @@ def seconds(cached: CachedScores, score: str, images: ImageSet) -> float:
 
 
 def check(
-    data: str | Path, keep: float, *, score: str = "loss", rule: str = "lowest", gamma: float = 0.5, encoder: str = "", side: int = 0,
+    data: str | Path, keep: float, *, score: str = "", rule: str = "lowest", gamma: float = 0.5, encoder: str = "", side: int = 0,
     seed: int = 0, seeds: int = 3, flip: bool = True, device: str = "auto", skip_unreadable: bool = False, tell: Tell = quiet, progress: bool = False,
 ) -> list[dict]:  # fmt: skip
     """How networks compare that are trained on all images, on a random part and on the part that `prune` would keep (`records.row`).
@@ -142,4 +145,4 @@ def check(
     trial = Trial(trials.split(own, seed), flip=flip, progress=progress)
     tell(f"check: {len(trial.splits.train)} images to learn from, {len(trial.splits.test)} to judge by; {trial.why}")
     check_left(keep, trial.splits.train)
-    return trials.compare(trial, keep, score, rule, gamma, seeds)
+    return trials.compare(trial, keep, score or "loss", rule, gamma, seeds)

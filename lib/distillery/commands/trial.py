@@ -11,7 +11,7 @@ from distillery.commands.own import Own
 from distillery.data import ImageSet, Splits
 from distillery.data.folders import cache_folder
 from distillery.data.images import fit_standardize
-from distillery.encoders import pretrained
+from distillery.encoders import public
 from distillery.evaluation import Protocol
 from distillery.experiment import Compute, Experiment, Presets
 from distillery.recipe import Prune, Recipe
@@ -92,7 +92,7 @@ class Trial:
                 scores=ScoreSettings(early=EARLY), augmentation=self.families, compute=Compute(progress=self.progress),
             )  # fmt: skip
             if self.encoder:  # it may be of another network than those that are trained
-                made.scores.encoder = pretrained.of(self.encoder, self.network)
+                made.scores.encoder = public.of(self.encoder, self.network, self.splits.train)
         return self._made[epochs]
 
     @cached_property

@@ -1,16 +1,15 @@
-"""Pre-trained encoders, networks without their classifiers: torchvision's by name, of a local file, or trained on other images."""
+"""Pre-trained encoders, networks without their classifiers: of a local file, or trained on other images."""
 
 import re
 from dataclasses import replace
 from pathlib import Path
-from urllib.error import URLError
 
 from torch import Generator, Tensor
 
 from distillery import store
-from distillery.checks import InputError, check_choice, check_finite, first_line
+from distillery.checks import InputError, check_finite
 from distillery.data import ImageSet, Splits
-from distillery.networks import ModuleNetwork, Params
+from distillery.networks import Params
 from distillery.networks.encoder import Encoder, head_names
 from distillery.runs import Runs
 from distillery.seeds import generator as stream
@@ -83,10 +82,10 @@ def load(path: str | Path, network) -> Encoder:
         if not isinstance(content, dict):
             raise InputError(f"{path} holds a {type(content).__name__}; accepted: a state dict")
         found = {str(name).removeprefix("module."): value for name, value in content.items()}
-    return Encoder(network, _fitting(found, network, str(path)), path.name)
+    return Encoder(network, fitting(found, network, str(path)), path.name)
 
 
-def _fitting(found: dict, network, where: str) -> Params:
+def fitting(found: dict, network, where: str) -> Params:
     """The tensors of a network's encoder among those found, of one network, with a leading axis 1.
 
     Tensors of other parts (a projector, another classifier) are passed over; more layers of the same parts are another network's.
@@ -108,50 +107,3 @@ def _fitting(found: dict, network, where: str) -> Params:
         weights[name] = found[name].detach().to(value.dtype)[None]
         check_finite(f"{where}: {name!r}", weights[name])
     return weights
-
-
-def torchvision(name: str, classes: int, weights: str = "DEFAULT") -> Encoder:
-    """A model of torchvision with its published ImageNet weights, or those of a file, and a fresh classifier of `classes`.
-
-    name     of `torchvision.models.list_models`, 'resnet18' for example; images should be 224 x 224, standardized by
-             'published:tiny-imagenet', which are ImageNet's constants
-    weights  'DEFAULT', one of the model's, 'IMAGENET1K_V1' for example, or a file of `load`
-    raises   InputError on an unknown model or weights, and where they cannot be fetched
-    """
-    from torchvision import models
-
-    if name not in models.list_models(module=models):
-        raise InputError(f"encoder: {name!r} is no model of torchvision; accepted: resnet18, resnet50, vit_b_16, ..")
-    options = models.get_model_weights(name)
-    network = ModuleNetwork(lambda: models.get_model(name, num_classes=classes), f"torchvision {name}")
-    if Path(weights).suffix:
-        return load(weights, network)
-    check_choice(f"weights of {name}", weights, options.__members__)
-    try:
-        state = options[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (URLError, OSError, RuntimeError) as error:
-        accepted = "a network, or a local file of weights"
-        raise InputError(f"encoder: weights of {name} cannot be fetched: {first_line(error)}; accepted: {accepted}") from error
-    return Encoder(network, _fitting(state, network, name), f"{name} {weights}")
-
-
-def timm(name: str, classes: int, weights: str) -> Encoder:
-    """A model of timm, 'vit_tiny_patch16_224' for example, as `torchvision` does it, but from a file alone."""
-    import timm as models
-
-    try:
-        network = ModuleNetwork(lambda: models.create_model(name, num_classes=classes), f"timm {name}")
-    except RuntimeError as error:
-        raise InputError(f"encoder: timm {name!r}: {first_line(error)}; accepted: one of timm.list_models()") from error
-    if not weights:
-        raise InputError(f"encoder: timm {name!r} without a file of weights; accepted: timm:NAME:FILE")
-    return load(weights, network)
-
-
-def of(source: str, network) -> Encoder:
-    """The encoder that a parameter names: 'torchvision:NAME', 'torchvision:NAME:WEIGHTS or FILE', 'timm:NAME:FILE', or a file for `network`."""
-    kind, _, rest = source.partition(":")
-    name, _, weights = rest.partition(":")
-    if kind == "torchvision":
-        return torchvision(name, network.classes, weights or "DEFAULT")
-    return timm(name, network.classes, weights) if kind == "timm" else load(source, network)

@@ -7,7 +7,7 @@ import numpy as np
 from IPython.display import Markdown
 
 from distillery.data import take_classes
-from distillery.encoders import pretrained
+from distillery.encoders import pretrained, public
 from distillery.experiment import Experiment
 from distillery.measure.instructions import Pool
 from distillery.networks import pool
@@ -34,7 +34,7 @@ def encoder_of(session: Session, augmentation: str) -> Encoder:
     p = session.p
     network = pool.build(p.architecture, session.train.shape, len(session.classes), p.width_factor)
     if p.encoder != "pretrain":
-        return pretrained.of(p.encoder, network)
+        return public.of(p.encoder, network, session.train, p.encoder_side)
     whole = {"per_class": 0, "test_per_class": 0, "normalization": p.encoder_normalization}
     source = take_classes(session.load(p.encoder_dataset, p.encoder_root, **whole), p.encoder_classes)
     teacher = pool.build(p.architecture, source.train.shape, len(source.train.classes), p.width_factor)

@@ -57,7 +57,7 @@ class ScoreSettings:
         for name in self.importance:
             check_choice("importance", name, IMPORTANCE)
         for name in self.path:
-            check_choice("path", name, ("steps", "schedule", "interval", "how"))
+            check_choice("path", name, ("steps", "schedule", "interval", "how", "normalized", "temperature"))
         for name, spaces in (("ridge", SPACES), ("k-means", SPACES[1:])):
             check_choice(f"space of {name}", given[name], spaces)
         sensitivity.penalty_of(1.0, 1, given["rho"])

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.checks import InputError, check_choice, check_positive, check_positive_int
 from distillery.data import ImageSet
 from distillery.evaluation import embed
 from distillery.networks import Params
@@ -60,9 +60,11 @@ def shares(steps: int, schedule: str = "geometric", interval: float = 0.02) -> l
 
 
 def settled(path: dict) -> dict:
-    """Options of `prototype_path` with what is not given as published, and without an interval that does not count."""
+    """Options of `prototype_path` with what is not given as published, without an interval that does not count, and without features and a
+    temperature as published, which no id names."""
     full = {"steps": 5, "schedule": "geometric", "interval": 0.02} | path
-    return full if full["schedule"] == "geometric" else {name: value for name, value in full.items() if name != "interval"}
+    idle = [("normalized", False), ("temperature", 1.0)] + [("interval", full["interval"])] * (full["schedule"] == "linear")
+    return {name: value for name, value in full.items() if (name, value) not in idle}
 
 
 def maskable(module: nn.Module) -> list[str]:
@@ -171,7 +173,7 @@ def prototype_logits(features: Tensor, centres: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def learning_complexity_plain(features: list[list[list[float]]], targets: list[int]) -> list[float]:
+def learning_complexity_plain(features: list[list[list[float]]], targets: list[int], temperature: float = 1.0) -> list[float]:
     """DLC by its definition: features[t][i] are those of sample i under mask t, the first one unmasked; T = 1 is the prototype loss."""
     centres, scores = {}, []
     for c in sorted(set(targets)):
@@ -181,7 +183,8 @@ def learning_complexity_plain(features: list[list[list[float]]], targets: list[i
         losses = []
         for masked_features in features:
             z = masked_features[i]
-            logits = {c: 1 / math.sqrt(max(sum((a - b) ** 2 for a, b in zip(z, mu, strict=True)), NEAREST)) for c, mu in centres.items()}
+            squared = {c: sum((a - b) ** 2 for a, b in zip(z, mu, strict=True)) for c, mu in centres.items()}
+            logits = {c: 1 / math.sqrt(max(one, NEAREST)) / temperature for c, one in squared.items()}
             top = max(logits.values())
             losses.append(top + math.log(sum(math.exp(s - top) for s in logits.values())) - logits[y])
         scores.append(sum(losses) / len(losses))
@@ -191,24 +194,29 @@ def learning_complexity_plain(features: list[list[list[float]]], targets: list[i
 def prototype_path(
     network, params: Params, images: ImageSet, steps: int = 5, *,
     schedule: str = "geometric", interval: float = 0.02, how: str = "magnitude", generator: Generator | None = None,
+    normalized: bool = False, temperature: float = 1.0,
 ) -> Path:  # fmt: skip
     """What T = `steps` masks of one pre-trained encoder make of all images; the mean loss over the masks is the learning complexity.
 
     One forward pass a mask; the loss is the cross-entropy of the nearest-prototype classifier. All is on the CPU.
 
     network, params  the encoder, leading axis 1; its classifier is not used
+    normalized       whether distances are those of features of unit length
+    temperature      of the logits, 1 / (temperature * distance): below 1 losses differ more
     raises           InputError as `shares`, `masked` and `prototypes`
     Source: DLC. Slow reference: `learning_complexity_plain`.
     """
     targets, path = images.targets.cpu(), shares(steps, schedule, interval)
+    check_positive("temperature", temperature)
     check_classes(targets)
     weights = {name: params[name] for name in maskable(_skeleton(network))}
     losses, accuracies, whole = [], [], None
     for one in masked(weights, path, how, generator=generator):
         rows = embed(network, params | one, images)[0].float().cpu()  # (N, F)
+        seen = F.normalize(rows) if normalized else rows
         if whole is None:
-            whole, centres = rows, prototypes(rows, targets)
-        logits = prototype_logits(rows, centres)  # (N, C)
+            whole, centres = rows, prototypes(seen, targets)
+        logits = prototype_logits(seen, centres) / temperature  # (N, C)
         losses.append(F.cross_entropy(logits, targets, reduction="none").float())
         accuracies.append((logits.argmax(1) == targets).float().mean())
     return Path(torch.stack(losses), torch.stack(accuracies), whole)

@@ -7,6 +7,7 @@ r"""Scores from the geometry of features. Greedy methods return their rank in th
 | `k_center` | always the sample farthest from all chosen ones | Sener & Savarese, ICLR 2018 |
 | `contextual_diversity` | the same, by symmetric KL between softmax outputs | Agarwal, ECCV 2020 |
 | `prototype_distance` | distance to the centre of the class; keeping the middle of it is Moderate | Xia, ICLR 2023 |
+| `misalignment` | angle to the mean of the class | after Yang, ICLR 2025 |
 | `d2` | difficulty passed along a graph of neighbours, then diversity | Maharana, ICLR 2024 |
 | `mmd` | how far a selection is from the whole set, for reports | Gretton, JMLR 2012 |
 
@@ -170,6 +171,18 @@ def prototype_distance(features: Tensor, targets: Tensor | None) -> Tensor:
     return distance
 
 
+def misalignment(features: Tensor, targets: Tensor | None) -> Tensor:
+    """1 less the cosine (N,) of each sample's features and the mean of its class; high = hard. Raises InputError as `check_features`.
+
+    What a score by CLIP becomes without texts, the mean of a class in the place of its prompt (arXiv 2410.11215, which trains adapters
+    first and weighs alignment against diversity).
+    """
+    found = torch.empty(len(features), dtype=torch.float64)
+    for members, rows in _groups(features, targets):
+        found[members] = 1 - F.cosine_similarity(rows, rows.mean(0)[None])
+    return found
+
+
 def d2(features: Tensor, scores: Tensor, neighbours: int = 5, gamma: float = 1.0, targets: Tensor | None = None) -> Tensor:
     """Rank (N,) of all samples in which D2 pruning takes them, 0 first: hard ones, and from all over the set.
 
@@ -302,6 +315,11 @@ def _rank(features: Tensor, targets: Tensor | None, n: int, order: Callable[[Ten
 @register_score("prototype distance", needs="encoder", seeded=False, labels=True)
 def encoder_distance(scores: "CachedScores", seed: int, k: int) -> Tensor:
     return prototype_distance(scores.free()["features"], scores.images.targets.cpu()).float()
+
+
+@register_score("alignment", needs="encoder", seeded=False, labels=True)
+def encoder_misalignment(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    return misalignment(scores.free()["features"], scores.images.targets.cpu()).float()
 
 
 @register_score("D2", needs="masks", seeded=False, labels=True)
