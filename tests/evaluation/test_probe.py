@@ -13,7 +13,7 @@ from distillery.data import TensorSource
 from distillery.data.synthetic import Synthetic
 from distillery.encoders.regression_set import RegressionSet
 from distillery.evaluation import Probing, embed, fit, fit_linear, linear_probe, probe
-from distillery.evaluation.probe import fit_linear_plain, label_count
+from distillery.evaluation.probe import fit_linear_plain, fit_ridge, fit_ridge_plain, label_count
 from distillery.networks import ConvNet
 from distillery.seeds import generator, split
 from distillery.training.optimizers import SGD
@@ -331,3 +331,28 @@ def test_the_standardized_probe_is_that_of_scikit_learn(tiny):
         known = ((x - mean) / spread).numpy()
         pipeline = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000).fit(known, hard.targets.numpy())
         assert float(found[k]) == pytest.approx(pipeline.score(((asked - mean) / spread).numpy(), test.targets.numpy()))
+
+
+# Least squares
+
+
+def test_least_squares_of_many_subsets_are_those_of_each():
+    rows, labels = features(60, 7, classes=3)
+    subsets = torch.stack([torch.randperm(60, generator=generator(i, "rows"))[:30] for i in range(4)])
+    weights, biases = fit_ridge(rows, labels, subsets, 0.01)
+    for some, weight, bias in zip(subsets, weights, biases, strict=True):
+        wanted = fit_ridge_plain(rows[some], labels[some], 0.01)
+        assert torch.allclose(weight.double(), wanted[0], atol=1e-4) and torch.allclose(bias.double(), wanted[1], atol=1e-3)
+    few = torch.tensor([[0, 3, 1, 4]])  # classes 0 and 1, fewer rows than features: the third is never told
+    weights, biases = fit_ridge(rows, labels, few)
+    assert set((rows @ weights[0] + biases[0]).argmax(1).tolist()) == {0, 1}
+
+
+def test_least_squares_tell_as_much_as_the_softmax_classifier():
+    rows, labels = features(400, 6, classes=3)
+    weights, biases = fit_ridge(rows, labels, torch.arange(200)[None])
+    softmax = fit_linear(rows[:200], labels[:200], 1 / 400)
+    ours, theirs = (
+        (one == labels[200:]).double().mean() for one in ((rows @ weights[0] + biases[0])[200:].argmax(1), softmax.predict(rows[200:]))
+    )
+    assert abs(ours - theirs) < 0.03 and ours > 0.5

@@ -1,7 +1,7 @@
 """Probe features: pre-train networks on a set with real-valued targets, then fit a linear classifier to few labels.
 
 Source: MKDT (arXiv 2410.02116) and its public code. There the solver of the classifier stops after a set number of
-iterations; here it converges. Slow reference of that classifier, `fit_linear`: `fit_linear_plain`.
+iterations; here it converges. Slow references of the classifiers `fit_linear` and `fit_ridge`: `fit_linear_plain`, `fit_ridge_plain`.
 """
 
 import warnings
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from distillery.experiment import Experiment
 
 TOLERANCE = 1e-6  # largest entry of the gradient of a linear classifier on centred features of spread 1
+RIDGE = 3e-3  # of `fit_ridge`: best of six on validation images of textures, from 9 to 80 images a class
 ITERATIONS = 10_000  # of a linear classifier; convergence takes some hundreds
 
 
@@ -169,6 +170,42 @@ def fit_linear_plain(features: Tensor, labels: Tensor, penalty: float) -> tuple[
 
     solver.step(objective)
     return weight.detach(), bias.detach()
+
+
+def fit_ridge(features: Tensor, labels: Tensor, subsets: Tensor, penalty: float = RIDGE) -> tuple[Tensor, Tensor]:
+    r"""Linear classifiers of many subsets at once, by least squares instead of `fit_linear`: weights (B, F, C), biases (B, C).
+
+    $$\min_{W, b}\; \sum_i \|W x_i + b - e_{y_i}\|^2 + \lambda \sum_i \|x_i - \bar x\|^2\; \|W\|_F^2$$
+
+    In closed form from products of features, which all subsets share: some milliseconds a subset.
+
+    features  (N, F) float32
+    labels    (N,) int64, of C classes
+    subsets   (B, n) int64, rows of each; of a class that is not among them nothing is learned
+    Slow reference: `fit_ridge_plain`.
+    """
+    mean = features.mean(0)  # what all have in common would cost digits
+    features = features - mean
+    gram, one_hot = features @ features.T, F.one_hot(labels).float()
+    weights, biases = [], []
+    for rows in subsets:  # a stack of them would be no faster from a hundred rows on
+        products, targets = gram[rows][:, rows], one_hot[rows]  # (n, n), (n, C)
+        centre = products.mean(0)
+        centred = products - centre - centre[:, None] + centre.mean()
+        ridge = penalty * centred.trace() * torch.eye(len(rows), device=rows.device)
+        dual = torch.cholesky_solve(targets - targets.mean(0), torch.linalg.cholesky(centred + ridge))  # (n, C)
+        weights.append(features[rows].T @ dual)
+        biases.append(targets.mean(0) - centre @ dual - mean @ weights[-1])  # the dual sums to 0
+    return torch.stack(weights), torch.stack(biases)
+
+
+def fit_ridge_plain(features: Tensor, labels: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """The classifier of `fit_ridge` on all features by its normal equations, in float64: (F, C), (C,)."""
+    rows, targets = features.double(), F.one_hot(labels).double()
+    centred = rows - rows.mean(0)
+    ridge = penalty * centred.square().sum() * torch.eye(rows.shape[1], dtype=torch.float64)
+    weight = torch.linalg.solve(centred.T @ centred + ridge, centred.T @ (targets - targets.mean(0)))
+    return weight, targets.mean(0) - rows.mean(0) @ weight
 
 
 def label_count(targets: Tensor, fraction: float) -> int:

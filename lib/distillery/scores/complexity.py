@@ -15,7 +15,7 @@ crops them anew in every pass.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -201,18 +201,35 @@ def prototype_path(
     One forward pass a mask; the loss is the cross-entropy of the nearest-prototype classifier. All is on the CPU.
 
     network, params  the encoder, leading axis 1; its classifier is not used
-    normalized       whether distances are those of features of unit length
-    temperature      of the logits, 1 / (temperature * distance): below 1 losses differ more
+    normalized, temperature  as in `losses_along`
     raises           InputError as `shares`, `masked` and `prototypes`
     Source: DLC. Slow reference: `learning_complexity_plain`.
     """
-    targets, path = images.targets.cpu(), shares(steps, schedule, interval)
+    shares(steps, schedule, interval)  # refuses what it does not accept before the first pass
     check_positive("temperature", temperature)
-    check_classes(targets)
+    check_classes(images.targets.cpu())
+    rows = masked_features(network, params, images, steps, schedule=schedule, interval=interval, how=how, generator=generator)
+    return losses_along(rows, images.targets.cpu(), normalized, temperature)
+
+
+def masked_features(
+    network, params: Params, images: ImageSet, steps: int = 5, *,
+    schedule: str = "geometric", interval: float = 0.02, how: str = "magnitude", generator: Generator | None = None,
+) -> Iterator[Tensor]:  # fmt: skip
+    """The features (N, F) of all images under each of `steps` masks, on the CPU; options of `shares` and `masked`."""
     weights = {name: params[name] for name in maskable(_skeleton(network))}
+    for one in masked(weights, shares(steps, schedule, interval), how, generator=generator):
+        yield embed(network, params | one, images)[0].float().cpu()
+
+
+def losses_along(features: Iterable[Tensor], targets: Tensor, normalized: bool = False, temperature: float = 1.0) -> Path:
+    """What the features (N, F) under each mask, the first of which is none, say of their samples.
+
+    normalized   whether distances are those of features of unit length
+    temperature  of the logits, 1 / (temperature * distance): below 1 losses differ more
+    """
     losses, accuracies, whole = [], [], None
-    for one in masked(weights, path, how, generator=generator):
-        rows = embed(network, params | one, images)[0].float().cpu()  # (N, F)
+    for rows in features:
         seen = F.normalize(rows) if normalized else rows
         if whole is None:
             whole, centres = rows, prototypes(seen, targets)
