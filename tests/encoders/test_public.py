@@ -48,6 +48,8 @@ def test_a_package_is_read_in_order_and_not_run(package, refused):
     assert {*found.weights} == {*ours} - heads and found.network.classes == 4
     for name, value in zip(ours, state.values()):
         assert name in heads or torch.equal(found.weights[name][0], value)
+    heads = found.start(generator(0, "x"))["classifier.weight"]
+    assert heads.abs().max() <= heads.shape[-1] ** -0.5  # as PyTorch draws, not as timm does
     assert public.side_of("tiny") == 160 and public.of("tiny", network(), images()).network.expected.side == 160
     with refused("tiny:a", "accepted: 'tiny'"):
         public.of("tiny:a", network(), images())

@@ -52,7 +52,14 @@ def test_splits_are_stored_and_chosen_from(experiment):
         assert ways[f"{name}, oracle on test"][0] == [max(test for _, test in told[tries])]
     assert ways["FlexRand, 1/2"][0] == [told["FlexRand"][1][1]] and ways["hardest"][0] == [told["hardest"][0][1]]
     assert ways["random"][0] == pytest.approx([np.mean([test for _, test in told["random"]])])
-    assert many_splits.gains(found, 0.5)[0] == pytest.approx(np.array([test for _, test in told["FlexRand"]]) - ways["random"][0][0])
+    gained = np.mean([one["0.5"]["FlexRand"][0][1] - np.mean([test for _, test in one["0.5"]["random"]]) for one in found])
+    along = many_splits.along_gamma([*found, None], [0.2, 0.5])
+    assert list(along) == ["0%", "50%", "100%"] and along["0%"]["50%"]["mean"] == pytest.approx(gained)
+    assert many_splits.gaps(found, [0.2, 0.5], ["FlexRand, 1/2"])["FlexRand, 1/2"]["50%"]["mean"] == pytest.approx(
+        along["50%"]["50%"]["mean"]
+    )
+    both = [many_splits.by_way(found, part)["hardest"] for part in (0.2, 0.5)]
+    assert many_splits.means(found, [0.2, 0.5])["hardest"][1] == pytest.approx(np.mean([one[1] for one in both]))
 
 
 def test_features_are_those_of_the_scores_and_baselines_are_their_registered_twins(experiment):

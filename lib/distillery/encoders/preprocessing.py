@@ -27,13 +27,19 @@ class Preprocessed(ModuleNetwork):
     """A module of three channels behind the interface of networks, for the images of a set at any size.
 
     Images come standardized by the set: that is undone, they are resized as a whole, gray ones repeated to three channels, and standardized as
-    `expected`. Augmentation happens before, at the set's own size.
+    `expected`. Augmentation happens before, at the set's own size. A fresh classifier is drawn as PyTorch draws linear layers: timm draws
+    that of an EfficientNet by the number of classes, ten times as wide for ten of them, and the first steps of a fine-tuning then undo the encoder.
 
     raises  InputError on images of two, or more than three channels, and on a side that the module does not take
     """
 
     def __init__(self, build: Callable[[], nn.Module], name: str, expected: Preprocessing, images: ImageSet):
-        super().__init__(build, name)
+        def fresh() -> nn.Module:
+            module = build()
+            [one for one in module.modules() if isinstance(one, nn.Linear)][-1].reset_parameters()
+            return module
+
+        super().__init__(fresh, name)
         self.expected, self.transform = expected, images.transform
         if images.shape[0] not in (1, 3):
             raise InputError(f"encoder: images of {images.shape[0]} channels with {name}; accepted: 3, or 1, which is repeated")

@@ -16,6 +16,7 @@ from distillery import selection
 from distillery.data import Splits
 from distillery.evaluation.probe import RIDGE, fit_ridge
 from distillery.recipe import Recipe
+from distillery.report.statistics import difference
 from distillery.scores import complexity, geometry
 from distillery.seeds import generator, split
 
@@ -125,10 +126,30 @@ def _chosen(told: dict[str, np.ndarray]) -> dict[str, float]:
     return found | {name: tries[0, 1] for name, tries in told.items()}
 
 
-def gains(found: Sequence[dict | None], part: float) -> np.ndarray:
-    """Test accuracy above the mean of random draws, (splits, values of gamma)."""
-    done = [one[f"{part:g}"] for one in found if one]
-    return np.array([[test for _, test in one["FlexRand"]] - np.mean([test for _, test in one["random"]]) for one in done])
+def means(found: Sequence[dict | None], keep: Sequence[float]) -> dict[str, list[list[float] | None]]:
+    """Test accuracies of ways, mean over the parts, [[accuracy]] by split."""
+    by_part = [by_way(found, part) for part in keep]
+    return {name: [one[0] and [float(np.mean(one))] for one in zip(*(ways[name] for ways in by_part))] for name in by_part[0]}
+
+
+def gaps(found: Sequence[dict | None], keep: Sequence[float], names: Sequence[str]) -> dict[str, dict[str, dict | None]]:
+    """Differences to random draws by way and part, of one random draw to the others, as `figures.differences` draws them."""
+    table: dict[str, dict] = {name: {} for name in names}
+    for part in keep:
+        ways = by_way(found, part)
+        for name in names:
+            table[name][f"{part:.0%}"] = difference(ways[name], ways["random, others" if name == "random, again" else "random"])
+    return table
+
+
+def along_gamma(found: Sequence[dict | None], keep: Sequence[float]) -> dict[str, dict[str, dict | None]]:
+    """Likewise of FlexRand at each value of gamma, named by its place in the legal range: 0% = all of the easiest, 100% = of the hardest."""
+    table: dict[str, dict] = {}
+    for part in keep:
+        random, tries = by_way(found, part)["random"], [[one[1] for one in each[f"{part:g}"]["FlexRand"]] for each in found if each]
+        for place, each in zip(np.linspace(0, 1, len(tries[0])), zip(*tries)):
+            table.setdefault(f"{place:.0%}", {})[f"{part:.0%}"] = difference([[one] for one in each], [one for one in random if one])
+    return table
 
 
 def probed(experiment, ways: dict, keep: Sequence[float], seeds: Sequence[int]) -> dict[tuple[str, float], list[list[float]]]:
