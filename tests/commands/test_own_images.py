@@ -111,7 +111,7 @@ def test_a_folder_is_scored_through_a_packaged_encoder(photos, tmp_path, capsys,
     for side, more in (("160", []), ("32", ["--side", "32"])):
         assert cli.main([*command, *more, "--out", str(tmp_path / f"{side}.csv")]) == 0
         said = capsys.readouterr()
-        assert "kept 18 of 36" in said.out and "scored by 'complexity', encoder timm test_efficientnet" in said.err
+        assert "kept 18 of 36" in said.out and "scored by 'complexity', encoder tiny" in said.err
         assert f'"side": {side},' in (tmp_path / f"{side}.csv.json").read_text()
     scores = [[float(one["score"]) for one in lines(tmp_path / f"{side}.csv")] for side in ("160", "32")]
     assert np.isfinite(scores).all() and scores[0] != scores[1]

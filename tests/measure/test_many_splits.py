@@ -13,7 +13,7 @@ from distillery.experiment import Experiment, ScoreSettings
 from distillery.measure import many_splits
 from distillery.networks import ConvNet
 from distillery.networks.encoder import Encoder
-from distillery.recipe import Prune
+from distillery.recipe import Prune, Recipe
 from distillery.runs import Runs
 from distillery.scores import SCORES
 from distillery.seeds import generator
@@ -75,9 +75,13 @@ def test_features_are_those_of_the_scores_and_baselines_are_their_registered_twi
 
 def test_probes_of_kept_parts_are_plain_classifiers(experiment):
     ways = {"easiest": lambda part: Prune(part, score="complexity"), "random": lambda part: Prune(part, "random")}
-    found = many_splits.probed(experiment, ways, [0.5], range(2))
+    found = many_splits.probed(experiment, ways, [0.5], range(2), "random")
     along, targets = many_splits.features(experiment)
-    easy = selection.prune(experiment.scores.get("complexity", 0), 0.5, targets[:30], "lowest")
-    weight, bias = fit_ridge_plain(along[0][easy], targets[easy], RIDGE)
-    right = float(((along[0][-18:].double() @ weight + bias).argmax(1) == targets[-18:]).double().mean())
-    assert found["easiest", 0.5] == [[right], [right]] and len(found["random", 0.5]) == 2
+    gaps = []
+    for seed in range(2):
+        kept = [selection.prune(experiment.scores.get("complexity", 0), 0.5, targets[:30], "lowest")]
+        kept += [experiment.kept(Recipe("whole", 0, seed, prune=ways["random"](0.5)))]
+        fitted = [fit_ridge_plain(along[0][one], targets[one], RIDGE) for one in kept]
+        right = [((along[0][-18:].double() @ w + b).argmax(1) == targets[-18:]).double().mean() for w, b in fitted]
+        gaps.append(float(right[0] - right[1]))
+    assert list(found) == ["easiest"] and found["easiest"]["50%"]["mean"] == pytest.approx(np.mean(gaps))

@@ -70,7 +70,8 @@ def of(source: str, network, images: ImageSet, side: int = 0) -> Encoder:
         state = _packed(_file(PACKAGES[kind]), seeing)
     else:
         state = _torchvision(model, weights or "DEFAULT") if kind == "torchvision" else _timm(model, network.classes)
-    return Encoder(seeing, fitting(state, seeing, name), " ".join(filter(None, [name, weights])))
+    called = source if kind in PACKAGES else " ".join(filter(None, [name, weights]))
+    return Encoder(seeing, fitting(state, seeing, name), called)
 
 
 def side_of(source: str) -> int:

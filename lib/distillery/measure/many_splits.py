@@ -152,14 +152,19 @@ def along_gamma(found: Sequence[dict | None], keep: Sequence[float]) -> dict[str
     return table
 
 
-def probed(experiment, ways: dict, keep: Sequence[float], seeds: Sequence[int]) -> dict[tuple[str, float], list[list[float]]]:
-    """Test accuracies of linear probes on what each way keeps of the training images of an experiment: (way, part) -> [[accuracy]] by seed."""
+def probed(experiment, ways: dict, keep: Sequence[float], seeds: Sequence[int], against: str) -> dict[str, dict[str, dict | None]]:
+    """Differences by way and part, as `gaps`, of linear probes on what each way keeps of the training images of an experiment.
+
+    ways  name -> (part) -> how it is kept, a `Prune`; that of `against` is what the others are compared with
+    """
     along, targets = features(experiment)
     n, m = len(experiment.data.train), len(experiment.data.test)
-    seen, labels, found = along[0][:n], targets[:n], {}
+    table: dict[str, dict] = {name: {} for name in ways if name != against}
     for part in keep:
-        asked = {(name, seed): experiment.kept(Recipe("whole", 0, seed, prune=way(part))) for name, way in ways.items() for seed in seeds}
-        weights, biases = fit_ridge(seen, labels, torch.stack([*asked.values()]))
-        for (name, _), value in zip(asked, accuracies(weights, biases, along[0][-m:], targets[-m:])):
-            found.setdefault((name, part), []).append([value])
-    return found
+        kept = [[experiment.kept(Recipe("whole", 0, seed, prune=way(part))) for seed in seeds] for way in ways.values()]
+        classifiers = fit_ridge(along[0][:n], targets[:n], torch.stack([one for each in kept for one in each]))
+        right = torch.tensor(accuracies(*classifiers, along[0][-m:], targets[-m:])).view(len(ways), len(seeds), 1)
+        found = dict(zip(ways, right.tolist()))
+        for name, cells in table.items():
+            cells[f"{part:.0%}"] = difference(found[name], found[against])
+    return table
