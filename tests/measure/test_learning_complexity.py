@@ -48,6 +48,12 @@ def test_a_part_of_the_longest_path_is_the_path_of_fewer_masks(experiment, refus
         learning_complexity.agreement(scores, reference, [2, 3], 0.1, 1, 0)
 
 
+def test_curves_are_means_over_classes_with_their_errors():
+    found = {("random", "linear"): {1: np.array([0.2, 0.4]), 5: np.array([0.5, 0.5])}}
+    x, mean, error = learning_complexity.curves(found)["random: linear"]
+    assert x.tolist() == [1, 5] and mean == pytest.approx([0.3, 0.5]) and error == pytest.approx([0.1, 0])
+
+
 def test_what_masks_leave_of_the_prototypes(experiment):
     shares, right = learning_complexity.knowing(experiment.scores, {"steps": 4, "schedule": "linear"})
     assert shares.tolist() == [0, 25, 50, 75]

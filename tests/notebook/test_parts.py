@@ -69,6 +69,8 @@ def test_the_best_of_several_tries_is_a_row_and_tries_are_not_listed(parts, monk
     axis = Figure().subplots()
     parts.draw_gammas(axis, tries, 0.5)
     assert axis.containers[0].lines[0].get_xdata().tolist() == [0.25, 0.5, 0.75]
+    figure = parts.decomposition({"ours": ("best", "random"), "on test": ("best, oracle on test", "best")})
+    assert [text.get_color() == "#c44e52" for text in figure.axes[0].get_yticklabels()] == [False, True]
     S.record()
     record = json.loads((S.here / "record.json").read_text())
     listed = {row["method"] for row in record["rows"]}

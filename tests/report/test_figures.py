@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from distillery.report import figures
@@ -147,6 +148,15 @@ def test_a_table_that_is_as_deep_as_asked_tells_the_halves_of_intervals(axis):
     figures.differences(axis, gaps, "kept", deepest=2.0)
     assert [text.get_text() for text in axis.texts] == ["+1.2 ± 1.0", "-20.0"]
     assert axis.collections[0].get_clim() == (-2.0, 2.0) and axis.collections[0].get_array().min() == -2.0
+
+
+def test_stacked_tables_have_rows_of_one_height():
+    gap = {"mean": 0.01, "ci95": [0.0, 0.02]}
+    tables = {"ways": {name: {"10%": gap, "30%": None} for name in "abc"}, "values": {"0%": {"10%": gap, "30%": gap}}}
+    figure = figures.stacked(tables, "kept", 2.0)
+    assert [axis.get_title() for axis in figure.axes] == ["ways", "values"] and figure.axes[1].get_xlabel() == "kept"
+    assert figure.axes[0].get_gridspec().get_height_ratios() == [3, 1]
+    plt.close(figure)
 
 
 def test_on_the_way_no_line_joins_test_images_to_validation_images():

@@ -3,8 +3,8 @@
 from distillery.evaluation.finetune import FineTuning
 from distillery.evaluation.labelling import Teacher
 from distillery.evaluation.mixing import Mixing
-from distillery.evaluation.probe import Probing, fit_linear, linear_probe, probe
+from distillery.evaluation.probe import Probing, fit_linear, fit_ridge, fit_ridge_plain, linear_probe, probe
 from distillery.evaluation.protocol import Protocol, accuracy, best, embed, evaluate, fit
 
 __all__ = ["FineTuning", "Mixing", "Probing", "Protocol", "Teacher"]
-__all__ += ["accuracy", "best", "embed", "evaluate", "fit", "fit_linear", "linear_probe", "probe"]
+__all__ += ["accuracy", "best", "embed", "evaluate", "fit", "fit_linear", "fit_ridge", "fit_ridge_plain", "linear_probe", "probe"]

@@ -48,6 +48,15 @@ def agreement(
     return found
 
 
+def curves(found: dict[tuple[str, str], dict[int, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What `agreement` found as curves over the number of masks for `figures.lines`: mean over classes, standard error; side by side."""
+    made = {}
+    for i, (kind, by_number) in enumerate(found.items()):
+        ranks = np.array([*by_number.values()])  # (numbers of masks, classes)
+        made[": ".join(kind)] = np.array([*by_number]) * 1.02**i, ranks.mean(1), ranks.std(1, ddof=1) / ranks.shape[1] ** 0.5
+    return made
+
+
 def knowing(scores: CachedScores, path: dict) -> tuple[np.ndarray, np.ndarray]:
     """Shares of the weights that are zero along a path of masks and the accuracies of the prototypes, in percent, (T,) each."""
     full = complexity.settled(path)

@@ -14,7 +14,8 @@ from torch import Generator, Tensor
 
 from distillery import selection
 from distillery.data import Splits
-from distillery.evaluation.probe import RIDGE, fit_ridge
+from distillery.evaluation import fit_ridge
+from distillery.evaluation.probe import RIDGE
 from distillery.recipe import Recipe
 from distillery.report.statistics import difference
 from distillery.scores import complexity, geometry

@@ -152,6 +152,18 @@ class Parts:
         """The difference of two ways, mean over the parts."""
         return records.difference(self.mean(ours), self.mean(theirs))
 
+    def decomposition(self, steps: dict[str, tuple[str, str]]):
+        """A figure of differences, mean over the parts: in words, and the two ways; red where they are chosen on test images."""
+        found = {words: self.gap(*pair) for words, pair in steps.items()}
+        figure, axis = plt.subplots(figsize=(7, 3.8))
+        figures.intervals(axis, found, "the other, mean over the parts kept", figures.INK)
+        for i, (words, gap) in enumerate(found.items()):
+            axis.get_yticklabels()[i].set_color("#c44e52" if "test" in words else figures.INK)
+            if gap:
+                axis.text(1.02, i, f"{100 * gap['mean']:+.1f}", va="center", transform=axis.get_yaxis_transform())
+        axis.set(title="one step at a time (red: chosen on test images)")
+        return figure
+
     def curves(self, names: Iterable[str]) -> dict[str, dict[float, list]]:
         """Accuracies by way and part, for `figures.keep_curves`."""
         return {name: {part: self.session.accuracies(self.at(name, part)) for part in self.keep} for name in names}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import seaborn
 import torch
+from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from scipy.optimize import isotonic_regression
 from torch import Tensor
@@ -157,6 +158,18 @@ def differences(axis, gaps: dict[str, dict[str, dict | None]], xlabel: str, deep
     axis.grid(False)
     axis.spines[:].set_visible(False)
     axis.set_xlabel(xlabel)
+
+
+def stacked(tables: dict[str, dict[str, dict[str, dict | None]]], xlabel: str, deepest: float):
+    """A figure of tables as `differences` draws them, of the same columns, by their titles one below the other."""
+    high, wide = [len(table) for table in tables.values()], max(len(row) for table in tables.values() for row in table.values())
+    size = 3 + 0.85 * wide, 1.8 + 0.27 * sum(high)
+    figure, axes = plt.subplots(len(tables), 1, figsize=size, height_ratios=high, layout="constrained", squeeze=False)
+    for axis, (title, table) in zip(axes[:, 0], tables.items()):
+        differences(axis, table, "", deepest)
+        axis.set_title(title, fontsize=10)
+    axis.set_xlabel(xlabel)
+    return figure
 
 
 def lines(axis, curves: dict[str, tuple], colors: dict[str, str] | None = None, **options) -> None:
