@@ -107,7 +107,8 @@ def one_split(along: Tensor, targets: Tensor, rows: Sequence[Tensor], keep: Sequ
 
 def accuracies(weights: Tensor, biases: Tensor, rows: Tensor, targets: Tensor) -> list[float]:
     """The share of rows (M, F) that each of B classifiers, (B, F, C) and (B, C), tells."""
-    return [float(((rows @ w + b).argmax(1) == targets).double().mean()) for w, b in zip(weights, biases)]
+    logits = (rows @ weights.movedim(0, 1).flatten(1)).unflatten(1, biases.shape) + biases  # (M, B, C)
+    return (logits.argmax(2) == targets[:, None]).double().mean(0).tolist()
 
 
 def by_way(found: Sequence[dict | None], part: float) -> dict[str, list[list[float] | None]]:
