@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from distillery import selection, store
+from distillery.checks import check_positive_int
 from distillery.data import instructions
 from distillery.data.instructions import Encoded, Instruction
 from distillery.encoders import language
@@ -35,6 +37,7 @@ ENDS |= {"highest IFD": ("highest", "IFD"), "longest": ("highest", "length")}
 class Pool:
     """A language model and instructions, which every seed splits anew into those to choose from, those held out for choices, and for tests.
 
+    name      what the instructions are called
     start     the model as it was read or drawn; `tokenizer` = its own
     entries   the instructions; `encoded` = the same as tokens
     seen      tokens of others that the model is trained on first
@@ -45,6 +48,7 @@ class Pool:
     bills     'seconds' and 'samples' of what was asked for
     """
 
+    name: str
     start: nn.Module
     tokenizer: object
     entries: list[Instruction]
@@ -96,7 +100,7 @@ class Pool:
     def rows(self, seeds: Iterable[int], part: float) -> dict[str, list[dict | None]]:
         """Results by seed of several ways to choose a part of the pool; None = not run.
 
-        'before' is the model before any choice; 'random' has the numbers of all draws. 'best of 3 random' and 'FlexRand, by validation' are
+        'before' is the model before any choice; 'random' has the numbers of all draws. 'best of 3 random' and 'FlexRand by validation' are
         the tries with the least loss on what is held out for choices.
         """
         seeds = list(seeds)
@@ -105,7 +109,7 @@ class Pool:
         flexible = [self.tuned(seeds, part, "flexrand", "complexity", gamma) for gamma in gammas]
         rows = {"before": [self._stored({"rule": "none"}, seed, lambda seed=seed: self._judged(self.model, seed)) for seed in seeds]}
         rows |= {"random": pooled(draws), f"best of {TRIES} random": best(draws)}
-        rows |= {"FlexRand, 1/2": flexible[0], "FlexRand, by validation": best(flexible)}
+        rows |= {"FlexRand at 1/2": flexible[0], "FlexRand by validation": best(flexible)}
         return rows | {name: self.tuned(seeds, part, *how) for name, how in ENDS.items()}
 
     def tuned(self, seeds: Iterable[int], part: float, rule: str, score: str = "", gamma: float = 0.5, draw: int = 0) -> list[dict | None]:
@@ -185,8 +189,10 @@ def prepare(
     n       instructions made up, or drawn from the file, 0 = all of the file
     masks   models on the path of the complexity
     length  tokens of prompt and response
-    raises  InputError as `instructions.load`, `language.load_model` and `instructions.encode`
+    raises  InputError where nothing is to be made up, and as `instructions.load`, `language.load_model` and `instructions.encode`
     """
+    if not file:
+        check_positive_int("n_instructions", n)
     stream, training = generator(seed, "instructions"), {"steps": steps, "lr": lr, "batch": batch, "rank": rank}
     made = instructions.Read(instructions.make_instructions(n, stream), []) if not file else None
     entries, silent = made or instructions.load(file, n, stream)
@@ -196,5 +202,6 @@ def prepare(
     digest = hashlib.sha256(store.canonical([list(one) for one in entries]).encode()).hexdigest()
     weights = store.tensor_digest(dict(network.named_parameters()))
     inputs = {"model": weights, "trained": bool(model), "masks": masks, "length": length} | training
-    whole = network.to(device), tokenizer, entries[first:], encoded[first:], encoded[:first], silent
+    name = Path(file).stem if file else "made-up instructions"
+    whole = name, network.to(device), tokenizer, entries[first:], encoded[first:], encoded[:first], silent
     return Pool(*whole, training, runs, engine, inputs, digest)
