@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from distillery import store
 from distillery.checks import first_line
-from distillery.data.instructions import encode, make_instructions
+from distillery.data.instructions import Instruction, encode, make_instructions
 from distillery.encoders import language
 from distillery.encoders.language import load_model, tiny_model
 from distillery.networks.precision import has_units
 from distillery.scores.text import responses
 from distillery.seeds import generator
+from distillery.training.language import finetune
 
 pytest.importorskip("transformers", reason="the optional extra text is not installed")
 
@@ -163,6 +164,10 @@ def test_a_package_is_read_and_not_run(package):
     assert torch.equal(found, torch.tensor(weights["blk.0.ffn_down"]).to(found.dtype)) and tokenizer.eos_token_id == 1
     again = load_model(str(file))[0]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    for one in (model, tokenizer):  # as any other
+        one.save_pretrained(file.parent / "again")
+    assert torch.equal(load_model(str(file.parent / "again"))[0].model.norm.weight, model.model.norm.weight)
+    assert finetune(model, encode(tokenizer, [Instruction("A", "", "AB")]), [0], 1, generator(0, "x"), rank=0).dtype == torch.float32
 
 
 def test_a_package_that_is_not_there_or_not_the_published_one(package, monkeypatch, refused):

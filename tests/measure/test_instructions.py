@@ -111,6 +111,11 @@ def test_what_is_too_long_is_cut_and_counted(tmp_path):
     assert pool.tuned([0], 0.3, "lowest", "complexity")[0]["loss"][0] > 0
 
 
+def test_no_text_is_longer_than_the_window_of_the_model(tmp_path):
+    pool = prepare(tmp_path, length=5000)
+    assert pool.inputs["length"] == 1024 and language.window(pool.start, 100) == 100
+
+
 def test_a_trained_model_sees_nothing_before(tmp_path):
     path, model = tmp_path / "own.json", tmp_path / "model"
     entries = make_instructions(30, instructions.generator(1, "x"))

@@ -73,10 +73,18 @@ def load_model(name: str, device: torch.device | str = "cpu"):
             model, found = transformers.AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **how, **precision)
     except Exception as error:  # files that are broken raise whatever their reader does
         raise InputError(f"language model: {name!r}: {first_line(error)}; accepted: {accepted}") from error
+    if how.get("gguf_file"):  # dequantized: a model as any other
+        model.hf_quantizer, model.is_quantized = None, False
+        del model.config.quantization_config
     lacking = sorted(found["missing_keys"])
     if lacking:  # transformers draws them at random and goes on
         raise InputError(f"language model: {name!r}: {len(lacking)} tensors are missing, the first {lacking[0]!r}; accepted: all weights")
     return model.eval().to(device), tokenizer
+
+
+def window(model, length: int) -> int:
+    """How many tokens of `length` a model takes: not more than it has positions for."""
+    return min(length, getattr(model.config, "max_position_embeddings", None) or length)
 
 
 def _packaged(name: str, package: Package) -> Path:

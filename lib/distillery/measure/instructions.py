@@ -188,7 +188,7 @@ def prepare(
     file    in Alpaca form, '' = made-up instructions
     n       instructions made up, or drawn from the file, 0 = all of the file
     masks   models on the path of the complexity
-    length  tokens of prompt and response
+    length  tokens of prompt and response, or the model's window where that is shorter
     raises  InputError where nothing is to be made up, and as `instructions.load`, `language.load_model` and `instructions.encode`
     """
     if not file:
@@ -197,6 +197,7 @@ def prepare(
     made = instructions.Read(instructions.make_instructions(n, stream), []) if not file else None
     entries, silent = made or instructions.load(file, n, stream)
     network, tokenizer = language.load_model(model, device) if model else language.tiny_model(entries, generator=stream)
+    length = language.window(network, length)
     encoded = instructions.encode(tokenizer, entries, length)
     first = 0 if model else round(SEEN * len(entries))
     digest = hashlib.sha256(store.canonical([list(one) for one in entries]).encode()).hexdigest()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from distillery import engine as engines
 from distillery import store
 from distillery.data.instructions import Encoded, Instruction, Lines, encode
+from distillery.encoders.language import window
 from distillery.runs import Runs
 from distillery.scores.complexity import maskable, masked
 from distillery.training.language import response_nll
@@ -95,13 +96,13 @@ def score(
 
     shards   of `instructions.shards`: no more than one is held in memory, beside four numbers of each instruction
     masks    T, models on the path; 1 = no mask
-    length   tokens of prompt and response, of `encode`
+    length   tokens of prompt and response, of `encode`, or the model's window where that is shorter
     engine   maps over shards; bits are those of the local engine
     returns  None where the budget of the runs did not suffice
     raises   InputError where the last share would be 1 or more, and as `Lines.read` and `encode`
     Sources: DLC; Cherry_LLM for the loss without a prompt, which is that behind '### Response:'.
     """
-    inputs = {"model": store.tensor_digest(dict(model.named_parameters())), "length": length}
+    inputs = {"model": store.tensor_digest(dict(model.named_parameters())), "length": window(model, length)}
     shares = [interval * t for t in range(masks)]
     path = masked({name: model.get_parameter(name) for name in maskable(model)}, shares, scope="layer")
     found = []
