@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from distillery import selection
 from distillery.methods import published_part
-from distillery.notebook.parts import Parts, choices
+from distillery.notebook.parts import Parts, choices_figure, choices_table
 from distillery.notebook.parts import flexrand as nearest
 from distillery.notebook.session import Session
 from distillery.recipe import Prune
@@ -36,15 +35,24 @@ def test_values_of_gamma_come_in_the_order_of_their_distance_to_a_half():
     assert sorted(way.gamma for way in ways) == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
 
 
-def test_rows_of_instructions(parts):
-    """Tries are paid for and not listed; the best of them is chosen by what is held out."""
-    S, named = parts.session, {f"draw {i}": [judged(0.1 * i, 1 / i)] for i in (1, 2, 3)}
-    named |= {f"FlexRand, {gamma}": [judged(gamma)] for gamma in (0.25, 0.5)} | {"before": [judged(0.05)], "easiest": [None]}
-    choices(S, SimpleNamespace(rows=lambda seeds: named), [0], "responses, {}".format)
-    assert S.accuracies("responses, best of random") == [[0.1]] and S.accuracies("responses, random") == [[0.1, 0.2, pytest.approx(0.3)]]
-    assert S.accuracies("responses, FlexRand") == [[0.25]] and S.rows["responses, before"].against == "responses, random"
-    listed = {name for name, row in S.rows.items() if name.startswith("responses") and row.listed}
-    assert listed == {f"responses, {one}" for one in ("before", "easiest", "random", "random, again", "best of random", "FlexRand")}
+def test_rows_of_instructions():
+    """Differences are paired by seed, to the mean of all random draws; what has not run is said so."""
+    rows = {
+        "before": [2.0, 3.0, 4.0],
+        "random": [[1.0, 1.2], [2.0, 2.2], [3.0, 3.2]],
+        "easiest": [1.0, 2.1, 3.0],
+        "hardest": [1.0, None, None],
+    }
+    rows = {
+        name: [one and {"loss": one if isinstance(one, list) else [one], "answers": [0.25]} for one in row] for name, row in rows.items()
+    }
+    by_part = {0.1: rows, 0.3: rows | {"easiest": [None] * 3}}
+    table = choices_table(by_part).data.split("\n")
+    assert "| 10% | easiest | 2.033 ± 1.002 (3 x 1) | +0.067 [-0.077, +0.210] | 25.0 ± 0.0 |" in table and len(table) == 2 + 8
+    assert "| 30% | easiest | not run | - | not run |" in table and "| 10% | before | 3.000 ± 1.000 (3 x 1) | - | 25.0 ± 0.0 |" in table
+    [left, right] = choices_figure(by_part).axes
+    assert [one.get_text() for one in left.get_yticklabels()] == ["easiest", "hardest"] and "nats a token" in right.get_xlabel()
+    assert left.get_lines()[1].get_xdata() == pytest.approx(1 / 15)
 
 
 def test_the_best_of_several_tries_is_a_row_and_tries_are_not_listed(parts, monkeypatch):

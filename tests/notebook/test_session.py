@@ -89,6 +89,17 @@ def test_a_row_again_has_other_seeds_and_is_held_against_the_first(session):
     assert S.accuracies("random, again") != S.accuracies("random")
 
 
+def test_a_part_without_an_experiment_has_a_record(session):
+    """Of numbers alone, in a notebook that describes no ConvNet."""
+    S = session
+    del S.p.width
+    S.bills += [{"seconds": 2.0, "samples": 8}] * 2 + [{"seconds": 3.0, "samples": 8}]
+    S.claim_values("numbers", "ones are above zeros", [[1.0], [1.0]], [[0.0], [0.0]], "zeros")
+    S.record()
+    costs = records.load(S.here / "record.json")["costs"]
+    assert (costs["seconds_scoring"], costs["samples_scoring"], costs["seconds_all_runs"]) == (5.0, 16, 0)
+
+
 def test_verdicts_shown_are_those_of_the_record(session):
     S, values = session, ([0.015, 0.055, 0.025, 0.006, 0.035], [0.1, 0.11, 0.09, 0.1, 0.12])
     S.p.scale = "small"

@@ -1,179 +1,68 @@
-"""Instruction data: files, prompts, response losses and complexity of a small model trained for some seconds."""
+"""Scores of instructions by a small language model that is trained for a second: losses, complexity, IFD; shards that are stored."""
 
 import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
 from distillery import selection
-from distillery.checks import first_line
+from distillery.data.instructions import TASKS, encode, make_instructions, shards
+from distillery.encoders.language import tiny_model
+from distillery.runs import Runs
 from distillery.scores import text
 from distillery.scores.complexity import maskable, masked_plain
-from distillery.scores.text import (
-    Instruction,
-    complexity,
-    encode,
-    finetune,
-    load,
-    load_model,
-    make_instructions,
-    prompt,
-    response_loss_plain,
-    response_losses,
-    tiny_model,
-)
+from distillery.scores.text import response_loss_plain, responses, score
 from distillery.seeds import generator
+from distillery.training.language import finetune
 
-GOOD = {"instruction": "Add.", "input": "1 2", "output": "3"}
-
-
-def test_files_are_read_back(tmp_path):
-    entries = [Instruction("Add.", "1 2", "3"), Instruction("Greet.", "", "Hello\nyou")]
-    (tmp_path / "a.json").write_text(json.dumps([one._asdict() for one in entries]))
-    assert load(tmp_path / "a.json") == entries
-    lines = [json.dumps(GOOD), "", json.dumps({"instruction": "Greet.", "output": "Hello\nyou"})]
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    assert load(tmp_path / "a.jsonl") == entries
-
-
-@pytest.mark.parametrize(
-    "bad, words",
-    [
-        ({"instruction": "Add."}, ("output", "missing")),
-        ({"input": "1", "output": "3"}, ("instruction", "missing")),
-        (GOOD | {"output": "  "}, ("output",)),
-        (GOOD | {"output": 3}, ("output", "3")),
-        (GOOD | {"input": ["1"]}, ("input",)),
-        (GOOD | {"input": 0}, ("input", "0")),
-        ("Add.", ("str",)),
-    ],
-)
-def test_faulty_entries_are_named(tmp_path, refused, bad, words):
-    (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(GOOD), "", json.dumps(bad)]))
-    with refused("a.jsonl", "line 3", *words):
-        load(tmp_path / "a.jsonl")
-    (tmp_path / "a.json").write_text(json.dumps([GOOD, bad]))
-    with refused("a.json", "entry 2", *words):
-        load(tmp_path / "a.json")
-
-
-def test_faulty_files(tmp_path, refused):
-    for name, content, words in (
-        ("a.json", "[", ["a.json"]),
-        ("a.json", "{}", ["dict", "list"]),
-        ("a.json", "[]", ["no instructions"]),
-        ("a.jsonl", '{"instruction": ', ["line 1"]),
-        ("a.jsonl", "", ["no instructions"]),
-    ):
-        (tmp_path / name).write_text(content)
-        with refused(*words):
-            load(tmp_path / name)
-    for name in ("none.json", "none.jsonl"):
-        with refused(name):
-            load(tmp_path / name)
-
-
-def test_lines_end_where_json_lines_do(tmp_path, refused):
-    """Texts may hold other separators of lines: U+2028 is common in text from the web."""
-    entry = Instruction("Add\u2028up.", "1\u0085 2", "3")
-    line = json.dumps(entry._asdict(), ensure_ascii=False)
-    (tmp_path / "a.jsonl").write_bytes(f"{line}\r\n{line}\n".encode())
-    assert load(tmp_path / "a.jsonl") == [entry, entry]
-    (tmp_path / "a.jsonl").write_text(f"{line}\n{{}}", encoding="utf-8")
-    with refused("line 2", "instruction"):
-        load(tmp_path / "a.jsonl")
-
-
-def test_prompts_are_those_of_alpaca():
-    with_input = prompt(Instruction("Add.", "1 2", "3"))
-    assert with_input.startswith("Below is an instruction that describes a task, paired with an input that")
-    assert with_input.endswith("### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n")
-    without = prompt(Instruction("Add.", "", "3"))
-    assert "Input" not in without and without.endswith("### Instruction:\nAdd.\n\n### Response:\n")
-
-
-def test_made_up_instructions_are_right():
-    made = make_instructions(200, generator(0, "x"))
-    assert made == make_instructions(200, generator(0, "x")) and len(set(made)) > 150
-    by_text = {asked: respond for asked, respond in text.TASKS.values()}
-    assert all(one.output == by_text[one.instruction](one.input) for one in made)
-    assert by_text["Sort the letters."]("bca") == "abc" and by_text["Write backwards."]("abc") == "cba"
+pytest.importorskip("transformers", reason="the optional extra text is not installed")
 
 
 @pytest.fixture(scope="module")
 def trained():
     """A small model of three hundred instructions, trained on half of them for some seconds; all of them encoded."""
-    pytest.importorskip("transformers", reason="the optional extra text is not installed")
     entries = make_instructions(300, generator(0, "entries"))
     model, tokenizer = tiny_model(entries, generator(1, "model"))
     encoded = encode(tokenizer, entries)
-    model = finetune(model, encoded, range(150), 60, generator(2, "order"), lr=3e-3)
-    return model, tokenizer, entries, encoded
+    return finetune(model, encoded, range(150), 60, generator(2, "order"), lr=3e-3, batch=16, rank=0), tokenizer, entries, encoded
 
 
-def test_tokens_of_a_response_are_told_apart(trained):
-    _, tokenizer, entries, encoded = trained
-    for one, tokens in zip(entries[:9], encoded):
-        assert tokens.ids[-1] == tokenizer.eos_token_id
-        assert len(tokens.ids) - tokens.start == len(one.output) + 1
-        back = tokenizer.convert_ids_to_tokens(tokens.ids)
-        assert "".join(back[: tokens.start]) == prompt(one) and "".join(back[tokens.start : -1]) == one.output
-
-
-def test_long_responses_are_cut(trained):
-    _, tokenizer, entries, encoded = trained
-    length = encoded[0].start + 2
-    [one] = encode(tokenizer, entries[:1], length)
-    assert len(one.ids) == length and one.start == encoded[0].start and one.lost == 0
-
-
-def test_a_prompt_of_1363_tokens_is_cut_and_says_so(trained):
-    """The first tokens of the prompt stay; a quarter is left to the response, or as much as it has."""
-    model, tokenizer, _, _ = trained
-    asked = Instruction("Write backwards.", "", "abc")
-    asked = asked._replace(input="abcdef" * 300)
-    asked = asked._replace(input=asked.input[: 1363 - len(encode(tokenizer, [asked._replace(input="x")], 9999)[0].ids) + 5])
-    [whole] = encode(tokenizer, [asked], 9999)
-    assert whole.start == 1363 and whole.lost == 0
-    [one] = encode(tokenizer, [asked])
-    assert len(one.ids) == 1024 and one.lost == 1363 - one.start == 1363 - 1020  # 'abc' and the end
-    assert one.ids[:1020].tolist() == whole.ids[:1020].tolist() and one.ids[1020:].tolist() == whole.ids[1363:].tolist()
-    [talkative] = encode(tokenizer, [asked._replace(output="abc" * 200)])
-    assert (len(talkative.ids), talkative.start) == (1024, 768)
-    assert response_losses(model, [one, talkative]).isfinite().all()
-
-
-def test_a_length_that_leaves_no_prompt_is_refused(trained, refused):
-    _, tokenizer, entries, _ = trained
-    with refused("instruction 1", "max_length 1"):
-        encode(tokenizer, entries[:1], 1)
+@pytest.fixture(scope="module")
+def scored(trained, tmp_path_factory):
+    """Of the other half, in two shards."""
+    model, tokenizer, entries, _ = trained
+    return score(model, tokenizer, [entries[150:250], entries[250:]], Runs(tmp_path_factory.mktemp("runs")))
 
 
 def test_losses_are_their_definition(trained):
     model, _, _, encoded = trained
-    losses = response_losses(model, encoded[:12], batch=5)
-    assert losses.tolist() == pytest.approx([response_loss_plain(model, one) for one in encoded[:12]], rel=1e-4)
+    wanted = [response_loss_plain(model, one) for one in encoded[:12]]
+    assert responses(model, encoded[:12])[0].tolist() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_losses_do_not_depend_on_the_batch(trained):
+def test_losses_do_not_depend_on_the_batch(trained, monkeypatch):
     model, _, _, encoded = trained
-    one, many = (response_losses(model, encoded[:40], batch) for batch in (1, 40))
-    assert torch.allclose(one, many, rtol=1e-4)
+    many = responses(model, encoded[:40])[0]
+    monkeypatch.setattr(text, "batches", lambda encoded, device: [[i] for i in range(len(encoded))])
+    assert torch.allclose(responses(model, encoded[:40])[0], many, rtol=1e-4)
 
 
-def test_a_path_of_one_is_the_plain_loss(trained):
-    model, _, _, encoded = trained
-    assert torch.equal(complexity(model, encoded[:20], 1), response_losses(model, encoded[:20]))
+def test_batches_hold_so_many_tokens_and_everything_once(trained):
+    encoded = trained[3]
+    found = text.batches(encoded, torch.device("cpu"))
+    assert sorted(i for one in found for i in one) == list(range(300))
+    assert all(len(one) * max(len(encoded[i].ids) for i in one) <= 1024 for one in found)
+    lengths = [len(encoded[i].ids) for one in found for i in one]
+    assert lengths == sorted(lengths) and len(found) < 30
 
 
-def test_complexity_is_the_mean_over_masked_models(trained):
-    """Shares 0, .4 and .8 of the original weights of every linear layer but the head, written into a copy."""
-    model, _, _, encoded = trained
+def test_scores_are_their_definitions(trained, scored):
+    """Masks: shares 0, .2 and .4 of the original weights of every linear layer but the head, written into a copy."""
+    model, tokenizer, entries, encoded = trained
     wanted = []
-    for share in (0, 0.4, 0.8):
-        again = type(model)(model.config)
+    for share in (0, 0.2, 0.4):
+        again = type(model)(model.config).eval()
         again.load_state_dict(model.state_dict())
         names = maskable(again)
         assert len(names) == 14 and not any("head" in name or "embed" in name for name in names)
@@ -181,125 +70,87 @@ def test_complexity_is_the_mean_over_masked_models(trained):
         with torch.no_grad():
             for name in names:
                 again.get_parameter(name).copy_(found[name])
-        wanted.append(response_losses(again, encoded[:30]))
-    found = complexity(model, encoded[:30], 3, interval=0.4)
-    assert torch.allclose(found, torch.stack(wanted).mean(0), rtol=1e-4)
+        wanted.append(responses(again, encoded[150:])[0])
+    assert torch.allclose(scored.path, torch.stack(wanted), rtol=1e-4)
+    assert torch.equal(scored["complexity"], scored.path.mean(0)) and torch.equal(scored["likelihood"], scored.path[0])
+    bare = responses(model, encode(tokenizer, entries[150:], alone=True))[0]
+    assert torch.allclose(scored["IFD"], wanted[0] / bare, rtol=1e-3)
+    assert scored["length"].tolist() == [len(one.output) + 1 for one in entries[150:]]  # characters and the end
 
 
-def test_scoring_leaves_the_model_as_it_was(trained):
-    model, _, _, encoded = trained
+def test_a_path_of_one_is_the_plain_loss(trained, tmp_path):
+    model, tokenizer, entries, encoded = trained
+    found = score(model, tokenizer, [entries[:20]], Runs(tmp_path), masks=1)
+    assert torch.equal(found["complexity"], responses(model, encoded[:20])[0])
+
+
+def test_scoring_leaves_the_model_as_it_was(trained, tmp_path):
+    model, tokenizer, entries, _ = trained
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    complexity(model, encoded[:8])
-    assert not model.training
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    score(model, tokenizer, [entries[:8]], Runs(tmp_path))
+    assert not model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_complexity_beside_plain_likelihood(trained):
+def test_complexity_beside_plain_likelihood(trained, scored, tmp_path):
     """On instructions it has not seen: another order under strong masks, nearly the same under the published ones."""
-    model, _, _, encoded = trained
-    plain = response_losses(model, encoded[150:])
-    published, strong = (complexity(model, encoded[150:], 3, interval) for interval in (0.2, 0.45))
-    close, far = (float(spearmanr(one, plain)[0]) for one in (published, strong))
+    model, tokenizer, entries, _ = trained
+    strong = score(model, tokenizer, [entries[150:]], Runs(tmp_path), interval=0.45)
+    close, far = (float(spearmanr(one["complexity"], one["likelihood"])[0]) for one in (scored, strong))
     assert far < close <= 1 and close > 0.9
 
 
-def test_what_was_learned_is_less_complex(trained):
-    model, _, entries, encoded = trained
-    scores = complexity(model, encoded)
-    lengths = torch.tensor([one.instruction == text.TASKS["count"][0] for one in entries])
-    assert scores[lengths].mean() < scores[~lengths].mean()  # one digit of four
+def test_what_was_learned_is_less_complex(trained, scored):
+    counts = torch.tensor([one.instruction == TASKS["count"][0] for one in trained[2][150:]])
+    assert scored["complexity"][counts].mean() < scored["complexity"][~counts].mean()  # one digit of four
 
 
-def test_flexrand_without_classes(trained):
-    model, _, _, encoded = trained
-    scores = complexity(model, encoded[150:])
+def test_flexrand_without_classes(scored):
     for gamma in (0.25, 0.75):
-        kept = selection.select(scores, 75, None, "flexrand", generator(0, "x"), gamma)
+        kept = selection.select(scored["complexity"], 75, None, "flexrand", generator(0, "x"), gamma)
         assert len(set(kept.tolist())) == 75
 
 
-def test_fine_tuning_learns_in_a_copy_and_repeats(trained, refused):
-    model, _, _, encoded = trained
-    before = response_losses(model, encoded[150:])
-    one, again = (finetune(model, encoded, range(150, 300), 40, generator(0, "x"), lr=3e-3) for _ in range(2))
-    losses = response_losses(one, encoded[150:])
-    assert losses.mean() < before.mean() and torch.equal(losses, response_losses(again, encoded[150:]))
-    assert torch.equal(response_losses(model, encoded[150:]), before)
-    with refused("chosen"):
-        finetune(model, encoded, [], 1, generator(0, "x"))
-
-
-def test_models_are_kept_as_others_keep_them(trained, tmp_path, refused):
-    model, tokenizer, _, encoded = trained
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    again, its = load_model(str(tmp_path / "model"))
-    assert torch.equal(response_losses(again, encoded[:5]), response_losses(model, encoded[:5]))
-    assert its("Add.")["input_ids"] == tokenizer("Add.")["input_ids"]
-    with refused("nowhere"):
-        load_model(str(tmp_path / "nowhere"))
-
-
 @pytest.fixture
-def folder(trained, tmp_path):
-    """A small model as files."""
-    for one in trained[:2]:
-        one.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+def file(trained, tmp_path):
+    """Thirty lines, of which one has no response."""
+    lines = [one._asdict() for one in trained[2][:30]]
+    lines[7]["output"] = ""
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path / "a.jsonl"
 
 
-def test_code_of_others_is_not_run(folder, monkeypatch, refused):
-    """Not even if whoever sits at the terminal would agree."""
-    config = json.loads((folder / "config.json").read_text())
-    parts = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "theirs", "auto_map": parts}))
-    (folder / "theirs.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\n")
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
-    with refused("model"):
-        load_model(str(folder))
-    assert not (folder / "ran").exists()
+def test_what_a_kill_left_is_not_made_again(trained, file, tmp_path, monkeypatch):
+    """Stopped in the fifth of eight passes over a shard; the next start makes the four that are left, with the same bits."""
+    model, tokenizer = trained[:2]
+    parts, how = shards(file, 16), {"masks": 3, "length": 44}
+    whole, made, real = score(model, tokenizer, parts, Runs(tmp_path / "whole"), **how), [], text.responses
+
+    def counted(*given):
+        made.append(1)
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(text, "responses", counted)
+    with pytest.raises(KeyboardInterrupt):
+        score(model, tokenizer, parts, Runs(tmp_path / "killed"), **how)
+    made.clear()
+    runs = Runs(tmp_path / "killed")
+    found = score(model, tokenizer, parts, runs, **how)
+    assert len(made) == 4 and runs.computed == 4 and runs.reused == 4
+    assert torch.equal(found.path, whole.path) and torch.equal(found.alone, whole.alone) and found.path.shape == (3, 29)
+    assert found.silent == ["line 8"] and found.prompts == whole.prompts and found.responses == whole.responses > 0
 
 
-def test_broken_models_are_refused(folder, refused):
-    file = folder / "model.safetensors"
-    content, tensors = file.read_bytes(), load_file(file)
-    lacking = min(name for name in tensors if "q_proj" in name)
-    save_file({k: v for k, v in tensors.items() if k != lacking}, file, metadata={"format": "pt"})
-    with refused("1 tensors", lacking):
-        load_model(str(folder))
-    file.write_bytes(content[: len(content) // 2])
-    with refused(folder):
-        load_model(str(folder))
-    file.write_bytes(content)
-    load_model(str(folder))
-    (folder / "tokenizer.json").write_text("{}")
-    with refused(folder):
-        load_model(str(folder))
+def test_a_spent_budget_gives_no_scores(trained, file, tmp_path):
+    runs = Runs(tmp_path)
+    runs.deadline = 0
+    assert score(*trained[:2], shards(file, 16), runs) is None and len(runs.missing) == 2
 
 
-def test_the_first_line_of_an_error_says_something():
-    """Messages of transformers may begin with an empty line."""
-    assert first_line(ValueError("\n\nno such model\nlook elsewhere")) == "no such model" and first_line(OSError()) == "OSError"
-
-
-def test_weights_that_are_pickled_are_refused(folder, refused):
-    file = folder / "model.safetensors"
-    torch.save(load_file(file), folder / "pytorch_model.bin")
-    file.unlink()
-    with refused(folder, "safetensors"):
-        load_model(str(folder))
-
-
-def test_nothing_global_is_drawn():
-    pytest.importorskip("transformers", reason="the optional extra text is not installed")
-    before = torch.random.get_rng_state()
-    models = [tiny_model(make_instructions(5, generator(0, "x")), generator(0, "m"))[0] for _ in range(2)]
-    assert torch.equal(torch.random.get_rng_state(), before)
-    first, second = (list(one.parameters()) for one in models)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_without_transformers(monkeypatch, refused):
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with refused("transformers", "distillery[text]"):
-        load_model("anything")
+def test_scores_on_ray_have_the_same_bits(trained, file, tmp_path, ray):
+    model, tokenizer = trained[:2]
+    here, there = (
+        score(model, tokenizer, shards(file, 16), Runs(tmp_path / engine), masks=2, engine=engine) for engine in ("local", "ray")
+    )
+    assert torch.equal(here.path, there.path) and torch.equal(here.alone, there.alone) and here.silent == there.silent

@@ -9,13 +9,13 @@ from IPython.display import Markdown
 from distillery.data import take_classes
 from distillery.encoders import pretrained, public
 from distillery.experiment import Experiment
-from distillery.measure.instructions import Pool
+from distillery.measure.instructions import gains
 from distillery.networks import pool
 from distillery.networks.encoder import Encoder
 from distillery.networks.precision import MixedPrecision
 from distillery.notebook.session import Session
 from distillery.recipe import Prune
-from distillery.report import figures, records
+from distillery.report import figures, records, tables
 from distillery.selection import legal_gammas
 
 Way = Callable[[float], Prune]  # how a part is kept
@@ -54,17 +54,31 @@ def draws(session: Session, called: Callable[[str], str], tries: Sequence[str], 
         session.add(called(", again"), found[0], against=called(", others"))
 
 
-def choices(session: Session, pool: Pool, seeds: Iterable[int], called: Callable[[str], str]) -> None:
-    """Rows of a pool of instructions: all random draws, the best of them and of all gammas by what is held out, and the rest."""
-    tries = {"random": [], "FlexRand": []}
-    for name, results in pool.rows(seeds).items():
-        kind = {"draw": "random", "FlexRand,": "FlexRand"}.get(name.split(" ")[0])
-        session.add(called(name), results, called("random"), listed=kind is None)
-        if kind:
-            tries[kind].append(called(name))
-    draws(session, lambda more: called(f"random{more}"), tries["random"])
-    for name, of in (("best of random", "random"), ("FlexRand", "FlexRand")):
-        session.add(called(name), records.best_of([session.results[one] for one in tries[of]]), called("random"))
+def choices_figure(by_part: dict[float, dict]):
+    """How far the losses of rows of `instructions.Pool`, by the part kept, lie below that of random choices: a panel a part."""
+    figure, axes = plt.subplots(1, len(by_part), figsize=(2 + 3.2 * len(by_part), 2.8), sharey=True, squeeze=False)
+    for axis, (part, rows) in zip(axes.flat, by_part.items()):
+        figures.intervals(axis, _above_random(rows), "random", factor=1)
+        axis.set(title=f"{part:.0%} kept", xlabel=axis.get_xlabel().replace("points above random", "loss below random's, nats a token"))
+    return figure
+
+
+def choices_table(by_part: dict[float, dict]) -> Markdown:
+    """Losses on tests and answers word for word of rows of `instructions.Pool`, by the part kept, and how far losses lie below random's."""
+    lines = []
+    for part, rows in by_part.items():
+        gaps = _above_random(rows)
+        for name, results in rows.items():
+            loss, answers = (records.measured([one and one[what] for one in results]) for what in ("loss", "answers"))
+            gap = tables.points(gaps[name], 1, 3) if gaps.get(name) else "-"
+            lines.append([f"{part:.0%}", name, tables.percent(loss, factor=1, digits=3), gap, tables.percent(answers).split(" (")[0]])
+    head = ["kept", "choice", "loss, nats a token (seeds x draws)", "below random's, 95% interval", "word for word, %"]
+    return Markdown(tables.markdown(head, lines))
+
+
+def _above_random(rows: dict) -> dict[str, dict | None]:
+    named = [name for name in rows if name not in ("before", "random")]
+    return {name: records.difference(gains(rows, name), gains(rows, "random")) for name in named}
 
 
 class Parts:

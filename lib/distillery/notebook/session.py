@@ -307,7 +307,7 @@ class Session(Standard, Shown):
         """
         finished = [one for name, row in self.rows.items() if not row.view for one in self.results[name] if one]
         distinct = list({id(one): one for one in finished}.values())  # the best of several is one of them
-        billed = self.bench.billed(distinct)
+        billed = self.experiments[0].billed(distinct) if self.experiments else distinct
         passes = [*self.bills, *(bill for one in self.experiments for bill in one.billed_passes)]
         passes = [bill for i, bill in enumerate(passes) if bill not in passes[:i]]  # experiments share stored scores
         splits, listed = self.data, [name for name, row in self.rows.items() if row.listed]

@@ -111,8 +111,8 @@ def accuracy_bars(axis, rows: list[dict], colors: dict[str, str] | None = None) 
     axis.set_xlabel(f"test accuracy, %\n(dot: a set{line}{diamond})", loc="right")  # longer than a narrow axis
 
 
-def intervals(axis, gaps: dict[str, dict | None], against: str, color: str | None = None) -> None:
-    """Draw differences (`records.difference`) in points: a dot with its 95% interval for each name, a line at none.
+def intervals(axis, gaps: dict[str, dict | None], against: str, color: str | None = None, factor: float = 100) -> None:
+    """Draw differences (`records.difference`) in points, or by another factor: a dot with its 95% interval for each name, a line at none.
 
     gaps     None or without an interval where too few have run: no line, or nothing at all
     against  what the differences are to
@@ -120,9 +120,9 @@ def intervals(axis, gaps: dict[str, dict | None], against: str, color: str | Non
     color = color or seaborn.color_palette("colorblind").as_hex()[0]
     for i, gap in enumerate(gaps.values()):
         if gap and gap["ci95"]:
-            axis.plot([100 * bound for bound in gap["ci95"]], [i, i], color=color, lw=2.5, alpha=0.5)
+            axis.plot([factor * bound for bound in gap["ci95"]], [i, i], color=color, lw=2.5, alpha=0.5)
         if gap:
-            axis.plot(100 * gap["mean"], i, "o", color=color, ms=6)
+            axis.plot(factor * gap["mean"], i, "o", color=color, ms=6)
     axis.axvline(0, color=INK, lw=0.8)
     axis.set_yticks(range(len(gaps)), list(gaps))
     axis.set_ylim(len(gaps) - 0.5, -0.5)

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -26,10 +27,10 @@ PAPER = ("<!-- published settings: generated -->", "<!-- published settings: end
 def headline(told: list[tuple[dict, dict]]) -> str:
     """A few lines of Markdown for a notebook's first cell, from what `decided` gives: how many claims hold, and the most telling ones.
 
-    Of the first data set; first claims that a published number stands beside, then refuted ones, then those whose direction is reproduced; at
+    Of the data set with most claims; first claims that a published number stands beside, then refuted ones, then those whose direction is reproduced; at
     most two of a family, the first word of an id.
     """
-    label = told[0][0]["data"]["label"]
+    [(label, _)] = Counter(record["data"]["label"] for record, _ in told).most_common(1)
     told = [(record, claim) for record, claim in told if record["data"]["label"] == label]
     order = ["not reproduced", "reproduced", "direction reproduced", "inconclusive", "under-powered", "same as random"]
     shown = [(record, one) for record, one in told if one["verdict"] in order]
