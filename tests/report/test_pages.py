@@ -56,7 +56,7 @@ def test_a_claim_is_told_at_the_largest_scale_that_decides_it_and_of_cifar10_fir
     assert told == [("paper", "cifar10", "a"), ("small", "cifar10", "b"), ("paper", "cifar10", "c"), ("paper", "cifar10", "d"),
                     ("small", "b", "a"), ("small", "b", "b")]  # fmt: skip
     assert pages.headline(found).startswith("**Found** on cifar10; of 4 claims") and ", paper scale" in pages.headline(found)
-    assert pages.headline(found[4:] + found[:4]).startswith("**Found** on cifar10; of 4 claims")  # most claims are of it
+    assert pages.headline(found[4:] + found[:4]).startswith("**Found** on cifar10; of 4 claims")  # its claims rest on most sets
     assert records.decided(records.find(tmp_path), "another") == []
 
 

@@ -14,6 +14,7 @@ from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 from PIL import Image as Pictures
 
+from distillery.names import SCALES
 from distillery.places import ROOT
 from distillery.report import figures, records, tables
 
@@ -27,13 +28,15 @@ def source(function: Callable) -> Markdown:
 
 
 def embedded(data: bytes) -> Image:
-    """A PNG as it is shown in a notebook: no wider than WIDTH, in 256 colours."""
+    """A PNG as it is shown in a notebook: in 256 colours, and no wider than WIDTH where that makes it smaller."""
     picture = Pictures.open(io.BytesIO(data)).convert("RGB")
+    shown = [picture]
     if picture.width > WIDTH:
-        picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Pictures.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.quantize(256, dither=Pictures.Dither.NONE).save(buffer, "PNG", optimize=True)
-    return Image(buffer.getvalue(), format="png")
+        shown.append(picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Pictures.Resampling.LANCZOS))
+    files = [io.BytesIO() for _ in shown]
+    for one, buffer in zip(shown, files):
+        one.quantize(256, dither=Pictures.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return Image(min((buffer.getvalue() for buffer in files), key=len), format="png")
 
 
 def _is_mathematics(text: str) -> bool:
@@ -104,14 +107,15 @@ class Shown:
         return figure
 
     def save(self, figure, name: str, committed: bool = False) -> None:
-        """Write a figure to `here` and show it; `committed` also shows the one of the largest scale that lies beside a committed record."""
+        """Write a figure to `here` and show it; `committed` also shows the one beside a committed record of the largest scale, the one with most sets."""
         for text in getattr(figure, "figure", figure).findobj(Text):
             text.set_parse_math(_is_mathematics(text.get_text()))
         data = figures.save(figure, self.here / f"{name}.png").read_bytes()
         plt.close(getattr(figure, "figure", figure))
         display(embedded(data))
-        known = [one for one in records.find(ROOT / "results") if one["notebook"] == self.notebook] if committed else []
-        for record in (one for one in known if one["scale"] != "smoke"):
+        known = [one for one in records.find(ROOT / "results") if one["notebook"] == self.notebook and one["scale"] != "smoke"]
+        known.sort(key=lambda one: (-SCALES.index(one["scale"]), -records.sets(one["claims"])))
+        for record in known if committed else ():
             if (path := Path(record["path"]).with_name(f"{name}.png")).exists():
                 caption = f"*The same figure at {record['scale']} scale, on {tables.plain(record['data']['label'])}:*"
                 return display(Markdown(caption), embedded(path.read_bytes()))

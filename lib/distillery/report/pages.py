@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -11,7 +10,7 @@ import yaml
 from distillery import store
 from distillery.checks import InputError, first_line
 from distillery.methods import published, published_probe
-from distillery.report.records import decided, find, tally
+from distillery.report.records import decided, find, sets, tally
 from distillery.report.registered import compatibility, settings_page
 from distillery.report.statistics import counted
 from distillery.report.tables import found, markdown, minutes, percent, plain, rows_by_record, table
@@ -27,11 +26,12 @@ PAPER = ("<!-- published settings: generated -->", "<!-- published settings: end
 def headline(told: list[tuple[dict, dict]]) -> str:
     """A few lines of Markdown for a notebook's first cell, from what `decided` gives: how many claims hold, and the most telling ones.
 
-    Of the data set with most claims; first claims that a published number stands beside, then refuted ones, then those whose direction is reproduced; at
+    Of the data set whose claims rest on most sets; first claims that a published number stands beside, then refuted ones, then those whose direction is reproduced; at
     most two of a family, the first word of an id.
     """
-    [(label, _)] = Counter(record["data"]["label"] for record, _ in told).most_common(1)
-    told = [(record, claim) for record, claim in told if record["data"]["label"] == label]
+    labels = dict.fromkeys(record["data"]["label"] for record, _ in told)
+    by_label = {label: [(record, claim) for record, claim in told if record["data"]["label"] == label] for label in labels}
+    label, told = max(by_label.items(), key=lambda item: sets([claim for _, claim in item[1]]))
     order = ["not reproduced", "reproduced", "direction reproduced", "inconclusive", "under-powered", "same as random"]
     shown = [(record, one) for record, one in told if one["verdict"] in order]
     shown.sort(key=lambda pair: (pair[1]["published"] is None, order.index(pair[1]["verdict"])))

@@ -327,6 +327,11 @@ def decided(records: list[dict], notebook: str) -> list[tuple[dict, dict]]:
     return [best[key][1:] for key in sorted(best, key=lambda key: key[0] != "cifar10")]
 
 
+def sets(claims: list[dict]) -> int:
+    """How many sets, splits or classes claims rest on."""
+    return sum(one["measured"]["n_sets"] for one in claims if one["measured"])
+
+
 def tally(claims: list[dict]) -> str:
     """How many claims have which verdict: '23 direction reproduced, 2 not reproduced'; '' for no claims."""
     counts = {verdict: sum(one["verdict"] == verdict for one in claims) for verdict in VERDICTS}
