@@ -163,7 +163,7 @@ def differences(axis, gaps: dict[str, dict[str, dict | None]], xlabel: str, deep
 def stacked(tables: dict[str, dict[str, dict[str, dict | None]]], xlabel: str, deepest: float):
     """A figure of tables as `differences` draws them, of the same columns, by their titles one below the other."""
     high, wide = [len(table) for table in tables.values()], max(len(row) for table in tables.values() for row in table.values())
-    size = 3 + 0.85 * wide, 1.8 + 0.27 * sum(high)
+    size = max(7.5, 3 + 0.85 * wide), 2 + 0.27 * sum(high)  # room for titles
     figure, axes = plt.subplots(len(tables), 1, figsize=size, height_ratios=high, layout="constrained", squeeze=False)
     for axis, (title, table) in zip(axes[:, 0], tables.items()):
         differences(axis, table, "", deepest)
