@@ -12,6 +12,7 @@ import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -164,18 +165,38 @@ def has_card(path: str | Path) -> bool:
     return True
 
 
+class _Number:
+    """Stands for a number of NumPy in a file of PyTorch: the public codes save accuracies beside their sets. Nothing is kept of it."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+
+_NUMBERS = [(_Number, f"numpy.{name}") for name in ("core.multiarray.scalar", "_core.multiarray.scalar", "dtype")]
+
+
 def load_foreign(path: str | Path):
-    """What a file of PyTorch or safetensors holds, never run. Raises InputError if it cannot be read as tensors."""
+    """What a file of PyTorch, safetensors or NumPy (.npz) holds, never run. Raises InputError if it cannot be read as tensors."""
     path = Path(path)
     try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: one.tolist() if one.dtype.kind == "U" else torch.from_numpy(one) for name, one in arrays.items()}
+        with torch.serialization.safe_globals(_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         start = path.read_bytes()[:200]
         if start.isascii() and b"\0" not in start:
             raise InputError(f"{path} is text ({start[:30]!r}..): a web page or a pointer of git-lfs; accepted: the file itself") from error
         raise InputError(f"{path} holds more than tensors, which is not run; accepted: files that load with weights_only") from error
     except Exception as error:
-        raise InputError(f"cannot read {path}: {first_line(error)}; accepted: a whole .safetensors, .pt or .pth file") from error
+        accepted = "a whole .safetensors, .pt, .pth or .npz file"
+        raise InputError(f"cannot read {path}: {first_line(error)}; accepted: {accepted}") from error
 
 
 def check_plain(name: str, value) -> None:

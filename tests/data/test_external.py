@@ -3,6 +3,7 @@
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -31,7 +32,9 @@ def test_public_layouts_agree(tmp_path, splits, tensors):
     images, labels = tensors
     torch.save({"images": images, "labels": labels}, tmp_path / "named.pt")
     torch.save((images, labels), tmp_path / "pair.pt")
-    torch.save({"data": [[images, labels], [images * 0, labels]], "accs": [0.5]}, tmp_path / "dc.pt")
+    numbers = {"ConvNet": [np.float64(0.5)] * 2}  # as np.sum(..) / n gives them
+    torch.save({"data": [[images, labels], [images * 0, labels]], "accs_all_exps": numbers}, tmp_path / "res_DM_CIFAR10_ConvNet_2ipc.pt")
+    np.savez(tmp_path / "named.npz", images=images.numpy(), labels=labels.numpy(), classes=np.array(splits.train.classes))
     torch.save(images, tmp_path / "images_best.pt")
     torch.save(labels, tmp_path / "labels_best.pt")
     save_file({"images": images, "targets": labels}, tmp_path / "plain.safetensors")
@@ -39,14 +42,31 @@ def test_public_layouts_agree(tmp_path, splits, tensors):
     files = [
         ("named.pt", ""),
         ("pair.pt", ""),
-        ("dc.pt", ""),
+        ("res_DM_CIFAR10_ConvNet_2ipc.pt", ""),
+        ("named.npz", ""),
         ("images_best.pt", "labels_best.pt"),
+        ("images_best.pt", ""),
         ("plain.safetensors", ""),
         ("ours.safetensors", ""),
     ]
     for name, label_file in files:
         made = external.read(tmp_path / name, label_file and tmp_path / label_file, "standardized")
         assert torch.equal(made.tensors["images"], images) and torch.equal(made.tensors["targets"], labels), name
+    assert external.read(tmp_path / "named.npz", pixels="standardized").classes == splits.train.classes
+    several = tmp_path / "res_DM_CIFAR10_ConvNet_2ipc.pt"
+    assert [external.sets_in(tmp_path / name) for name, _ in files] == [1, 1, 2, 1, 1, 1, 1, 1]
+    assert not external.read(several, pixels="standardized", which=1).tensors["images"].any()
+
+
+def test_a_result_file_of_the_public_code_of_dm(tmp_path, tensors):
+    """As torch 1.2 and NumPy 1.18 wrote it, which its code asks for: accuracies are numbers of NumPy, under the name of that time."""
+    images, labels = tensors
+    content = {"data": [[images + i, labels] for i in range(5)], "accs_all_exps": {"ConvNet": [np.float64(0.26)] * 100}}
+    path = tmp_path / "res_DM_CIFAR10_ConvNet_2ipc.pt"
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert external.sets_in(path) == 5 and external.sides(path) == (8, 8)
+    assert torch.equal(external.read(path, pixels="standardized", which=4).tensors["images"], images + 4)
 
 
 def test_pixels_are_standardized_by_the_data(tmp_path, splits, tensors):
@@ -203,7 +223,8 @@ def test_nothing_is_executed(tmp_path, monkeypatch, tensors):
     monkeypatch.chdir(tmp_path)
     torch.save({"images": tensors[0], "labels": Trap()}, "bad.pt")
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(Trap()))
-    for name in ("bad.pt", "bare.pt"):
+    np.savez("bad.npz", images=np.array([Trap()]), labels=np.zeros(1))
+    for name in ("bad.pt", "bare.pt", "bad.npz"):
         with pytest.raises(InputError, match="accepted"):
             external.read(name)
     assert not (tmp_path / "trapped").exists()
@@ -211,7 +232,7 @@ def test_nothing_is_executed(tmp_path, monkeypatch, tensors):
 
 @pytest.mark.parametrize("content", [b"", b"not a file", b"PK\x03\x04 cut"])
 def test_damaged_files(tmp_path, content):
-    for name in ("a.pt", "a.safetensors"):
+    for name in ("a.pt", "a.safetensors", "a.npz"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError) as caught:
             external.read(tmp_path / name)

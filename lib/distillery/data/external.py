@@ -1,7 +1,7 @@
 """Sets made elsewhere, in the layouts of the public codes, read without running anything in their files.
 
-These are a dict with images and labels under one of several names, a pair (images, labels), DC's result file ({'data': [[images, labels],
-...]}, the first set), or two files (images, labels) as MTT writes them.
+These are a dict with images and labels under one of several names (also an .npz), a pair (images, labels), the result file of DC, DSA and
+DM ({'data': [[images, labels], ...], 'accs_all_exps': ..}: a set an experiment), or two files (images, labels) as MTT writes them.
 """
 
 import math
@@ -25,15 +25,16 @@ _OVER = 0.05  # by which learned pixels in [0, 1] may lie outside; standardized 
 _LARGEST = 20  # standardized pixels beyond are none: those of photographs reach about 3, whitened ones 10
 
 
-def read(path, labels="", pixels="auto", splits: Splits | None = None, logits=False, formation="identity") -> Synthetic:
+def read(path, labels="", pixels="auto", splits: Splits | None = None, logits=False, formation="identity", which: int = 0) -> Synthetic:
     """Read a set: one of our exports, or a foreign file with images (M, C, H, W) and labels (M,) or (M, classes).
 
-    labels  a second file that holds the labels alone
+    labels  a second file that holds the labels alone, '' = labels_NAME.pt beside a file images_NAME.pt of images alone
     pixels  what foreign pixels are (card['pixels'] says how they were read): 'standardized' (used as they are), 'unit' ([0, 1], learned
             ones a little outside), 'bytes' (0 to 255), or 'auto': bytes if whole-number typed, unit if all are, else standardized. Units
             and bytes are standardized by `splits`, or refused
     logits  foreign labels are logits, whose softmax are the soft labels (DATM)
     formation  of foreign images, that of `Synthetic` ('partition2': four in one, IDC's factor 2)
+    which   of several sets in one file, from 0; see `sets_in`
     raises  InputError if the file is missing, corrupt, not loadable with weights_only, or holds no such tensors
     """
     check_choice("pixels", pixels, PIXELS)
@@ -41,7 +42,10 @@ def read(path, labels="", pixels="auto", splits: Splits | None = None, logits=Fa
     if ours(path) and not labels:
         return synthetic.load(path)
     content = store.load_foreign(path)
-    images, targets = _pair(content)
+    images, targets = _pair(content, which)
+    if not labels and isinstance(content, Tensor) and path.name.startswith("images_"):
+        beside = path.with_name(path.name.replace("images_", "labels_", 1))
+        labels = beside if beside.is_file() else ""
     if labels:
         content = store.load_foreign(labels)
         targets = _named(content, LABELS) if isinstance(content, dict) else content
@@ -57,7 +61,15 @@ def read(path, labels="", pixels="auto", splits: Splits | None = None, logits=Fa
     targets = _targets(targets.detach(), len(images), apart)
     if logits and not targets.is_floating_point():
         raise InputError(f"{apart}: logits, but labels are whole numbers; accepted: ({len(images)}, classes) real numbers")
-    return Synthetic({"images": images, "targets": targets.softmax(1) if logits else targets}, None, formation, {"pixels": how})
+    names = content.get("classes") if isinstance(content, dict) else None
+    classes = tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    return Synthetic({"images": images, "targets": targets.softmax(1) if logits else targets}, classes, formation, {"pixels": how})
+
+
+def sets_in(path: str | Path) -> int:
+    """How many sets a file holds: those of all experiments in a result file of DC, DSA or DM, else one."""
+    path = Path(path)
+    return 1 if ours(path) else len(_experiments(store.load_foreign(path))) or 1
 
 
 def ours(path: Path) -> bool:
@@ -94,12 +106,17 @@ def compare(made: Synthetic, splits: Splits) -> tuple[Splits, list[str]]:
     return splits, notes
 
 
-def _pair(content) -> tuple:
+def _experiments(content) -> list:
+    """DC, DSA and DM: one [images, labels] an experiment."""
+    return content["data"] if isinstance(content, dict) and isinstance(content.get("data"), list) else []
+
+
+def _pair(content, which: int = 0) -> tuple:
     """(images, labels) of a foreign file, None for what is not there."""
     if isinstance(content, Tensor):
         return content, None
-    if isinstance(content, dict) and isinstance(content.get("data"), list) and content["data"]:
-        content = content["data"][0]  # DC, DSA and DM: one [images, labels] per experiment
+    if several := _experiments(content):
+        content = several[which]
     if isinstance(content, dict):
         return _named(content, IMAGES), _named(content, LABELS)
     return tuple(content[:2]) if isinstance(content, list | tuple) and len(content) >= 2 else (None, None)
