@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distillery.data import TensorSource
-from distillery.evaluation import FineTuning, Mixing, Probing, Protocol, accuracy, embed, evaluate, fit, linear_probe
+from distillery.evaluation import FineTuning, Mixing, Probing, Protocol, accuracy, best, embed, evaluate, fit, linear_probe
 from distillery.evaluation import protocol as evaluation_protocol
 from distillery.networks import ConvNet
 from distillery.seeds import generator, split
@@ -100,10 +100,27 @@ def test_linear_probe_separates_what_is_separable(tiny):
     assert (linear_probe(net, params, swapped, tiny) < 0.5).all()  # labels come from the labelled images
 
 
+@pytest.mark.parametrize("protocol", [Protocol(2, 9, lr=0.05, batch=8, looks=3), Mixing(2, 10, lr=0.05, batch=8, looks=3)])
+def test_looks_change_nothing_and_tell_the_best_on_the_way(tiny, protocol):
+    """Two steps an epoch: ten epochs, of which the third, seventh and last are looked at."""
+    source, net = tiny.subset(torch.arange(0, 24, 2)), network()
+    params, stats = fit(net, source, protocol, generator(0, "e"))
+    expected, _ = fit(net, source, replace(protocol, looks=0), generator(0, "e"))
+    assert all(torch.equal(params[name], value) for name, value in expected.items())
+    assert sorted(stats.snapshots) == [3, 7, 10]
+    by_hand = [accuracy(net, weights, tiny) for weights in stats.snapshots.values()]
+    assert torch.equal(by_hand[-1], accuracy(net, params, tiny))
+    assert best(net, stats, tiny).tolist() == [max(float(one[k]) for one in by_hand) for k in range(2)]
+    less, _ = fit(net, source, protocol, generator(0, "e"), steps_of=3)  # as many steps as three images get, in fewer epochs
+    assert len(less) == len(params)
+
+
 @pytest.mark.parametrize(
     "options, word",
     [
         ({"networks": 0}, 0),
+        ({"looks": -1}, -1),
+        ({"looks": 0.5}, 0.5),
         ({"batch": -1}, -1),
         ({"epochs": 1.5}, 1.5),
         ({"epochs": -1}, -1),
@@ -149,6 +166,7 @@ def test_what_identifies_a_protocol_stays():
     }
     assert Protocol().spec() == scratch
     assert Protocol(loss="half squared error").spec() == scratch | {"loss": "half squared error"}
+    assert Protocol(looks=0).spec() == scratch and Protocol(looks=3).spec() == scratch | {"looks": 3}
     assert Mixing().spec() == scratch | {"batch": 64, "kind": "scratch, mixing", "cutmix": 0.5}
     assert FineTuning().spec() == {
         "networks": 1,

@@ -60,6 +60,8 @@ class Probing(Protocol):
         for fraction in self.labels:
             check_fraction("labels", fraction)
         check_positive("penalty", self.penalty)
+        if self.looks:
+            raise InputError(f"looks: {self.looks} of networks without classes; accepted: 0")
 
     def spec(self) -> dict:
         return super().spec() | {"stratified": False}  # labels are drawn whatever their class

@@ -2,7 +2,8 @@
 
 Source: the evaluation shared by DC, DSA, DM and the trajectory methods, as in the public code of the first three
 (github.com/VICO-UoE/DatasetCondensation): SGD with momentum .9, weight decay 5e-4, batch 256, epochs 0..E inclusive; after epoch
-E // 2 + 1 the rate falls to a tenth once and momentum restarts. The final weights are tested; nothing is chosen on the test images.
+E // 2 + 1 the rate falls to a tenth once and momentum restarts. The final weights are tested; nothing is chosen on the test images. Papers
+that report the best accuracy over epochs choose on them: `looks` tells how much that gains, beside and never in place of the last.
 
 `Protocol` is also the base of others, one file each: it says where training starts, with which loss and rate and for how many
 steps, which sets and experiments it fits, and what a result says.
@@ -17,6 +18,7 @@ from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_choice, check_positive_int, is_number
 from distillery.data import ImageSet
+from distillery.evaluation.labelling import Taught, Teacher
 from distillery.networks import Params
 from distillery.networks.encoder import Encoder
 from distillery.seeds import split
@@ -39,6 +41,7 @@ class Protocol:
     epochs        E; the set is passed E + 1 times
     augmentation  DSA families during training, '' for none
     loss          'cross-entropy', or 'half squared error' to centred one-hot labels, or to real-valued ones as kernel methods learn
+    looks         so many times, evenly spaced over training and at its end, weights are kept for `best`; 0 = never
     """
 
     networks: int = 5
@@ -49,6 +52,7 @@ class Protocol:
     batch: int = 256
     augmentation: str = ""
     loss: str = "cross-entropy"
+    looks: int = 0
 
     kind: ClassVar[str] = "scratch"
     stream: ClassVar[str] = "evaluation"  # name of the random stream of first weights and data order
@@ -68,12 +72,15 @@ class Protocol:
                 raise InputError(f"{name}: {getattr(self, name)!r} is not accepted; accepted: a number, 0 or more")
         if not isinstance(self.epochs, int) or self.epochs + self.extra < 1:
             raise InputError(f"epochs: {self.epochs!r} is not accepted; accepted: a whole number, {1 - self.extra} or more")
+        if not isinstance(self.looks, int) or self.looks < 0:
+            raise InputError(f"looks: {self.looks!r} is not accepted; accepted: a whole number, 0 or more")
 
     def spec(self) -> dict:
-        """What identifies it in the id of an evaluation; the loss where it is not the default."""
+        """What identifies it in the id of an evaluation; loss and looks where they are not the default."""
         values = asdict(self) | {"kind": self.kind}
-        if self.loss == type(self).loss:
-            del values["loss"]
+        for name in ("loss", "looks"):
+            if values[name] == getattr(type(self), name):
+                del values[name]
         return values
 
     # What it fits
@@ -133,14 +140,17 @@ class Protocol:
     # What a result says
 
     def judge(self, experiment: "Experiment", network, params: Params, stats: Stats, seed: int) -> dict:
-        """What the result of an evaluation says of trained networks: 'accuracies' on the test images, one a network."""
-        return {"accuracies": accuracy(network, params, experiment.data.test).tolist()}
+        """What the result of an evaluation says of trained networks: 'accuracies' on the test images, one a network, and, with looks, the
+        'best' of each on its way."""
+        test = experiment.data.test
+        found = {"accuracies": accuracy(network, params, test).tolist()}
+        return found | ({"best": best(network, stats, test).tolist()} if self.looks else {})
 
 
 def evaluate(network, source, protocol: Protocol, test: ImageSet, generator: Generator, **options) -> Tensor:
     """Test accuracy of each of `protocol.networks` fresh networks trained on `source`: (networks,) fractions.
 
-    options  `steps_of` and `encoder` of `fit`
+    options  `steps_of`, `encoder` and `teacher` of `fit`
     raises   InputError under 'probe', whose networks have features and no classes: `fit` them, and `probe` them
     """
     if protocol.kind == "probe":
@@ -150,8 +160,9 @@ def evaluate(network, source, protocol: Protocol, test: ImageSet, generator: Gen
 
 
 def fit(
-    network, source, protocol: Protocol, generator: Generator, *, steps_of: int = 0, encoder=None, hiding=None, device="cpu"
-) -> tuple[Params, Stats]:
+    network, source, protocol: Protocol, generator: Generator, *, steps_of: int = 0, encoder=None, hiding=None, teacher: Teacher | None = None,
+    device="cpu",
+) -> tuple[Params, Stats]:  # fmt: skip
     """The weights that `evaluate` tests, leading axis `protocol.networks`, and what training counted.
 
     source    a TensorSource (`Synthetic.source()`), an ImageSet, or images with real-valued targets (`RegressionSet`)
@@ -159,6 +170,7 @@ def fit(
     encoder   where fine-tuning starts, an Encoder
     hiding    leaves images out of an epoch: has `plan`, `collect` and `after_epoch` of `training.train`. Rates then follow epochs,
               at the protocol's `milestones`, and steps are saved
+    teacher   labels every batch, in place of the protocol's loss and the labels of the set
     raises    InputError on a set that the protocol does not take, and hiding where rates would fall elsewhere than without
     """
     protocol.check_source(source, network)
@@ -182,8 +194,11 @@ def fit(
             return replace(visits, scale=visits.scale * optimizer.factor**drops)
 
         length = {"epochs": protocol.epochs, "plan": plan, "collect": hiding.collect, "after_epoch": hiding.after_epoch}
+    epochs = math.ceil(steps / math.ceil(len(source) / protocol.batch))
+    length["snapshots"] = {max(1, round(i * epochs / protocol.looks)) for i in range(1, protocol.looks + 1)}
     options = {"generator": train_stream, "batch": protocol.batch, "augmentation": protocol.augmentation, "cutmix": protocol.cutmix}
-    return train(network, params, source, LOSSES[protocol.loss], optimizer, **options, **length)
+    student, loss = (Taught(network, teacher), teacher.loss) if teacher else (network, LOSSES[protocol.loss])
+    return train(student, params, source, loss, optimizer, **options, **length)
 
 
 def distributions(targets: Tensor) -> bool:
@@ -195,6 +210,14 @@ def accuracy(network, params: Params, images: ImageSet, batch: int = 500) -> Ten
     """Fraction of `images` each of K networks classifies correctly: (K,) float64 on the CPU."""
     right = logits(network, params, images, batch).argmax(-1) == images.targets  # (K, N)
     return right.sum(1).cpu().double() / len(images)
+
+
+def best(network, stats: Stats, images: ImageSet) -> Tensor:
+    """The largest accuracy that each of K networks had on `images` where its weights were kept on the way: (K,) float64 on the CPU.
+
+    On test images an optimistic number, as it is chosen on what it is measured on.
+    """
+    return torch.stack([accuracy(network, weights, images) for weights in stats.snapshots.values()]).amax(0)
 
 
 @torch.no_grad()

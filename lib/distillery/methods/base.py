@@ -160,12 +160,12 @@ class Method:
     def published_protocol(self, dataset: str, size: int, like: Protocol, flip: bool) -> Protocol | None:
         """How published accuracies were measured, None where it is not known; rates of some methods are learned.
 
-        like  whose number of networks it has; the published ones are 1 to 20
+        like  whose number of networks, and of looks, it has; the published numbers of networks are 1 to 20
         flip  whether images are mirrored where they are augmented
         """
         found = self.judged_on.get((dataset, size)) or self.judged_on.get(dataset) or self.judged
         families = found and (found.augmentation if flip else without_flip(found.augmentation))
-        return found and replace(found, networks=like.networks, augmentation=families)
+        return found and replace(found, networks=like.networks, looks=like.looks, augmentation=families)
 
     def changed(self, values: dict, changes: dict) -> dict:
         """Published values with changes; a subclass says what else a change changes."""
