@@ -49,12 +49,30 @@ def difference(ours: list[list[float]] | None, baseline: list[list[float]] | Non
         mean, how = float(sides[0].mean() - sides[1].mean()), {"how": "welch", "n_sets": n}
         if min(n) < 2:
             return {"mean": mean, "ci95": None, "p": None} | how
-        squared = [side.var(ddof=1) / len(side) for side in sides]  # of the standard error of each mean
-        error = math.sqrt(sum(squared))
-        freedom = error**4 / sum(one**2 / (len(side) - 1) for one, side in zip(squared, sides)) if error else 1
+        error, freedom = _welch(sides)
     half, away = float(stats.t.ppf(0.975, freedom) * error), abs(mean + margin)
     p = float(2 * stats.t.sf(away / error, freedom)) if error else float(not away)
     return {"mean": mean, "ci95": [mean - half, mean + half], "p": p} | how
+
+
+def total(*samples: np.ndarray) -> dict:
+    """The sum of the means of independent samples, each (n,), with a 95% t-interval: Student's of one sample, else Welch's.
+
+    returns  {'mean', 'ci95'}; ci95 None where a sample has one number
+    """
+    mean = float(sum(one.mean() for one in samples))
+    if min(map(len, samples)) < 2:
+        return {"mean": mean, "ci95": None}
+    error, freedom = _welch(samples)
+    half = float(stats.t.ppf(0.975, freedom) * error)
+    return {"mean": mean, "ci95": [mean - half, mean + half]}
+
+
+def _welch(samples) -> tuple[float, float]:
+    """Standard error of a sum or difference of the means of samples, and its degrees of freedom (Welch-Satterthwaite)."""
+    squared = [one.var(ddof=1) / len(one) for one in samples]  # of the standard error of each mean
+    error = math.sqrt(sum(squared))
+    return error, error**4 / sum(s**2 / (len(one) - 1) for s, one in zip(squared, samples)) if error else 1
 
 
 def counted(gap: dict) -> str:
