@@ -36,12 +36,14 @@ class Distilled:
               bytes, on images held out
     trial     what they were compared under
     recipe    what it was made by
+    seconds   that making it took
     """
 
     set: Synthetic
     rows: list[dict]
     trial: Trial
     recipe: Recipe
+    seconds: float
 
     def pixels(self) -> torch.Tensor:
         """The images (M, C, H, W) in [0, 1], as used: those of one stored image side by side."""
@@ -54,7 +56,11 @@ class Distilled:
         card = {"method": self.recipe.method, "size": self.recipe.size, "seed": self.recipe.seed, "data": splits.train.name}
         card |= {"data_digest": splits.digest, "network": self.trial.network.spec(), "settings": self.recipe.settings}
         card |= {"held_out": {"share": JUDGED, "seed": self.recipe.seed}}
-        card |= {"resize": splits.train.shape[1], "accuracies": {row["method"]: row["accuracies"] for row in self.rows}}
+        card |= {
+            "seconds": self.seconds,
+            "resize": splits.train.shape[1],
+            "accuracies": {row["method"]: row["accuracies"] for row in self.rows},
+        }
         pixels, labels, names = self.pixels(), self.labels(), splits.train.classes
         with store.new_folder(path.with_suffix("")) as folder:
             for label, name in enumerate(names):
@@ -125,6 +131,7 @@ def distill(
     several = min(4 * ipc, min(splits.train.counts())) * len(splits.train.classes)  # as many bytes
     judging = 3 * trial.seconds(ipc * len(splits.train.classes)) + trial.seconds(several)
     tell(f"this takes {owns.cost(seconds(trial, recipe) + judging, splits.train)}")
-    made = experiment.synthetic(experiment.set_result(recipe))
-    rows = compare_with_random(made, splits, trial.network, experiment.protocol, 1, seed, made.card["start"])
-    return Distilled(made, rows, trial, recipe)
+    result = experiment.set_result(recipe)
+    made = experiment.synthetic(result)
+    rows = compare_with_random(made, splits, trial.network, experiment.protocol, 1, seed, made.card["start"], trial.runs)
+    return Distilled(made, rows, trial, recipe, result["seconds"])

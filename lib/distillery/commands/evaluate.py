@@ -13,11 +13,13 @@ from distillery.commands.own import Tell, quiet
 from distillery.data import ImageSet, Splits, external, folders, kept, load, named, synthetic
 from distillery.data.archives import origin, shown
 from distillery.data.images import fit_standardize
+from distillery.data.synthetic import Synthetic
 from distillery.evaluation import Protocol
 from distillery.networks import ConvNet, pool
 from distillery.networks.module import ModuleNetwork
 from distillery.notebook import parameters
 from distillery.report.external import compare_with_random
+from distillery.runs import Runs
 from distillery.training.dsa import DSA, DSA_NO_FLIP
 
 
@@ -59,27 +61,11 @@ def evaluate(
     seeds    evaluations of `networks` networks; the set is the same in all, random images are drawn anew
     raises   InputError on files that are not there or no set, a set that does not fit the data, and where no image is left to judge by
     """
-    path, where = local_path("set", found), parameters.device(device)
-    if not path.exists():
-        raise InputError(f"{path} is not there; accepted: a set, a list of `distillery prune`, or a folder of class folders")
+    path, where = checked(found, data, network), parameters.device(device)
     given = Data(data, data_root, seed, normalization, where, skip_unreadable, tell, progress)
-    published, stored = given.published, not path.is_dir() and path.suffix != ".csv"
-    if not published:
-        origin(data)
-    if not network.startswith("torchvision:"):
-        check_choice("network", network, pool.NAMES)
     Protocol(networks, augmentation=DSA if flip else DSA_NO_FLIP, loss=loss)  # refuses what there is not
-    if stored:
-        splits = given.for_set(path)
-        made = external.read(path, labels, pixels, splits, logits, formation)
-        splits, notes = external.compare(made, splits)
-    else:
-        (splits, made), notes = given.for_folder(path, side) if path.is_dir() else given.for_list(path, side), []
-    notes += splits.notes
-    if not stored and (n := seen(made, splits.test)):
-        notes.append(f"{n} of the set's images are among the {len(splits.test)} that judge")
-        if n > len(made) / 20:  # more than a few images that a data set repeats
-            raise InputError(f"{shown(path)}: {notes[-1]}; accepted: data with test/, or a list of `distillery prune --hold-out 0.2`")
+    [made, *_], splits, notes = given.read(path, side, labels, pixels, logits, formation)
+    published, stored = given.published, not isinstance(made, ImageSet)
     judging = network_of(network, width or (128 if published else 0), splits)
     n = len(made) if isinstance(made, ImageSet) else len(made.decode()[0])
     epochs = epochs or (1000 if published else trials.passes(n, where.type))
@@ -88,7 +74,20 @@ def evaluate(
     how = f"{path.name} on {splits.test.name}: {what}, {len(splits.test)} images to judge by\n{judging.name}, E {epochs}, {loss}, "
     how += f"augmentation {protocol.augmentation or 'none'}, final weights, pixels {made.card.get('pixels', 'as exported') if stored else 'as bytes'}"
     start = made.card.get("start") if stored else None
-    return Judged(compare_with_random(made, splits, judging, protocol, seeds, seed, start), judging, protocol, how, notes)
+    rows = compare_with_random(made, splits, judging, protocol, seeds, seed, start, Runs(folders.cache_folder() / "own"))
+    return Judged(rows, judging, protocol, how, notes)
+
+
+def checked(found: str | Path, data: str | Path, network: str) -> Path:
+    """Where a set lies. Raises InputError, before anything is read, where it or the data are not there, and on an unknown network."""
+    path = local_path("set", found)
+    if not path.exists():
+        raise InputError(f"{path} is not there; accepted: a set, a list of `distillery prune`, or a folder of class folders")
+    if str(data) not in named.NAMES:
+        origin(data)
+    if not network.startswith("torchvision:"):
+        check_choice("network", network, pool.NAMES)
+    return path / "images_best.pt" if (path / "images_best.pt").is_file() else path  # a folder as MTT's code writes it
 
 
 def network_of(name: str, width: int, splits: Splits):
@@ -131,6 +130,26 @@ class Data:
         where = (str(self.name), self.root) if self.published else ("folder", self.name)
         found = load(*where, **sides, seed=self.seed, normalization=self.normalization, progress=self.progress)
         return found.to(self.device)
+
+    def read(
+        self, path: Path, side: int = 0, labels: str | Path = "", pixels: str = "auto", logits: bool = False, formation: str = "identity"
+    ) -> tuple[list[Synthetic] | list[ImageSet], Splits, list[str]]:
+        """The sets of a file, the images of a folder or of a list; the data that they are judged on; and what a reader should know, in words.
+
+        raises  InputError as `external.read` and `external.compare`, and where more than a few images of a set are among those that judge
+        """
+        if not path.is_dir() and path.suffix != ".csv":
+            splits = self.for_set(path)
+            made = [external.read(path, labels, pixels, splits, logits, formation, i) for i in range(external.sets_in(path))]
+            splits, notes = external.compare(made[0], splits)
+            return made, splits, [*notes, *splits.notes]
+        splits, made = self.for_folder(path, side) if path.is_dir() else self.for_list(path, side)
+        notes = list(splits.notes)
+        if n := seen(made, splits.test):
+            notes.append(f"{n} of the set's images are among the {len(splits.test)} that judge")
+            if n > len(made) / 20:  # more than a few images that a data set repeats
+                raise InputError(f"{shown(path)}: {notes[-1]}; accepted: data with test/, or a list of `distillery prune --hold-out 0.2`")
+        return [made], splits, notes
 
     def for_set(self, path: Path) -> Splits:
         """At the size of a stored set's images, parted as its card says."""

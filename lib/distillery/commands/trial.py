@@ -8,7 +8,7 @@ import torch
 
 from distillery.commands import own as owns
 from distillery.commands.own import Own
-from distillery.data import Splits
+from distillery.data import ImageSet, Splits
 from distillery.data.folders import cache_folder
 from distillery.data.images import fit_standardize
 from distillery.encoders import pretrained
@@ -45,6 +45,15 @@ def split(own: Own, seed: int, validation: float = 0.0, test: float = HELD_OUT) 
     train, decides = owns.held_out(rest, validation / (1 - share), seed + 1)
     parts, transform = (train.images, decides.images, own.test or judged.images), fit_standardize(train.images)
     return Splits(*(replace(part, transform=transform) for part in parts), tuple(own.notes))
+
+
+def seconds_a_visit(network, images: ImageSet, networks: int, augmentation: str) -> float:
+    """Seconds that one of some networks takes to learn from an image once, by a measured batch."""
+    some = images.subset(torch.arange(min(64, len(images))))
+    params = {name: value.to(some.device) for name, value in network.init(generator(0, "probe"), networks).items()}
+    how = {"optimizer": SGD(0.0), "epochs": 1, "batch": 64, "augmentation": augmentation}
+    one = owns.seconds_of(lambda: train(network, params, some, generator=generator(0, "probe"), **how))
+    return one / (len(some) * networks)
 
 
 @dataclass
@@ -88,13 +97,7 @@ class Trial:
 
     @cached_property
     def seconds_a_visit(self) -> float:
-        """Seconds that a network takes to learn from an image once, by a measured batch."""
-        some = self.splits.train.subset(torch.arange(min(64, len(self.splits.train))))
-        params = self.network.init(generator(0, "probe"), self.networks)
-        params = {name: value.to(some.device) for name, value in params.items()}
-        how = {"optimizer": SGD(0.0), "epochs": 1, "batch": 64, "augmentation": self.families}
-        one = owns.seconds_of(lambda: train(self.network, params, some, generator=generator(0, "probe"), **how))
-        return one / (len(some) * self.networks)
+        return seconds_a_visit(self.network, self.splits.train, self.networks, self.families)
 
     def seconds(self, n: int) -> float:
         """About how long it takes to train the networks on a set of n images, and to judge them."""

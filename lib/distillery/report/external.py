@@ -8,37 +8,35 @@ from torch import Tensor
 from distillery.checks import InputError
 from distillery.data import ImageSet, Splits, TensorSource
 from distillery.data.synthetic import Synthetic
-from distillery.evaluation import Protocol, evaluate
+from distillery.evaluation import Protocol
+from distillery.evaluation.judge import Judge
 from distillery.report import records
+from distillery.runs import Runs
 from distillery.seeds import generator
 
 
 def compare_with_random(
-    made: Synthetic | ImageSet, splits: Splits, network, protocol: Protocol, seeds: int, seed: int = 0, start: Tensor | None = None
-) -> list[dict]:
+    made: Synthetic | ImageSet, splits: Splits, network, protocol: Protocol, seeds: int, seed: int = 0, start: Tensor | None = None,
+    runs: Runs | None = None,
+) -> list[dict]:  # fmt: skip
     """Rows of a table (`records.row`), evaluated under one protocol with paired seeds: 'set'; 'random', as many real images of each class;
     of a synthetic set also 'random, as many bytes', where its 4-byte numbers take as many as several images of bytes, and 'start'.
 
     seeds   evaluations, each of `protocol.networks` fresh networks; the set is the same in all, the random ones are drawn anew
     start   the images that the set started from, under its targets
+    runs    where finished evaluations are kept, None = nowhere
     raises  InputError if the set does not fit the data: image size, labels, classes
     """
     real, classes = isinstance(made, ImageSet), len(splits.train.classes)
-    source = made if real else made.to(splits.test.device).source()
-    if tuple(source.shape) != splits.test.shape:
-        raise InputError(f"set: images of {tuple(source.shape)}; accepted: {splits.test.shape}, those of {splits.test.name}")
-    hard = not source.targets.is_floating_point()
-    if (hard and (source.targets.min() < 0 or source.targets.max() >= classes)) or (not hard and source.targets.shape[1] != classes):
-        found = f"{int(source.targets.min())} to {int(source.targets.max())}" if hard else f"{source.targets.shape[1]} columns"
-        raise InputError(f"set: labels {found}; accepted: the {classes} classes of {splits.test.name}")
-    most = splits.train.counts()
+    source = fitting(made, splits)
+    judge, most = Judge(splits, network, runs), splits.train.counts()
     counts = source.targets.bincount(minlength=classes).tolist() if real else [max(1, round(len(source) / classes))] * classes
-    compared = {"set": lambda s: source, "random": lambda s: _random(splits, counts, s)}
+    compared = {"set": lambda s: source, "random": lambda s: random_images(splits, counts, s)}
     sizes = {}
     if not real:
         several = min(4 * made.stored_numbers() // (math.prod(splits.train.shape) * classes), min(most))
         if several > counts[0]:
-            compared["random, as many bytes"] = lambda s: _random(splits, [several] * classes, s)
+            compared["random, as many bytes"] = lambda s: random_images(splits, [several] * classes, s)
             sizes["random, as many bytes"] = several
     if start is not None:
         compared["start"] = lambda s: made.replace(images=start).to(splits.test.device).source()
@@ -46,13 +44,25 @@ def compare_with_random(
     for s in range(seed, seed + seeds):
         for name, of in compared.items():
             how = protocol.fitting(made) if name in ("set", "start") and not real else protocol
-            accuracies = evaluate(network, of(s), how, splits.test, generator(s, "evaluation"))
-            results[name].append({"accuracies": accuracies.tolist(), "steps": 0, "seconds": 0.0, "samples": 0, "stored_numbers": None})
+            accuracies = judge(of(s), how, s)["accuracies"]
+            results[name].append({"accuracies": accuracies, "steps": 0, "seconds": 0.0, "samples": 0, "stored_numbers": None})
     ipc = counts[0] if len(set(counts)) == 1 else None
     return [records.row(name, sizes.get(name, ipc), found, results["random"]) for name, found in results.items()]
 
 
-def _random(splits: Splits, counts: list[int], seed: int) -> TensorSource:
+def fitting(made: Synthetic | ImageSet, splits: Splits) -> ImageSet | TensorSource:
+    """What a network trains on. Raises InputError if the set does not fit the data: image size, labels, classes."""
+    source, classes = made if isinstance(made, ImageSet) else made.to(splits.test.device).source(), len(splits.train.classes)
+    if tuple(source.shape) != splits.test.shape:
+        raise InputError(f"set: images of {tuple(source.shape)}; accepted: {splits.test.shape}, those of {splits.test.name}")
+    hard = not source.targets.is_floating_point()
+    if (hard and (source.targets.min() < 0 or source.targets.max() >= classes)) or (not hard and source.targets.shape[1] != classes):
+        found = f"{int(source.targets.min())} to {int(source.targets.max())}" if hard else f"{source.targets.shape[1]} columns"
+        raise InputError(f"set: labels {found}; accepted: the {classes} classes of {splits.test.name}")
+    return source
+
+
+def random_images(splits: Splits, counts: list[int], seed: int) -> TensorSource:
     """So many random training images of each class, all where it has no more."""
     draw, chosen = generator(seed, "random subset"), []
     for label, n in enumerate(counts):
