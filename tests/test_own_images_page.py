@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
         for line in COMMANDS:
             program, *words = shlex.split(line, comments=True)
             assert program == ".venv/bin/distillery"
-            words += ["--set", "steps", "2"] if words[0] == "distill" else []
+            words += {"distill": ["--set", "steps", "2"], "score": ["--networks", "1", "--looks", "0"]}.get(words[0], [])
             assert cli.main(words) == 0, line
     return root
 
@@ -52,4 +52,4 @@ def test_a_script_trains(folder, script, monkeypatch, capsys):
 
 
 def test_the_page_has_a_script_for_each_way_out():
-    assert len(SCRIPTS) == 5 and all(re.match(r"\.venv/bin/distillery (data|prune|distill|export) ", line) for line in COMMANDS)
+    assert len(SCRIPTS) == 5 and all(re.match(r"\.venv/bin/distillery (data|prune|distill|score|export) ", line) for line in COMMANDS)

@@ -51,7 +51,7 @@ def evaluate(
     """Train fresh networks on a finished set and on random images of the same number, and test all on images that neither has seen.
 
     found    a set of `distill` or of a notebook, a foreign file (`external.read` has labels, pixels, logits, formation), a list of `prune`, or
-             a folder of class folders
+             a folder of class folders, with soft labels where its metadata.csv has them
     data     a folder or archive of class folders, or the name of a published data set whose files lie in `data_root`. Where it has no
              test/, those images judge that were held out of the set; a list has some only by `prune(hold_out=..)`
     network  of `pool.NAMES`, or 'torchvision:NAME' without its weights
@@ -64,7 +64,9 @@ def evaluate(
     path, where = checked(found, data, network), parameters.device(device)
     given = Data(data, data_root, seed, normalization, where, skip_unreadable, tell, progress)
     Protocol(networks, augmentation=DSA if flip else DSA_NO_FLIP, loss=loss)  # refuses what there is not
-    [made, *_], splits, notes = given.read(path, side, labels, pixels, logits, formation)
+    [made, *more], splits, notes = given.read(path, side, labels, pixels, logits, formation)
+    if more:
+        notes.append(f"the file holds {1 + len(more)} sets, of which this is the first; `distillery score` looks at all")
     published, stored = given.published, not isinstance(made, ImageSet)
     judging = network_of(network, width or (128 if published else 0), splits)
     n = len(made) if isinstance(made, ImageSet) else len(made.decode()[0])
@@ -149,6 +151,11 @@ class Data:
             notes.append(f"{n} of the set's images are among the {len(splits.test)} that judge")
             if n > len(made) / 20:  # more than a few images that a data set repeats
                 raise InputError(f"{shown(path)}: {notes[-1]}; accepted: data with test/, or a list of `distillery prune --hold-out 0.2`")
+        if path.is_dir():
+            files = folders.plan_of(origin(path)).files
+            if (soft := external.soft_labels(path, files, len(made.classes))) is not None:
+                images = made.batch(torch.arange(len(made), device=made.device))
+                made = Synthetic({"images": images, "targets": soft.to(made.device)}, made.classes, card={"pixels": "bytes, of files"})
         return [made], splits, notes
 
     def for_set(self, path: Path) -> Splits:

@@ -41,22 +41,35 @@ def add(command: Callable, looks) -> None:
     distill.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one published setting")
     distill.add_argument("--out", default="set.safetensors", help="the set; beside it its card, PNG files by class, a contact sheet")
     judge = command("evaluate", _evaluate, "test accuracy of networks trained on a finished set, beside random images")
-    judge.add_argument("set", metavar="SET", help="a set, a list of `prune`, a folder of class folders, or a foreign .pt or .safetensors")
-    judge.add_argument("--data", required=True, help="a folder or archive, or the name of a published data set, such as cifar10")
-    judge.add_argument("--data-root", default="", help="where the files of a published data set lie")
-    judge.add_argument("--network", default="ConvNet", help="ConvNet, ResNet18, ..., or torchvision:NAME")
-    judge.add_argument("--width", type=int, default=0, help="channels of the ConvNet, 0 = 128 for published data, else by the images")
+    judge.add_argument(
+        "set", metavar="SET", help="a set, a list of `prune`, a folder of class folders, or a foreign .pt, .npz or .safetensors"
+    )
     judge.add_argument("--networks", type=int, default=5, help="fresh networks of each evaluation")
-    judge.add_argument("--epochs", type=int, default=0, help="0 = 1000 for published data, else by the size of the set")
     judge.add_argument("--seeds", type=int, default=1, help="evaluations; random images are drawn anew in each")
     judge.add_argument("--labels", default="", help="of a foreign file: the file of the labels, where they are apart")
-    judge.add_argument("--pixels", default="auto", help="of a foreign file: auto, standardized, unit or bytes")
-    judge.add_argument("--logits", action="store_true", help="labels of a foreign file are logits (DATM)")
-    judge.add_argument("--formation", default="identity", help="of a foreign file: identity, or partition2 (IDC's factor 2)")
-    judge.add_argument("--normalization", default="own", help="of a foreign file: own, zca, published or published:NAME")
     judge.add_argument("--no-augmentation", action="store_true", help="train without DSA augmentation")
     judge.add_argument("--loss", default="cross-entropy", help="cross-entropy, or 'half squared error' for real-valued labels")
-    judge.add_argument("--json", metavar="FILE", help="write the rows to a file")
+    judged = command("score", _score, "any sets beside random images by LRS and ARS, with intervals")
+    judged.add_argument("sets", metavar="SET", nargs="+", help="as of `evaluate`; also a file of several sets, as DC, DSA and DM save them")
+    judged.add_argument("--networks", type=int, default=3, help="fresh networks of each evaluation")
+    judged.add_argument("--seeds", type=int, default=3, help="evaluations of each set; random images are drawn anew in each")
+    judged.add_argument("--labels", default="own", help="own, hard, stored (one soft label an image) or teacher (of every batch)")
+    judged.add_argument("--temperature", type=float, default=1.0, help="of the teacher of every batch")
+    judged.add_argument("--rates", default="", help="training rates to choose from by validation images (default: .001,.005,.01,.05,.1)")
+    judged.add_argument("--looks", type=int, default=5, help="looks at test images on the way, for what is called best; 0 = none")
+    judged.add_argument("--real-epochs", type=int, default=0, help="of all real images: 0 = 200 for published data, else by their number")
+    judged.add_argument("--equal-seconds", action="store_true", help="also random images of as many seconds as making the set took")
+    for one in (judge, judged):
+        one.add_argument("--data", required=True, help="a folder or archive, or the name of a published data set, such as cifar10")
+        one.add_argument("--data-root", default="", help="where the files of a published data set lie")
+        one.add_argument("--network", default="ConvNet", help="ConvNet, ResNet18, ..., or torchvision:NAME")
+        one.add_argument("--width", type=int, default=0, help="channels of the ConvNet, 0 = 128 for published data, else by the images")
+        one.add_argument("--epochs", type=int, default=0, help="0 = 1000 for published data, else by the size of the set")
+        one.add_argument("--pixels", default="auto", help="of a foreign file: auto, standardized, unit or bytes")
+        one.add_argument("--logits", action="store_true", help="labels of a foreign file are logits (DATM)")
+        one.add_argument("--formation", default="identity", help="of a foreign file: identity, or partition2 (IDC's factor 2)")
+        one.add_argument("--normalization", default="own", help="of a foreign file: own, zca, published or published:NAME")
+        one.add_argument("--json", metavar="FILE", help="write the rows to a file")
     advise = command("advise", _advise, "which part of a folder, or which few made images, serve as well as all")
     advise.add_argument("data", metavar="DATA", help="a folder or archive of class folders")
     advise.add_argument("--budget", metavar="TIME", default="30m", help="start no new run after this time (default: 30m; 0 = no limit)")
@@ -70,7 +83,7 @@ def add(command: Callable, looks) -> None:
     export.add_argument("--to", required=True, help="imagefolder (Hugging Face, torchvision), pt (MTT's pair of files) or npz")
     export.add_argument("--out", required=True, metavar="PLACE", help="where to; it must not be there")
     export.add_argument("--copy", action="store_true", help="of a list: copies of its files, in place of links")
-    for one in (prune, distill, judge, advise):
+    for one in (prune, distill, judge, judged, advise):
         one.add_argument("--side", type=int, default=0, help="pixels a side at which images are looked at, 0 = one that suits them")
         one.add_argument("--seed", type=int, default=0)
         one.add_argument("--device", default="auto")
@@ -161,35 +174,46 @@ def _distill(arguments) -> int:
 def _evaluate(arguments) -> int:
     from distillery import store
     from distillery.commands.evaluate import evaluate
-    from distillery.notebook import parameters
     from distillery.report import tables
 
-    for name, least in {"seeds": 1, "networks": 1, "width": 0, "seed": 0, "epochs": 0, "side": 0}.items():
-        if getattr(arguments, name) < least:
-            raise InputError(f"--{name}: {getattr(arguments, name)}; accepted: a whole number of at least {least}")
-    if arguments.json:
-        parameters.writable(Path(arguments.json))
-    names = [
-        "data_root",
-        "labels",
-        "pixels",
-        "logits",
-        "formation",
-        "normalization",
-        "network",
-        "width",
-        "networks",
-        "epochs",
-        "seeds",
-        "loss",
-    ]
-    how = {name: getattr(arguments, name) for name in names}
-    how |= {"flip": not arguments.no_flip, "augmentation": not arguments.no_augmentation}
-    found = evaluate(arguments.set, arguments.data, **how, **_common(arguments))
+    how = _judging(arguments) | {"labels": arguments.labels, "loss": arguments.loss, "augmentation": not arguments.no_augmentation}
+    found = evaluate(arguments.set, arguments.data, **how)
     print("\n".join([found.how, *(f"note: {note}" for note in found.notes), "", tables.rows_table(found.rows)]))
     if arguments.json:
         store.write_json(arguments.json, {"rows": found.rows, "protocol": found.protocol.spec(), "network": found.network.spec()})
     return 0
+
+
+def _score(arguments) -> int:
+    from distillery import store
+    from distillery.commands.score import score
+    from distillery.report.scoreboard import RATES, table
+
+    how = _judging(arguments) | {
+        name: getattr(arguments, name) for name in ("labels", "temperature", "looks", "real_epochs", "equal_seconds")
+    }
+    try:
+        rates = [float(one) for one in arguments.rates.split(",")] if arguments.rates else RATES
+    except ValueError as error:
+        raise InputError(f"--rates: {arguments.rates!r}; accepted: numbers joined by commas, such as .01,.1") from error
+    found = score(arguments.sets, arguments.data, rates=rates, **how)
+    print("\n".join([found.how, *(f"note: {note}" for note in found.notes), "", table(found.rows)]))
+    if arguments.json:
+        store.write_json(arguments.json, {"rows": found.rows, "how": found.how, "notes": found.notes})
+    return 0
+
+
+def _judging(arguments) -> dict:
+    """What `evaluate` and `score` have in common. Raises InputError on numbers too small, and a file that cannot be written."""
+    from distillery.notebook import parameters
+
+    for name, least in {"seeds": 1, "networks": 1, "width": 0, "seed": 0, "epochs": 0, "side": 0, "real_epochs": 0}.items():
+        if getattr(arguments, name, least) < least:
+            raise InputError(f"--{name.replace('_', '-')}: {getattr(arguments, name)}; accepted: a whole number of at least {least}")
+    if arguments.json:
+        parameters.writable(Path(arguments.json))
+    names = ("data_root", "pixels", "logits", "formation", "normalization", "network", "width", "networks", "epochs", "seeds")
+    return {name: getattr(arguments, name) for name in names} | {"flip": not arguments.no_flip} | _common(arguments)
 
 
 def _advise(arguments) -> int:

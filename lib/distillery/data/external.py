@@ -4,6 +4,8 @@ These are a dict with images and labels under one of several names (also an .npz
 DM ({'data': [[images, labels], ...], 'accs_all_exps': ..}: a set an experiment), or two files (images, labels) as MTT writes them.
 """
 
+import csv
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distillery import store
-from distillery.checks import InputError, check_choice, check_finite
+from distillery.checks import InputError, check_choice, check_finite, first_line
 from distillery.data import synthetic
 from distillery.data.archives import shown
 from distillery.data.images import Splits, transform_of
@@ -75,6 +77,27 @@ def sets_in(path: str | Path) -> int:
 def ours(path: Path) -> bool:
     """Whether a file is a set that this package has written."""
     return path.suffix == ".safetensors" and store.has_card(path)
+
+
+def soft_labels(folder: Path, files: list[str], classes: int) -> Tensor | None:
+    """The labels (N, classes) of the images of a folder by its metadata.csv, as `export` writes it; None where it has no column soft_label.
+
+    Raises InputError on labels that are not JSON, of other classes, or not there for every file.
+    """
+    table = folder / "metadata.csv"
+    if not table.is_file():
+        return None
+    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+        found = {line.get("file_name"): line.get("soft_label") for line in csv.DictReader(lines)}
+    if not any(found.values()):
+        return None
+    try:
+        return _targets(torch.tensor([json.loads(found[name]) for name in files]).reshape(-1, classes), len(files), table)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        accepted = f"a JSON list of {classes} numbers for every image"
+        raise InputError(f"{table}: soft_label: {first_line(error)}; accepted: {accepted}") from error
 
 
 def sides(path: Path) -> tuple[int, int]:
