@@ -244,7 +244,7 @@ def table(rows: list[dict]) -> str:
         for name in columns.values():
             each = f" ({row['a class'][name]} a class)" if name in row["a class"] else ""
             line.append(_percent(row["trained"][name]["accuracies"]) + each if name in row["trained"] else "-")
-        first.append([*line, *[_percent(row["trained"]["own"]["best"])] * looked])
+        first.append([*line, *(_percent(row["trained"]["own"]["best"]) for _ in range(looked))])
         best = [row["best"][name] for name in ("lrs", "ars") if looked]
         second.append([named, *(_score(one) for one in (*(row["scores"][name] for name in SCORES.values()), *best))])
     scores = ["set", *SCORES, *["LRS, best on test", "ARS, best on test"] * looked]
