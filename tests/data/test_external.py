@@ -14,7 +14,7 @@ from distillery.data import external, load, synthetic
 from distillery.data.synthetic import Synthetic
 from distillery.evaluation import Protocol
 from distillery.networks import ConvNet
-from distillery.report.external import compare_with_random
+from distillery.report.external import compare_with_random, stored_bytes
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +212,37 @@ def test_own_files_with_a_bad_card_or_tensors(tmp_path, tensors, card, found, re
     store.save_tensors(tmp_path / "a.safetensors", {"images": IMAGES, "targets": LABELS} | tensors, card)
     with refused(tmp_path / "a.safetensors", found):
         external.read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "lines, words",
+    [
+        (["a/0.png,a,[0.9]", 'b/1.png,b,"[0.2, 0.8]"'], "soft_label"),
+        (['a/0.png,a,"[0.9, 0.1]"'], "b/1.png"),
+        (['a/0.png,a,"[0.9, 0.1]"', "b/1.png,b,half"], "soft_label"),
+        (['a/0.png,a,"[0.9, NaN]"', 'b/1.png,b,"[0.2, 0.8]"'], "NaN or infinite"),
+    ],
+)
+def test_soft_labels_of_a_folder_that_are_none(tmp_path, lines, words, refused):
+    files, table = ["a/0.png", "b/1.png"], tmp_path / "metadata.csv"
+    assert external.soft_labels(tmp_path, files, 2) is None
+    table.write_text("file_name,label\na/0.png,a\nb/1.png,b\n")
+    assert external.soft_labels(tmp_path, files, 2) is None
+    table.write_text("file_name,label,soft_label\n" + 'b/1.png,b,"[0.2, 0.8]"\na/0.png,a,"[0.9, 0.1]"\n')
+    assert torch.equal(external.soft_labels(tmp_path, files, 2), torch.tensor([[0.9, 0.1], [0.2, 0.8]]))
+    table.write_text("\n".join(["file_name,label,soft_label", *lines]))
+    with refused(table, words):
+        external.soft_labels(tmp_path, files, 2)
+
+
+def test_bytes_of_a_set(tmp_path, splits, tensors):
+    images, labels = tensors
+    soft = torch.nn.functional.one_hot(labels, 10).float()
+    assert stored_bytes(Synthetic({"images": images, "targets": labels})) == (4 * 20 * 64, 0)
+    assert stored_bytes(Synthetic({"images": images, "targets": labels, "label_logits": soft})) == (4 * 20 * 64, 4 * 200)
+    torch.save(((splits.train.transform.inverse(images) * 255).round().clamp(0, 255).to(torch.uint8), soft), tmp_path / "bytes.pt")
+    assert stored_bytes(external.read(tmp_path / "bytes.pt", splits=splits)) == (20 * 64, 4 * 200)
+    assert stored_bytes(splits.train.subset(torch.arange(7))) == (7 * 64, 0)
 
 
 class Trap:

@@ -1,4 +1,4 @@
-"""The commands on images of one's own as they are typed: `prune`, `distill`, `evaluate`, `advise`, `export`, `data convert`."""
+"""The commands on images of one's own as they are typed: `prune`, `distill`, `evaluate`, `score`, `advise`, `export`, `data convert`."""
 
 import argparse
 import sys

@@ -20,7 +20,7 @@ def compare_with_random(
     runs: Runs | None = None,
 ) -> list[dict]:  # fmt: skip
     """Rows of a table (`records.row`), evaluated under one protocol with paired seeds: 'set'; 'random', as many real images of each class;
-    of a synthetic set also 'random, as many bytes', where its 4-byte numbers take as many as several images of bytes, and 'start'.
+    of a synthetic set also 'random, as many bytes', where its bytes (`stored_bytes`) are as many as those of several images, and 'start'.
 
     seeds   evaluations, each of `protocol.networks` fresh networks; the set is the same in all, the random ones are drawn anew
     start   the images that the set started from, under its targets
@@ -34,7 +34,7 @@ def compare_with_random(
     compared = {"set": lambda s: source, "random": lambda s: random_images(splits, counts, s)}
     sizes = {}
     if not real:
-        several = min(4 * made.stored_numbers() // (math.prod(splits.train.shape) * classes), min(most))
+        several = min(sum(stored_bytes(made)) // (math.prod(splits.train.shape) * classes), min(most))
         if several > counts[0]:
             compared["random, as many bytes"] = lambda s: random_images(splits, [several] * classes, s)
             sizes["random, as many bytes"] = several
@@ -60,6 +60,14 @@ def fitting(made: Synthetic | ImageSet, splits: Splits) -> ImageSet | TensorSour
         found = f"{int(source.targets.min())} to {int(source.targets.max())}" if hard else f"{source.targets.shape[1]} columns"
         raise InputError(f"set: labels {found}; accepted: the {classes} classes of {splits.test.name}")
     return source
+
+
+def stored_bytes(made: Synthetic | ImageSet) -> tuple[int, int]:
+    """Bytes of the images as they are stored, 4 a number unless they are bytes; and of soft labels. Hard ones are the order of the images."""
+    if isinstance(made, ImageSet):
+        return made.pixels.shape.numel(), 0
+    images = made.tensors["images"].numel()
+    return images * (1 if str(made.card.get("pixels")).startswith("bytes") else 4), 4 * (made.stored_numbers() - images)
 
 
 def random_images(splits: Splits, counts: list[int], seed: int) -> TensorSource:

@@ -16,7 +16,7 @@ from distillery.data.synthetic import Synthetic
 from distillery.evaluation import Protocol, Teacher
 from distillery.evaluation.judge import Judge
 from distillery.report import tables
-from distillery.report.external import fitting, random_images
+from distillery.report.external import fitting, random_images, stored_bytes
 from distillery.report.robustness import robustness
 from distillery.report.statistics import measured
 from distillery.runs import Runs
@@ -86,13 +86,13 @@ class Entry:
 
     @cached_property
     def bytes(self) -> dict:
-        """Of the images as they are stored, and of soft labels, or of the teacher that gives them; hard ones are the order of the images."""
-        first = self.sets[0]
-        images = first.pixels.shape.numel() if isinstance(first, ImageSet) else 4 * first.tensors["images"].numel()
-        if not isinstance(first, ImageSet) and str(first.card.get("pixels", "")).startswith("bytes"):
-            images //= 4
-        of = {"hard": 0, "stored": 4 * self.classes * (len(first) if self.soft else self.n)}
-        return {"images": images, "labels": of.get(self.labels) if self.labels in of else self.teacher.bytes}
+        """Of 'images' as they are stored, and of 'labels': soft ones, or the teacher that gives them."""
+        images, labels = stored_bytes(self.sets[0])
+        if self.labels == "teacher":
+            labels = self.teacher.bytes
+        elif self.labels == "hard" or not self.soft:
+            labels = 4 * self.classes * self.n * (self.labels == "stored")
+        return {"images": images, "labels": labels}
 
     @property
     def seconds(self) -> float | None:
