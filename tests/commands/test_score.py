@@ -73,14 +73,13 @@ def test_sets_of_every_kind_in_one_command(photos, tensors, tmp_path, capsys):
 
 def test_our_sets_of_several_seeds_are_one_row(photos, tensors, tmp_path):
     train, images, labels = tensors
-    made = [Synthetic({"images": images + i, "targets": labels}, train.classes) for i in range(3)]
-    cards = [{"method": "DM", "size": 2, "seed": seed, "settings": {}} for seed in (0, 1)] + [
-        {"method": "DM", "size": 2, "settings": {"lr": 3}}
-    ]
+    made = [Synthetic({"images": images + i, "targets": labels}, train.classes) for i in range(4)]
+    same = {"method": "DM", "size": 2, "settings": {}}
+    cards = [same | {"seed": i, "seconds": i} for i in range(2)] + [same | {"seed": 2, "settings": {"lr": 3}}, same | {"seed": 1}]
     files = [synthetic.export(one, tmp_path / f"set-{i}", card, train.transform) for i, (one, card) in enumerate(zip(made, cards))]
     found = api.score(files, photos, networks=1, epochs=2, real_epochs=1, rates=[0.1], looks=0, width=4, seeds=1)
-    assert [(row["set"], row["sets"]) for row in found.rows] == [("set-0.safetensors", 2), ("set-2.safetensors", 1)]
-    first, second = (row["trained"]["own"]["accuracies"] for row in found.rows)
+    assert [(row["set"], row["sets"]) for row in found.rows] == [(f"set-{i}.safetensors", n) for i, n in ((0, 2), (2, 1), (3, 1))]
+    first, second, _ = (row["trained"]["own"]["accuracies"] for row in found.rows)
     assert len(first) == 2 and len(second) == 1 and "best" not in found.rows[0] and "best" not in table(found.rows)
     assert found.rows[0]["scores"]["ior"]["ci95"] and found.rows[1]["scores"]["ior"]["ci95"] is None
 
@@ -98,6 +97,7 @@ def test_our_sets_of_several_seeds_are_one_row(photos, tensors, tmp_path):
         (["--network", "Conv"], "network"),
         (["--device", "tpu"], "tpu"),
         (["none.pt"], "none.pt is not there"),
+        (["set.pt"], "sets: set.pt, set.pt"),
         (["other.pt"], "labels 3 to 4"),
         (["kernel.pt"], "no distributions"),
     ],

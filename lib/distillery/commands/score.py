@@ -47,15 +47,17 @@ def score(
     others       as `Settings` has them
     raises       InputError on sets that cannot be read or do not fit, before anything is trained
     """
-    if not sets:
-        raise InputError("sets: none; accepted: at least one")
+    if not sets or len(set(map(str, sets))) < len(sets):
+        raise InputError(f"sets: {', '.join(map(str, sets)) or 'none'}; accepted: at least one, and each once")
     paths, where = [checked(one, data, network) for one in sets], parameters.device(device)
     families, runs = DSA if flip else DSA_NO_FLIP, Runs(cache_folder() / "own")
     Settings(Protocol(networks, looks=looks), real_epochs or 1, tuple(rates), seeds, seed, labels, temperature)  # refuses what there is not
     given, groups = Data(data, data_root, seed, normalization, where, skip_unreadable, tell, progress), {}
     for one, path in zip(sets, paths):
         made, splits, told = given.read(path, side, "", pixels, logits, formation)
-        key = _alike(made[0], splits) or str(path)
+        key = _alike(made[0], splits)
+        if not key or made[0].card["seed"] in [other.card["seed"] for other in groups.get(key, ("", []))[1]]:
+            key = str(path)
         name = Path(one).name if [Path(other).name for other in sets].count(Path(one).name) == 1 else str(one)
         same = groups.setdefault(key, (name, [], splits, told))
         same[1].extend(made)
@@ -73,24 +75,27 @@ def score(
         entries.append(Entry(name, made, splits, network_of(network, width or (128 if given.published else 0), splits), how, runs))
     visit = trials.seconds_a_visit(entries[0].network, entries[0].splits.train, networks, families)
     tell(f"this takes at most {owns.cost(sum(one.cost(visit) for one in entries), entries[0].splits.train)}; what is finished is kept")
-    rows, first = [one.row(tell) for one in entries], entries[0]
-    how = f"{first.network.name}, {networks} networks, {seeds} seeds (± over seeds / over networks), augmentation {families}, final weights; rates "
-    how += (
-        f"{', '.join(f'{one:g}' for one in rates)} by validation images, of all real images {first.whole.lr:g}\n{first.splits.test.name}: "
-    )
-    how += (
-        f"{len(first.splits.train)} images to learn from, {len(first.splits.validation)} to choose by, {len(first.splits.test)} to judge by"
-    )
-    return Scored(rows, how, list(dict.fromkeys(notes)))
+    rows = [one.row(tell) for one in entries]
+    how = f"{networks} networks, {seeds} seeds (± over seeds / over networks), augmentation {families}, final weights; rates "
+    how += f"{', '.join(f'{one:g}' for one in rates)} by validation images, of all real images {entries[0].whole.lr:g}"
+    return Scored(rows, "\n".join([how, *dict.fromkeys(map(_where, entries))]), list(dict.fromkeys(notes)))
+
+
+def _where(entry: Entry) -> str:
+    """On what data an entry is scored, by what network."""
+    parts, name = entry.splits, entry.network.name
+    sizes = f"{len(parts.train)} images to learn from, {len(parts.validation)} to choose by, {len(parts.test)} to judge by"
+    return f"{parts.test.name}: {sizes}; {name}"
 
 
 def _alike(made: Synthetic | ImageSet, splits: Splits) -> str:
     """What sets that differ by their seeds alone have in common, '' of those that do not say."""
     card = {} if isinstance(made, ImageSet) else made.card
-    if "method" not in card:
+    own = ("seed", "accuracies", "seconds", "held_out", "transform", "start")
+    if "seed" not in card:
         return ""
-    told = {name: card.get(name) for name in ("method", "size", "settings", "prune", "network", "formation", "steps", "resize")}
-    return store.canonical(told) + splits.digest
+    told = {name: value for name, value in card.items() if name not in own}
+    return store.canonical(told | {"transform": store.transform_digest(splits.train.transform)}) + splits.digest
 
 
 def with_validation(splits: Splits, seed: int) -> Splits:

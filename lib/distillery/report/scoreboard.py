@@ -84,15 +84,14 @@ class Entry:
         self.counts = [max(1, round(self.n / self.classes))] * self.classes if self.soft else counts
         self.seeds = len(self.sets) if len(self.sets) > 1 else self.settings.seeds
 
-    @cached_property
+        images, labels = stored_bytes(self.sets[0])
+        soft = labels if self.soft else 4 * self.classes * self.n
+        self.stored = {"images": images, "labels": soft if self.labels == "stored" else 0}
+
+    @property
     def bytes(self) -> dict:
         """Of 'images' as they are stored, and of 'labels': soft ones, or the teacher that gives them."""
-        images, labels = stored_bytes(self.sets[0])
-        if self.labels == "teacher":
-            labels = self.teacher.bytes
-        elif self.labels == "hard" or not self.soft:
-            labels = 4 * self.classes * self.n * (self.labels == "stored")
-        return {"images": images, "labels": labels}
+        return self.stored | ({"labels": self.teacher.bytes} if self.labels == "teacher" else {})
 
     @property
     def seconds(self) -> float | None:
@@ -109,10 +108,9 @@ class Entry:
         return self.judge.teacher(self.whole, self.settings.seed, self.settings.temperature)
 
     def several(self) -> int:
-        """Random images of each class that take as many bytes, with their labels, as the set; no more than there are."""
+        """Random images of each class that take as many bytes as the set, each with its labels; no more than there are."""
         each = self.splits.train.pixels.shape[1:].numel() + (4 * self.classes if self.labels == "stored" else 0)
-        total = self.bytes["images"] + (self.bytes["labels"] if self.labels == "stored" else 0)
-        return min(total // (each * self.classes), min(self.splits.train.counts()))
+        return min(sum(self.stored.values()) // (each * self.classes), min(self.splits.train.counts()))
 
     def trained(self, of: Callable[[int], Source], protocol: Protocol, labels: str, rates: Sequence[float]) -> dict:
         """What networks reach on `of(i)`, the source of the i-th seed, at the rate that serves the first seed best.
@@ -171,25 +169,13 @@ class Entry:
             train("random, as many bytes", [several] * self.classes, self.labels)
         if self.settings.equal_seconds and self.seconds is not None:
             one, other = (np.mean(found[name]["seconds"]) / protocol.networks for name in ("own", "random"))  # of a network
-            several = sizes["random, as many seconds"] = min(int(self.counts[0] * (self.seconds + one) / other), most)
+            several = sizes["random, as many seconds"] = min(max(1, int(self.n / self.classes * (self.seconds + one) / other)), most)
             train("random, as many seconds", [several] * self.classes, self.labels, tried=[found["random"]["rate"]])
         names = ("hard", "own", "random", "own, not augmented", "random, not augmented")
-        told = {
-            "set": self.name,
-            "sets": len(self.sets),
-            "images": self.n,
-            "bytes": self.bytes,
-            "seconds": self.seconds,
-            "labels": self.labels,
-        }
+        told = {"set": self.name, "sets": len(self.sets), "images": self.n, "bytes": self.bytes, "labels": self.labels}
+        told |= {"seconds": self.seconds, "trained": found, "a class": sizes}
         told |= {"real": real["accuracies"], "real images": len(self.splits.train), "real bytes": self.splits.train.pixels.shape.numel()}
-        told |= {
-            "trained": found,
-            "a class": sizes,
-            "network": self.network.spec(),
-            "protocol": protocol.spec(),
-            "real protocol": self.whole.spec(),
-        }
+        told |= {"network": self.network.spec(), "protocol": protocol.spec(), "real protocol": self.whole.spec()}
         told |= {"scores": robustness([real["accuracies"]], *(found[name]["accuracies"] for name in names))}
         if protocol.looks:
             told["best"] = robustness([real["best"]], *(found[name]["best"] for name in names))
