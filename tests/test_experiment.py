@@ -58,6 +58,14 @@ def unlabelled(splits, folder):
     return Experiment(real, network, protocol, Runs(folder), presets=presets, tasks={"digits": splits})
 
 
+def test_looks_tell_the_best_beside_the_last(splits, tmp_path):
+    plain, looked = (experiment(splits, tmp_path, protocol=Protocol(2, 4, lr=0.1, looks=looks)) for looks in (0, 3))
+    recipe = Recipe("random", 1, 0)
+    found, before = looked.run(recipe), plain.run(recipe)
+    assert found["accuracies"] == before["accuracies"] and "best" not in before and found["artifact"] == before["artifact"]
+    assert all(best >= last for best, last in zip(found["best"], found["accuracies"]))
+
+
 def made_for(method, splits, encoder, folder):
     """An experiment that a method fits."""
     if METHODS[method].labels is False:

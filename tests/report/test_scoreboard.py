@@ -96,6 +96,7 @@ def test_rates_are_never_chosen_on_test_images(entry):
 def test_labels_of_three_kinds_for_sets_and_random_images_alike(entry, splits, labels, soft, kind, size):
     """DATM's mode and random tensors crash in the public package. The classes have one image or two and stand in no order."""
     one = entry(replace(SETTINGS, labels=labels, rates=(0.01,), seeds=1), soft, more=2)
+    assert one.cost(1.0) > 0 and one.runs.computed == 0
     seen, judge = [], one.judge
 
     def watched(source, protocol, seed, teacher=None):
