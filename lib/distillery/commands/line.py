@@ -57,7 +57,7 @@ def add(command: Callable, looks) -> None:
     judged.add_argument("--temperature", type=float, default=1.0, help="of the teacher of every batch")
     judged.add_argument("--rates", default="", help="training rates to choose from by validation images (default: .001,.005,.01,.05,.1)")
     judged.add_argument("--looks", type=int, default=5, help="looks at test images on the way, for what is called best; 0 = none")
-    judged.add_argument("--real-epochs", type=int, default=0, help="of all real images: 0 = 200 for published data, else by their number")
+    judged.add_argument("--real-epochs", type=int, default=0, help="of all real images: 0 = 200 for published data, else 60")
     judged.add_argument("--equal-seconds", action="store_true", help="also random images of as many seconds as making the set took")
     for one in (judge, judged):
         one.add_argument("--data", required=True, help="a folder or archive, or the name of a published data set, such as cifar10")

@@ -21,6 +21,8 @@ from distillery.runs import Runs
 from distillery.seeds import generator
 from distillery.training.dsa import DSA, DSA_NO_FLIP
 
+REAL_EPOCHS = 60  # of all images of one's own; fewer would flatter every set
+
 
 @dataclass(frozen=True, eq=False)
 class Scored:
@@ -42,7 +44,7 @@ def score(
 
     sets, data and others  as of `evaluate`; a folder with metadata.csv may have soft labels, a file of DC, DSA or DM several sets
     epochs       of sets and random images: 0 = 1000 for published data as the field has it, else by the size of the set
-    real_epochs  of all real images: 0 = 200 for published data as DD-Ranking has it for CIFAR, else by their number
+    real_epochs  of all real images: 0 = 200 for published data as DD-Ranking has it for CIFAR, else REAL_EPOCHS
     looks        how often accuracies on test images are looked at on the way, for what is called best; 0 = never
     others       as `Settings` has them
     raises       InputError on sets that cannot be read or do not fit, before anything is trained
@@ -67,11 +69,18 @@ def score(
         if isinstance(made[0], ImageSet) and (n := seen(made[0], splits.validation)):
             notes.append(f"{name}: {n} of the set's images are among the {len(splits.validation)} by which rates are chosen")
         n = len(made[0] if isinstance(made[0], ImageSet) else made[0].decode()[0])
-        passes = (epochs or 1000, real_epochs or 200) if given.published else (
-            epochs or trials.passes(n, where.type), real_epochs or trials.passes(len(splits.train), where.type)
-        )  # fmt: skip
-        protocol = Protocol(networks, passes[0], augmentation=families, looks=looks)
-        how = Settings(protocol, passes[1], tuple(rates), seeds, seed, labels, temperature, equal_seconds)
+        passes = epochs or (1000 if given.published else trials.passes(n, where.type))
+        protocol = Protocol(networks, passes, augmentation=families, looks=looks)
+        how = Settings(
+            protocol,
+            real_epochs or (200 if given.published else REAL_EPOCHS),
+            tuple(rates),
+            seeds,
+            seed,
+            labels,
+            temperature,
+            equal_seconds,
+        )
         entries.append(Entry(name, made, splits, network_of(network, width or (128 if given.published else 0), splits), how, runs))
     visit = trials.seconds_a_visit(entries[0].network, entries[0].splits.train, networks, families)
     tell(f"this takes at most {owns.cost(sum(one.cost(visit) for one in entries), entries[0].splits.train)}; what is finished is kept")
