@@ -85,7 +85,7 @@ def score(
     visit = trials.seconds_a_visit(entries[0].network, entries[0].splits.train, networks, families)
     tell(f"this takes at most {owns.cost(sum(one.cost(visit) for one in entries), entries[0].splits.train)}; what is finished is kept")
     rows = [one.row(tell) for one in entries]
-    how = f"{networks} networks, {seeds} seeds (± over seeds / over networks), augmentation {families}, final weights; rates "
+    how = f"{networks} networks, {seeds} seeds or one a set (± over them / over networks), augmentation {families}, final weights; rates "
     how += f"{', '.join(f'{one:g}' for one in rates)} by validation images, of all real images {entries[0].whole.lr:g}"
     return Scored(rows, "\n".join([how, *dict.fromkeys(map(_where, entries))]), list(dict.fromkeys(notes)))
 
