@@ -177,7 +177,7 @@ def namespace(tmp_path, **changes):
 
 SHORTENED = [
     *("-p", "n_seeds", "2", "-p", "networks", "2", "-p", "evaluation_epochs", "3", "-p", "steps_dm", "3", "-p", "steps_dc", "2"),
-    *("-p", "ipc", "1", "-p", "epochs_whole", "2", "-p", "width", "8"),
+    *("-p", "ipc", "1", "-p", "epochs_whole", "2", "-p", "width", "8", "-p", "updates", "[0]"),
 ]  # of 00_quickstart
 
 
