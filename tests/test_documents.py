@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from distillery import api, cli, data
@@ -20,7 +21,7 @@ from distillery.networks import ConvNet
 from distillery.notebook import sweep
 from distillery.recipe import Recipe
 from distillery.runs import Runs
-from made_up import class_folders
+from made_up import TINY, class_folders
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
@@ -113,7 +114,7 @@ def test_python(folder, code, capsys, request):
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_commands(folder, line, monkeypatch, capfd):
+def test_commands(folder, line, monkeypatch, capfd, package):
     program, *words = shlex.split(line)
     assert program == ".venv/bin/distillery"
     planned = []
@@ -131,9 +132,13 @@ def test_commands(folder, line, monkeypatch, capfd):
     monkeypatch.setattr(
         "distillery.commands.distill.SHORT", {"steps": 2, "batch": 4, "experts": 1, "max_start_epoch": 1, "student_steps": 1}
     )
-    if words[0] == "evaluate":
+    if "--encoder" in words:  # a small one stands in
+        package(timm.create_model(TINY, num_classes=1000).state_dict())
+        words[words.index("--encoder") + 1] = "tiny"
+    if words[0] in ("evaluate", "score"):
         api.prune("photos", 0.3, rule="random", hold_out=0.2).write("kept.csv")
     short = {"distill": ["--force"], "advise": ["--sizes", "1,50%", "--seeds", "2"], "evaluate": ["--networks", "1", "--epochs", "1"]}
+    short["score"] = [*short["evaluate"], "--seeds", "1", "--rates", "0.01", "--real-epochs", "1"]
     words += short.get(words[0], [])
     code = cli.main(words)
     out, err = capfd.readouterr()
@@ -142,7 +147,14 @@ def test_commands(folder, line, monkeypatch, capfd):
         assert len(planned) == 2 and "2 not run" in out  # of 4 cells, every second one
     if words[0] == "report":
         assert out.count("reproduced") > 20
-    told = {"prune": "kept ", "distill": "| start |", "advise": "advice: ", "evaluate": "| random |", "export": "set_folder"}
+    told = {
+        "prune": "kept ",
+        "distill": "| start |",
+        "advise": "advice: ",
+        "evaluate": "| random |",
+        "score": "LRS",
+        "export": "set_folder",
+    }
     assert told.get(words[0], "") in out
     if words[0] == "data":
         assert "class 2" in out and "48x40" in out.replace(" ", "")
