@@ -274,3 +274,16 @@ class Counting:
 def most_memory() -> int:
     """KiB that this process has held at most (Linux); `ru_maxrss` also counts what its parent held when it was started."""
     return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def small_language_model(n: int, steps: int):
+    """(model, tokenizer, entries, encoded): a small model of n made-up instructions, trained on half of them for a second or two."""
+    from distillery.data.instructions import encode, make_instructions
+    from distillery.encoders.language import tiny_model
+    from distillery.seeds import generator
+    from distillery.training.language import finetune
+
+    entries = make_instructions(n, generator(0, "entries"))
+    model, tokenizer = tiny_model(entries, generator(1, "model"))
+    encoded = encode(tokenizer, entries)
+    return finetune(model, encoded, range(n // 2), steps, generator(2, "order"), lr=3e-3, batch=16, rank=0), tokenizer, entries, encoded

@@ -7,25 +7,20 @@ import torch
 from scipy.stats import spearmanr
 
 from distillery import selection
-from distillery.data.instructions import TASKS, encode, make_instructions, shards
-from distillery.encoders.language import tiny_model
+from distillery.data.instructions import TASKS, encode, shards
 from distillery.runs import Runs
 from distillery.scores import text
 from distillery.scores.complexity import maskable, masked_plain
 from distillery.scores.text import response_loss_plain, responses, score
 from distillery.seeds import generator
-from distillery.training.language import finetune
+from made_up import small_language_model
 
 pytest.importorskip("transformers", reason="the optional extra text is not installed")
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """A small model of three hundred instructions, trained on half of them for some seconds; all of them encoded."""
-    entries = make_instructions(300, generator(0, "entries"))
-    model, tokenizer = tiny_model(entries, generator(1, "model"))
-    encoded = encode(tokenizer, entries)
-    return finetune(model, encoded, range(150), 60, generator(2, "order"), lr=3e-3, batch=16, rank=0), tokenizer, entries, encoded
+    return small_language_model(300, 60)
 
 
 @pytest.fixture(scope="module")

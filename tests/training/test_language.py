@@ -3,23 +3,21 @@
 import pytest
 import torch
 
-from distillery.data.instructions import encode, make_instructions
+from distillery.data.instructions import make_instructions
 from distillery.encoders.language import tiny_model
 from distillery.scores.text import responses
 from distillery.seeds import generator
 from distillery.training import language
 from distillery.training.language import finetune, response_nll, with_lora
+from made_up import small_language_model
 
 pytest.importorskip("transformers", reason="the optional extra text is not installed")
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """A small model, trained on half of some instructions for a second; all of them encoded."""
-    entries = make_instructions(120, generator(0, "entries"))
-    model, tokenizer = tiny_model(entries, generator(1, "model"))
-    encoded = encode(tokenizer, entries)
-    return finetune(model, encoded, range(60), 40, generator(2, "order"), lr=3e-3, batch=16, rank=0), encoded
+    model, _, _, encoded = small_language_model(120, 40)
+    return model, encoded
 
 
 @pytest.mark.parametrize("rank, lr", [(0, 3e-3), (8, 1e-2)])

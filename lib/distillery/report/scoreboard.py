@@ -32,7 +32,7 @@ class Settings:
 
     protocol     of sets and random images, but for the rate
     real_epochs  passes over all real images, at the protocol's own rate
-    rates        to choose from; a set with a learned step size may take that too
+    rates        to choose from; beside a set with a learned step size that is tried too, of its random images as well
     seeds        evaluations of a set, of `protocol.networks` networks each; random images are drawn anew in each. Of several sets that differ
                  by their seeds alone each is evaluated once
     labels       'own', as the sets have them, soft or hard; 'hard', the likeliest class; 'stored', one soft label an image: that of the
@@ -143,23 +143,23 @@ class Entry:
 
     def row(self, tell: Callable[[str], object] = lambda line: None) -> dict:
         """What was found, fit for JSON; accuracies and scores are fractions. `tell` is told of every evaluation."""
-        protocol, rates, seed, most = self.settings.protocol, self.settings.rates, self.settings.seed, min(self.splits.train.counts())
+        protocol, seed, most = self.settings.protocol, self.settings.seed, min(self.splits.train.counts())
         plain, found = replace(protocol, augmentation=""), {}
         step = None if isinstance(self.sets[0], ImageSet) else self.sets[0].tensors.get("step_size")
-        learned = sorted({*rates, *([float(step)] if step is not None else [])})
+        rates = sorted({*self.settings.rates, *([float(step)] if step is not None else [])})  # the same for sets and random images
 
-        def train(name: str, counts: list[int], labels: str, how: Protocol = protocol, tried: Sequence[float] = rates) -> None:
+        def train(name: str, counts: list[int], labels: str, how: Protocol = protocol, tried: Sequence[float] = ()) -> None:
             def of(i: int) -> Source:
                 return random_images(self.splits, counts, seed + i) if counts else self.sources[i % len(self.sources)]
 
-            one = found[name] = self.trained(of, how, labels, tried)
+            one = found[name] = self.trained(of, how, labels, tried or rates)
             tell(f"{self.name}, {name}: {100 * one['measured']['value']:.1f}% at rate {one['rate']:g}")
 
         real = self.judge(self.splits.train, self.whole, seed)
         tell(f"{self.name}, all real images: {100 * np.mean(real['accuracies']):.1f}%")
-        train("hard", [], "hard", tried=learned)
-        train("own", [], self.labels, tried=learned)
-        train("own, not augmented", [], self.labels, plain, learned)
+        train("hard", [], "hard")
+        train("own", [], self.labels)
+        train("own, not augmented", [], self.labels, plain)
         train("random, hard", self.counts, "hard")
         train("random", self.counts, self.labels)
         train("random, not augmented", self.counts, self.labels, plain)
@@ -185,7 +185,9 @@ class Entry:
         """About how many seconds `row` takes at most, where nothing of it is kept."""
         protocol, test = self.settings.protocol, len(self.splits.test)
         judging = ((protocol.looks + 1) * test + len(self.splits.validation)) / 3  # forward alone
-        fits = len(self.settings.rates) + 2 * (self.seeds - 1)  # at the rate that validation images choose, and that test images do
+        fits = (
+            len(self.settings.rates) + 1 + 2 * (self.seeds - 1)
+        )  # with a learned rate; at the rate that validation images choose, and that test images do
         kinds = 4 if self.labels == "hard" else 6  # of evaluations of as many images
         sizes = [*[self.n] * kinds, self.several() * self.classes]
         visits = sum(fits * (n * (protocol.epochs + 1) + judging) for n in sizes)
