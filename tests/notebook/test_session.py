@@ -14,7 +14,8 @@ from distillery.experiment import Experiment, Presets
 from distillery.methods import METHODS
 from distillery.networks import ConvNet
 from distillery.notebook import display
-from distillery.notebook.session import Session, as_published
+from distillery.notebook.published import as_published
+from distillery.notebook.session import Session
 from distillery.notebook.types import Whole
 from distillery.recipe import Evaluate, Prune, Recipe
 from distillery.report import pooling, records
@@ -246,7 +247,8 @@ def test_at_paper_scale_a_number_stands_beside_what_is_judged_as_published(tmp_p
     families, recipe = DSA if "flip" in S.bench.augmentation else DSA_NO_FLIP, Recipe("DM", 1, 0)
     assert S._number(recipe, "", S.bench.under(Protocol(2, augmentation=families)))["mean"] == pytest.approx(0.26)
     assert S._number(recipe, "", S.bench.under(Protocol(2))) is None
-    assert S._number(Recipe("random", 10, 0), "", S.bench) is not None  # how its numbers were measured is not known
+    assert S._number(Recipe("random", 10, 0), "", S.bench) is None  # its numbers are of the evaluation of DC
+    assert S._number(Recipe("random", 10, 0), "", S.bench.under(Protocol(2, 300)))["mean"] == pytest.approx(0.26)
 
 
 COMPARABLE = {"dataset": "cifar10", "normalization": "published", "per_class": 0}
@@ -267,6 +269,27 @@ def test_comparable_is_the_published_setting_alone(tmp_path, changed):
     p = SimpleNamespace(**(COMPARABLE | (changed if isinstance(changed, dict) else {})))
     recipe = Recipe("DM", 1, 0, settings={"steps": 10} if changed == "steps" else {"steps": 20_000})
     assert as_published(experiment, recipe, p, "cifar10") == (changed == {})
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"published_for": ""}, {"published_for": "cifar100"}, {"normalization": "own"}, "training images", "test images"]
+)
+def test_a_whole_copy_of_a_published_set_may_lie_in_a_folder(tmp_path, changed):
+    from distillery.data import ImageSet, Splits
+
+    def images(n):
+        pixels = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(n, 3, 32, 32)
+        return ImageSet(pixels, torch.arange(10).repeat(n // 10), tuple("abcdefghij"), None)
+
+    train, test = 44_990 if changed == "training images" else 45_000, 9_990 if changed == "test images" else 10_000
+    experiment = Experiment(
+        Splits(images(train), images(5_000), images(test)), ConvNet((3, 32, 32), 10, 128), Protocol(5, 300), Runs(tmp_path)
+    )
+    folder = {"dataset": "folder", "published_for": "cifar10", "normalization": "published:cifar10", "max_side": 0}
+    p = SimpleNamespace(**(folder | (changed if isinstance(changed, dict) else {})))
+    for method in ("DC", "random", "herding"):
+        assert as_published(experiment, Recipe(method, 10, 0), p, "cifar10") == (changed == {})
+    assert not as_published(experiment, Recipe("k-means", 10, 0), p, "cifar10")  # of which no number is known
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ class Method:
     numbers: ClassVar[dict[str, dict[int, tuple[float, float]]]] = {}  # accuracies in percent: data set -> size -> (mean, deviation)
     judged: ClassVar[Protocol | None] = None  # how, on the ConvNet of width 128; None = not known, or not by networks trained on the set
     judged_on: ClassVar[dict[str | tuple[str, int], Protocol]] = {}  # where it differs: data set, or data set and size
+    numbers_by: ClassVar[Protocol | None] = None  # how the numbers of a selection were measured, which is judged as what it stands beside
     start: ClassVar[str] = ""  # how first images are chosen as published, '' = there are none to choose
     selects: ClassVar[str] = ""  # of a selection the start by which it chooses what it keeps
     own_starts: ClassVar[tuple[str, ...]] = ()  # that are not general
@@ -157,13 +158,14 @@ class Method:
         values = self.changed(self.common | self.cell(dataset, size, n), changes)
         return self.Settings(**{name: value for name, value in values.items() if name not in self.about})
 
-    def published_protocol(self, dataset: str, size: int, like: Protocol, flip: bool) -> Protocol | None:
+    def published_protocol(self, dataset: str, size: int, like: Protocol, flip: bool, numbers: bool = False) -> Protocol | None:
         """How published accuracies were measured, None where it is not known; rates of some methods are learned.
 
-        like  whose number of networks, and of looks, it has; the published numbers of networks are 1 to 20
-        flip  whether images are mirrored where they are augmented
+        like     whose number of networks, and of looks, it has; the published numbers of networks are 1 to 20
+        flip     whether images are mirrored where they are augmented
+        numbers  whether a selection has a protocol too, that of its own numbers
         """
-        found = self.judged_on.get((dataset, size)) or self.judged_on.get(dataset) or self.judged
+        found = self.judged_on.get((dataset, size)) or self.judged_on.get(dataset) or self.judged or (self.numbers_by if numbers else None)
         families = found and (found.augmentation if flip else without_flip(found.augmentation))
         return found and replace(found, networks=like.networks, looks=like.looks, augmentation=families)
 

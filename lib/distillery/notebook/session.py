@@ -10,26 +10,23 @@ import platform
 import time
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from IPython.display import Markdown
 
 import distillery
-from distillery.checks import InputError
 from distillery.data.synthetic import Synthetic, export
 from distillery.experiment import Experiment
 from distillery.methods import METHODS, published
-from distillery.methods.base import SUBSETS
-from distillery.networks import ConvNet
 from distillery.notebook import parameters
 from distillery.notebook.display import Shown
-from distillery.notebook.standard import Standard, own_protocol
+from distillery.notebook.published import as_published, measured_by
+from distillery.notebook.standard import Standard
 from distillery.recipe import Recipe
 from distillery.report import figures, pooling, records, tables
 from distillery.scores import files
-from distillery.training.dsa import DSA, DSA_NO_FLIP
 
 AGAIN = 1000  # between the seeds of a row and those of the same row again
 
@@ -156,7 +153,7 @@ class Session(Standard, Shown):
 
     def _number(self, recipe: Recipe, name: str, experiment: Experiment | None = None) -> dict | None:
         """The published number beside a row: at paper scale only where the set is judged as published."""
-        if experiment and self.p.scale == "paper" and own_protocol(experiment, recipe.method, recipe.size) != experiment.protocol:
+        if experiment and self.p.scale == "paper" and measured_by(experiment, recipe.method, recipe.size) != experiment.protocol:
             return None
         plain = not (recipe.prune or recipe.batches or recipe.start or recipe.evaluate.spec())
         return published(self.published_set, name or recipe.method, recipe.size) if name or plain else None
@@ -247,8 +244,8 @@ class Session(Standard, Shown):
         if ours not in self.rows or (against and against not in self.rows):
             return
         row = self.rows[ours]
-        if row.published and (held := len(self.data.validation)):
-            note = "; ".join(filter(None, [note, f"{held / (held + len(self.train)):.0%} of the training images were held out"]))
+        if row.published:
+            note = "; ".join(filter(None, [note, *self._unlike()]))
         source = source or self.source or "arXiv {0.paper}; {0.source}".format(METHODS[row.recipes[0].method])
         same = self.comparable(ours) if comparable is None else comparable
         theirs = self.accuracies(against) if against else None
@@ -257,6 +254,18 @@ class Session(Standard, Shown):
         found = records.claim(id, statement, source, self.accuracies(ours), theirs, row.published, same, called, note, **how)
         given = {name: how.get(name, "") for name in ("untestable", "same")} | {"comparable": same, "note": note}
         self.claims.append(found | {"judged": {"rows": [ours, against]} | given})
+
+    def claim_published(self) -> None:
+        """Claim of every row that ran in the setting of its published number that it has that accuracy."""
+        for name in [one for one in self.rows if self.results[one] and any(self.results[one]) and self.comparable(one)]:
+            label, size = self.rows[name].label, self.rows[name].size
+            self.claim(f"value-{name}", f"{label}{f' at ipc {size}' * bool(size)}: the published accuracy", name, family="value")
+
+    def _unlike(self) -> list[str]:
+        """In what images differ from the published ones, where the setting is else the same."""
+        held, copies = len(self.data.validation), self.p.dataset == "folder" and self.published_set != "folder"
+        notes = [f"{held / (held + len(self.train)):.0%} of the training images were held out"] if held else []
+        return notes + ["the images are copies in files of their own"] * copies
 
     def claim_values(self, id: str, statement: str, ours: list, theirs: list | None, against: str, *, source: str = "ours", **how) -> None:
         """Claim that numbers are above others: a list for each seed, class or image; `how` as `records.claim` has it."""
@@ -330,50 +339,3 @@ class Session(Standard, Shown):
         further = sum(one["further"] for one in self.claims)
         made = f"{len(self.claims) - further} claims, {further} further comparisons"
         print(f"record written: {len(listed)} rows, {len(finished)} sets, {made}; {left}")
-
-
-def as_published(experiment, recipe: Recipe, p, dataset: str) -> bool:
-    """Whether data, standardization, network, settings and evaluation are those of a method's published numbers.
-
-    Images held out for validation are not the data's fault: a method that draws batches runs the published loop on fewer images, and its
-    claims say so. An epoch of nine tenths of the images has nine tenths of the steps, so a loop that counts epochs is another one.
-
-    p        parameters of the notebook
-    dataset  the published data set
-    """
-    method, size, n, flip = METHODS[recipe.method], recipe.size, len(experiment.real), dataset not in ("mnist", "svhn")
-    if method.judged is None or (method.by_epochs and len(experiment.data.validation)):
-        return False
-    named = "imagenet-subset" if dataset in SUBSETS else dataset
-    try:
-        cell, settings = method.common | method.cell(named, size, n), method.settings(named, size, n)
-    except InputError:  # none are published
-        return False
-    whole = ConvNet(experiment.real.shape, len(experiment.classes), 128, **({"depth": cell["depth"]} if "depth" in cell else {}))
-    return (
-        _original(experiment.data, p, dataset, cell.get("side", 0))
-        and p.normalization == cell.get("normalization", "published")
-        and experiment.network.spec() == whole.spec()
-        and experiment.augmentation == (DSA if flip else DSA_NO_FLIP)
-        and experiment.protocol == method.published_protocol(named, size, experiment.protocol, flip)
-        and _decisive(method, experiment.job(recipe).settings, size) == _decisive(method, settings, size)
-    )
-
-
-def _original(data, p, dataset: str, side: int) -> bool:
-    """Whether images are the published ones: all of a set by its name, or folders of ten classes of ImageNet at the published size.
-
-    Of each of ImageNet's classes 732 to 1,300 images are for training and 50 for tests.
-    """
-    if any(getattr(p, name, 0) for name in ("per_class", "test_per_class", "max_side")):
-        return False
-    if dataset not in SUBSETS:
-        return p.dataset == dataset and not getattr(p, "resize", 0)
-    counts = [sum(parts) for parts in zip(data.train.counts(), data.validation.counts(), strict=True)]
-    return p.dataset == "folder" and p.resize == side and data.test.counts() == [50] * 10 and all(732 <= one <= 1300 for one in counts)
-
-
-def _decisive(method, settings, size: int) -> dict:
-    """Settings, with the number of updates in place of the several ways to give it."""
-    values = {name: value for name, value in asdict(settings).items() if name not in ("steps", "iterations")}
-    return values | {"updates": method.updates(settings, size)}
