@@ -170,7 +170,10 @@ def _row(arguments) -> int:
 
     changes = {name: parameters.from_text(text) for name, text in arguments.set}
     asked = arguments.method, arguments.size, list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
-    for recipe, result in rows.run(notebook, given, *asked, keep=arguments.keep, network=arguments.network, changes=changes):
+    row = rows.asked(notebook, given, *asked, keep=arguments.keep, network=arguments.network, changes=changes)
+    if cost := row.cost():
+        print(cost, flush=True)
+    for recipe, result in row.run():
         called = f"{recipe.method} at {recipe.size}, seed {recipe.seed}"
         if isinstance(result, str):
             print(f"{called}: {result}", flush=True)

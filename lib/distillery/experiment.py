@@ -184,6 +184,10 @@ class Experiment:
         _ = job.settings
         METHODS[recipe.method].refuse(job)
 
+    def stored(self, recipe: Recipe) -> bool:
+        """Whether the result of a recipe is."""
+        return self.runs.path(store.identity("evaluation", VERSION, self.evaluation_inputs(recipe), self.data.digest)).exists()
+
     def run(self, recipe: Recipe) -> dict | None:
         """The stored result of a recipe, computed now if need be; None if the budget is spent or a set it stands on is not here.
 

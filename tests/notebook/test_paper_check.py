@@ -3,7 +3,7 @@
 import pytest
 
 from distillery.cli import main
-from distillery.notebook import paper_check
+from distillery.notebook import paper_check, timing
 
 SMALL = {"width": 4, "networks": 1}
 
@@ -46,8 +46,8 @@ def test_a_row_that_takes_too_long_is_given_up():
 
 def test_rate_takes_ever_more_at_once():
     asked = []
-    assert paper_check.rate(lambda n: asked.append(n) or 0.1 * n, 100, 4.0) == pytest.approx(0.1)
-    assert asked == [2, 40] and paper_check.rate(lambda n: n, 1, 60.0) == 1.0
+    assert timing.rate(lambda n: asked.append(n) or 0.1 * n, 100, 4.0) == pytest.approx(0.1)
+    assert asked == [2, 40] and timing.rate(lambda n: n, 1, 60.0) == 1.0
 
 
 @pytest.mark.parametrize("wrong", [["09_none"], ["--method", "DN"], ["--budget", "soon"], ["--device", "tpu"]])

@@ -7,10 +7,9 @@ on the way, and that another file may have trained the same experts.
 """
 
 import io
-import signal
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -22,11 +21,10 @@ from distillery.data.images import ZCA, Standardize
 from distillery.encoders.regression_set import RegressionSet
 from distillery.evaluation.probe import Probing
 from distillery.experiment import Experiment, Validation
-from distillery.measure.roofline import timed
 from distillery.methods import METHODS
 from distillery.methods.base import SUBSETS
 from distillery.networks import ConvNet
-from distillery.notebook import parameters, rows
+from distillery.notebook import parameters, rows, timing
 from distillery.notebook.standard import own_protocol
 from distillery.recipe import Recipe
 from distillery.report import records, tables
@@ -39,10 +37,6 @@ TARGETS = 512  # real numbers that a student regresses without labels, the featu
 HEAD = ["notebook", "data", "method", "size", "sets", "done", "updates", "s an update", "s an evaluation", "s of experts", "half hours"]
 PATIENCE = 4  # times the time for a row, after which it is given up
 SHORT = 2560  # made-up images where updates meet none of them, or as many as the set holds
-
-
-class TooLong(Exception):
-    """What is timed takes longer than it may."""
 
 
 def lines(named: list[str], methods: list[str], seconds: float, device: str = "auto", changes: dict | None = None) -> Iterator[str]:
@@ -164,46 +158,11 @@ def measured(session, whole: Experiment, method: str, size: int, seconds: float)
         some = images(session.published_set, session.p.max_side, session.p.normalization, whole.device, n)
         short = experiment(session, some, method, size)
 
-    def recipe(k: int) -> Recipe:
-        return Recipe(method, size, 0, start="random" if one.start else "", settings=one.quick | {"steps": k})
-
-    def passes(k: int) -> float:
-        made = short.synthetic(short.set_result(recipe(2)))
-        protocol, steps_of = one.protocol(job, short.protocol, made)
-        stream = job.stream("evaluation")
-        return timed(lambda: one.train(job, short.fast, made.source(), protocol.passes(k), stream, steps_of))[1]
-
     try:
-        with redirect_stdout(io.StringIO()), within(PATIENCE * seconds):
-            step = rate(lambda k: short.set_result(recipe(k))["seconds"], one.updates(job.settings, size), seconds)
-            epochs = short.protocol.epochs + short.protocol.extra
-            return step, epochs * rate(passes, epochs, seconds / 6), one.seconds_shared(job)
-    except TooLong:
+        with redirect_stdout(io.StringIO()), timing.within(PATIENCE * seconds):
+            return *timing.of_a_set(short, whole, Recipe(method, size, 0), seconds), one.seconds_shared(job)
+    except timing.TooLong:
         return ()
-
-
-def rate(run: Callable[[int], float], most: int, seconds: float) -> float:
-    """Seconds of a piece of work, by ever more pieces at once, until they take half of some seconds or are all there are."""
-    n = min(2, most)
-    while (spent := run(n)) < seconds / 2 and n < most:
-        n = min(most, max(2 * n, int(n * seconds / spent)))
-    return spent / n
-
-
-@contextmanager
-def within(seconds: float):
-    """Raise TooLong after so many seconds."""
-
-    def stop(*_):
-        raise TooLong
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def done(session, method: str, size: int) -> int:

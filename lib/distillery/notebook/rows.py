@@ -1,12 +1,25 @@
 """Single rows of a notebook's tables without the notebook: what `distillery row` runs, one process each, into the same stored runs."""
 
+import io
+import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from distillery.checks import check_positive_int
-from distillery.notebook import parameters
+from distillery.data import Splits
+from distillery.experiment import Experiment
+from distillery.methods import METHODS
+from distillery.notebook import parameters, timing
+from distillery.notebook.progress import duration
 from distillery.notebook.session import Session
 from distillery.recipe import Evaluate, Prune, Recipe
+
+SHORT = 2560  # real images of which experts are made, where a loop meets them alone and is only timed
+TIMED = 4.0  # seconds for which updates are
 
 
 def session(notebook: Path, given: dict) -> Session:
@@ -17,10 +30,56 @@ def session(notebook: Path, given: dict) -> Session:
     return made
 
 
-def run(
+@dataclass
+class Row:
+    """A row of a notebook, checked, of which nothing has run yet; see `asked`."""
+
+    notebook: Path
+    given: dict
+    changes: dict
+    session: Session
+    experiment: Experiment
+    recipes: list[Recipe]
+
+    def run(self) -> Iterator[tuple[Recipe, dict | str]]:
+        """Each recipe with its result, seed by seed, or a text, why there is none; what is stored is not run again."""
+        for recipe in self.recipes:
+            result = self.experiment.run(recipe)
+            yield recipe, self.session.runs.missing[-1].get("stopped", "not run within the budget") if result is None else result
+
+    def cost(self) -> str:
+        """What is left to run will take, in words, by a few seconds of it; '' where all is stored, or what is trained on is no set."""
+        left, first = [one for one in self.recipes if not self.experiment.stored(one)], self.recipes[0]
+        method, size = METHODS[first.method], first.size
+        if not left or not method.makes_set:
+            return ""
+        job = self.experiment.job(first)
+        updates = method.updates(job.settings, size)
+        timed = first if updates else Recipe("random", size, first.seed, evaluate=first.evaluate)  # and no score is made for it
+        timed = replace(timed, prune=first.prune and Prune(first.prune.keep, "random"))
+        with tempfile.TemporaryDirectory(prefix="distillery-") as folder, redirect_stdout(io.StringIO()):
+            step, evaluation = timing.of_a_set(self._short(folder, bool(updates and method.no_batches)), self.experiment, timed, TIMED)
+        shared, score = method.seconds_shared(job), self.experiment.scores.seconds_left(left, job)
+        parts = [f"{updates} updates of {duration(step)}"] * bool(updates) + [f"an evaluation of {duration(evaluation)}"]
+        told = f"{len(left)} of {len(self.recipes)} sets to do, each of {' and '.join(parts)}"
+        told += f"; experts, once: {duration(shared)}" * bool(shared) + f"; scores: {duration(score)}" * bool(score)
+        return f"{told}; about {duration(len(left) * (updates * step + evaluation) + shared + score)} on this machine"
+
+    def _short(self, folder: str, few: bool) -> Experiment:
+        """The experiment with a results folder of its own; few = on SHORT of the images."""
+        other = session(self.notebook, self.given | {"results_dir": folder, "budget_minutes": 0.0})
+        other.data = self.session.data
+        if few and len(other.train) > SHORT:
+            some = torch.randperm(len(other.train), generator=torch.Generator().manual_seed(0))[:SHORT]
+            other.data = Splits(other.train.subset(some.to(other.train.device)), other.data.validation, other.data.test)
+        other.experiment(presets=self.changes)
+        return other.judging(self.recipes[0].method, self.recipes[0].size)
+
+
+def asked(
     notebook: Path, given: dict, method: str, size: int, seeds: list[int], *, keep: str = "", network: str = "", changes: dict | None = None
-) -> Iterator[tuple[Recipe, dict | str]]:
-    """Each recipe of a row with its result, seed by seed, or a text, why there is none; what is stored is not run again.
+) -> Row:
+    """A row by its recipe, one seed after another.
 
     keep     what is left of the real images, as 'lowest 0.1': a rule and a share, or a number of each class
     network  another architecture to train on the sets, '' = that of the notebook
@@ -36,6 +95,4 @@ def run(
     experiment, recipes = here.judging(method, size), [Recipe(method, size, seed, **how) for seed in seeds]
     for recipe in recipes:
         experiment.check(recipe)
-    for recipe in recipes:
-        result = experiment.run(recipe)
-        yield recipe, here.runs.missing[-1].get("stopped", "not run within the budget") if result is None else result
+    return Row(notebook, given, changes or {}, here, experiment, recipes)

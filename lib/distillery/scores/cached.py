@@ -146,7 +146,21 @@ class CachedScores:
             tensors = {"loss": dynamics.mean_loss(passed), "features": embed(self.network, first, self.images)[0].cpu()}
             return tensors, passed.stats.samples * trials
 
-        return self.stored("scores", self._inputs(seed=seed, trials=trials, epochs=epochs), make, (name, seed))
+        return self.stored("scores", self._scratch_inputs(seed, name), make, (name, seed))
+
+    def seconds_left(self, recipes: list, job) -> float:
+        """About how long the ensemble passes take that recipes of one job's method and pruning go by, by a few steps; what is stored takes none."""
+        pruned = job.recipe.prune and job.recipe.prune.rule != "random" and job.recipe.prune.score
+        names = {*job.method.scores(job), pruned} & set(self.lengths)
+        asked = [(name, one.seed) for name in names for one in recipes]
+        left = [name for name, seed in asked if not self._path("scores", self._scratch_inputs(seed, name)).exists()]
+        if not left:
+            return 0.0
+        some = self.images.subset(torch.arange(min(64, len(self.images)), device=self.images.device))
+        began = time.monotonic()
+        dynamics.dynamics(self.network, some, 1, 4, generator(0, "timed"), collect_mean=True)
+        visit = (time.monotonic() - began) / (4 * len(some))
+        return sum(self.lengths[name][0] * self.lengths[name][1] for name in left) * len(self.images) * visit
 
     # Through an encoder
 
@@ -300,10 +314,16 @@ class CachedScores:
     def _inputs(self, **inputs) -> dict:
         return {"network": self.network.spec(), "transform": self.transform} | inputs
 
+    def _scratch_inputs(self, seed: int, name: str) -> dict:
+        return self._inputs(seed=seed, trials=self.lengths[name][0], epochs=self.lengths[name][1])
+
+    def _path(self, producer: str, inputs: dict):
+        return self.runs.artifact(f"{producer}-" + store.identity(producer, VERSION, inputs, self.digest))
+
     def stored(self, producer: str, inputs: dict, make, key: tuple[str, int]) -> dict[str, Tensor]:
         """Tensors of a pass, made once; `make` returns them and the images it touched."""
         if key not in self._read:
-            path = self.runs.artifact(f"{producer}-" + store.identity(producer, VERSION, inputs, self.digest))
+            path = self._path(producer, inputs)
             if not path.exists():
                 with lock(path.with_suffix(".lock"), wait=True):
                     if not path.exists():  # else another worker made them meanwhile
