@@ -60,6 +60,31 @@ def test_a_claim_is_told_at_the_largest_scale_that_decides_it_and_of_cifar10_fir
     assert records.decided(records.find(tmp_path), "another") == []
 
 
+def test_every_published_number_that_was_held_against_ours_is_in_one_table_and_one_line(tmp_path):
+    def value(id, ours, number, comparable=True):
+        claimed = f"{id} at ipc 1: the published accuracy"
+        return records.claim(id, claimed, "a paper", ours, None, {"mean": number, "std": 0.01}, comparable)
+
+    claims = [
+        value("met", [[0.50], [0.52]], 0.52),
+        value("missed", [[0.1, 0.2]], 0.9),
+        value("other", UP, 0.5, comparable=False),
+        one("gap"),
+    ]
+    record = records.load(write(tmp_path, "small", "x", claims))
+    head, _, *lines = pages.published_rows([record]).splitlines()
+    assert head == "| what | published, % | here (sets x networks) | 95% interval of the mean | verdict | data |"
+    assert lines == [
+        "| met at ipc 1 | 52.0 ± 1.0 | 51.0 ± 1.4 (2 x 1) | 38.3 to 63.7 | **reproduced** | [x](results/90_tiny.md) |",
+        "| missed at ipc 1 | 90.0 ± 1.0 | 15.0 (1 x 2) | -48.5 to 78.5, of networks | **not reproduced** | [x](results/90_tiny.md) |",
+    ]
+    told = pages.headline([(record, claim) for claim in record["claims"]]).splitlines()
+    assert told[2] == "- 1 of 2 published numbers **reproduced**, here in brackets: met at ipc 1 52.0 ± 1.0 (51.0 ± 1.4 (2 x 1))"
+    assert told[3].startswith("- 1 of 2 published numbers **not reproduced**") and "gap is better" in told[4]
+    page = pages.page([record], "90_tiny")
+    assert "| 52.0 ± 1.0 |" in page and "| 50.0 ± 1.0 (other setting) |" in page
+
+
 def test_further_comparisons_are_counted_nowhere_and_have_a_table(tmp_path):
     record = records.load(write(tmp_path, "small", "x", records.corrected([one("a"), one("b", further=True)])))
     assert [claim["id"] for _, claim in records.decided([record], "90_tiny")] == ["a"]

@@ -64,6 +64,11 @@ def kip_loss_plain(images: Tensor, labels: Tensor, real: Tensor, real_labels: Te
     return loss
 
 
+# Accuracy on CIFAR-10's test images of 100 images with fixed labels, by updates: stored outputs of the public notebook, one run. Others of KIP
+# are of convolutional kernels.
+STORED = {0: 0.2426, 20: 0.414, 100: 0.454, 200: 0.462, 300: 0.467}
+
+
 @dataclass(frozen=True, kw_only=True)
 class KIPSettings(RegressionSettings):
     """Settings of KIP; batch is of each class, layers are hidden ones."""

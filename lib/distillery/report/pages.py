@@ -10,9 +10,9 @@ import yaml
 from distillery import store
 from distillery.checks import InputError, first_line
 from distillery.methods import published, published_probe
-from distillery.report.records import decided, find, sets, tally
+from distillery.report.records import DECIDED, decided, find, sets, tally
 from distillery.report.registered import compatibility, settings_page
-from distillery.report.statistics import counted
+from distillery.report.statistics import counted, interval
 from distillery.report.tables import found, markdown, minutes, percent, plain, rows_by_record, table
 from distillery.report.tables import published as published_value
 
@@ -26,7 +26,7 @@ PAPER = ("<!-- published settings: generated -->", "<!-- published settings: end
 def headline(told: list[tuple[dict, dict]]) -> str:
     """A few lines of Markdown for a notebook's first cell, from what `decided` gives: how many claims hold, and the most telling ones.
 
-    Of the data set whose claims rest on most sets; first claims that a published number stands beside, then refuted ones, then those whose direction is reproduced; at
+    Of the data set whose claims rest on most sets; first all published numbers that were met or missed in their setting, then claims that a published number stands beside, then refuted ones, then those whose direction is reproduced; at
     most two of a family, the first word of an id.
     """
     labels = dict.fromkeys(record["data"]["label"] for record, _ in told)
@@ -35,10 +35,16 @@ def headline(told: list[tuple[dict, dict]]) -> str:
     order = ["not reproduced", "reproduced", "direction reproduced", "inconclusive", "under-powered", "same as random"]
     shown = [(record, one) for record, one in told if one["verdict"] in order]
     shown.sort(key=lambda pair: (pair[1]["published"] is None, order.index(pair[1]["verdict"])))
+    numbers = held(shown)
+    shown = [pair for pair in shown if pair not in numbers]
     families = [one["id"].split("-")[0] for _, one in shown]
     chosen = [pair for i, pair in enumerate(shown) if families[:i].count(families[i]) < 2]
     verdicts = tally([claim for _, claim in told])
     lines = [f"**Found** on {plain(label)}; of {len(told)} claims, each at the largest scale that gives it an interval: {verdicts}.", ""]
+    for verdict in ("reproduced", "not reproduced"):
+        some = [one for _, one in numbers if one["verdict"] == verdict]
+        each = (f"{one['statement'].split(':')[0]} {published_value(one['published'])} ({percent(one['measured'])})" for one in some)
+        lines += [f"- {len(some)} of {len(numbers)} published numbers **{verdict}**, here in brackets: {'; '.join(each)}"] * bool(some)
     for record, one in chosen[:SHOWN]:
         value, gap = found(one)
         on = f" ({one['data']})" if one["data"] else ""
@@ -85,14 +91,23 @@ def headline_table(records: list[dict], chosen: list[dict]) -> str:
     return markdown(["claim", "the paper says", "we found, 95% interval", "data, scale", "verdict"], rows)
 
 
+def held(told: list[tuple[dict, dict]]) -> list[tuple[dict, dict]]:
+    """(record, claim) of the claims, of what `decided` gives, that a value in the published setting is the published one."""
+    return [(record, one) for record, one in told if one["published"] and not one["against"] and one["verdict"] in DECIDED]
+
+
 def published_rows(records: list[dict]) -> str:
-    """Distilled rows that ran at the published settings and have a published number; those of real images are of various evaluations."""
+    """Every published number that was held against a measured one in its setting: both, the interval of the mean, and the verdict."""
     rows = []
-    for record in (one for one in records if one["scale"] == "paper"):
-        for one in (row for row in record["rows"] if row["measured"] and row["published"] and row["steps"]):
-            where = f"[{plain(record['data']['label'])}](results/{record['notebook']}.md)"
-            rows.append([one["method"], one["ipc"], published_value(one["published"]), percent(one["measured"]), where])
-    return markdown(["method", "images a class", "published, %", "here (sets x networks)", "data"], rows)
+    for name in dict.fromkeys(one["notebook"] for one in records):
+        for record, one in held(decided(records, name)):
+            where = f"[{plain(record['data']['label'])}](results/{name}.md)"
+            low, high, over = interval(one["measured"])
+            shown = f"{100 * low:.1f} to {100 * high:.1f}{', of networks' * (over == 'networks')}" if over else "-"
+            setting = one["statement"].removesuffix(": the published accuracy")
+            number, here = published_value(one["published"]), percent(one["measured"])
+            rows.append([setting, number, here, shown, f"**{one['verdict']}**", where])
+    return markdown(["what", "published, %", "here (sets x networks)", "95% interval of the mean", "verdict", "data"], rows)
 
 
 def scoreboard(records: list[dict], notebook: str) -> str:

@@ -28,6 +28,20 @@ def measured(accuracies: list[list[float] | None] | None) -> dict | None:
     }
 
 
+def interval(row: dict) -> tuple[float, float, str]:
+    """The 95% t-interval of a row's mean, as `measured` gives it, over its sets; over the networks of a single set.
+
+    returns  (low, high, 'sets' or 'networks'), '' in place of these where there is one number
+    """
+    n, spread, over = row["n_sets"], row["std_sets"], "sets"
+    if n == 1:
+        n, spread, over = row["n_networks"], row["std_networks"], "networks"
+    if spread is None:
+        return row["value"], row["value"], ""
+    half = float(stats.t.ppf(0.975, n - 1)) * spread / math.sqrt(n)
+    return row["value"] - half, row["value"] + half, over
+
+
 def difference(ours: list[list[float]] | None, baseline: list[list[float]] | None, margin: float = 0.0) -> dict | None:
     """Difference of the means of two rows, accuracies[set][network] in the same order of seeds, with a 95% t-interval.
 

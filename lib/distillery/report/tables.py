@@ -2,7 +2,7 @@
 
 import re
 
-from distillery.report.records import PERCENT
+from distillery.report.records import DECIDED, PERCENT
 from distillery.report.statistics import counted
 
 
@@ -97,7 +97,8 @@ def table(records: list[dict], further: bool = False) -> str:
         for one in (one for one in record["claims"] if one["further"] == further):
             where = plain(f"{one['data'] or record['data']['label']}, {record['scale']}")
             number = published(one["published"])
-            number += " (other setting)" * (number != "-" and record["scale"] != "paper")
+            met = not one["against"] and one["verdict"] in DECIDED  # in the published setting
+            number += " (other setting)" * (number != "-" and record["scale"] != "paper" and not met)
             lines.append([one["statement"], where, number, *_cells(one)])
     return markdown(["claim", "data, scale", "published, %", *MEASURED, "p (Holm)" if further else "verdict"], lines)
 
