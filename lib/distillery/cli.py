@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     row.add_argument("--first-seed", type=int, default=0, help="seed of the first set; the data stay those of the notebook")
     row.add_argument("--keep", default="", metavar="RULE", help="real images that are left, e.g. 'lowest 0.1' or 'random 0.1'")
     row.add_argument("--network", default="", help="another architecture to train on the sets, e.g. ResNet18")
+    row.add_argument("--out", default="", metavar="FILE", help="also write the first set with its evaluation, as the zoo holds sets")
     row.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one published setting")
     grid = command("sweep", _sweep, "execute notebooks over a grid of parameters")
     grid.add_argument("grid", help="YAML file: notebook, parameters, grid")
@@ -166,10 +167,13 @@ def _row(arguments) -> int:
 
     notebook = _find(arguments.notebook)
     given = _given(arguments, parameters.declared(notebook)[0])
+    from distillery.data.kept import absent
     from distillery.notebook import rows  # needs what notebooks need, which is looked for above
 
     changes = {name: parameters.from_text(text) for name, text in arguments.set}
     asked = arguments.method, arguments.size, list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
+    if arguments.out:
+        absent(arguments.out, None)
     row = rows.asked(notebook, given, *asked, keep=arguments.keep, network=arguments.network, changes=changes)
     if cost := row.cost():
         print(cost, flush=True)
@@ -180,6 +184,8 @@ def _row(arguments) -> int:
         else:
             measured = records.measured([result["accuracies"]])
             print(f"{called}: {tables.percent(measured)}, {result['seconds']:.0f} s", flush=True)
+    if arguments.out:
+        print(f"written: {row.enter(arguments.out)}")
     return 0
 
 

@@ -168,6 +168,9 @@ class Experiment:
             found |= {"steps": steps} if steps != before else {}
         return found | self.protocol.context(self) | ({"evaluate": spec} if (spec := recipe.evaluate.spec()) else {})
 
+    def evaluation_id(self, recipe: Recipe) -> str:
+        return store.identity("evaluation", VERSION, self.evaluation_inputs(recipe), self.data.digest)
+
     def judged_network(self, recipe: Recipe) -> MixedPrecision:
         """The network that is trained on a recipe's set."""
         if not recipe.evaluate.network:
@@ -186,7 +189,7 @@ class Experiment:
 
     def stored(self, recipe: Recipe) -> bool:
         """Whether the result of a recipe is."""
-        return self.runs.path(store.identity("evaluation", VERSION, self.evaluation_inputs(recipe), self.data.digest)).exists()
+        return self.runs.path(self.evaluation_id(recipe)).exists()
 
     def run(self, recipe: Recipe) -> dict | None:
         """The stored result of a recipe, computed now if need be; None if the budget is spent or a set it stands on is not here.
@@ -330,6 +333,18 @@ class Experiment:
         if (made := self.synthetic(result, recipe.evaluate.iterate)) is None:
             raise DependencyMissing
         return self.job(recipe, result["artifact"]), made
+
+    def judging(self, recipe: Recipe) -> tuple[Synthetic, Protocol, int]:
+        """The finished set of a recipe, what judges it, and the number of images whose training steps that takes, 0 = those of the set.
+
+        Raises InputError where the file of the set was not kept.
+        """
+        if not self.runs.artifact(_iterate_file(self.set_id(recipe), recipe.evaluate.iterate)).exists():
+            raise InputError(
+                f"the set of {self._called(recipe)} was not kept; accepted: a row whose set is in {self.runs.folder}/artifacts"
+            )
+        job, made = self._job_and_set(recipe)
+        return made, *self._protocol(job, made)
 
     def _protocol(self, job: Job, made: Synthetic | None) -> tuple[Protocol, int]:
         protocol, steps_of = job.method.protocol(job, self.protocol, made)

@@ -33,6 +33,9 @@ class Judged:
     protocol  by which
     how       what was judged, by what, in words
     notes     what a reader of the rows should know, in words
+    made      the set
+    splits    what it was judged on
+    seed      of the first evaluation
     """
 
     rows: list[dict]
@@ -40,6 +43,9 @@ class Judged:
     protocol: Protocol
     how: str
     notes: list[str]
+    made: Synthetic | ImageSet
+    splits: Splits
+    seed: int
 
 
 def evaluate(
@@ -77,7 +83,7 @@ def evaluate(
     how += f"augmentation {protocol.augmentation or 'none'}, final weights, pixels {made.card.get('pixels', 'as exported') if stored else 'as bytes'}"
     start = made.card.get("start") if stored else None
     rows = compare_with_random(made, splits, judging, protocol, seeds, seed, start, Runs(folders.cache_folder() / "own"))
-    return Judged(rows, judging, protocol, how, notes)
+    return Judged(rows, judging, protocol, how, notes, made, splits, seed)
 
 
 def checked(found: str | Path, data: str | Path, network: str) -> Path:

@@ -1,4 +1,4 @@
-"""The commands on images of one's own as they are typed: `prune`, `distill`, `evaluate`, `score`, `advise`, `export`, `data convert`."""
+"""The commands on images of one's own as they are typed: `prune`, `distill`, `evaluate`, `score`, `advise`, `export`, `get`, `data convert`."""
 
 import argparse
 import sys
@@ -48,6 +48,9 @@ def add(command: Callable, looks) -> None:
     judge.add_argument("--seeds", type=int, default=1, help="evaluations; random images are drawn anew in each")
     judge.add_argument("--labels", default="", help="of a foreign file: the file of the labels, where they are apart")
     judge.add_argument("--no-augmentation", action="store_true", help="train without DSA augmentation")
+    judge.add_argument("--out", default="", metavar="FILE", help="also write the set with this evaluation, as the zoo holds sets")
+    judge.add_argument("--method", default="", help="of --out: what the board calls it, where its file does not say")
+    judge.add_argument("--source", default="", help="of --out: where it comes from, such as the address of its code")
     judge.add_argument("--loss", default="cross-entropy", help="cross-entropy, or 'half squared error' for real-valued labels")
     judged = command("score", _score, "any sets beside random images by LRS and ARS, with intervals")
     judged.add_argument("sets", metavar="SET", nargs="+", help="as of `evaluate`; also a file of several sets, as DC, DSA and DM save them")
@@ -83,6 +86,14 @@ def add(command: Callable, looks) -> None:
     export.add_argument("--to", required=True, help="imagefolder (Hugging Face, torchvision), pt (MTT's pair of files) or npz")
     export.add_argument("--out", required=True, metavar="PLACE", help="where to; it must not be there")
     export.add_argument("--copy", action="store_true", help="of a list: copies of its files, in place of links")
+    get = command("get", _get, "sets of the zoo: list them, evaluate one again, write it for others")
+    get.add_argument("name", metavar="NAME", nargs="?", default="", help="a set, or a file of that form; without it all are listed")
+    get.add_argument("--out", default="", metavar="PLACE", help="where to write it; it must not be there")
+    get.add_argument("--to", default="", help="imagefolder, pt or npz, as of export (default: the file itself)")
+    get.add_argument("--check", action="store_true", help="evaluate it by its card; exit code 0 where that agrees with its record, else 1")
+    get.add_argument("--data", default="", help="of --check: as of evaluate")
+    get.add_argument("--data-root", default="", help="likewise")
+    get.add_argument("--device", default="auto")
     for one in (prune, distill, judge, judged, advise):
         one.add_argument("--side", type=int, default=0, help="pixels a side at which images are looked at, 0 = one that suits them")
         one.add_argument("--seed", type=int, default=0)
@@ -116,6 +127,31 @@ def _export(arguments) -> int:
 
     print(f"written: {export(arguments.file, arguments.to, arguments.out, arguments.copy)}")
     return 0
+
+
+def _get(arguments) -> int:
+    from distillery import places
+    from distillery.commands import get
+    from distillery.report import zoo
+
+    if not arguments.name or arguments.check != bool(arguments.data) or (arguments.to and not arguments.out):
+        if arguments.out or arguments.to or arguments.check or arguments.data:
+            raise InputError("get: options alone; accepted: NAME --check --data DATA, NAME --out PLACE, NAME --to KIND --out PLACE")
+        entries = [zoo.read(path) for path in zoo.files(places.SETS)]
+        if not entries:
+            raise InputError(f"no set in {places.SETS}; accepted: results/sets of the repository, or a .safetensors file")
+        print(f"{zoo.table(entries)}\n\n`distillery get NAME` says more of one, and how to evaluate it again")
+        return 0
+    if not (arguments.check or arguments.out):
+        print(zoo.find(arguments.name).told())
+    if arguments.out:
+        print(f"written: {get.copy(arguments.name, arguments.out, arguments.to)}")
+    if not arguments.check:
+        return 0
+    how = {"data_root": arguments.data_root, "device": arguments.device, "tell": tell, "progress": sys.stderr.isatty()}
+    found = get.check(arguments.name, arguments.data, **how)
+    print("\n".join([*(f"note: {note}" for note in found.notes), found.told()]))
+    return 0 if found.within else 1
 
 
 def _prune(arguments) -> int:
@@ -174,13 +210,19 @@ def _distill(arguments) -> int:
 def _evaluate(arguments) -> int:
     from distillery import store
     from distillery.commands.evaluate import evaluate
+    from distillery.commands.get import enter
+    from distillery.data.kept import absent
     from distillery.report import tables
 
     how = _judging(arguments) | {"labels": arguments.labels, "loss": arguments.loss, "augmentation": not arguments.no_augmentation}
+    if arguments.out:
+        absent(arguments.out, None)
     found = evaluate(arguments.set, arguments.data, **how)
     print("\n".join([found.how, *(f"note: {note}" for note in found.notes), "", tables.rows_table(found.rows)]))
     if arguments.json:
         store.write_json(arguments.json, {"rows": found.rows, "protocol": found.protocol.spec(), "network": found.network.spec()})
+    if arguments.out:
+        print(f"\nwritten: {enter(found, arguments.out, arguments.method, arguments.source)}")
     return 0
 
 

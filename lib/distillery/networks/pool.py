@@ -18,6 +18,7 @@ Rules for other image sizes, which change nothing at the published ones:
 
 import math
 from collections import OrderedDict
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 
@@ -204,3 +205,15 @@ def build(name: str, shape: Shape, classes: int, width: float = 1.0, normalizati
     if name == "ConvNet":
         return ConvNet(shape, classes, _scaled(128, width), normalization=normalization)
     return PoolNetwork(name, shape, classes, width, normalization)
+
+
+def of(spec: dict) -> ConvNet | PoolNetwork:
+    """The network whose `spec` this is, in float32. Raises InputError on a spec that none of NAMES has."""
+    wanted = {name: value for name, value in spec.items() if name not in ("precision", "compiled")}
+    given = {name: value for name, value in wanted.items() if name not in ("network", "pooling")}
+    check_choice("network", name := wanted.get("network"), NAMES)
+    with suppress(TypeError, ValueError, KeyError):
+        made = ConvNet(**given) if name == "ConvNet" else PoolNetwork(name, **given)
+        if made.spec() == wanted:
+            return made
+    raise InputError(f"network: {spec}; accepted: what `spec` says of a network")

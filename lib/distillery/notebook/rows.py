@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from distillery.checks import check_positive_int
+from distillery.checks import InputError, check_positive_int
 from distillery.data import Splits
 from distillery.experiment import Experiment
 from distillery.methods import METHODS
@@ -17,9 +17,11 @@ from distillery.notebook import parameters, timing
 from distillery.notebook.progress import duration
 from distillery.notebook.session import Session
 from distillery.recipe import Evaluate, Prune, Recipe
+from distillery.report import zoo
 
 SHORT = 2560  # real images of which experts are made, where a loop meets them alone and is only timed
 TIMED = 4.0  # seconds for which updates are
+TWINS = 5  # draws of random images beside a set of the zoo
 
 
 def session(notebook: Path, given: dict) -> Session:
@@ -46,6 +48,22 @@ class Row:
         for recipe in self.recipes:
             result = self.experiment.run(recipe)
             yield recipe, self.session.runs.missing[-1].get("stopped", "not run within the budget") if result is None else result
+
+    def enter(self, out: str | Path) -> Path:
+        """Write the first set, once it has run, with its evaluation beside TWINS draws of random images that are judged alike.
+
+        raises  InputError on what was not run or not kept, an evaluation that is not from scratch on the set's own steps, and as `zoo.write`
+        """
+        here, experiment, recipe = self.session, self.experiment, self.recipes[0]
+        made, protocol, steps_of = experiment.judging(recipe)
+        result, twins = experiment.run(recipe), here.results[here.control(recipe.method, recipe.size, TWINS)]
+        if result is None or not all(twins) or steps_of not in (0, len(made.source())):
+            accepted = f"a row that is run, beside {TWINS} draws of random images, and judged from scratch on its own steps"
+            raise InputError(f"out: {recipe.method} at {recipe.size} is not; accepted: {accepted}")
+        source = f"notebook {here.notebook}, seed {recipe.seed}, run {experiment.evaluation_id(recipe)}"
+        judged = protocol, experiment.judged_network(recipe).spec(), here.data.test, here.p.scale, source
+        found = zoo.evaluation([result["accuracies"]], [one["accuracies"] for one in twins], recipe.seed, *judged)
+        return zoo.write(out, made, here.data, here.card(recipe, result, experiment), found)
 
     def cost(self) -> str:
         """What is left to run will take, in words, by a few seconds of it; '' where all is stored, or what is trained on is no set."""

@@ -293,11 +293,14 @@ class Session(Standard, Shown):
             made = Synthetic({"images": self.train.batch(kept), "targets": self.train.targets[kept]}, self.classes)
         if made is None:
             return None
-        known = {"method": recipe.method, "size": recipe.size, "seed": recipe.seed, "data": self.label, "data_digest": self.data.digest}
-        known |= {"steps": result["steps"], "network": row.experiment.network.spec()}
-        known |= {"prune": recipe.prune.spec()} if recipe.prune else {}
-        export(made, self.here / f"{file}.safetensors", known | card, self.train.transform)
+        export(made, self.here / f"{file}.safetensors", self.card(recipe, result, row.experiment) | card, self.train.transform)
         return made
+
+    def card(self, recipe: Recipe, result: dict, experiment: Experiment) -> dict:
+        """What the file of a set says of how it was made."""
+        known = {"method": recipe.method, "size": recipe.size, "seed": recipe.seed, "data": self.label, "data_digest": self.data.digest}
+        known |= {"steps": result["steps"], "network": experiment.network.spec()}
+        return known | ({"prune": recipe.prune.spec()} if recipe.prune else {})
 
     def export_scores(self, *names: str) -> None:
         """Write scores as files that say what they are and of which images, and are refused for any others."""

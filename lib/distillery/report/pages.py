@@ -10,6 +10,7 @@ import yaml
 from distillery import store
 from distillery.checks import InputError, first_line
 from distillery.methods import published, published_probe
+from distillery.report import zoo
 from distillery.report.records import DECIDED, decided, find, sets, tally
 from distillery.report.registered import compatibility, settings_page
 from distillery.report.statistics import counted, interval
@@ -188,6 +189,8 @@ def write(results: str | Path) -> list[Path]:
     texts = {results / f"{name}.md": page(records, name) for name in names}
     texts[results / "methods.md"] = f"# What combines with what\n\nGenerated from the registered methods.\n\n{compatibility()}\n"
     texts[results / "settings.md"] = settings_page()
+    if (results / "sets").is_dir():
+        texts[results / "sets.md"] = zoo.page(results / "sets")
     readme = root / "README.md"
     if readme.is_file() and README[0] in (text := readme.read_text()):
         text = between(text, README, headline_table(records, chosen_claims(results / "headlines.yaml")))
