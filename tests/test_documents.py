@@ -1,4 +1,4 @@
-"""What README and CONTRIBUTING show works: every block of code runs, every line of a shell is one, every link leads somewhere."""
+"""What README, CONTRIBUTING and CHALLENGE show works: every block of code runs, every line of a shell is one, every link leads somewhere."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from distillery.runs import Runs
 from made_up import TINY, class_folders
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "CHALLENGE.md")}
 NOT_RUN = {"text", "bibtex"}  # diagrams; a citation
 
 

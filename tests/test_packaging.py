@@ -63,7 +63,7 @@ def test_versions_are_told_alike():
 def wheel(tmp_path_factory):
     """The wheel, built from a copy of the sources and unpacked as if it were installed."""
     source, installed = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
-    for name in ("lib", "notebooks"):
+    for name in ("lib", "notebooks", "results/sets"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -82,7 +82,10 @@ def outside(wheel: Path, folder: Path, *words) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "distillery", *map(str, words)], cwd=folder, env=variables, capture_output=True, text=True)
 
 
-def test_the_wheel_holds_the_notebooks(wheel):
+def test_the_wheel_holds_the_notebooks_and_the_zoo(wheel, tmp_path):
+    for path in ROOT.glob("results/sets/*"):
+        assert (wheel / "distillery" / "_sets" / path.name).read_bytes() == path.read_bytes()
+    assert "| cifar10-dm-ipc1 |" in outside(wheel, tmp_path, "get").stdout
     for path in [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/params/*.yaml")]:
         assert (wheel / "distillery" / "_notebooks" / path.relative_to(ROOT / "notebooks")).read_bytes() == path.read_bytes()
     modules = {path.relative_to(ROOT / "lib") for path in (ROOT / "lib").rglob("*.py")}

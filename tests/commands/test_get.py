@@ -64,7 +64,7 @@ def evaluate(file, *more):
 def test_sets_are_listed_told_and_exported(here, tmp_path, capsys):
     assert main(["get"]) == 0
     told = capsys.readouterr().out
-    assert told.index("digits-dm-ipc1 | digits | DM | 1 | 10 |") < told.index("digits-mine-ipc2 | digits | Mine | 2 | 20 |")
+    assert told.index("digits-dm-ipc1 | digits | DM, lowest 0.5 | 1 | 10 |") < told.index("digits-mine-ipc2 | digits | Mine | 2 | 20 |")
     assert main(["get", "digits-dm-ipc1"]) == 0
     [command] = re.findall(r"distillery (get .* --check --data) DATA", capsys.readouterr().out)
     assert main([*shlex.split(command), "digits"]) == 0
@@ -220,6 +220,25 @@ def test_the_repositorys_sets_are_accepted_and_the_board_is_theirs():
 def test_the_board_is_written_with_the_other_pages(here, tmp_path):
     assert tmp_path / "sets.md" in pages.write(tmp_path)
     assert (tmp_path / "sets.md").read_text() == zoo.page(here) and tmp_path / "sets.md" not in pages.write(tmp_path)
+
+
+def test_the_commands_of_the_challenge(here, tmp_path, monkeypatch, capsys):
+    """From somebody's file to the renewed board, as CHALLENGE.md spells it, on digits and short."""
+    text = (ROOT / "CHALLENGE.md").read_text()
+    commands = [shlex.split(line) for block in re.findall(r"^```sh\n(.*?)^```$", text, re.S | re.M) for line in block.splitlines()]
+    assert [words[1] for words in commands] == ["score", "evaluate", "get", "report"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("distillery.cli.ROOT", tmp_path)
+    monkeypatch.setattr(places, "SETS", tmp_path / "results" / "sets")
+    here.rename(store.write_bytes(tmp_path / "results" / "x", b"").with_name("sets"))
+    stream = torch.Generator().manual_seed(1)
+    torch.save({"images": torch.rand(10, 1, 8, 8, generator=stream), "labels": torch.arange(10)}, "mine.pt")
+    short = evaluate("")[4:]  # the options behind the data
+    more = {"score": [*short, "--seeds", "1", "--rates", ".01", "--real-epochs", "1"], "evaluate": short}
+    for _, *words in commands:
+        words = ["digits" if word == "cifar10" else word for word in words if word not in ("--data-root", "PATH")]
+        assert main([*words, *more.get(words[0], [])]) == 0, (words, capsys.readouterr())
+    assert "| cifar10-mine-ipc1 | digits | Mine | 1 | 10 |" in (tmp_path / "results" / "sets.md").read_text()
 
 
 def test_a_number_of_a_set_that_is_no_fraction_is_refused(folder):

@@ -100,7 +100,7 @@ def _where(entry: Entry) -> str:
 def _alike(made: Synthetic | ImageSet, splits: Splits) -> str:
     """What sets that differ by their seeds alone have in common, '' of those that do not say."""
     card = {} if isinstance(made, ImageSet) else made.card
-    own = ("seed", "accuracies", "seconds", "held_out", "transform", "start")
+    own = ("seed", "accuracies", "seconds", "held_out", "transform", "start", "evaluation")
     if "seed" not in card:
         return ""
     told = {name: value for name, value in card.items() if name not in own}

@@ -57,6 +57,12 @@ class Entry:
         return self.path.stem
 
     @property
+    def method(self) -> str:
+        """Its method, and what was left of the real images where that is a part."""
+        prune = self.made.card.get("prune") or {}
+        return self.made.card["method"] + (f", {prune.get('rule', 'lowest')} {prune.get('keep')}" if prune else "")
+
+    @property
     def evaluation(self) -> dict:
         return self.made.card["evaluation"]
 
@@ -93,7 +99,7 @@ class Entry:
         judged = f"{value['n_sets']} x {value['n_networks']} networks, {self.network.name}, E {protocol.epochs}, rate {protocol.lr:g}"
         return "\n".join(
             [
-                f"{self.name}: {card['method']}, {len(self.made)} images for {card['data']}, {self.path.stat().st_size:,} bytes",
+                f"{self.name}: {self.method}, {len(self.made)} images for {card['data']}, {self.path.stat().st_size:,} bytes",
                 f"{_percent(value, 'std_networks')}% of the test images right, {_percent(twins, 'std_sets')}% by as many random images",
                 f"judged by {judged}, augmentation {protocol.augmentation or 'none'}",
                 f"source: {self.evaluation['source']}",
@@ -187,10 +193,17 @@ def table(entries: list[Entry], sources: bool = False) -> str:
     lines = []
     for entry in sorted(entries, key=place):
         card, value, twins = entry.made.card, entry.measured, entry.random
-        cells = [entry.name, plain(card["data"]), card["method"], card["size"], len(entry.made), f"{entry.path.stat().st_size / 1000:.0f}"]
+        cells = [
+            entry.name,
+            plain(card["data"]),
+            plain(entry.method),
+            card["size"],
+            len(entry.made),
+            f"{entry.path.stat().st_size / 1000:.0f}",
+        ]
         cells += [_percent(value, "std_networks"), _percent(twins, "std_sets"), f"{100 * (value['value'] - twins['value']):+.1f}"]
         judged = f"{entry.network.name.partition(',')[0]}, E {entry.protocol.epochs}"
-        lines.append([*cells, judged, entry.evaluation["scale"] or "-", *[entry.evaluation["source"]] * sources])
+        lines.append([*cells, judged, entry.evaluation["scale"] or "-", *[plain(entry.evaluation["source"])] * sources])
     return markdown([*head, *["source"] * sources], lines)
 
 
