@@ -81,10 +81,10 @@ def test_sets_are_listed_told_and_exported(here, tmp_path, capsys):
 def test_a_set_evaluates_to_its_record(here, capsys, name, seeds):
     """Of a notebook and of `evaluate`: bit by bit on one machine. Another record is told, by the exit code too."""
     entry = zoo.find(name)
-    assert np.shape(entry.evaluation["accuracies"]) == (seeds, 2) and len(entry.evaluation["random"]) == (5 if seeds == 1 else 2)
+    assert np.shape(entry.card.evaluation.accuracies) == (seeds, 2) and len(entry.card.evaluation.random) == (5 if seeds == 1 else 2)
     assert main(["get", name, "--check", "--data", "digits"]) == 0
     out = capsys.readouterr().out
-    assert "the same bit by bit" in out and "note: the test" not in out and "agrees with its record" in out
+    assert "the same bit by bit" in out and "note: the test" not in out and "it agrees" in out
     made, card = store.load_tensors(entry.path)
     card["evaluation"]["accuracies"] = [[1.0, 0.99]] * seeds
     store.save_tensors(here / "better.safetensors", made, card | {"evaluation": card["evaluation"] | {"test": "0"}})
@@ -95,9 +95,9 @@ def test_a_set_evaluates_to_its_record(here, capsys, name, seeds):
 
 def test_what_the_card_of_a_row_says_is_what_is_stored(folder):
     entry = zoo.read(folder / "digits-dm-ipc1.safetensors")
-    card, run = entry.made.card, entry.evaluation["source"].rpartition(" ")[2]
+    card, run = entry.made.card, entry.card.evaluation.source.rpartition(" ")[2]
     stored = Runs(folder.parent / "results" / "smoke" / "01_bilp").read(run)
-    assert entry.evaluation["accuracies"] == [stored["accuracies"]] and entry.evaluation["scale"] == "smoke"
+    assert entry.card.evaluation.accuracies == [stored["accuracies"]] and entry.card.evaluation.scale == "smoke"
     assert (card["method"], card["size"], card["prune"], card["data"]) == ("DM", 1, {"keep": 0.5}, "digits")
     assert card["start"] is not None  # the images that it started from
 
@@ -107,7 +107,7 @@ def test_a_set_of_ours_enters_with_what_its_card_says(here, capsys):
     out = here / "again.safetensors"
     command = evaluate(here / "digits-dm-ipc1.safetensors", "--source", "elsewhere", "--no-augmentation", "--out", str(out))
     assert main(command) == 0 and "again.safetensors" in capsys.readouterr().out
-    assert zoo.find("again").made.card["method"] == "DM" and zoo.find("again").evaluation["source"] == "elsewhere"
+    assert zoo.find("again").made.card["method"] == "DM" and zoo.find("again").card.evaluation.source == "elsewhere"
     assert main(command) == 2 and "is there already" in capsys.readouterr().err
 
 
@@ -191,7 +191,7 @@ def test_without_a_zoo_it_is_said_where_one_is(tmp_path, monkeypatch, capsys):
     assert main(["get"]) == 2 and "results/sets of the repository" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more, told", [([], "--method: of a set"), (["--method", "Mine"], "--source: of a set"), (SOURCE, "ends in")])
+@pytest.mark.parametrize("more, told", [([], "--method: none"), (["--method", "Mine"], "--source: none"), (SOURCE, "ends in")])
 def test_an_entry_says_what_it_is(folder, tmp_path, capsys, more, told):
     name = "out.npz" if more == SOURCE else "out.safetensors"
     assert main(evaluate(folder.parent / "mine.pt", "--out", str(tmp_path / name), *more)) == 2
@@ -205,6 +205,18 @@ def test_nothing_too_large_or_not_kept_enters(folder, tmp_path, monkeypatch, cap
     assert f"{out}: " in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_a_row_without_its_set_is_refused(folder, tmp_path, capsys):
+    """What was made anew may have other bits than what was judged."""
+    results = tmp_path / "results"
+    for path in (folder.parent / "results").rglob("runs/*.json"):
+        store.copy_file(path, results / path.relative_to(folder.parent / "results"))
+    options = [word for name, value in (TINY | {"results_dir": str(results)}).items() for word in ("-p", name, str(value))]
+    row = ["row", str(BILP), "DM", "1", "--keep", "lowest 0.5", "--set", "steps", "3", "--out", str(tmp_path / "out.safetensors")]
+    assert main([*row, *options]) == 2 and "was not kept" in capsys.readouterr().err
+    (tmp_path / "out.safetensors").touch()
+    assert main([*row, *options]) == 2 and "is there already" in capsys.readouterr().err
+
+
 def test_the_repositorys_sets_are_accepted_and_the_board_is_theirs():
     """`distillery report --write` writes it; what the cards of paper scale say is what the stored runs say."""
     sets = ROOT / "results" / "sets"
@@ -212,9 +224,9 @@ def test_the_repositorys_sets_are_accepted_and_the_board_is_theirs():
     for entry in map(zoo.read, zoo.files(sets)):
         assert entry.path.stat().st_size < 1e6
         assert json.loads(entry.path.with_suffix(".json").read_text())["sha256"] == store.file_digest(entry.path)
-        if entry.evaluation["scale"] == "paper":
-            notebook, run = re.fullmatch(r"notebook (\w+), seed \d+, run (\w+)", entry.evaluation["source"]).groups()
-            assert Runs(ROOT / "results" / "paper" / notebook).read(run)["accuracies"] == entry.evaluation["accuracies"][0]
+        if entry.card.evaluation.scale == "paper":
+            notebook, run = re.fullmatch(r"notebook (\w+), seed \d+, run (\w+)", entry.card.evaluation.source).groups()
+            assert Runs(ROOT / "results" / "paper" / notebook).read(run)["accuracies"] == entry.card.evaluation.accuracies[0]
 
 
 def test_the_board_is_written_with_the_other_pages(here, tmp_path):

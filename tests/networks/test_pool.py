@@ -8,7 +8,7 @@ from distillery.checks import InputError
 from distillery.data import TensorSource
 from distillery.networks import ModuleNetwork, trainable
 from distillery.networks.module import vmap_pays
-from distillery.networks.pool import NAMES, POOL, build
+from distillery.networks.pool import NAMES, POOL, build, of
 from distillery.training import train
 from distillery.training.optimizers import SGD
 
@@ -285,6 +285,16 @@ def test_width_scales_every_architecture():
         with torch.device("meta"):
             counts = [learned(module(name, (3, 32, 32), 10, width)) for width in (0.01, 0.25, 1, 1.5)]
         assert counts == sorted(set(counts))
+
+
+@pytest.mark.parametrize("name, normalization", VARIANTS)
+def test_a_spec_is_enough_to_build_the_network_again(name, normalization, refused):
+    network = build(name, (3, 32, 32), 10, 0.5, normalization)
+    again = of(network.spec() | {"precision": "tf32", "compiled": True})
+    assert again.spec() == network.spec() and again.name == network.name
+    for wrong in ({"network": "LeNets"}, {"width": -1}, {"widht": 1}, {"shape": [3, 1, 1]}, {"normalization": "no"}, {"pooling": "max"}):
+        with refused("network"):
+            of(network.spec() | wrong)
 
 
 def test_spec_and_name_identify_the_network():

@@ -1,6 +1,5 @@
 """`distillery get`: sets of the zoo evaluated again by the protocol of their cards, and copies of them; `evaluate --out` makes them."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,54 +18,31 @@ from distillery.report import zoo
 from distillery.report.external import fitting
 
 
-@dataclass(frozen=True, eq=False)
-class Checked:
-    """A set that was evaluated again: its entry, accuracies[seed][network] as fractions, and what a reader should know, in words."""
-
-    entry: zoo.Entry
-    accuracies: list[list[float]]
-    notes: list[str]
-
-    @property
-    def difference(self) -> float:
-        """Of the mean accuracy to the recorded one."""
-        return float(np.mean(self.accuracies)) - self.entry.measured["value"]
-
-    @property
-    def within(self) -> bool:
-        """Whether that is within the tolerance."""
-        return abs(self.difference) <= self.entry.tolerance
-
-    def told(self) -> str:
-        """Both accuracies, and whether they agree, in a line."""
-        same = self.accuracies == self.entry.evaluation["accuracies"]
-        how = "the same bit by bit" if same else f"{100 * self.difference:+.1f} points, tolerance {100 * self.entry.tolerance:.1f}"
-        value, verdict = 100 * self.entry.measured["value"], "agrees with its record" if self.within else "does not agree with its record"
-        twins = 100 * self.entry.random["value"]
-        return (
-            f"{self.entry.name}: recorded {value:.1f}%, now {100 * np.mean(self.accuracies):.1f}% ({how}): {verdict}; random {twins:.1f}%"
-        )
-
-
 def check(
     name: str | Path, data: str | Path, *, data_root: str | Path = "", device: str = "auto", tell: Tell = quiet, progress: bool = False
-) -> Checked:
-    """Evaluate a set of the zoo, or a file of that form, as its card says: its network, protocol and seeds.
+) -> tuple[list[str], bool]:
+    """Evaluate a set of the zoo, or a file of that form, as its card says: by its network, protocol and seeds.
 
     data, data_root  as of `evaluate`
+    returns          lines: what a reader should know, then the recorded and the new accuracy; whether they agree within the tolerance
     raises           InputError as `zoo.find` and `evaluate`
     """
     entry, where = zoo.find(name), parameters.device(device)
     given = Data(data, data_root, 0, "own", where, False, tell, progress)
     [made], splits, notes = given.read(checked(entry.path, data, "ConvNet"))
-    source, protocol, found = fitting(made, splits), entry.protocol, entry.evaluation
-    if splits.test.digest != found["test"]:
+    source, protocol, record = fitting(made, splits), entry.protocol, entry.card.evaluation
+    if splits.test.digest != record.test:
         notes.append("the test images are not those of the record")
-    judge, seeds = Judge(splits, entry.network), range(found["seed"], found["seed"] + len(found["accuracies"]))
-    visit = trials.seconds_a_visit(entry.network, splits.train, protocol.networks, protocol.augmentation)
+    seeds = range(record.seed, record.seed + len(record.accuracies))
     visits = len(seeds) * protocol.networks * (len(source) * (protocol.epochs + 1) + len(splits.test) / 3)  # tests go forward alone
-    tell(f"this takes about {owns.span(visits * visit)}: {len(seeds)} x {protocol.networks} networks, E {protocol.epochs}")
-    return Checked(entry, [judge(source, protocol, seed)["accuracies"] for seed in seeds], notes)
+    seconds = visits * trials.seconds_a_visit(entry.network, splits.train, protocol.networks, protocol.augmentation)
+    tell(f"this takes about {owns.span(seconds)}: {len(seeds)} x {protocol.networks} networks, E {protocol.epochs}")
+    found = [Judge(splits, entry.network)(source, protocol, seed)["accuracies"] for seed in seeds]
+    before, now, twins = entry.found[0]["value"], float(np.mean(found)), entry.found[1]["value"]
+    how = f"{100 * (now - before):+.1f} points, tolerance {100 * entry.tolerance:.1f}"
+    how, within = "the same bit by bit" if found == record.accuracies else how, abs(now - before) <= entry.tolerance
+    line = f"{entry.name}: recorded {100 * before:.1f}%, now {100 * now:.1f}% ({how}), random images {100 * twins:.1f}%: "
+    return [*(f"note: {note}" for note in notes), line + ("it agrees" if within else "it does not agree")], within
 
 
 def copy(name: str | Path, out: str | Path, to: str = "") -> Path:
@@ -84,15 +60,14 @@ def enter(judged: Judged, out: str | Path, method: str = "", source: str = "") -
     method, source  what the board says of it, '' = what its card says
     raises          InputError where nobody says it, and as `zoo.write`
     """
-    card = {} if isinstance(judged.made, ImageSet) else {name: one for name, one in judged.made.card.items() if name not in zoo.OWN}
-    told = {"method": method or card.get("method"), "source": source or card.get("evaluation", {}).get("source")}
-    for name, value in told.items():
-        if not value:
-            raise InputError(
-                f"--{name}: of a set whose card has none; accepted: what the board says, such as 'DM' or the address of its code"
-            )
+    real = isinstance(judged.made, ImageSet)
+    card = {} if real else {name: one for name, one in judged.made.card.items() if name not in zoo.OWN}
+    method, source = method or card.get("method"), source or card.get("evaluation", {}).get("source")
+    if not (method and source):
+        raise InputError(f"--{'source' if method else 'method'}: none, nor in its card; accepted: what the board says, see CHALLENGE.md")
     row, twins = judged.rows[:2]
-    card |= {"method": told["method"], "size": card.get("size", row["ipc"])}
-    protocol = judged.protocol if isinstance(judged.made, ImageSet) else judged.protocol.fitting(judged.made)
-    parts = row["accuracies"], twins["accuracies"], judged.seed, protocol, judged.network.spec(), judged.splits.test, "", told["source"]
-    return zoo.write(out, judged.made, judged.splits, card, zoo.evaluation(*parts))
+    found = zoo.Evaluation(
+        accuracies=row["accuracies"], random=twins["accuracies"], seed=judged.seed, network=judged.network.spec(), scale="", source=source,
+        protocol=(judged.protocol if real else judged.protocol.fitting(judged.made)).spec(), test=judged.splits.test.digest,
+    )  # fmt: skip
+    return zoo.write(out, judged.made, judged.splits, card | {"method": method, "size": card.get("size", row["ipc"])}, found)

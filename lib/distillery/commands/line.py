@@ -134,24 +134,24 @@ def _get(arguments) -> int:
     from distillery.commands import get
     from distillery.report import zoo
 
-    if not arguments.name or arguments.check != bool(arguments.data) or (arguments.to and not arguments.out):
-        if arguments.out or arguments.to or arguments.check or arguments.data:
-            raise InputError("get: options alone; accepted: NAME --check --data DATA, NAME --out PLACE, NAME --to KIND --out PLACE")
-        entries = [zoo.read(path) for path in zoo.files(places.SETS)]
+    name, out, to, data = arguments.name, arguments.out, arguments.to, arguments.data
+    if (out or to or data or arguments.check) and not name or arguments.check != bool(data) or (to and not out):
+        raise InputError("get: options alone; accepted: NAME --check --data DATA, NAME --out PLACE, NAME --to KIND --out PLACE")
+    if out:
+        print(f"written: {get.copy(name, out, to)}")
+    if data:
+        how = {"data_root": arguments.data_root, "device": arguments.device, "tell": tell, "progress": sys.stderr.isatty()}
+        lines, within = get.check(name, data, **how)
+        print("\n".join(lines))
+        return 0 if within else 1
+    if not out:
+        entries = [zoo.find(name)] if name else [zoo.read(path) for path in zoo.files(places.SETS)]
         if not entries:
             raise InputError(f"no set in {places.SETS}; accepted: results/sets of the repository, or a .safetensors file")
-        print(f"{zoo.table(entries)}\n\n`distillery get NAME` says more of one, and how to evaluate it again")
-        return 0
-    if not (arguments.check or arguments.out):
-        print(zoo.find(arguments.name).told())
-    if arguments.out:
-        print(f"written: {get.copy(arguments.name, arguments.out, arguments.to)}")
-    if not arguments.check:
-        return 0
-    how = {"data_root": arguments.data_root, "device": arguments.device, "tell": tell, "progress": sys.stderr.isatty()}
-    found = get.check(arguments.name, arguments.data, **how)
-    print("\n".join([*(f"note: {note}" for note in found.notes), found.told()]))
-    return 0 if found.within else 1
+        name = name or "NAME"
+        print(f"{zoo.table(entries)}\n\nevaluate it again:  distillery get {name} --check --data DATA")
+        print(f"export it:          distillery get {name} --out FILE, or --to imagefolder, pt or npz --out PLACE")
+    return 0
 
 
 def _prune(arguments) -> int:

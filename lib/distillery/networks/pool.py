@@ -212,8 +212,8 @@ def of(spec: dict) -> ConvNet | PoolNetwork:
     wanted = {name: value for name, value in spec.items() if name not in ("precision", "compiled")}
     given = {name: value for name, value in wanted.items() if name not in ("network", "pooling")}
     check_choice("network", name := wanted.get("network"), NAMES)
-    with suppress(TypeError, ValueError, KeyError):
-        made = ConvNet(**given) if name == "ConvNet" else PoolNetwork(name, **given)
+    with suppress(TypeError, ValueError):
+        made = ConvNet(**given) if name == "ConvNet" else build(name, **given)
         if made.spec() == wanted:
             return made
     raise InputError(f"network: {spec}; accepted: what `spec` says of a network")

@@ -61,8 +61,10 @@ class Row:
             accepted = f"a row that is run, beside {TWINS} draws of random images, and judged from scratch on its own steps"
             raise InputError(f"out: {recipe.method} at {recipe.size} is not; accepted: {accepted}")
         source = f"notebook {here.notebook}, seed {recipe.seed}, run {experiment.evaluation_id(recipe)}"
-        judged = protocol, experiment.judged_network(recipe).spec(), here.data.test, here.p.scale, source
-        found = zoo.evaluation([result["accuracies"]], [one["accuracies"] for one in twins], recipe.seed, *judged)
+        found = zoo.Evaluation(
+            accuracies=[result["accuracies"]], random=[one["accuracies"] for one in twins], seed=recipe.seed, protocol=protocol.spec(),
+            network=experiment.judged_network(recipe).spec(), test=here.data.test.digest, scale=here.p.scale, source=source,
+        )  # fmt: skip
         return zoo.write(out, made, here.data, here.card(recipe, result, experiment), found)
 
     def cost(self) -> str:
