@@ -198,11 +198,16 @@ def test_an_entry_says_what_it_is(folder, tmp_path, capsys, more, told):
     assert told in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_nothing_too_large_or_not_kept_enters(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(zoo, "LARGEST", 1000)
+def test_nothing_too_large_or_by_a_network_that_no_card_gives_enters(folder, tmp_path, monkeypatch, capsys):
+    """Before anything is trained; what its card adds, afterwards."""
     out = tmp_path / "out.safetensors"
-    assert main(evaluate(folder.parent / "mine.pt", *SOURCE, "--out", str(out))) == 2
-    assert f"{out}: " in capsys.readouterr().err and not list(tmp_path.iterdir())
+    for largest, told in ((5000, "set: 5,120 bytes of numbers"), (6000, f"{out}: ")):
+        monkeypatch.setattr(zoo, "LARGEST", largest)
+        assert main(evaluate(folder.parent / "mine.pt", *SOURCE, "--out", str(out))) == 2
+        said = capsys.readouterr()
+        assert told in said.err and "| set |" not in said.out and not list(tmp_path.iterdir())
+    assert main(evaluate(folder.parent / "mine.pt", *SOURCE, "--network", "torchvision:resnet18", "--out", str(out))) == 2
+    assert "accepted: ConvNet, MLP" in capsys.readouterr().err
 
 
 def test_a_row_without_its_set_is_refused(folder, tmp_path, capsys):

@@ -18,6 +18,7 @@ from distillery.evaluation import Protocol
 from distillery.networks import ConvNet, pool
 from distillery.networks.module import ModuleNetwork
 from distillery.notebook import parameters
+from distillery.report import zoo
 from distillery.report.external import compare_with_random
 from distillery.runs import Runs
 from distillery.training.dsa import DSA, DSA_NO_FLIP
@@ -33,9 +34,6 @@ class Judged:
     protocol  by which
     how       what was judged, by what, in words
     notes     what a reader of the rows should know, in words
-    made      the set
-    splits    what it was judged on
-    seed      of the first evaluation
     """
 
     rows: list[dict]
@@ -43,16 +41,14 @@ class Judged:
     protocol: Protocol
     how: str
     notes: list[str]
-    made: Synthetic | ImageSet
-    splits: Splits
-    seed: int
 
 
 def evaluate(
     found: str | Path, data: str | Path, *, data_root: str | Path = "", labels: str | Path = "", pixels: str = "auto", logits: bool = False,
     formation: str = "identity", normalization: str = "own", network: str = "ConvNet", width: int = 0, side: int = 0, networks: int = 5,
     epochs: int = 0, seeds: int = 1, seed: int = 0, flip: bool = True, augmentation: bool = True, loss: str = "cross-entropy",
-    device: str = "auto", skip_unreadable: bool = False, tell: Tell = quiet, progress: bool = False,
+    device: str = "auto", skip_unreadable: bool = False, out: str | Path = "", method: str = "", source: str = "", tell: Tell = quiet,
+    progress: bool = False,
 ) -> Judged:  # fmt: skip
     """Train fresh networks on a finished set and on random images of the same number, and test all on images that neither has seen.
 
@@ -65,6 +61,8 @@ def evaluate(
     side     pixels a side at which images of a list or a folder are looked at, 0 = one that suits them
     epochs   0 = 1000 for published data as the field has it, else by the size of the set
     seeds    evaluations of `networks` networks; the set is the same in all, random images are drawn anew
+    out      where the set is written with this evaluation, as the zoo holds sets, '' = nowhere; `method` and `source` are what the board
+             says of it, '' = what its card says
     raises   InputError on files that are not there or no set, a set that does not fit the data, and where no image is left to judge by
     """
     path, where = checked(found, data, network), parameters.device(device)
@@ -79,11 +77,19 @@ def evaluate(
     epochs = epochs or (1000 if published else trials.passes(n, where.type))
     protocol = Protocol(networks, epochs, augmentation=(DSA if flip else DSA_NO_FLIP) if augmentation else "", loss=loss)
     what = f"{len(made)} stored images, {made.stored_numbers()} stored numbers" if stored else f"{n} real images"
+    card = zoo.card(out, made, judging, method, source) if out else {}
     how = f"{path.name} on {splits.test.name}: {what}, {len(splits.test)} images to judge by\n{judging.name}, E {epochs}, {loss}, "
     how += f"augmentation {protocol.augmentation or 'none'}, final weights, pixels {made.card.get('pixels', 'as exported') if stored else 'as bytes'}"
     start = made.card.get("start") if stored else None
     rows = compare_with_random(made, splits, judging, protocol, seeds, seed, start, Runs(folders.cache_folder() / "own"))
-    return Judged(rows, judging, protocol, how, notes, made, splits, seed)
+    if out:
+        ours, twins = (row["accuracies"] for row in rows[:2])
+        found = zoo.Evaluation(
+            accuracies=ours, random=twins, seed=seed, protocol=(protocol.fitting(made) if stored else protocol).spec(),
+            network=judging.spec(), test=splits.test.digest, scale="", source=card.pop("source"),
+        )  # fmt: skip
+        zoo.write(out, made, splits, {"size": round(n / len(splits.train.classes), 2)} | card, found)
+    return Judged(rows, judging, protocol, how, notes)
 
 
 def checked(found: str | Path, data: str | Path, network: str) -> Path:

@@ -1,16 +1,16 @@
-"""`distillery get`: sets of the zoo evaluated again by the protocol of their cards, and copies of them; `evaluate --out` makes them."""
+"""`distillery get`: sets of the zoo evaluated again by the protocol of their cards, and copies of them."""
 
 from pathlib import Path
 
 import numpy as np
 
 from distillery import store
-from distillery.checks import InputError, local_path
+from distillery.checks import local_path
 from distillery.commands import own as owns
 from distillery.commands import trial as trials
-from distillery.commands.evaluate import Data, Judged, checked
+from distillery.commands.evaluate import Data, checked
 from distillery.commands.own import Tell, quiet
-from distillery.data import ImageSet, kept
+from distillery.data import kept
 from distillery.data.export import export
 from distillery.evaluation.judge import Judge
 from distillery.notebook import parameters
@@ -28,7 +28,7 @@ def check(
     raises           InputError as `zoo.find` and `evaluate`
     """
     entry, where = zoo.find(name), parameters.device(device)
-    given = Data(data, data_root, 0, "own", where, False, tell, progress)
+    given = Data(data, data_root, entry.card.evaluation.seed, "own", where, False, tell, progress)
     [made], splits, notes = given.read(checked(entry.path, data, "ConvNet"))
     source, protocol, record = fitting(made, splits), entry.protocol, entry.card.evaluation
     if splits.test.digest != record.test:
@@ -52,22 +52,3 @@ def copy(name: str | Path, out: str | Path, to: str = "") -> Path:
         return export(entry.path, to, out)
     kept.absent(out, None)
     return store.copy_file(entry.path, out)
-
-
-def enter(judged: Judged, out: str | Path, method: str = "", source: str = "") -> Path:
-    """Write a set that was evaluated, with this evaluation: an entry of the zoo.
-
-    method, source  what the board says of it, '' = what its card says
-    raises          InputError where nobody says it, and as `zoo.write`
-    """
-    real = isinstance(judged.made, ImageSet)
-    card = {} if real else {name: one for name, one in judged.made.card.items() if name not in zoo.OWN}
-    method, source = method or card.get("method"), source or card.get("evaluation", {}).get("source")
-    if not (method and source):
-        raise InputError(f"--{'source' if method else 'method'}: none, nor in its card; accepted: what the board says, see CHALLENGE.md")
-    row, twins = judged.rows[:2]
-    found = zoo.Evaluation(
-        accuracies=row["accuracies"], random=twins["accuracies"], seed=judged.seed, network=judged.network.spec(), scale="", source=source,
-        protocol=(judged.protocol if real else judged.protocol.fitting(judged.made)).spec(), test=judged.splits.test.digest,
-    )  # fmt: skip
-    return zoo.write(out, judged.made, judged.splits, card | {"method": method, "size": card.get("size", row["ipc"])}, found)

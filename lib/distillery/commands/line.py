@@ -210,19 +210,16 @@ def _distill(arguments) -> int:
 def _evaluate(arguments) -> int:
     from distillery import store
     from distillery.commands.evaluate import evaluate
-    from distillery.commands.get import enter
-    from distillery.data.kept import absent
     from distillery.report import tables
 
     how = _judging(arguments) | {"labels": arguments.labels, "loss": arguments.loss, "augmentation": not arguments.no_augmentation}
-    if arguments.out:
-        absent(arguments.out, None)
+    how |= {name: getattr(arguments, name) for name in ("out", "method", "source")}
     found = evaluate(arguments.set, arguments.data, **how)
     print("\n".join([found.how, *(f"note: {note}" for note in found.notes), "", tables.rows_table(found.rows)]))
     if arguments.json:
         store.write_json(arguments.json, {"rows": found.rows, "protocol": found.protocol.spec(), "network": found.network.spec()})
     if arguments.out:
-        print(f"\nwritten: {enter(found, arguments.out, arguments.method, arguments.source)}")
+        print(f"\nwritten: {arguments.out}")
     return 0
 
 

@@ -150,22 +150,43 @@ def find(name: str | Path) -> Entry:
     return read(paths[name])
 
 
-def write(path: str | Path, made: Synthetic | ImageSet, splits: Splits, card: dict, found: Evaluation) -> Path:
-    """Write a set with its evaluation: all three files, once they have been read back.
+def card(path: str | Path, made: Synthetic | ImageSet, network, method: str = "", source: str = "") -> dict:
+    """What the file of a set that is about to be evaluated will say, with 'source'; '' = what its card says.
 
-    made    the set, standardized as the images of `splits` are
-    card    what else its file says: at least 'method' and 'size'; without 'data' the name of the images
-    raises  InputError as `read`, and where a file is there already
+    raises  InputError where nobody says it, `write` could not write to `path`, the set is too large, or the network none of the pool
     """
+    known = {} if isinstance(made, ImageSet) else made.card
+    method, source = method or known.get("method"), source or known.get("evaluation", {}).get("source")
+    if not (method and source):
+        raise InputError(f"--{'source' if method else 'method'}: none, nor in its card; accepted: what the board says, see CHALLENGE.md")
+    if (size := 4 * (made.pixels.shape.numel() if isinstance(made, ImageSet) else made.stored_numbers())) >= LARGEST:
+        raise InputError(f"set: {size:,} bytes of numbers; accepted: {ACCEPTED}")
+    _free(path)
+    pool.of(network.spec())
+    return {name: one for name, one in known.items() if name not in OWN} | {"method": method, "source": source}
+
+
+def _free(path: str | Path) -> Path:
     path = local_path("out", path)
     check_choice("out: a file that ends in", path.suffix, [".safetensors"])
     kept.absent(path, None)
+    return path
+
+
+def write(path: str | Path, made: Synthetic | ImageSet, splits: Splits, says: dict, found: Evaluation) -> Path:
+    """Write a set with its evaluation: all three files, once they have been read back.
+
+    made    the set, standardized as the images of `splits` are
+    says    what else its card says: at least 'method' and 'size'; without 'data' the name of the images
+    raises  InputError as `read`, and where a file is there already
+    """
+    path = _free(path)
     if isinstance(made, ImageSet):
         made = Synthetic({"images": made.batch(torch.arange(len(made), device=made.device)), "targets": made.targets})
     fitting(made, splits)
-    card = {"data": splits.test.name} | card | {"evaluation": found.model_dump()}
+    says = {"data": splits.test.name} | says | {"evaluation": found.model_dump()}
     with tempfile.TemporaryDirectory() as folder:
-        there = synthetic.export(replace(made, classes=splits.train.classes), Path(folder) / path.name, card, splits.train.transform)
+        there = synthetic.export(replace(made, classes=splits.train.classes), Path(folder) / path.name, says, splits.train.transform)
         try:
             read(there)
         except InputError as error:
