@@ -61,8 +61,8 @@ def evaluate(
     side     pixels a side at which images of a list or a folder are looked at, 0 = one that suits them
     epochs   0 = 1000 for published data as the field has it, else by the size of the set
     seeds    evaluations of `networks` networks; the set is the same in all, random images are drawn anew
-    out      where the set is written with this evaluation, as the zoo holds sets, '' = nowhere; `method` and `source` are what the board
-             says of it, '' = what its card says
+    out      where the set is written with this evaluation, as the zoo holds sets, '' = nowhere; `method`, '' = that of its card, and
+             `source` are what the board says of it
     raises   InputError on files that are not there or no set, a set that does not fit the data, and where no image is left to judge by
     """
     path, where = checked(found, data, network), parameters.device(device)
@@ -86,7 +86,7 @@ def evaluate(
         ours, twins = (row["accuracies"] for row in rows[:2])
         found = zoo.Evaluation(
             accuracies=ours, random=twins, seed=seed, protocol=(protocol.fitting(made) if stored else protocol).spec(),
-            network=judging.spec(), test=splits.test.digest, scale="", source=card.pop("source"),
+            network=judging.spec(), test=splits.test.digest, scale="", source=source,
         )  # fmt: skip
         zoo.write(out, made, splits, {"size": round(n / len(splits.train.classes), 2)} | card, found)
     return Judged(rows, judging, protocol, how, notes)

@@ -151,19 +151,19 @@ def find(name: str | Path) -> Entry:
 
 
 def card(path: str | Path, made: Synthetic | ImageSet, network, method: str = "", source: str = "") -> dict:
-    """What the file of a set that is about to be evaluated will say, with 'source'; '' = what its card says.
+    """What the card of a set that is about to be evaluated will say; method '' = as it says already.
 
-    raises  InputError where nobody says it, `write` could not write to `path`, the set is too large, or the network none of the pool
+    raises  InputError where a name or a source is missing, `write` could not write to `path`, the set is too large, or the network none of the pool
     """
     known = {} if isinstance(made, ImageSet) else made.card
-    method, source = method or known.get("method"), source or known.get("evaluation", {}).get("source")
+    method = method or known.get("method", "")
     if not (method and source):
-        raise InputError(f"--{'source' if method else 'method'}: none, nor in its card; accepted: what the board says, see CHALLENGE.md")
+        raise InputError(f"--{'source' if method else 'method'}: none; accepted: what the board says of the set, see CHALLENGE.md")
     if (size := 4 * (made.pixels.shape.numel() if isinstance(made, ImageSet) else made.stored_numbers())) >= LARGEST:
         raise InputError(f"set: {size:,} bytes of numbers; accepted: {ACCEPTED}")
     _free(path)
     pool.of(network.spec())
-    return {name: one for name, one in known.items() if name not in OWN} | {"method": method, "source": source}
+    return {name: one for name, one in known.items() if name not in OWN} | {"method": method}
 
 
 def _free(path: str | Path) -> Path:
