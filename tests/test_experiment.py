@@ -10,7 +10,7 @@ from distillery import distill as distilling
 from distillery import job as jobs
 from distillery.checks import InputError
 from distillery.encoders.regression_set import RegressionSet
-from distillery.evaluation import FineTuning, Probing, Protocol
+from distillery.evaluation import FineTuning, Probing, Protocol, evaluate
 from distillery.experiment import Compute, Experiment, Presets, ScoreSettings, Validation
 from distillery.methods import METHODS
 from distillery.networks import ConvNet
@@ -21,6 +21,7 @@ from distillery.scores import dynamics
 from distillery.seeds import generator
 from distillery.training.dsa import DSA_NO_FLIP
 from distillery.training.views import Views
+from made_up import refusal
 
 SHORT = {"steps": 2, "batch": 8}
 TINY = {
@@ -64,6 +65,37 @@ def test_looks_tell_the_best_beside_the_last(splits, tmp_path):
     found, before = looked.run(recipe), plain.run(recipe)
     assert found["accuracies"] == before["accuracies"] and "best" not in before and found["artifact"] == before["artifact"]
     assert all(best >= last for best, last in zip(found["best"], found["accuracies"]))
+
+
+def test_hard_labels_of_a_set_are_learned_by_cross_entropy(splits, tmp_path):
+    """Of hard labels nothing changes; of learned ones the likeliest class is trained on, by the default protocol."""
+    here = experiment(splits, tmp_path, TINY, protocol=Protocol(2, 2, loss="half squared error"))
+    for method in ("random", "FRePo"):
+        own, hard = (Recipe(method, 1, 0, evaluate=Evaluate(labels=labels)) for labels in ("own", "hard"))
+        found, judged = here.run(own), here.run(hard)
+        made = here.synthetic(found)
+        targets = made.tensors["targets"]
+        labels = targets.argmax(1) if targets.is_floating_point() else targets
+        source = made.replace(targets=labels).source()
+        by_hand = evaluate(here.network, source, Protocol(2, 2), splits.test, generator(0, "evaluation"))
+        assert judged["accuracies"] == by_hand.tolist() != found["accuracies"] and judged["artifact"] == found["artifact"]
+
+
+def test_the_best_rate_is_that_of_validation_images(splits, tmp_path):
+    here, recipe = experiment(splits, tmp_path, protocol=Protocol(2, 8)), Recipe("random", 2, 0)
+    found = here.best_rate(recipe, [1e-5, 0.1])
+    assert [rate for rate, _ in found["tried"]] == [0.01, 1e-5, 0.1]
+    best = max(found["tried"], key=lambda one: one[1])[0]
+    assert found["rate"] == (0.0 if best == 0.01 else best)
+    source, stream = here.synthetic(here.run(recipe)).source(), generator(0, "rate")
+    by_hand = evaluate(here.network, source, Protocol(1, 8, lr=0.1), splits.validation, stream)
+    assert found["tried"][2][1] == float(by_hand)
+    assert here.best_rate(recipe, [1e-5])["rate"] == 0.0 and here.best_rate(recipe, [])["tried"] == found["tried"][:1]
+    computed = here.runs.computed
+    assert here.best_rate(recipe, [1e-5, 0.1]) == found and here.runs.computed == computed
+    nothing = replace(splits, validation=splits.validation.subset(torch.arange(0)))
+    with refusal("validation"):
+        experiment(nothing, tmp_path).best_rate(recipe, [0.1])
 
 
 def made_for(method, splits, encoder, folder):

@@ -308,6 +308,19 @@ def test_a_run_is_computed_once(tmp_path):
     assert not list(tmp_path.rglob("*.lock"))
 
 
+def test_runs_of_other_folders_are_read_and_nothing_is_written_there(tmp_path):
+    compute, calls = counting()
+    other = Runs(tmp_path / "other")
+    first = other.get("p", 1, {"ipc": 1}, "data", compute)
+    (other.folder / "artifacts").mkdir()
+    other.artifact("kept").touch()
+    before = sorted(other.folder.rglob("*"))
+    runs = Runs(tmp_path / "own", also=[tmp_path / "none", other.folder])
+    assert runs.get("p", 1, {"ipc": 1}, "data", compute) == first and runs.get("p", 1, {"ipc": 2}, "data", compute)
+    assert len(calls) == 2 and (runs.computed, runs.reused) == (1, 1) and sorted(other.folder.rglob("*")) == before
+    assert runs.artifact("kept").is_relative_to(other.folder) and runs.artifact("new").is_relative_to(runs.folder)
+
+
 def test_a_failed_run_is_not_stored(tmp_path):
     runs = Runs(tmp_path)
 

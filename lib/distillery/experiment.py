@@ -15,10 +15,9 @@ from torch import Tensor
 from distillery import engine, store
 from distillery.checks import InputError
 from distillery.data import LazyImages, Splits
-from distillery.data.synthetic import Synthetic
+from distillery.data.synthetic import Synthetic, hard
 from distillery.evaluation import Protocol, accuracy
 from distillery.job import Job
-from distillery.lock import lock
 from distillery.methods import METHODS
 from distillery.networks import pool
 from distillery.networks.encoder import Encoder
@@ -273,6 +272,32 @@ class Experiment:
             "search", VERSION, inputs, self.data.digest, compute, f"{len(networks)} networks on {self._called(recipe)}"
         )
 
+    def best_rate(self, recipe: Recipe, rates: Sequence[float]) -> dict | None:
+        """The training rate that serves a recipe's set best on validation images; None if the set is not here.
+
+        Tried are its own rate and `rates`, by one network each, another one than those that are tested.
+        returns  'rate', 0 = its own, as `Evaluate` has it, and 'tried', pairs of a rate and an accuracy, its own first
+        raises   InputError where there are no validation images
+        """
+        self.check(recipe)
+        if not len(self.data.validation):
+            raise InputError(f"rates: {list(rates)} without validation images; accepted: held_out above 0")
+
+        def compute(key: str) -> dict:
+            job, made = self._job_and_set(recipe)
+            network, source = self.judged_network(recipe), self._source(recipe, job, made)
+            protocol, steps_of = self._protocol(job, made)
+            tried = []
+            for rate in (protocol.lr, *(one for one in rates if one != protocol.lr)):
+                how = replace(protocol, networks=1, lr=rate, looks=0)
+                params, *_ = job.method.train(job, network, source, how, job.stream("rate"), steps_of)
+                tried.append([rate, float(accuracy(network, params, self.data.validation))])
+            best = max(range(len(tried)), key=lambda i: tried[i][1])
+            return {"rate": tried[best][0] if best else 0.0, "tried": tried}
+
+        inputs = self.evaluation_inputs(recipe) | {"rates": list(rates)}
+        return self.runs.try_get("rate", VERSION, inputs, self.data.digest, compute, f"rate of {self._called(recipe)}")
+
     def billed(self, results: list[dict]) -> list[dict]:
         """'seconds' and 'samples' of results, a set that several of them share counted once."""
         bills, seen = [], set()
@@ -290,7 +315,7 @@ class Experiment:
             raise DependencyMissing
         path = self.runs.artifact(_iterate_file(found["artifact"], recipe.evaluate.iterate))
         if not path.exists() and not self.runs.spent():  # results travel without their sets
-            with lock(self.runs.path(found["artifact"]).with_suffix(".lock"), self.runs.wait):
+            with self.runs.lock(found["artifact"]):
                 if not path.exists():
                     self._make(recipe, found["artifact"])
         self.runs.artifact(found["artifact"], ".checkpoint.safetensors").unlink(missing_ok=True)  # only now: a kill before loses a minute
@@ -346,17 +371,23 @@ class Experiment:
         job, made = self._job_and_set(recipe)
         return made, *self._protocol(job, made)
 
+    def _source(self, recipe: Recipe, job: Job, made: Synthetic | None):
+        """What networks are trained on, under the labels that the recipe asks for."""
+        source = made.source() if made else job.source
+        return hard(source) if recipe.evaluate.labels == "hard" else source
+
     def _protocol(self, job: Job, made: Synthetic | None) -> tuple[Protocol, int]:
         protocol, steps_of = job.method.protocol(job, self.protocol, made)
         asked = job.recipe.evaluate
-        return replace(protocol, lr=asked.lr or protocol.lr), len(self.real) if asked.equal_steps else steps_of
+        changes = {"lr": asked.lr or protocol.lr} | ({"loss": "cross-entropy"} if asked.labels == "hard" else {})
+        return replace(protocol, **changes), len(self.real) if asked.equal_steps else steps_of
 
     def _evaluate(self, recipe: Recipe) -> dict:
         job, made = self._job_and_set(recipe)
         with float32_matmul(self.compute.precision):
             if made is None:
                 job.score_first()  # before the clock starts: they serve many recipes
-            began, network, source = time.monotonic(), self.judged_network(recipe), made.source() if made else job.source
+            began, network, source = time.monotonic(), self.judged_network(recipe), self._source(recipe, job, made)
             protocol, steps_of = self._protocol(job, made)
             params, stats, details = job.method.train(job, network, source, protocol, job.stream(protocol.stream), steps_of)
             result = protocol.judge(self, network, params, stats, recipe.seed)

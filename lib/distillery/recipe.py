@@ -106,14 +106,17 @@ class Evaluate(Part):
     iterate      which iterate of the set: 'last', 'ema', the moving average of its images, or 'best' on validation images
     lr           training rate, 0 = as the protocol or the set says
     equal_steps  train as many steps as all real images would take
+    labels       'own', as the set has them, or 'hard': the likeliest class of each image, learned by cross-entropy
     """
 
     network: str = ""
     iterate: str = "last"
     lr: float = 0.0
     equal_steps: bool = False
+    labels: str = "own"
 
     def __post_init__(self):
+        check_choice("labels", self.labels, ("own", "hard"))
         if self.network:
             check_choice("network", self.network, pool.NAMES)
         if not is_number(self.lr) or self.lr < 0:

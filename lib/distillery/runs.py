@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,14 +27,24 @@ class Runs:
     for itself.
     """
 
-    def __init__(self, folder: str | Path, budget_minutes: float = 0.0, *, wait: bool = False, events: str | Path = ""):
+    def __init__(
+        self,
+        folder: str | Path,
+        budget_minutes: float = 0.0,
+        *,
+        wait: bool = False,
+        events: str | Path = "",
+        also: Iterable[str | Path] = (),
+    ):
         """Where runs are stored.
 
         budget_minutes  start no new run after so many minutes, 0 = no limit
         wait            for runs that another process is computing, instead of an InputError
         events          the file to which `tell` appends, '' = none
+        also            folders of other notebooks, whose finished runs and kept sets are read where `folder` has none; nothing is written there
         """
         self.folder, self.wait, self.events = Path(folder), wait, str(events)
+        self.also = tuple(map(Path, also))
         self.deadline = time.time() + 60 * budget_minutes if budget_minutes > 0 else float("inf")
         self.asked = self.computed = self.reused = 0
         self.missing: list[dict] = []
@@ -64,17 +74,26 @@ class Runs:
         return time.time() >= self.deadline
 
     def path(self, key: str) -> Path:
-        return self.folder / "runs" / f"{key}.json"
+        return self._found(f"runs/{key}.json")
 
     def artifact(self, key: str, suffix: str = ".safetensors") -> Path:
-        return self.folder / "artifacts" / f"{key}{suffix}"
+        return self._found(f"artifacts/{key}{suffix}")
+
+    def lock(self, key: str):
+        """Hold what this folder stores under an id against other processes."""
+        return lock(self.folder / "runs" / f"{key}.lock", self.wait)
+
+    def _found(self, name: str) -> Path:
+        """Where a file lies: in the first folder that has it, else where it will be."""
+        own = self.folder / name
+        return next((path for path in (own, *(folder / name for folder in self.also)) if path.exists()), own)
 
     def get(self, producer: str, version: int, inputs: dict, data_digest: str, compute: Callable[[str], dict]):
         """The result of a run, a dict fit for JSON: read if it is there, else computed from its id within the budget and stored, else None."""
         key = identity(producer, version, inputs, data_digest)
         path = self.path(key)
         if not path.exists() and not self.spent():
-            with lock(path.with_suffix(".lock"), self.wait):
+            with self.lock(key):
                 if not path.exists() and not self.spent():  # else another worker made it, or waiting took all the time
                     result = compute(key)
                     run = {"id": key, "producer": producer, "version": version, "inputs": inputs, "data": data_digest}

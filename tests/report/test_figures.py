@@ -171,3 +171,28 @@ def test_on_the_way_no_line_joins_test_images_to_validation_images():
     assert line.lines[0].get_xydata() == pytest.approx(np.array([[5, 50], [10, 70]]))
     low, high = line.lines[2][0].get_segments()[-1][:, 1]
     assert (high - low) / 2 == pytest.approx(10)  # the standard error of 60 and 80
+
+
+def test_an_order_from_axis_to_axis(axis):
+    styles = figures.told_apart(["random", "DM", "DC"], ["random"])
+    assert styles["random"]["marker"] != styles["DM"]["marker"] and len({one["color"] for one in styles.values()}) == 3
+    orders = {"accuracy": {"DM": 1, "DC": 2, "random": 3}, "bytes": {"random": 1, "DM": 2}}
+    figures.bump(axis, orders, {"accuracy": {"DM", "DC"}, "bytes": {"random"}}, styles)
+    drawn = [line for line in axis.get_lines() if len(line.get_xdata()) == 2]
+    assert [list(line.get_ydata()) for line in drawn] == [[3, 1], [1, 2]] and axis.get_ylim()[0] > axis.get_ylim()[1]
+    hollow = [tuple(line.get_xydata()[0]) for line in axis.get_lines() if line.get_markerfacecolor() == "white"]
+    assert sorted(hollow) == [(0, 1), (0, 2), (1, 1)]
+    assert [text.get_text() for text in axis.texts].count("DC") == 2
+
+
+def test_styles_are_told_apart_where_colours_come_again():
+    names = [f"method {i}" for i in range(12)]
+    assert len({(one["color"], str(one["ls"])) for one in figures.told_apart(names, []).values()}) == 12
+
+
+def test_named_dots(axis):
+    axis.set_xscale("log")
+    figures.named_dots(axis, {"DM": (1.0, 50.0), "DC": (10.0, 50.1)}, figures.told_apart(["DM", "DC"], []))
+    assert sorted(text.get_text() for text in axis.texts) == ["DC", "DM"]
+    high = [text.get_position()[1] for text in axis.texts]
+    assert abs(high[0] - high[1]) > 0.02 and axis.get_lines()[-1].get_xdata()[-1] == pytest.approx(axis.get_xlim()[1])

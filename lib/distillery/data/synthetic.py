@@ -116,6 +116,11 @@ class Synthetic:
         return sum(value.numel() for value in self.tensors.values() if value.is_floating_point())
 
 
+def hard(source):
+    """A source, or an ImageSet, under the likeliest class of each image."""
+    return replace(source, targets=source.targets.argmax(1)) if source.targets.is_floating_point() else source
+
+
 def form(images: Tensor, formation: str) -> Tensor:
     """Stored images (M, C, H, W) as used: (M * f^2, C, H, W), those of one stored image are neighbours."""
     if formation == "identity":

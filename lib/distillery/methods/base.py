@@ -187,6 +187,10 @@ class Method:
         by_classes = how and (how.labels is not None or job.experiment.labels is not None)
         return [how.score] if by_classes and how.score else []
 
+    def loss_of_labels(self, job: "Job") -> str:
+        """The loss by which networks learn the labels of its sets, '' = that of the protocol."""
+        return ""
+
     def chooses(self, job: "Job") -> str:
         """The start by which it chooses real images, '' = none."""
         return self.selects or job.start

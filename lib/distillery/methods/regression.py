@@ -76,12 +76,15 @@ class Regression(Method):
         rates = dict.fromkeys(objective.learned, s.lr) | ({"log_scale": s.lr_scale} if "log_scale" in objective.learned else {})
         return {name: Optimizer(rate, kind=s.optimizer, schedule=s.schedule) for name, rate in rates.items()}
 
+    def loss_of_labels(self, job) -> str:
+        return "half squared error" if "targets" in self.regression(job).learned else ""
+
     def refuse(self, job) -> None:
         super().refuse(job)
-        objective = self.regression(job)
-        self.optimizers(job, objective)
-        if "targets" in objective.learned and job.experiment.protocol.loss == "cross-entropy":
-            raise InputError(f"loss: 'cross-entropy' with {self.name!r}, which learns real-valued labels; accepted: 'half squared error'")
+        self.optimizers(job, self.regression(job))
+        needed = self.loss_of_labels(job)
+        if needed and job.experiment.protocol.loss == "cross-entropy":
+            raise InputError(f"loss: 'cross-entropy' with {self.name!r}, which learns real-valued labels; accepted: {needed!r}")
 
     def make(self, job) -> Made:
         objective = self.regression(job)

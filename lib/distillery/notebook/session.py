@@ -55,10 +55,11 @@ class Session(Standard, Shown):
 
     against  the row that differences are to, where neither the row nor its table names another one
     source   who says what is claimed, '' = the paper of the method at hand
+    reads    names of notebooks whose finished runs of the same scale are read where its own has none
     """
 
-    def __init__(self, notebook: str, namespace: dict, against: str = "random", source: str = ""):
-        self.notebook, self.against, self.source = notebook, against, source
+    def __init__(self, notebook: str, namespace: dict, against: str = "random", source: str = "", reads: Iterable[str] = ()):
+        self.notebook, self.against, self.source, self.reads = notebook, against, source, tuple(reads)
         self.p = parameters.settings(namespace)  # refused before anything is computed
         self.kinds = dict(namespace["__annotations__"])
         self.began = time.monotonic()

@@ -26,6 +26,7 @@ class Standard:
     p: SimpleNamespace
     notebook: str
     experiments: list[Experiment]
+    reads: tuple[str, ...] = ()
 
     def _given(self, *names: str) -> dict:
         return {name: getattr(self.p, name) for name in names if hasattr(self.p, name)}
@@ -89,7 +90,8 @@ class Standard:
     def runs(self) -> Runs:
         """Stored results; `distillery run` says in the environment whether to wait for other processes, and where it follows."""
         wait, events = (os.environ.get(name, "") for name in (parameters.WAIT, parameters.EVENTS))
-        return Runs(self.folder, self.p.budget_minutes, wait=bool(wait), events=events)
+        also = [self.folder.with_name(name) for name in self.reads]
+        return Runs(self.folder, self.p.budget_minutes, wait=bool(wait), events=events, also=also)
 
     def describe(self) -> None:
         """Print what the data are."""

@@ -184,6 +184,58 @@ def lines(axis, curves: dict[str, tuple], colors: dict[str, str] | None = None, 
     name_ends(axis, {name: (x[-1], y[-1]) for name, (x, y, *_) in curves.items() if len(x)}, colors)
 
 
+def told_apart(names: Iterable[str], plain: Iterable[str]) -> dict[str, dict]:
+    """A style of lines and dots for each name: greys and dashes for plain ones, else colours, dashed where they come again."""
+    colors, plain, styles = seaborn.color_palette("colorblind").as_hex(), set(plain), {}
+    colors = [one for one in colors if brightness(one) < 0.7 and one != "#949494"]  # grey is for plain ones
+    for name in names:
+        rank = sum((one in plain) == (name in plain) for one in styles)
+        if name in plain:
+            styles[name] = {"color": ("#333333", "#8a8a8a")[rank % 2], "ls": (":", (0, (4, 1.5)))[rank // 2 % 2], "marker": "s"}
+        else:
+            styles[name] = {"color": colors[rank % len(colors)], "ls": ("-", (0, (6, 1)))[rank // len(colors) % 2], "marker": "o"}
+    return styles
+
+
+def bump(axis, orders: dict[str, dict[str, int]], level: dict[str, set[str]], styles: dict[str, dict]) -> None:
+    """Draw how an order changes from one axis to the next: a line a method, the first at the top, names at both ends.
+
+    orders  axis -> name -> place, 1 = first
+    level   axis -> names that are not told from the first: hollow
+    styles  by name, of `told_apart`
+    """
+    last = max((place for one in orders.values() for place in one.values()), default=1)
+    for name, style in styles.items():
+        at = [(x, order[name]) for x, order in enumerate(orders.values()) if name in order]
+        if not at:
+            continue
+        axis.plot(*zip(*at), color=style["color"], ls=style["ls"], lw=1.8, zorder=2)
+        for x, place in at:
+            hollow = name in list(level.values())[x]
+            how = {"mfc": "white" if hollow else style["color"], "mec": style["color"], "mew": 1.6}
+            axis.plot(x, place, style["marker"], ms=7, zorder=3, **how)
+        for (x, place), side, align in ((at[0], -0.12, "right"), (at[-1], 0.12, "left")):
+            axis.text(x + side, place, name, ha=align, va="center", fontsize=9, color=style["color"])
+    axis.set_xticks(range(len(orders)), list(orders))
+    axis.xaxis.tick_top()
+    axis.set(xlim=(-1, len(orders)), ylim=(last + 0.6, 0.4), yticks=[])
+    axis.tick_params(length=0)
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+
+
+def named_dots(axis, dots: dict[str, tuple[float, float]], styles: dict[str, dict]) -> None:
+    """Draw a dot for each name, and the name right of the axis, led to by a thin line; scales of the axis are to be set before."""
+    for name, (x, y) in dots.items():
+        axis.plot(x, y, styles[name]["marker"], color=styles[name]["color"], ms=7, zorder=3)
+    axis.autoscale_view()
+    right = axis.get_xlim()[1]
+    for name, (x, y) in dots.items():
+        axis.plot([x, right], [y, y], color=styles[name]["color"], lw=0.5, alpha=0.5, zorder=1)
+    axis.set_xlim(right=right)
+    name_ends(axis, dots, {name: styles[name]["color"] for name in dots})
+
+
 def on_the_way(axis, rows: dict[str, list[dict | None]]) -> None:
     """Draw the accuracy in percent of the regression on a set against its steps: mean and standard error over sets.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from distillery.checks import check_choice, check_positive, check_positive_int
 from distillery.data import ImageSet, Splits, TensorSource
-from distillery.data.synthetic import Synthetic
+from distillery.data.synthetic import Synthetic, hard
 from distillery.evaluation import Protocol, Teacher
 from distillery.evaluation.judge import Judge
 from distillery.report import tables
@@ -196,11 +196,6 @@ class Entry:
         return protocol.networks * (visits * seconds_a_visit + making)
 
 
-def hard(source: Source) -> Source:
-    """A source under the likeliest class of each image."""
-    return replace(source, targets=source.targets.argmax(1)) if source.targets.is_floating_point() else source
-
-
 ACCURACIES = {  # column -> what was trained
     "hard": "hard", "its labels": "own", "random": "random", "its labels, not augmented": "own, not augmented",
     "random, not augmented": "random, not augmented", "random, as many bytes": "random, as many bytes",
@@ -234,7 +229,7 @@ def table(rows: list[dict]) -> str:
             line.append(_percent(row["trained"][name]["accuracies"]) + each if name in row["trained"] else "-")
         first.append([*line, *(_percent(row["trained"]["own"]["best"]) for _ in range(looked))])
         best = [row["best"][name] for name in ("lrs", "ars") if looked]
-        second.append([named, *(_score(one) for one in (*(row["scores"][name] for name in SCORES.values()), *best))])
+        second.append([named, *(tables.score(one) for one in (*(row["scores"][name] for name in SCORES.values()), *best))])
     scores = ["set", *SCORES, *["LRS, best on test", "ARS, best on test"] * looked]
     return f"{tables.markdown(head, first)}\n\n{tables.markdown(scores, second)}"
 
@@ -248,10 +243,3 @@ def _percent(accuracies: list[list[float]]) -> str:
 
 def _kib(images: int, labels: int) -> str:
     return f"{images / 1024:.1f} + {labels / 1024:.1f}"
-
-
-def _score(one: dict) -> str:
-    """'0.313 [0.301, 0.325]' of a score, '+3.3 [+2.8, +3.9]' of a difference."""
-    if "mean" in one:
-        return tables.points(one)
-    return f"{one['value']:.3f}" + (f" [{one['ci95'][0]:.3f}, {one['ci95'][1]:.3f}]" if one["ci95"] else "")

@@ -70,6 +70,13 @@ def points(gap: dict, factor: float = 100, digits: int = 1) -> str:
     return f"{mean} [{', '.join(bounds)}]" if bounds else mean
 
 
+def score(one: dict) -> str:
+    """'0.313 [0.301, 0.325]' of a score of `robustness`, '+3.3 [+2.8, +3.9]' of a difference."""
+    if "mean" in one:
+        return points(one)
+    return f"{one['value']:.3f}" + (f" [{one['ci95'][0]:.3f}, {one['ci95'][1]:.3f}]" if one["ci95"] else "")
+
+
 def percent(row: dict | None, unit: str = "", factor: float = 100, digits: int = 1) -> str:
     """'45.1 ± 0.8 (5 x 5)' in percent: the deviation is that of the sets, the last numbers are sets and networks."""
     if row is None:
