@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 from IPython.display import Markdown
+from matplotlib.ticker import LogLocator
 
 from distillery.methods import METHODS, published
 from distillery.notebook.session import Session
@@ -234,11 +235,14 @@ class Board:
         names = list(dict.fromkeys(name for methods in self.methods.values() for name in methods))
         return figures.told_apart(names, [name for name in names if not METHODS[name].learns])
 
-    def draw_lines(self, axis, curves: dict[str, tuple]) -> None:
-        """Draw curves method -> (x, y) as methods are drawn, each with its name at its right end."""
+    def draw_lines(self, axis, curves: dict[str, tuple]) -> dict[str, tuple]:
+        """Draw curves method -> (x, y) as methods are drawn; the last point of each."""
         for method, (x, y) in curves.items():
             axis.plot(x, y, color=self.styles[method]["color"], ls=self.styles[method]["ls"], lw=1.6)
-        ends = {method: (x[-1], y[-1]) for method, (x, y) in curves.items() if len(x)}
+        return {method: (x[-1], y[-1]) for method, (x, y) in curves.items() if len(x)}
+
+    def name_lines(self, axis, ends: dict[str, tuple]) -> None:
+        """Write names of methods beside the ends of their lines."""
         figures.name_ends(axis, ends, {method: self.styles[method]["color"] for method in ends})
 
     def draw_weights(self, axis, score: str, size: int) -> None:
@@ -249,7 +253,7 @@ class Board:
                 curve = found[f"{score.lower()}_curve"]
                 curves[method] = [one["weight"] for one in curve], [one["value"] for one in curve]
         axis.axvline(0.5, color=figures.INK, lw=0.8, ls=":")
-        self.draw_lines(axis, curves)
+        self.name_lines(axis, self.draw_lines(axis, curves))
         axis.set(ylabel=score, xticks=(0, 0.5, 1))
 
     def draw_frontier(self, axis, size: int) -> None:
@@ -268,6 +272,9 @@ class Board:
             if method != self.random and (spent := self.seconds(f"{method} {size}")):
                 dots[method] = spent, 100 * standing.means({method: self.by_seed(f"{method} {size}")})[method]
         figures.named_dots(axis, dots, self.styles)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
         axis.set(xlabel="seconds: making the set, training and testing one network", ylabel="test accuracy, %")
 
     # Protocols
@@ -305,6 +312,7 @@ class Board:
 
     def draw_protocols(self, axes, tried: dict[str, dict[tuple, str]]) -> None:
         """Draw accuracies of `protocols` over epochs, a panel a kind: a line by the last weights, crosses by the best on test images."""
+        ends = []
         for axis, kind in zip(axes, dict.fromkeys(kind for rows in tried.values() for kind, _ in rows)):
             axis.set(xscale="log", title=kind, xlabel="epochs (cross: best on test images)")
             curves, best = {}, {}
@@ -318,5 +326,7 @@ class Board:
             axis.minorticks_off()
             for method, (x, y) in best.items():
                 axis.plot(x, y, "x", color=self.styles[method]["color"], ms=6)
-            self.draw_lines(axis, curves)
+            ends.append(self.draw_lines(axis, curves))
+        for axis, names in zip(axes, ends):  # which share their heights
+            self.name_lines(axis, names)
         axes[0].set_ylabel("test accuracy, %")

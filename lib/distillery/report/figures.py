@@ -185,7 +185,7 @@ def lines(axis, curves: dict[str, tuple], colors: dict[str, str] | None = None, 
 
 
 def told_apart(names: Iterable[str], plain: Iterable[str]) -> dict[str, dict]:
-    """A style of lines and dots for each name: greys and dashes for plain ones, else colours, dashed where they come again."""
+    """A style of lines and dots for each name: greys and squares for plain ones, else colours, dashes and diamonds where they come again."""
     colors, plain, styles = seaborn.color_palette("colorblind").as_hex(), set(plain), {}
     colors = [one for one in colors if brightness(one) < 0.7 and one != "#949494"]  # grey is for plain ones
     for name in names:
@@ -193,7 +193,8 @@ def told_apart(names: Iterable[str], plain: Iterable[str]) -> dict[str, dict]:
         if name in plain:
             styles[name] = {"color": ("#333333", "#8a8a8a")[rank % 2], "ls": (":", (0, (4, 1.5)))[rank // 2 % 2], "marker": "s"}
         else:
-            styles[name] = {"color": colors[rank % len(colors)], "ls": ("-", (0, (6, 1)))[rank // len(colors) % 2], "marker": "o"}
+            again = rank // len(colors) % 2
+            styles[name] = {"color": colors[rank % len(colors)], "ls": ("-", (0, (6, 1)))[again], "marker": "oD"[again]}
     return styles
 
 
