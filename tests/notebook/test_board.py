@@ -74,6 +74,8 @@ def test_a_rate_is_chosen_by_validation_images_for_sets_and_random_images_alike(
 
     monkeypatch.setattr(made.session.bench, "under", lambda protocol: SimpleNamespace(best_rate=found))
     assert made.rate(Recipe("random", 1, 0), "cross-entropy") == 0.1 and tried == [("random", 1, "", [0.1])]
+    made.rates = []
+    assert made.rate(Recipe("random", 1, 0), "cross-entropy") == 0.0 and len(tried) == 1
     monkeypatch.undo()
     for name, row in made.session.rows.items():
         kept = row.recipes[0].evaluate

@@ -71,6 +71,8 @@ class Board:
 
     def rate(self, recipe: Recipe, loss: str) -> float:
         """The rate of `Evaluate` for a row by its first recipe, 0 = its own."""
+        if not self.rates:
+            return 0.0
         bench = self.session.bench
         found = bench.under(replace(bench.protocol, loss=loss)).best_rate(recipe, self.rates)
         return found["rate"] if found else 0.0
