@@ -30,10 +30,12 @@ def test_what_is_level_with_the_first():
 
 
 def test_an_order_is_held_against_that_of_the_next_seed():
-    turned = {"a": [0.1, 0.9], "b": [0.5, 0.5], "c": [0.9, 0.1]}
-    assert standing.agreement(ACCURACY, ACCURACY) == [[1.0], [1.0]]
-    assert standing.agreement(ACCURACY, turned) == [[1.0], [-1.0]]  # the first seed's order beside the second's, and the other way
-    assert standing.agreement(turned, turned) == [[-1.0], [-1.0]]
+    kept = {"a": [0.9, 0.8, 0.9], "b": [0.5, 0.6, 0.5], "c": [0.1, 0.2, 0.1], "d": [None] * 3}
+    turned = {"a": [0.1, 0.9, 0.9], "b": [0.5, 0.5, 0.5], "c": [0.9, 0.1, 0.1]}
+    assert standing.agreement(kept, kept) == [[1.0], [1.0], [1.0]]
+    assert standing.agreement(kept, turned) == [[1.0], [1.0], [-1.0]]  # a seed's order beside the next one's, the last beside the first
+    assert standing.agreement(turned, turned) == [[-1.0], [1.0], [-1.0]]
+    assert standing.agreement(ACCURACY, ACCURACY) == [[1.0], None]  # two seeds are one pair
     assert standing.agreement({name: one[:1] for name, one in ACCURACY.items()}, ACCURACY) == [None, None]
     assert standing.agreement({"a": [1, 2], "b": [2, 1]}, {"a": [1, 2], "b": [2, 1]}) == [None, None]  # two methods have no order
 

@@ -43,14 +43,16 @@ def agreement(ours: Values, theirs: Values) -> list[list[float] | None]:
     """Rank correlation of the order of methods under each seed on one axis and under the next seed on another, [seed][0].
 
     The last seed is followed by the first. Of one axis with itself it is what seeds leave of an order, the ceiling of every other axis.
-    Methods that lack a value are left out; None with fewer than two seeds or three methods.
+    Methods that lack a value are left out; None with fewer than two seeds or three methods. Two seeds are one pair, so one number: the mean
+    of both ways.
     """
     n = max(map(len, (ours | theirs).values()), default=0)
     whole = [name for name in ours if name in theirs and all(len(one[name]) == n and None not in one[name] for one in (ours, theirs))]
     if n < 2 or len(whole) < 3:
         return [None] * n
     table = [np.array([one[name] for name in whole]) for one in (ours, theirs)]  # (methods, seeds)
-    return [[spearman(table[0][:, i], table[1][:, (i + 1) % n])] for i in range(n)]
+    found = [[spearman(table[0][:, i], table[1][:, (i + 1) % n])] for i in range(n)]
+    return found if n > 2 else [[float(np.mean(found))], None]
 
 
 def mean_over(values: Values, names: Iterable[str]) -> list[list[float] | None]:
