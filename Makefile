@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test bench paper-check lint env lab lock format reference clean
+.PHONY: quickstart test bench paper-check lint env lab site site-test lock format reference clean
 
 quickstart: env
 	$(BIN)/distillery run 00_quickstart
@@ -30,8 +30,8 @@ paper-check: env
 	$(BIN)/distillery paper-check
 
 lint: env
-	$(BIN)/ruff check lib tests notebooks
-	$(BIN)/ruff format --check lib tests notebooks
+	$(BIN)/ruff check lib tests notebooks docs
+	$(BIN)/ruff format --check lib tests notebooks docs
 
 env: $(VENV)/.done
 
@@ -48,15 +48,28 @@ lab: env
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-lab.lock
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
 
+# static pages under build/site, for a browser without a server and without a network; Sphinx has a lock of its own too
+site: env
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-site.lock
+	rm -rf build/site
+	$(BIN)/python docs/site/pages.py build/pages
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -c docs/site -d build/doctrees build/pages build/site
+	@echo "open build/site/index.html"
+
+# the pages in a real browser, at the width of a phone and of a desk (CHROMIUM names it, else the one on PATH)
+site-test: site
+	$(BIN)/python -m pytest docs/site
+
 # the pins, after a change of pyproject.toml: versions stay where they are admitted (UPGRADE="--upgrade-package NAME" raises one)
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-header --quiet $(UPGRADE)
 lock: env
 	$(COMPILE) --extra notebooks --extra completion --extra ray --extra text --extra test -o requirements.lock
 	$(COMPILE) --extra lab -c requirements.lock -o requirements-lab.lock
+	$(COMPILE) --extra site -c requirements.lock -o requirements-site.lock
 
 format: env
-	$(BIN)/ruff check --fix lib tests notebooks
-	$(BIN)/ruff format lib tests notebooks
+	$(BIN)/ruff check --fix lib tests notebooks docs
+	$(BIN)/ruff format lib tests notebooks docs
 
 clean:
 	rm -rf $(VENV) build dist results/smoke

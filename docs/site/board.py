@@ -1,0 +1,90 @@
+"""The board: every stored set as a picture beside random images, and every row of every record in one table."""
+
+from pathlib import Path
+
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from distillery.data import synthetic
+from distillery.report import records
+from distillery.report.tables import markdown, plain, points, published
+
+HEAD = """# Scoreboard
+
+Every set and every row that was measured, under one protocol for all rows of a record, beside random images of the same size. Press a head of a
+table to sort by it. `±` is the deviation over sets; scales are explained in the [README](README.md).
+
+## Stored sets
+
+"""
+ROWS = """
+## All rows
+
+"""
+COLUMNS = [
+    "method",
+    "images a class",
+    "data",
+    "scale",
+    "accuracy, %",
+    "± sets",
+    "sets x networks",
+    "random, %",
+    "to random, points",
+    "published, %",
+]
+COLUMNS += ["steps", "seconds a set", "notebook"]
+MOST = 10  # images of a class that a picture shows
+
+
+def board(root: Path, out: Path) -> str:
+    """The page in Markdown; pictures of sets are written under `out`/sets."""
+    found = [one for one in records.find(root / "results") if one["scale"] != "smoke"]
+    lines = [line for record in found for line in rows(record)]
+    return HEAD + sets(root, out) + ROWS + markdown(COLUMNS, sorted(lines, key=lambda line: (*line[2:4], str(line[1]), -float(line[4]))))
+
+
+def rows(record: dict) -> list[list]:
+    """The measured rows of a record."""
+    plainly = ("random", record.get("against", "random"))
+    same, lines = {one["ipc"]: one for one in record["rows"] if one["method"] in plainly and one["measured"]}, []
+    for one in (row for row in record["rows"] if row["measured"]):
+        value, gap, random = one["measured"], one["difference"], same.get(one["ipc"])
+        lines.append([
+            one["method"], "-" if one["ipc"] is None else one["ipc"], plain(record["data"]["label"]), record["scale"],
+            f"{100 * value['value']:.1f}", "-" if value["std_sets"] is None else f"{100 * value['std_sets']:.1f}",
+            f"{value['n_sets']} x {value['n_networks']}", f"{100 * random['measured']['value']:.1f}" if random else "-",
+            points(gap) if gap else "-", published(one["published"]) if record["scale"] == "paper" else "-",
+            one["steps"] or "-", f"{one['seconds'] / value['n_sets']:.1f}", f"[{record['notebook']}](results/{record['notebook']}.md)",
+        ])  # fmt: skip
+    return lines
+
+
+def sets(root: Path, out: Path) -> str:
+    """A card for every exported set under results/: its picture, and its accuracy beside random images."""
+    cards = []
+    for path in sorted(root.glob("results/**/*.safetensors")):
+        if path.parent.name == "artifacts":  # sets in the making, without a card
+            continue
+        made = synthetic.load(path)
+        card = made.card
+        name = f"{'-'.join(path.parent.relative_to(root / 'results').parts)}-{path.stem}"
+        (out / "sets").mkdir(parents=True, exist_ok=True)
+        save_image(picture(made), out / "sets" / f"{name}.png")
+        record = records.load(path.with_name("record.json"))
+        row = next(line for line in rows(record) if (line[0], line[1]) == (card["method"], card["size"]))
+        size = f"{card['size']} image{'s' * (card['size'] > 1)} a class"
+        told = f"**{row[4]}%**, random images {row[7]}% ({record['scale']} scale, sets x networks {row[6]})"
+        cards += [f":::{{grid-item-card}} {card['method']}, {size}", f":img-top: sets/{name}.png", ":class-card: set", ""]
+        cards += [f"{plain(card['data'])}: {told}, {path.stat().st_size / 1e6:.2f} MB, `{path.relative_to(root)}`", ":::", ""]
+    return "\n".join(["::::{grid} 1 1 2 3", ":gutter: 3", "", *cards, "::::", ""])
+
+
+def picture(made: synthetic.Synthetic) -> Tensor:
+    """Images of a set side by side, a class a row, or five in a row where there is one of each class; (C, H, W) in [0, 1]."""
+    images, targets = synthetic.unit_pixels(made), made.decode()[1]
+    labels = targets.argmax(1) if targets.is_floating_point() else targets
+    order = labels.argsort(stable=True)
+    each = len(images) // len(labels.unique())
+    kept = [i for n, i in enumerate(order.tolist()) if n % each < MOST]
+    return make_grid(images[kept], nrow=min(each, MOST) if each > 1 else 5, padding=1, pad_value=1.0)
