@@ -1,5 +1,6 @@
 """The board: every stored set as a picture beside random images, and every row of every record in one table."""
 
+import shutil
 from pathlib import Path
 
 from torch import Tensor
@@ -7,12 +8,13 @@ from torchvision.utils import make_grid, save_image
 
 from distillery.data import synthetic
 from distillery.report import records
-from distillery.report.tables import markdown, plain, points, published
+from distillery.report.statistics import measured
+from distillery.report.tables import markdown, percent, plain, points, published
 
 HEAD = """# Scoreboard
 
 Every set and every row that was measured, under one protocol for all rows of a record, beside random images of the same size. Press a head of a
-table to sort by it. `±` is the deviation over sets; scales are explained in the [README](README.md).
+table to sort by it; ± is the deviation over sets, and (5 x 5) five sets, each by five networks; scales are explained in the [README](README.md).
 
 ## Stored sets
 
@@ -61,23 +63,37 @@ def rows(record: dict) -> list[list]:
 
 
 def sets(root: Path, out: Path) -> str:
-    """A card for every exported set under results/: its picture, and its accuracy beside random images."""
-    cards = []
-    for path in sorted(root.glob("results/**/*.safetensors")):
-        if path.parent.name == "artifacts":  # sets in the making, without a card
-            continue
+    """A card for every stored set under results/: its picture, and its accuracy beside random images. The same images are shown once."""
+    cards, seen = [], set()
+    (out / "sets").mkdir(parents=True, exist_ok=True)
+    files = [path for path in root.glob("results/**/*.safetensors") if path.parent.name != "artifacts"]  # those have no card
+    for path in sorted(files, key=lambda one: (one.parent.name != "sets", one)):  # first those that carry their evaluation
         made = synthetic.load(path)
-        card = made.card
-        name = f"{'-'.join(path.parent.relative_to(root / 'results').parts)}-{path.stem}"
-        (out / "sets").mkdir(parents=True, exist_ok=True)
-        save_image(picture(made), out / "sets" / f"{name}.png")
-        record = records.load(path.with_name("record.json"))
-        row = next(line for line in rows(record) if (line[0], line[1]) == (card["method"], card["size"]))
-        size = f"{card['size']} image{'s' * (card['size'] > 1)} a class"
-        told = f"**{row[4]}%**, random images {row[7]}% ({record['scale']} scale, sets x networks {row[6]})"
-        cards += [f":::{{grid-item-card}} {card['method']}, {size}", f":img-top: sets/{name}.png", ":class-card: set", ""]
-        cards += [f"{plain(card['data'])}: {told}, {path.stat().st_size / 1e6:.2f} MB, `{path.relative_to(root)}`", ":::", ""]
-    return "\n".join(["::::{grid} 1 1 2 3", ":gutter: 3", "", *cards, "::::", ""])
+        images = made.tensors["images"].numpy().tobytes()
+        if images in seen:
+            continue
+        seen.add(images)
+        value, random, scale = judged(path, made.card)
+        name = path.stem if path.parent.name == "sets" else f"{path.parent.name}-{path.stem}"
+        save_image(picture(made), out / f"sets/{name}.png")
+        shutil.copyfile(path, out / f"sets/{name}.safetensors")
+        size = f"{made.card['size']} image{'s' * (made.card['size'] > 1)} a class"
+        cards += [f":::{{grid-item-card}} {name}", f":img-top: sets/{name}.png", ":class-card: set", ""]
+        cards += [
+            f"{made.card['method']}, {size}, {plain(made.card['data'])}: **{percent(value)}**, random images {percent(random)},",
+            f"{scale} scale.",
+        ]
+        cards += [f"[{path.stat().st_size / 1000:.0f} KB](sets/{name}.safetensors)", ":::", ""]
+    return "\n".join(["::::{grid} 1 2 3 3", ":gutter: 3", "", *cards, "::::", ""])
+
+
+def judged(path: Path, card: dict) -> tuple[dict, dict, str]:
+    """What a set and random images came to, as `measured`, and the scale: by its card, or by the record beside it."""
+    if told := card.get("evaluation"):
+        return measured(told["accuracies"]), measured(told["random"]), told["scale"]
+    record = records.load(path.with_name("record.json"))
+    found = {(row["method"], row["ipc"]): row["measured"] for row in record["rows"]}
+    return found[card["method"], card["size"]], found["random", card["size"]], record["scale"]
 
 
 def picture(made: synthetic.Synthetic) -> Tensor:

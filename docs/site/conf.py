@@ -7,6 +7,7 @@ import distillery
 project, author, copyright = "distillery", "the distillery authors", "2026, the distillery authors"
 version = release = distillery.__version__
 extensions = ["myst_nb", "sphinx_design", "sphinx_copybutton", "sphinx.ext.viewcode"]
+viewcode_follow_imported_members = False  # their source would lead back to another page
 maximum_signature_line_length = 110
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]

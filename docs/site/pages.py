@@ -6,6 +6,7 @@ A link that leads nowhere in the repository is an error.
 """
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -18,8 +19,9 @@ from board import board
 ROOT = Path(__file__).resolve().parents[2]
 SCALES = ("paper", "night", "small")
 TEXTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CHALLENGE.md", "docs/*.md", "results/*.md", "results/bench/**/*.md")
-TEXTS += tuple(f"results/{scale}/*.md" for scale in SCALES)
-LINK = re.compile(r'(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?(?: "[^"]*")?\)')
+TEXTS += ("results/paper/*.md", "results/night/*.md")
+FOLDERS = {"results/sets": "board.md", "results": "results/index.md", "notebooks": "notebooks/index.md", "lib/distillery": "api/index.md"}
+LINK = re.compile(r'\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?(?: "[^"]*")?\)')
 FENCE = re.compile(r"(```.*?```|`[^`\n]+`)", re.S)
 
 
@@ -62,10 +64,12 @@ class Pages:
         """A text whose links to modules lead to the API; files that it links or shows, and that are no pages, are copied."""
 
         def renewed(link: re.Match) -> str:
-            shows, words, target, _ = link.groups()
+            words, target = link[1], link[2]
             path = (page.parent / target).resolve()
             if path.is_relative_to(ROOT / "lib") and path.suffix == ".py":
                 return f"{{py:mod}}`{words} <{'.'.join(path.relative_to(ROOT / 'lib').with_suffix('').parts)}>`"
+            if folder := FOLDERS.get(os.path.relpath(path, ROOT)):
+                return f"[{words}](/{folder})"
             if path not in {*self.texts, *self.notebooks, *self.own, ROOT / "board.md"}:
                 if not path.is_file():
                     raise SystemExit(f"{page.relative_to(ROOT)}: [{words}]({target}) leads nowhere; accepted: a file of the repository")
