@@ -26,13 +26,13 @@ ROWS = """
 COLUMNS = [
     "method",
     "images a class",
-    "data",
-    "scale",
     "accuracy, %",
     "± sets",
-    "sets x networks",
     "random, %",
     "to random, points",
+    "data",
+    "scale",
+    "sets x networks",
     "published, %",
 ]
 COLUMNS += ["steps", "seconds a set", "notebook"]
@@ -43,7 +43,7 @@ def board(root: Path, out: Path) -> str:
     """The page in Markdown; pictures of sets are written under `out`/sets."""
     found = [one for one in records.find(root / "results") if one["scale"] != "smoke"]
     lines = [line for record in found for line in rows(record)]
-    return HEAD + sets(root, out) + ROWS + markdown(COLUMNS, sorted(lines, key=lambda line: (*line[2:4], str(line[1]), -float(line[4]))))
+    return HEAD + sets(root, out) + ROWS + markdown(COLUMNS, sorted(lines, key=lambda line: (*line[6:8], str(line[1]), -float(line[2]))))
 
 
 def rows(record: dict) -> list[list]:
@@ -53,10 +53,11 @@ def rows(record: dict) -> list[list]:
     for one in (row for row in record["rows"] if row["measured"]):
         value, gap, random = one["measured"], one["difference"], same.get(one["ipc"])
         lines.append([
-            one["method"], "-" if one["ipc"] is None else one["ipc"], plain(record["data"]["label"]), record["scale"],
-            f"{100 * value['value']:.1f}", "-" if value["std_sets"] is None else f"{100 * value['std_sets']:.1f}",
-            f"{value['n_sets']} x {value['n_networks']}", f"{100 * random['measured']['value']:.1f}" if random else "-",
-            points(gap) if gap else "-", published(one["published"]) if record["scale"] == "paper" else "-",
+            one["method"], "-" if one["ipc"] is None else one["ipc"], f"{100 * value['value']:.1f}",
+            "-" if value["std_sets"] is None else f"{100 * value['std_sets']:.1f}",
+            f"{100 * random['measured']['value']:.1f}" if random else "-", points(gap) if gap else "-",
+            plain(record["data"]["label"]), record["scale"], f"{value['n_sets']} x {value['n_networks']}",
+            published(one["published"]) if record["scale"] == "paper" else "-",
             one["steps"] or "-", f"{one['seconds'] / value['n_sets']:.1f}", f"[{record['notebook']}](results/{record['notebook']}.md)",
         ])  # fmt: skip
     return lines

@@ -22,6 +22,8 @@ mathjax = "tex-svg.js"
 mathjax_path = mathjax
 html_static_path = ["static", str(distribution("sphinx-mathjax-offline").locate_file(f"sphinx-mathjax-offline/static/mathjax/{mathjax}"))]
 
+smartquotes = False  # quotes are those of Python
+
 html_theme = "pydata_sphinx_theme"
 html_title = "distillery"
 html_css_files, html_js_files = ["site.css"], ["sort.js"]

@@ -52,7 +52,7 @@ class Pages:
         readme = (ROOT / "README.md").read_text()
         for path in self.own:
             text = (ROOT / "docs/site/pages" / path.relative_to(ROOT)).read_text()
-            text = text.replace("<!-- cards -->", self.cards(readme))
+            text = text.replace("<!-- cards -->", self.cards(readme)).replace("<!-- names -->", reference.names())
             text = re.sub(
                 r"<!-- of the README: (.*?) -->", lambda m: between(readme, f"<!-- {m[1]}: generated -->", f"<!-- {m[1]}: end -->"), text
             )
@@ -117,7 +117,7 @@ class Pages:
         for line in re.findall(r"^\| (\[[^\]]+\]\(notebooks/.*) \|$", readme, re.M):
             link, paper, question, verdicts = (cell.strip() for cell in line.split(" |"))
             name, path = re.fullmatch(r"\[(.*)\]\((.*)\.ipynb\)", link).groups()
-            verdicts, paper = (re.sub(r"<!--.*?-->|\[|\]\(.*?\)", "", cell).strip() for cell in (verdicts, paper))
+            verdicts, paper = (re.sub(r"<!--.*?-->|\[|\]\(.*?\)|, \d+ min$", "", cell).strip() for cell in (verdicts, paper))
             cards += [f":::{{grid-item-card}} {question}", f":link: /{path}", ":link-type: doc"]
             shown = [one for scale in SCALES for one in sorted(ROOT.glob(f"results/{scale}/{Path(path).name}/*/headline.png"))]
             if shown:

@@ -9,6 +9,8 @@ from types import ModuleType
 
 from sphinx.util.inspect import stringify_signature
 
+import distillery
+
 PAGES = {  # page -> modules; those of a package stand below it
     "Commands as functions": ["api"],
     "Experiments": ["experiment", "recipe", "job", "runs", "distill"],
@@ -27,11 +29,23 @@ ITEM = re.compile(r"(?P<name>[`\w'][\w ,.`'*\[\]|=-]*?)(?P<gap>  +)(?=\S)")
 
 
 def write(folder: Path) -> None:
-    """One page for each of PAGES, and index.md with all names that `distillery` gives."""
+    """One page for each of PAGES."""
     for title, names in PAGES.items():
         modules = [one for name in names for one in with_parts(import_module(f"distillery.{name}"))]
         text = "\n\n".join([f"# {title}", *map(section, modules)])
         (folder / f"{names[0].replace('.', '_')}.md").write_text(text + "\n")
+
+
+def names() -> str:
+    """What `from distillery import ..` gives, in Markdown."""
+    lines = ["| name | is |", "|---|---|"]
+    for name in distillery.__all__[1:]:
+        value = getattr(distillery, name)
+        where = getattr(value, "__module__", None) if callable(value) else getattr(value, "__name__", None)
+        told = ", ".join(value) if isinstance(value, dict) else value.__doc__.strip().partition("\n")[0]
+        link = f"{{py:obj}}`{name} <{where}{f'.{name}' * callable(value)}>`" if where else f"`{name}`"
+        lines.append(f"| {link} | {told} |")
+    return "\n".join(lines)
 
 
 def with_parts(module: ModuleType) -> list[ModuleType]:
@@ -62,7 +76,8 @@ def described(name: str, value: type | object) -> str:
 
 def signature(value) -> str:
     try:
-        told = stringify_signature(inspect.signature(value), unqualified_typehints=True)
+        returns = not inspect.isclass(value)
+        told = stringify_signature(inspect.signature(value), show_return_annotation=returns, unqualified_typehints=True)
     except ValueError:  # of a class written in C
         return ""
     return re.sub(r"<([\w.]+)[^>]*>", r"\1", told).replace("\n", " ").replace("(self, ", "(").replace("(self)", "()")

@@ -24,6 +24,9 @@ FAULTS = r"""async () => {
   if (window.MathJax?.startup) await MathJax.startup.promise;
   const found = [], root = document.documentElement;
   if (root.scrollWidth > innerWidth) found.push(`${root.scrollWidth} px wide`);
+  const scrolls = (one) => one && (/auto|scroll/.test(getComputedStyle(one).overflowX) || scrolls(one.parentElement));
+  for (const one of document.querySelectorAll("main *, body > *"))
+    if (one.getBoundingClientRect().right > innerWidth + 1 && one.checkVisibility() && !scrolls(one.parentElement)) found.push(`cut off: ${one.textContent.slice(0, 60)}`);
   for (const image of document.images) {
     await image.decode().catch(() => {});
     if (!image.naturalWidth) found.push(`no image: ${image.src}`);
@@ -72,6 +75,7 @@ def test_page(tab, page):
     "body, fault",
     [
         ("<table><tr><td style='min-width: 2000px'>wide</table>", "px wide"),
+        ("<body style='overflow-x: hidden'><div style='width: 500px'>cut", "cut off"),
         ("<img src='absent.png'>", "no image"),
         ("<span class='math'>\\(x\\)</span>", "raw mathematics"),
         ("<p>$$x^2$$", "raw mathematics"),
@@ -133,7 +137,7 @@ class Links(HTMLParser):
 
 
 def test_links_lead_somewhere():
-    read = {path: Links(path.read_text()) for path in SITE.rglob("*.html")}
+    read = {path: Links(path.read_text()) for path in SITE.rglob("*.html") if "_static" not in path.parts}
     broken = []
     for page, found in read.items():
         for link in map(urlsplit, found.links):

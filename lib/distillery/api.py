@@ -1,10 +1,12 @@
 """What the commands do, as functions: `convert`, `prune`, `distill`, `evaluate`, `score`, `advise`, `export`, and what comes out as torch Datasets.
 
+```python
 from distillery import api
 kept = api.prune("photos", 0.3, rule="flexrand")
 kept.write("kept.csv")
 api.distill("photos", 1).write("set.safetensors")
 api.evaluate("set.safetensors", "photos").rows
+```
 """
 
 from distillery.commands.advise import Advice, advise, sizes
