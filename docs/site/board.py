@@ -29,7 +29,7 @@ COLUMNS = [
     "accuracy, %",
     "± sets",
     "random, %",
-    "to random, points",
+    "difference to random, points",
     "data",
     "scale",
     "sets x networks",
@@ -48,14 +48,15 @@ def board(root: Path, out: Path) -> str:
 
 def rows(record: dict) -> list[list]:
     """The measured rows of a record."""
-    plainly = ("random", record.get("against", "random"))
-    same, lines = {one["ipc"]: one for one in record["rows"] if one["method"] in plainly and one["measured"]}, []
+    against, lines = record.get("against", "random"), []
+    other = "" if against.startswith("random") else f" to {against}"
+    same = {one["ipc"]: one for one in record["rows"] if one["method"] in ("random", against) and one["measured"]} if not other else {}
     for one in (row for row in record["rows"] if row["measured"]):
         value, gap, random = one["measured"], one["difference"], same.get(one["ipc"])
         lines.append([
             one["method"], "-" if one["ipc"] is None else one["ipc"], f"{100 * value['value']:.1f}",
             "-" if value["std_sets"] is None else f"{100 * value['std_sets']:.1f}",
-            f"{100 * random['measured']['value']:.1f}" if random else "-", points(gap) if gap else "-",
+            f"{100 * random['measured']['value']:.1f}" if random else "-", f"{points(gap)}{other}" if gap else "-",
             plain(record["data"]["label"]), record["scale"], f"{value['n_sets']} x {value['n_networks']}",
             published(one["published"]) if record["scale"] == "paper" else "-",
             one["steps"] or "-", f"{one['seconds'] / value['n_sets']:.1f}", f"[{record['notebook']}](results/{record['notebook']}.md)",

@@ -97,12 +97,8 @@ class Pages:
         return "".join(["\n## Figures\n", *parts]) if parts else ""
 
     def notebook(self, path: Path) -> str:
-        """A notebook as executed: a copy executed at small scale, where one with the same cells lies in results/, else as committed."""
+        """A notebook with its outputs, which show each figure at smoke scale and at the largest one; parameters are folded."""
         committed = nbformat.read(path, as_version=4)
-        for copy in sorted(ROOT.glob(f"results/small/{path.stem}/**/{path.stem}.executed.ipynb")):
-            found = nbformat.read(copy, as_version=4)
-            if sources(found) == sources(committed):
-                committed = found
         for cell in committed.cells:
             if cell.cell_type == "markdown":
                 cell.source = self.linked(cell.source, path)
@@ -129,10 +125,6 @@ class Pages:
 
 def between(text: str, begin: str, end: str) -> str:
     return text[text.index(begin) + len(begin) : text.index(end)]
-
-
-def sources(notebook) -> list[str]:
-    return [cell.source for cell in notebook.cells if not {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", []))]
 
 
 if __name__ == "__main__":

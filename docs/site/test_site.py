@@ -11,7 +11,7 @@ import pytest
 playwright = pytest.importorskip("playwright.sync_api")
 
 SITE = Path(__file__).resolve().parents[2] / "build/site"
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("google-chrome", "chromium", "chromium-browser"))), None)
 WIDTHS = 390, 1440
 PAGES = sorted(
     str(path.relative_to(SITE)) for path in SITE.rglob("*.html") if path.relative_to(SITE).parts[0] not in ("_modules", "_static")
