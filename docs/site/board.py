@@ -82,8 +82,8 @@ def sets(root: Path, out: Path) -> str:
         size = f"{made.card['size']} image{'s' * (made.card['size'] > 1)} a class"
         cards += [f":::{{grid-item-card}} {name}", f":img-top: sets/{name}.png", ":class-card: set", ""]
         cards += [
-            f"{made.card['method']}, {size}, {plain(made.card['data'])}: **{percent(value)}**, random images {percent(random)},",
-            f"{scale} scale.",
+            f"{made.card['method']}, {size}, {plain(made.card['data'])}: **{percent(value, '%')}**, random images {percent(random, '%')},",
+            f"{scale} scale." if scale else "",
         ]
         cards += [f"[{path.stat().st_size / 1000:.0f} KB](sets/{name}.safetensors)", ":::", ""]
     return "\n".join(["::::{grid} 1 2 3 3", ":gutter: 3", "", *cards, "::::", ""])
