@@ -18,6 +18,8 @@ table to sort by it; ± is the deviation over sets, and (5 x 5) five sets, each 
 
 ## Stored sets
 
+By `distillery get` with their [evaluations](results/sets.md); [how a set of yours gets here](CHALLENGE.md).
+
 """
 ROWS = """
 ## All rows
