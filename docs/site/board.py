@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from distillery.checks import InputError
 from distillery.data import synthetic
 from distillery.report import records
 from distillery.report.statistics import measured
@@ -70,25 +71,30 @@ def sets(root: Path, out: Path) -> str:
     """A card for every stored set under results/: its picture, and its accuracy beside random images. The same images are shown once."""
     cards, seen = [], set()
     (out / "sets").mkdir(parents=True, exist_ok=True)
-    files = [path for path in root.glob("results/**/*.safetensors") if path.parent.name != "artifacts"]  # those have no card
+    files = [path for path in root.glob("results/**/*.safetensors") if not {"artifacts", "smoke"} & set(path.relative_to(root).parts)]
     for path in sorted(files, key=lambda one: (one.parent.name != "sets", one)):  # first those that carry their evaluation
-        made = synthetic.load(path)
-        images = made.tensors["images"].numpy().tobytes()
-        if images in seen:
+        try:
+            made = synthetic.load(path)
+            found, images = judged(path, made.card), made.tensors["images"].numpy().tobytes()
+        except (InputError, KeyError):  # no set, as a file of scores, or one that no row of the record beside it is of
             continue
-        seen.add(images)
-        value, random, scale = judged(path, made.card)
-        name = path.stem if path.parent.name == "sets" else f"{path.parent.name}-{path.stem}"
-        save_image(picture(made), out / f"sets/{name}.png")
-        shutil.copyfile(path, out / f"sets/{name}.safetensors")
-        size = f"{made.card['size']} image{'s' * (made.card['size'] > 1)} a class"
-        cards += [f":::{{grid-item-card}} {name}", f":img-top: sets/{name}.png", ":class-card: set", ""]
-        cards += [
-            f"{made.card['method']}, {size}, {plain(made.card['data'])}: **{percent(value, '%')}**, random images {percent(random, '%')},",
-            f"{scale} scale." if scale else "",
-        ]
-        cards += [f"[{path.stat().st_size / 1000:.0f} KB](sets/{name}.safetensors)", ":::", ""]
+        if images not in seen:
+            seen.add(images)
+            cards += card(path, made, *found, out)
     return "\n".join(["::::{grid} 1 2 3 3", ":gutter: 3", "", *cards, "::::", ""])
+
+
+def card(path: Path, made: synthetic.Synthetic, value: dict, random: dict, scale: str, out: Path) -> list[str]:
+    """The lines of a set's card, whose picture and file are written."""
+    name = path.stem if path.parent.name == "sets" else f"{path.parent.name}-{path.stem}"
+    save_image(picture(made), out / f"sets/{name}.png")
+    shutil.copyfile(path, out / f"sets/{name}.safetensors")
+    size = f"{made.card['size']} image{'s' * (made.card['size'] > 1)} a class"
+    told = f"{made.card['method']}, {size}, {plain(made.card['data'])}: **{percent(value, '%')}**, random images {percent(random, '%')},"
+    return [
+        *(f":::{{grid-item-card}} {name}", f":img-top: sets/{name}.png", ":class-card: set", "", told, f"{scale} scale." if scale else ""),
+        *(f"[{path.stat().st_size / 1000:.0f} KB](sets/{name}.safetensors)", ":::", ""),
+    ]
 
 
 def judged(path: Path, card: dict) -> tuple[dict, dict, str]:
