@@ -1,5 +1,6 @@
 """What README, CONTRIBUTING and CHALLENGE show works: every block of code runs, every line of a shell is one, every link leads somewhere."""
 
+import importlib
 import json
 import re
 import shlex
@@ -182,3 +183,13 @@ def test_the_speed_that_the_readme_tells_is_that_of_the_table():
     thirds = {"DM step, ipc 1": 3, "DM step, ipc 10": 3, "DC step, ipc 1": 3, "DC step, ipc 10": 3, "training step of 256": 3}
     thirds |= {"evaluation of 10 networks, ipc 1": 1.5, "evaluation of 10 networks, ipc 10": 1.5}
     assert all(works[name] == pytest.approx(times, rel=0.3) for name, times in thirds.items())
+
+
+def test_the_board_of_the_site_shows_evaluated_sets_alone(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "site")
+    board = importlib.import_module("board")
+    for place in ("sets", "smoke/00_quickstart/digits", "small/00_quickstart/artifacts"):
+        (tmp_path / "results" / place).mkdir(parents=True)
+        shutil.copyfile(ROOT / "results/sets/cifar10-dm-ipc1.safetensors", tmp_path / "results" / place / "some.safetensors")
+    (tmp_path / "results/sets/scores.safetensors").write_bytes(b"no set")
+    assert board.sets(tmp_path, tmp_path / "out").count("grid-item-card") == 1
