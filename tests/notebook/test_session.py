@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import matplotlib
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from distillery.data import synthetic
 from distillery.evaluation import Protocol
@@ -377,3 +378,14 @@ def test_machines_share_the_seeds_of_rows(tmp_path):
     keys = [records.record_key("90_tiny", {"seed": 3} | more) for more in ({}, {"first_seed": 0}, {"first_seed": 1})]
     assert keys[0] == keys[1] != keys[2]  # records of before there was one still count
     assert len({pooling.pool_key("90_tiny", {"seed": seed, "first_seed": seed}) for seed in (0, 1)}) == 1
+
+
+def test_strips_of_sets_that_were_not_kept_say_so(tmp_path):
+    S = Session("90_tiny", namespace(tmp_path))
+    S.row("random", "random", 1, 1)
+    kept, gone = Figure(), Figure()
+    S.strips(["random"], kept)
+    S.runs.artifact(S.results["random"][0]["artifact"]).unlink()
+    S.strips(["random"], gone)
+    assert len(kept.axes[0].images) == 1 and not gone.axes[0].images and not gone.axes[0].axison
+    assert [text.get_text() for text in gone.axes[0].texts] == ["no set is kept here"]

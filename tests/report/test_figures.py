@@ -196,3 +196,15 @@ def test_named_dots(axis):
     assert sorted(text.get_text() for text in axis.texts) == ["DC", "DM"]
     high = [text.get_position()[1] for text in axis.texts]
     assert abs(high[0] - high[1]) > 0.02 and axis.get_lines()[-1].get_xdata()[-1] == pytest.approx(axis.get_xlim()[1])
+
+
+def test_no_text_is_cut_off(tmp_path):
+    """A name at the left that the layout has no room for: the picture grows by it."""
+
+    def width(name):
+        figure = plt.figure(figsize=(2, 1), layout="none")
+        figure.text(0.0, 0.5, name, ha="right")
+        figure.add_axes((0, 0, 1, 1))
+        return plt.imread(figures.save(figure, tmp_path / "some.png")).shape[1]
+
+    assert width("a name that is far too long") > width("a") + 50

@@ -237,10 +237,10 @@ class Board:
         names = list(dict.fromkeys(name for methods in self.methods.values() for name in methods))
         return figures.told_apart(names, [name for name in names if not METHODS[name].learns])
 
-    def draw_lines(self, axis, curves: dict[str, tuple]) -> dict[str, tuple]:
+    def draw_lines(self, axis, curves: dict[str, tuple], marker: str = "") -> dict[str, tuple]:
         """Draw curves method -> (x, y) as methods are drawn; the last point of each."""
         for method, (x, y) in curves.items():
-            axis.plot(x, y, color=self.styles[method]["color"], ls=self.styles[method]["ls"], lw=1.6)
+            axis.plot(x, y, marker=marker, color=self.styles[method]["color"], ls=self.styles[method]["ls"], lw=1.6, ms=5)
         return {method: (x[-1], y[-1]) for method, (x, y) in curves.items() if len(x)}
 
     def name_lines(self, axis, ends: dict[str, tuple]) -> None:
@@ -313,10 +313,10 @@ class Board:
         return Markdown(tables.markdown(head, lines))
 
     def draw_protocols(self, axes, tried: dict[str, dict[tuple, str]]) -> None:
-        """Draw accuracies of `protocols` over epochs, a panel a kind: a line by the last weights, crosses by the best on test images."""
+        """Draw accuracies of `protocols` over epochs, a panel a kind: dots and a line by the last weights, crosses by the best on test images."""
         ends = []
         for axis, kind in zip(axes, dict.fromkeys(kind for rows in tried.values() for kind, _ in rows)):
-            axis.set(xscale="log", title=kind, xlabel="epochs (cross: best on test images)")
+            axis.set(xscale="log", title=kind, xlabel="epochs (dot: last weights, cross: best on test images)")
             curves, best = {}, {}
             for method, rows in tried.items():
                 names = {passes: name for (of, passes), name in rows.items() if of == kind and any(self.session.results[name])}
@@ -328,7 +328,7 @@ class Board:
             axis.minorticks_off()
             for method, (x, y) in best.items():
                 axis.plot(x, y, "x", color=self.styles[method]["color"], ms=6)
-            ends.append(self.draw_lines(axis, curves))
+            ends.append(self.draw_lines(axis, curves, "o"))
         for axis, names in zip(axes, ends):  # which share their heights
             self.name_lines(axis, names)
         axes[0].set_ylabel("test accuracy, %")

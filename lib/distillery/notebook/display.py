@@ -75,7 +75,8 @@ class Shown:
     def strips(self, names: Iterable[str], subfigure, start_of: str = "") -> None:
         """Draw a strip of images for each row: of its first set one image of each class; first the start of one of them.
 
-        Of sets that still are mostly the noise they started from, what has changed is drawn instead, grey = nothing, stretched alike.
+        Of sets that still are mostly the noise they started from, what has changed is drawn instead, grey = nothing, stretched alike. Results
+        travel without their sets: where none is here, that is written.
         """
         rows = [(name, self.rows[name], self.set_of(name)) for name in names if self.set_of(name)]
         images = [one.tensors["images"][:: row.recipes[0].size][:10] for _, row, one in rows]
@@ -87,7 +88,12 @@ class Shown:
             if all(change.std() < start.std() / 2 for change, start in zip(changes, starts)):
                 parts = [(f"{row.label}, change", 0.5 + change / (2 * most)) for (_, row, _), change in zip(rows, changes)]
         parts = [("start", self.pixels(start)) for (name, *_), start in zip(rows, starts) if name == start_of and start is not None] + parts
-        for axis, (label, shown) in zip(subfigure.subplots(max(1, len(parts)), squeeze=False)[:, 0], parts):
+        if not parts:
+            axis = subfigure.subplots()
+            axis.set_axis_off()
+            axis.text(0.5, 0.5, "no set is kept here", ha="center", color="#777777")
+            return
+        for axis, (label, shown) in zip(subfigure.subplots(len(parts), squeeze=False)[:, 0], parts):
             figures.show_tiles(axis, shown, len(shown), "", [label])
 
     def tiles(self, axis, indices, columns: int, title: str = "", rows: list[str] | None = None) -> None:

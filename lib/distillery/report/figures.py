@@ -60,9 +60,9 @@ def a_class(n: int) -> str:
 
 
 def save(figure, path: str | Path) -> Path:
-    """Write a figure as PNG without a software stamp, atomically."""
+    """Write a figure as PNG without a software stamp, atomically; it grows where a text would be cut off."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight")
     return store.write_bytes(path, buffer.getvalue())
 
 
