@@ -235,6 +235,14 @@ def test_a_complete_record_stays_beside_an_incomplete_run(tiny, run):
     assert "is done" in run("run", tiny)[1]
 
 
+def test_the_log_of_a_kernel_is_not_told(tiny_notebook, capfd):
+    """A kernel may be interrupted between its last cell and its end, and logs that as an error."""
+    notebook = tiny_notebook("import sys\nget_ipython().kernel.log.error('KeyboardInterrupt caught in kernel.')\nsys.exit('ended')")
+    assert cli.main(["run", str(notebook)]) == 1
+    [line] = capfd.readouterr().err.splitlines()
+    assert "SystemExit: ended" in line
+
+
 @pytest.mark.parametrize("fail, code", [("input", 2), ("crash", 1), ("mute", 1), ("die", 1), ("no record", 1)])
 def test_failures_are_one_line(tiny, run, fail, code):
     got, _, errors = (apart if fail == "die" else run)("run", tiny, "-p", "fail", fail)

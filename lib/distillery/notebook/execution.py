@@ -49,7 +49,8 @@ def execute(notebook: Path, content, given: dict, folder: Path, beside: Callable
     with tempfile.TemporaryDirectory(prefix="distillery-") as scratch:
         running = Path(scratch) / executed.name  # written cell by cell, so a kill leaves no part of it in the results
         log, events = Path(scratch) / "log.txt", Path(scratch) / "events"
-        write_kernel_spec(Path(scratch) / "kernels" / "python3", extra_arguments=["--log-level=ERROR"])  # of this Python, before any other
+        # of this Python, before any other; its log would tell on stderr of the interrupt with which a kernel is shut down
+        write_kernel_spec(Path(scratch) / "kernels" / "python3", extra_arguments=["--log-level=CRITICAL"])
         paths = {"PYTHONPATH": library, "JUPYTER_PATH": scratch}
         paths = {name: os.pathsep.join([first, *filter(None, [os.environ.get(name)])]) for name, first in paths.items()}
         told = {parameters.WAIT: "1" if wait else "", parameters.EVENTS: str(events), "DISTILLERY_RESULTS": str(folder.parents[1])}
