@@ -60,6 +60,19 @@ class RegressionSet:
         images = self.images.subset(indices)
         return RegressionSet(images, self.targets[torch.as_tensor(indices, device=self.device)], images.digest)
 
+    def components(self, count: int) -> "RegressionSet":
+        """With the first `count` principal components of the centred targets, scaled to a mean square of 1; ours, MKDT keeps targets as they are.
+
+        What all images have in common is learned by the bias of the output and teaches an encoder nothing, and an output as wide as the
+        embedding holds most of the weights that are matched. Raises InputError where images or embeddings have not so many.
+        """
+        if not 1 <= count <= min(self.targets.shape):
+            raise InputError(f"components: {count} of targets {tuple(self.targets.shape)}; accepted: 1 to {min(self.targets.shape)}")
+        from sklearn.decomposition import PCA  # a second to import
+
+        found = torch.from_numpy(PCA(count, svd_solver="full").fit_transform(self.targets.cpu().double().numpy()))
+        return RegressionSet(self.images, (found / found.square().mean().sqrt()).to(self.targets), self.made_of)
+
 
 def teacher_targets(teacher: Encoder, images: ImageSet, path: str | Path | None = None) -> Tensor:
     """The teacher's embeddings of un-augmented images in evaluation mode, as they are: (N, D) float32 on the images' device.

@@ -13,6 +13,7 @@ from distillery.evaluation.probe import probe
 from distillery.job import Job
 from distillery.networks import Params
 from distillery.networks.encoder import Encoder
+from distillery.recipe import Recipe
 from distillery.seeds import generator, split
 
 FALL = 0.1  # of the matching loss, 1 = of a student that stays where it starts, at every start epoch and the first step size
@@ -59,6 +60,18 @@ class Gates:
         """Whether the teacher's features, probed as every row is, are better than no pre-training by a margin."""
         return _short("teacher", self.found["teacher"], self.found["no pre-training"], margin)
 
+    def ceiling(self, size: int, margin: float) -> str:
+        """Whether all real images with their targets, in as many steps as a set of `size` images takes, beat no pre-training by a margin."""
+        experiment = self.experiment
+
+        def trained(seed: int) -> Params:
+            job = experiment.job(Recipe("whole", size, seed))
+            how, steps_of = job.method.protocol(job, experiment.protocol, None)
+            return job.method.train(job, experiment.network, job.source, how, job.stream("gate"), steps_of)[0]
+
+        what = "all images, as many steps"
+        return _short(what, self.probes(what, experiment.network, trained), self.found["no pre-training"], margin)
+
     def matching(self, jobs: list[Job], sets: list[Synthetic], experts: int = 2) -> str:
         """Whether matching moved anything, and what it matched is better than no pre-training.
 
@@ -66,15 +79,11 @@ class Gates:
         """
         if not sets:
             return "nothing has been distilled"
-        losses: dict[int, list[tuple[float, float]]] = {}
+        found = []
         for job, made in zip(jobs, sets, strict=True):
-            objective, rate = job.method.matching(job), torch.tensor(job.settings.step_size, device=made.device)
-            pair = [made.replace(images=images, step_size=rate) for images in (made.card["start"], made.tensors["images"])]
-            for epoch in range(job.settings.min_start_epoch, job.settings.max_start_epoch):
-                for i in range(min(experts, len(objective.experts))):
-                    values = [objective.loss_at(one, i, epoch, job.stream("gate", epoch, i)) for one in pair]
-                    losses.setdefault(epoch, []).append(tuple(values))
-        self.found["matching loss"] = {str(epoch): np.mean(pairs, 0).tolist() for epoch, pairs in losses.items()}
+            pair = [made.replace(images=images) for images in (made.card["start"], made.tensors["images"])]
+            found.append(matching_losses(job, [(one, job.settings.step_size) for one in pair], experts))
+        self.found["matching loss"] = {str(epoch): np.mean([one[epoch] for one in found], 0).tolist() for epoch in found[0]}
         for epoch, (before, after) in self.found["matching loss"].items():
             if not before - after >= FALL:
                 return (
@@ -106,6 +115,18 @@ class Gates:
         if moved >= MOVED or after <= (1 - ERROR) * before:
             return ""
         return f"{jobs[0].method.name} moved pixels by {moved:.2f} deviations, and its error on images held out went from {before:.3g} to {after:.3g}"
+
+
+def matching_losses(job: Job, sets: list[tuple[Synthetic, float]], experts: int = 2) -> dict[int, list[float]]:
+    """Start epoch -> the matching loss of each set at a step size, mean over the first `experts` of the bank; batches are the same for all sets."""
+    objective = job.method.matching(job)
+    sets = [made.replace(step_size=torch.tensor(rate, device=made.device)) for made, rate in sets]
+
+    def of(epoch: int) -> list[float]:
+        banks = range(min(experts, len(objective.experts)))
+        return np.mean([[objective.loss_at(one, i, epoch, job.stream("gate", epoch, i)) for one in sets] for i in banks], 0).tolist()
+
+    return {epoch: of(epoch) for epoch in range(job.settings.min_start_epoch, job.settings.max_start_epoch)}
 
 
 def repeated(encoder: Encoder, k: int) -> Params:
