@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torchvision import transforms
 
 from distillery import store
-from distillery.checks import RunFailed
+from distillery.checks import InputError, RunFailed
 from distillery.encoders import pretrained
 from distillery.encoders import quality as quality_module
 from distillery.encoders import teacher as teacher_module
 from distillery.encoders.quality import deviation, effective_rank, nearest, quality
-from distillery.encoders.regression_set import teacher_targets
+from distillery.encoders.regression_set import RegressionSet, teacher_targets
 from distillery.encoders.teacher import SIMCLR, Cosine, Projected, TeacherTraining, _card, projector, resnet18, train_teacher, untrained
 from distillery.networks import ConvNet
 from distillery.networks.encoder import Encoder, head_names
@@ -486,3 +486,25 @@ def test_a_teacher_of_digits_is_better_than_its_start(digits, tmp_path):
     start = untrained(network, part, recipe)
     found, base = (quality(one, part, digits.test, neighbours=10) for one in (teacher, start))
     assert found.knn > base.knn + 0.03 and found.probe > base.probe + 0.03 and found.rank > 2 and found.deviation > 0.1
+
+
+def test_principal_components_of_targets():
+    """By the singular values of the centred targets, in float64: they are centred, uncorrelated, in order, and of mean square 1."""
+    images, stream = blobs(per_class=8), generator(0, "components")
+    targets = torch.randn(len(images), 9, generator=stream) @ torch.randn(9, 9, generator=stream) + 5.0
+    whole = RegressionSet(images, targets, images.digest)
+    found = whole.components(4)
+    centred = targets.double() - targets.double().mean(0)
+    values = torch.linalg.svdvals(centred)[:4]
+    gram = found.targets.double().T @ found.targets.double()
+    scale = float(values.square().sum() / (4 * len(images)))
+    assert torch.allclose(gram, torch.diag(values.square() / scale), atol=1e-3) and found.targets.dtype == targets.dtype
+    assert float(found.targets.mean(0).abs().max()) < 1e-5 and float(found.targets.square().mean()) == pytest.approx(1, rel=1e-5)
+    back = torch.linalg.lstsq(found.targets.double(), centred).solution  # nothing is left of the directions that are kept
+    assert float((centred - found.targets.double() @ back).square().sum()) == pytest.approx(
+        float(torch.linalg.svdvals(centred)[4:].square().sum()), rel=1e-4
+    )
+    assert whole.components(9).targets.shape == targets.shape and found.images is images
+    for wrong in (0, 10):
+        with pytest.raises(InputError, match=f"components: {wrong} "):
+            whole.components(wrong)

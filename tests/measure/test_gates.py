@@ -10,9 +10,10 @@ from distillery.data.synthetic import Synthetic
 from distillery.encoders.quality import embedded
 from distillery.encoders.regression_set import RegressionSet
 from distillery.evaluation import Probing
+from distillery.evaluation.protocol import fit
 from distillery.experiment import Experiment, Presets
 from distillery.matching.trajectory import sweep_plain
-from distillery.measure.gates import Gates, repeated
+from distillery.measure.gates import Gates, matching_losses, repeated
 from distillery.networks import ConvNet
 from distillery.networks.encoder import Encoder, head_names
 from distillery.recipe import Recipe
@@ -58,6 +59,33 @@ def test_the_teacher_is_asked_against_what_rows_start_from(here):
     start = split(generator(1, "pre-training"), 2)[0]  # what `none` of seed 1 is
     drawn = gates.probes("again", experiment.network, lambda seed: experiment.network.init(start, 2) if seed else repeated(teacher, 2))
     assert drawn["0.5"][2:] == gates.found["no pre-training"]["0.5"][2:]
+
+
+def test_the_ceiling_is_all_images_in_the_steps_of_a_set(here):
+    experiment, gates, _ = here
+    assert gates.ceiling(5, -1.0) == "" and "all images, as many steps: " in gates.ceiling(5, 1.0)
+    found = gates.found["all images, as many steps"]
+    assert [len(values) for values in found.values()] == [4, 4]
+
+    def trained(steps_of):
+        network, protocol = experiment.network, experiment.protocol
+        return lambda seed: fit(network, experiment.real, protocol, generator(seed, "gate"), steps_of=steps_of)[0]
+
+    assert gates.probes("by itself", experiment.network, trained(5)) == found
+    assert gates.probes("by itself", experiment.network, trained(0)) != found
+
+
+def test_matching_losses_are_those_of_each_set_at_its_step_size(here):
+    experiment, _, _ = here
+    (job, _), (made, _) = row(experiment, "MKDT")
+    objective, found = job.method.matching(job), matching_losses(job, [(made, 0.05), (made, 0.4)], experts=2)
+    assert set(found) == {0, 1}
+    for epoch, values in found.items():
+        for value, rate in zip(values, (0.05, 0.4)):
+            one = made.replace(step_size=torch.tensor(rate))
+            each = [objective.loss_at(one, i, epoch, job.stream("gate", epoch, i)) for i in (0, 1)]
+            assert value == pytest.approx(sum(each) / 2, rel=1e-12)
+    assert found[0][0] != found[0][1]
 
 
 def test_matching_that_moves_nothing_is_closed(here):

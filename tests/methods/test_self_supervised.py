@@ -1,5 +1,6 @@
 """Sets without labels in an experiment: what each method makes, how encoders are trained on it, what is shared and refused."""
 
+import json
 import time
 from dataclasses import replace
 
@@ -162,6 +163,13 @@ def test_every_seed_has_a_bank_and_hardest_images_of_its_own(results):
     assert torch.equal(here.synthetic(here.run(Recipe("high loss", 5, 1))).tensors["images"], hardest)
     banks = [here.job(Recipe("MTT-SSL", 5, seed)).method.bank(here.job(Recipe("MTT-SSL", 5, seed)))[0] for seed in (0, 1)]
     assert banks[0].seed != banks[1].seed
+
+
+def test_a_line_of_progress_names_scores_and_not_how_they_were_made(tmp_path):
+    here = made(tmp_path)
+    here.runs.events = tmp_path / "events"
+    here.scores.get("student loss", 1)
+    assert [json.loads(line)["scores"] for line in here.runs.events.read_text().splitlines()] == ["student loss seed 1"]
 
 
 def test_losses_of_students_are_made_once_and_before_the_clock_starts(tmp_path, monkeypatch):

@@ -330,7 +330,8 @@ class CachedScores:
                         began, (made, samples) = time.monotonic(), make()
                         spent = time.monotonic() - began
                         store.save_tensors(path, made, inputs | {"seconds": spent, "samples": samples})
-                        self.runs.tell(scores="{} seed {}".format(*key), seconds=spent)
+                        name = key[0].partition(" {")[0]  # without what tells two passes of a name apart
+                        self.runs.tell(scores=f"{name} seed {key[1]}", seconds=spent)
             tensors, card = store.load_tensors(path)
             # but for the encoder's one at a time: features are large
             self._read = {k: v for k, v in self._read.items() if k[0] == "encoder"} | {key: tensors}
