@@ -505,6 +505,8 @@ def test_principal_components_of_targets():
         float(torch.linalg.svdvals(centred)[4:].square().sum()), rel=1e-4
     )
     assert whole.components(9).targets.shape == targets.shape and found.images is images
+    assert torch.allclose(found.as_targets(targets), found.targets, atol=1e-5) and torch.equal(whole.as_targets(targets), targets)
+    assert torch.allclose(found.subset(torch.tensor([3, 1])).as_targets(targets[[3, 1]]), found.targets[[3, 1]], atol=1e-5)
     for wrong in (0, 10):
         with pytest.raises(InputError, match=f"components: {wrong} "):
             whole.components(wrong)

@@ -128,3 +128,14 @@ def test_a_regression_has_to_move_or_to_predict(here):
     held = embedded(teacher, gates.task.validation)
     found = objective.outputs(first, objective.fresh(first, jobs[0].stream("gate")), gates.task.validation)
     assert min(before, after) > 0 and float((found - held).square().mean()) < 2 * before
+
+
+def test_a_regression_on_components_is_asked_for_components(here, tmp_path):
+    experiment, gates, teacher = here
+    real = experiment.real.components(3)
+    network = ConvNet(real.shape, 3, width=4, depth=1)
+    changed = Experiment(real, network, experiment.protocol, Runs(tmp_path), presets=experiment.presets, tasks=experiment.tasks)
+    other = Gates(changed, gates.task, gates.seeds)
+    jobs, sets = row(changed, "KRR-ST")
+    assert other.regression(jobs, sets, teacher).startswith("KRR-ST moved pixels by 0.00 deviations")
+    assert min(other.found["KRR-ST"]["error"]) > 0

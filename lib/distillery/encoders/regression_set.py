@@ -1,6 +1,7 @@
 """Real images with the real-valued targets that students regress: the embeddings of a teacher, made once and stored."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -28,6 +29,7 @@ class RegressionSet:
     images: ImageSet  # their labels are not read
     targets: Tensor  # (N, D) float, on the device of the images
     made_of: str  # `digest` of the images that the targets were made of
+    projection: Callable[[Tensor], Tensor] | None = None  # of embeddings to targets, None = they are the targets
 
     def __post_init__(self):
         if self.made_of != self.images.digest:
@@ -58,7 +60,11 @@ class RegressionSet:
     def subset(self, indices: Tensor) -> "RegressionSet":
         """The images at `indices` (M,) with their targets, in that order."""
         images = self.images.subset(indices)
-        return RegressionSet(images, self.targets[torch.as_tensor(indices, device=self.device)], images.digest)
+        return RegressionSet(images, self.targets[torch.as_tensor(indices, device=self.device)], images.digest, self.projection)
+
+    def as_targets(self, embeddings: Tensor) -> Tensor:
+        """The targets that other images of these embeddings (M, F) would have: (M, D)."""
+        return self.projection(embeddings) if self.projection else embeddings
 
     def components(self, count: int) -> "RegressionSet":
         """With the first `count` principal components of the centred targets, scaled to a mean square of 1; ours, MKDT keeps targets as they are.
@@ -70,8 +76,15 @@ class RegressionSet:
             raise InputError(f"components: {count} of targets {tuple(self.targets.shape)}; accepted: 1 to {min(self.targets.shape)}")
         from sklearn.decomposition import PCA  # a second to import
 
-        found = torch.from_numpy(PCA(count, svd_solver="full").fit_transform(self.targets.cpu().double().numpy()))
-        return RegressionSet(self.images, (found / found.square().mean().sqrt()).to(self.targets), self.made_of)
+        fitted = PCA(count, svd_solver="full")
+        found = torch.from_numpy(fitted.fit_transform(self.targets.cpu().double().numpy()))
+        scale = found.square().mean().sqrt()
+
+        def projection(embeddings: Tensor) -> Tensor:
+            other = torch.from_numpy(fitted.transform(self.as_targets(embeddings).cpu().double().numpy()))
+            return (other / scale).to(embeddings)
+
+        return RegressionSet(self.images, (found / scale).to(self.targets), self.made_of, projection)
 
 
 def teacher_targets(teacher: Encoder, images: ImageSet, path: str | Path | None = None) -> Tensor:

@@ -103,7 +103,7 @@ class Gates:
         """Whether a ridge regression on sets moved their images, or predicts embeddings of validation images better than at its start."""
         if not sets:
             return "nothing has been distilled"
-        images, targets = self.task.validation, embedded(teacher, self.task.validation)
+        images, targets = self.task.validation, self.experiment.real.as_targets(embedded(teacher, self.task.validation))
         moved = float(np.mean([float((one.tensors["images"] - one.card["start"]).abs().mean()) for one in sets]))
         errors = []
         for job, made in zip(jobs, sets, strict=True):
