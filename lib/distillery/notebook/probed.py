@@ -169,9 +169,12 @@ class Probed:
 
     def matching(self, name: str, epoch: int, updates: int, parts: int = 8) -> tuple[list[float], list[float]]:
         """(update, matching loss there) of a row's first updates, those that started from one epoch, averaged over so many parts of them."""
-        found = []
+        found: dict[int, list[float]] = {}
         for one in filter(None, self.raw.get(name, [])):
-            places = np.linspace(1, one["steps"], len(one["loss"])).astype(int)
-            found += [(at, loss) for at, start, loss in zip(places, one["starts"], one["loss"]) if start == epoch and at <= updates]
-        groups = [part for part in np.array_split(sorted(found), parts) if len(part)]
+            places = np.linspace(1, one["steps"], len(one["loss"])).astype(int).tolist()
+            for at, start, loss in zip(places, one["starts"], one["loss"]):
+                if start == epoch and at <= updates:
+                    found.setdefault(at, []).append(loss)
+        means = [(at, np.mean(losses)) for at, losses in sorted(found.items())]  # over the sets that have it
+        groups = [np.array(part) for part in np.array_split(means, min(parts, len(means)) or 1) if len(part)]
         return [float(part[:, 0].mean()) for part in groups], [float(part[:, 1].mean()) for part in groups]
