@@ -63,7 +63,7 @@ def test_features_are_principal_components():
 
 
 def test_samples_of_all_images_stand_for_them():
-    found = regimes.stood(IMAGES, blobs(per_class=5, seed=2), 4, 0.1, sizes=[20, 4000], trials=3, failure=0.1, seed=0)
+    found = regimes.sample_quality(IMAGES, blobs(per_class=5, seed=2), 4, 0.1, sizes=[20, 4000], trials=3, failure=0.1, seed=0)
     assert set(found) == {"by sensitivity", "random"} and found["random"].whole == found["by sensitivity"].whole
     for one in found.values():
         assert one.sampling.errors.shape == (2, 3) and 0 < one.dimension < 5

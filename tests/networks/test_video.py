@@ -68,6 +68,14 @@ def test_a_network_of_frames_is_the_mean_of_its_features(shared):
     assert network.channels == inner.channels and network.spec()["frames"] == 4
 
 
+def test_statistics_of_a_network_of_frames_are_kept():
+    network, x = PerFrame(ConvNet((1, 8, 8), 5, width=8, normalization="batch"), 4), clips(6, 4, 8, 8)
+    params = network.init(generator(2, "x"), 1)
+    buffers = network.apply(params, x).buffers
+    assert buffers and any(not torch.equal(value, params[name]) for name, value in buffers.items())
+    assert network.classes == 5 and not hasattr(network, "network")  # by which a wrapper for precision is known
+
+
 def test_dropout_repeats_with_its_weights_and_leaves_torch_alone():
     network, x = ConvNet3D(SMALL, 4, 8, width=16), clips(6, *SMALL)
     params = network.init(generator(3, "x"), 2)
@@ -86,8 +94,14 @@ def test_dropout_repeats_with_its_weights_and_leaves_torch_alone():
 
 def test_frames_are_refused_where_they_do_not_fit():
     assert frames_of(clips(2, 6, 3, 3), 2).shape == (2, 2, 3, 3, 3)
-    for wrong in (lambda: frames_of(clips(2, 6, 3, 3), 4), lambda: ConvNet3D((7, 16, 16), 4, 2), lambda: ConvNet3D(SMALL, 4, 0)):
+    for wrong in (
+        lambda: frames_of(clips(2, 6, 3, 3), 4),
+        lambda: frames_of(clips(2, 6, 3, 3), 0),
+        lambda: ConvNet3D((7, 16, 16), 4, 2),
+        lambda: ConvNet3D(SMALL, 4, 0),
+    ):
         with pytest.raises(InputError, match="frames"):
             wrong()
-    with pytest.raises(InputError, match="dropout"):
-        ConvNet3D(SMALL, 4, 8, dropout=1.5)
+    for share in (1.5, 1.0, -0.1, "half"):
+        with pytest.raises(InputError, match="dropout"):
+            ConvNet3D(SMALL, 4, 8, dropout=share)

@@ -1,4 +1,5 @@
-"""Real images made worse in ways that tell importances apart, and regressions on weighted samples of them. Ours; Tukan et al. name no such test."""
+"""Real images made worse in ways that tell importances apart, and regressions on weighted samples of them. Ours: of arXiv 2307.08086 only
+the abstract could be read."""
 
 from dataclasses import dataclass, replace
 
@@ -74,7 +75,7 @@ def regression(rows: Tensor, labels: Tensor, penalty: float, indices: Tensor, we
 
 
 @dataclass(frozen=True)
-class Stood:
+class SampleQuality:
     """How samples stand for all training images.
 
     sampling    their largest relative errors over all weights, and the bounds of them
@@ -89,7 +90,7 @@ class Stood:
     dimension: float
 
 
-def stood(train: ImageSet, test: ImageSet, components: int, rho: float, **numbers) -> dict[str, Stood]:
+def sample_quality(train: ImageSet, test: ImageSet, components: int, rho: float, **numbers) -> dict[str, SampleQuality]:
     """Weighted samples by ridge sensitivity, and uniform ones, of training images; the regression is on principal components of pixels.
 
     rho      the ridge, as a part of the mean diagonal of the kernel
@@ -111,5 +112,5 @@ def stood(train: ImageSet, test: ImageSet, components: int, rho: float, **number
         ]
         accuracies = [[accuracy(*one) for one in of_size] for of_size in drawn]
         deviating = sampling(rows, labels, penalty, ridge.tau, chances, **numbers)  # the same samples, by the same streams
-        found[name] = Stood(deviating, accuracies, accuracy(torch.arange(len(rows)), whole), ridge.effective_dimension)
+        found[name] = SampleQuality(deviating, accuracies, accuracy(torch.arange(len(rows)), whole), ridge.effective_dimension)
     return found

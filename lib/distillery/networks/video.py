@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
-from distillery.checks import InputError, check_fraction, check_positive_int
+from distillery.checks import InputError, check_positive_int, is_number
 from distillery.networks.convnet import ConvNet, Output, Params, Shape
 from distillery.networks.module import ModuleNetwork
 
@@ -23,7 +23,8 @@ KERNEL = (3, 7, 7)  # time, height, width
 
 
 def frames_of(clips: Tensor, frames: int) -> Tensor:
-    """(..., T * C, H, W) -> (..., T, C, H, W). Raises InputError where the channels are no multiple of the frames."""
+    """(..., T * C, H, W) -> (..., T, C, H, W). Raises InputError where the channels are no multiple of the frames, or these no whole number above 0."""
+    check_positive_int("frames", frames)
     if clips.shape[-3] % frames:
         raise InputError(f"frames: {frames} in clips of {clips.shape[-3]} channels; accepted: a divisor of them")
     return clips.unflatten(-3, (frames, -1))
@@ -89,8 +90,8 @@ class ConvNet3D(ModuleNetwork):
     def __init__(self, shape: Shape, classes: int, frames: int, width: int = 128, dropout: float = 0.5):
         _check(shape, frames)
         check_positive_int("width", width)
-        if dropout:
-            check_fraction("dropout", dropout)
+        if not is_number(dropout) or not 0 <= dropout < 1:
+            raise InputError(f"dropout: {dropout!r} is not accepted; accepted: a number from 0 to below 1")
         self.shape, self.frames, self.width, self.dropout = tuple(shape), frames, width, dropout
         super().__init__(partial(_Conv3D, self.shape, classes, frames, width, dropout), f"ConvNet3D width {width}")
         self.stackable, self.channels = False, width
@@ -114,38 +115,41 @@ class ConvNet3D(ModuleNetwork):
 class PerFrame:
     """A network of images on every frame of a clip: the mean of their features under its classifier, so that the order of frames is lost.
 
-    network  of one frame, such as a `ConvNet`; K at once as it has them
-    frames   T of the clips
+    inner   of one frame, such as a `ConvNet`; K at once as it has them
+    frames  T of the clips
     """
 
-    network: ConvNet
+    inner: ConvNet
     frames: int
 
     @property
     def name(self) -> str:
-        return f"{self.network.name}, mean of {self.frames} frames"
+        return f"{self.inner.name}, mean of {self.frames} frames"
 
-    def __getattr__(self, name: str):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.network, name)
+    @property
+    def classes(self) -> int:
+        return self.inner.classes
+
+    @property
+    def channels(self) -> int:
+        return self.inner.channels
 
     def spec(self) -> dict:
-        return {"network": "per frame", "frames": self.frames, "of": self.network.spec()}
+        return {"network": "per frame", "frames": self.frames, "of": self.inner.spec()}
 
     def init(self, generator: Generator, k: int = 1) -> Params:
-        return self.network.init(generator, k)
+        return self.inner.init(generator, k)
 
     def embed(self, params: Params, images: Tensor, train: bool = True) -> Tensor:
-        """(K, B, F): the mean over frames of the network's embedding."""
-        every = frames_of(images, self.frames)
-        found = self.network.embed(params, every.flatten(-5, -4), train)
-        return found.unflatten(1, (-1, self.frames)).mean(2)
+        """(K, B, F): the mean over frames of the embedding of each."""
+        return self.apply(params, images, train).embedding
 
     def apply(self, params: Params, images: Tensor, train: bool = True) -> Output:
-        embedding = self.embed(params, images, train)
+        """images (K, B, T * C, H, W), or (B, T * C, H, W) seen by all K networks."""
+        seen = self.inner.apply(params, frames_of(images, self.frames).flatten(-5, -4), train)
+        embedding = seen.embedding.unflatten(1, (-1, self.frames)).mean(2)
         weight, bias = (params[f"head.{part}"].to(embedding.dtype) for part in ("weight", "bias"))
-        return Output(torch.baddbmm(bias[:, None], embedding, weight.mT), embedding, {})
+        return Output(torch.baddbmm(bias[:, None], embedding, weight.mT), embedding, seen.buffers)
 
 
 def _check(shape: Shape, frames: int) -> None:

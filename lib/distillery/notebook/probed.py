@@ -168,7 +168,7 @@ class Probed:
         return tuple(map(list, zip(*(pair for pair in pairs if pair[1] is not None)))) or ([], [])
 
     def matching(self, name: str, epoch: int, updates: int, parts: int = 8) -> tuple[list[float], list[float]]:
-        """(update, matching loss there) of a row's first updates, those that started from one epoch, averaged over so many parts of them."""
+        """(update, matching loss there) of a row's first updates, those that started from one epoch: means over sets, then over so many parts of the way."""
         found: dict[int, list[float]] = {}
         for one in filter(None, self.raw.get(name, [])):
             places = np.linspace(1, one["steps"], len(one["loss"])).astype(int).tolist()
