@@ -81,11 +81,16 @@ class Board:
         """The row of as many random images, trained by the same loss."""
         return self.row(self.random, size, self.seeds[size], loss=self.loss(method, size), **changes)
 
-    def run(self, epochs: int, batch: int, parts: Sequence[float] = ()) -> None:
-        """Run everything that the axes ask for; all real images, and random parts of them, are passed so often, `batch` a step."""
+    def run(self, epochs: int, batch: int, parts: Sequence[float] = (), networks: int = 0) -> None:
+        """Run everything that the axes ask for; all real images, and random parts of them, are passed so often, `batch` a step.
+
+        networks  trained on those, 0 = as many as on sets
+        """
         settings = {"epochs": epochs, "batch": batch}
-        rate = self.rate(Recipe("whole", 0, self.session.seeds(1)[0], settings=settings), self.session.bench.protocol.loss)
+        protocol = self.session.bench.protocol
+        rate = self.rate(Recipe("whole", 0, self.session.seeds(1)[0], settings=settings), protocol.loss)
         how = {"settings": settings, "against": REAL, "evaluate": Evaluate(lr=rate)}
+        how |= {"experiment": self.session.bench.under(replace(protocol, networks=networks or protocol.networks))}
         self.session.row(REAL, "whole", 0, published="whole", **how)
         for part in parts:
             if part not in (1, *self.parts.values()):
