@@ -268,7 +268,7 @@ class Board:
         costs = {name: one["seconds"] for name, one in self.costs().items()}
         points = sorted((spent, 100 * standing.means({name: self.by_seed(name)})[name], name) for name, spent in costs.items())
         axis.set_xscale("log")
-        x, y, _ = zip(*points)
+        x, y = ([point[i] for point in points] for i in range(2))
         axis.plot(x, np.maximum.accumulate(y), color=figures.INK, lw=1.2)
         axis.plot(x, y, "o", color=figures.INK, ms=4)
         for one, two, name in points:
