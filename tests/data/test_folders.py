@@ -12,7 +12,6 @@ import struct
 import tarfile
 import tempfile
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from torchvision import datasets, transforms
 from distillery import data
 from distillery.checks import InputError
 from distillery.data import archives, decoding, folders, named
+from distillery.data.cache import Building, Shards, cache_folder, cached
 from distillery.data.check import check
 from distillery.seeds import generator
 from made_up import WRITERS, encoded, files, picture, refusal, to_folder, to_tar, to_zip
@@ -144,7 +144,7 @@ def test_gray_where_all_are_gray_even_if_color_comes_late(tmp_path):
     found = folders.load_files(to_zip(tmp_path / "b.zip", content))
     assert found.pixels.shape[1] == 3 and found.notes == ["199 gray image(s) of 200 made RGB"]
     lazy = folders.load_files(tmp_path / "b.zip", cache_dir=tmp_path / "cache", mapped=True)
-    assert torch.equal(lazy.pixels, found.pixels)
+    assert torch.equal(lazy.pixels[:], found.pixels)
 
 
 def test_alpha_is_laid_on_white(tmp_path):
@@ -477,6 +477,10 @@ def test_a_broken_link_in_a_folder(tmp_path):
 # ---------------------------------------------------------------- cache and mapped sets
 
 
+def held(cache):
+    return [sorted(file.name for file in folder.iterdir()) for folder in cache.iterdir()]
+
+
 def no_decoding(*_, **__):
     raise AssertionError("decoded again")
 
@@ -485,7 +489,7 @@ def no_decoding(*_, **__):
 def test_second_load_reads_the_cache(tmp_path, monkeypatch, kind):
     path, cache = WRITERS[kind](tmp_path / f"a.{kind}", files()), tmp_path / "cache"
     first = load(path, cache_dir=cache, max_side=6)
-    assert sorted(file.suffix for file in cache.iterdir()) == [".npy", ".safetensors"]
+    assert held(cache) == [["00000.npy", "files.txt", "manifest.safetensors", "seen.npy"]]
     monkeypatch.setattr(folders, "decode", no_decoding)
     again = load(path, cache_dir=cache, max_side=6)
     assert again.digest == first.digest and again.notes == first.notes
@@ -499,7 +503,7 @@ def test_the_cache_follows_the_files(tmp_path):
     (root / "train/cat/0.png").write_bytes(encoded(picture(77)))
     assert load(root, cache_dir=cache).digest != first
     (root / "train/cat/0.png").write_bytes(encoded(picture(0)))
-    assert load(root, cache_dir=cache).digest == first and len(list(cache.glob("*.npy"))) == 2
+    assert load(root, cache_dir=cache).digest == first and len(list(cache.iterdir())) == 2
     (root / "train/emu").mkdir()
     with refusal("emu"):
         load(root, cache_dir=cache)
@@ -507,27 +511,27 @@ def test_the_cache_follows_the_files(tmp_path):
 
 def test_the_default_cache(tmp_path, monkeypatch):
     load(to_zip(tmp_path / "a.zip", files()))
-    assert len(list((tmp_path / "default cache").iterdir())) == 2
+    assert len(list((tmp_path / "default cache").iterdir())) == 1
     monkeypatch.delenv("DISTILLERY_CACHE")
-    assert folders.cache_folder() == Path.home() / ".cache/distillery"
+    assert cache_folder() == Path.home() / ".cache/distillery"
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+@pytest.mark.parametrize("suffix", ["00000.npy", "manifest.safetensors"])
 @pytest.mark.parametrize("harm", ["cut", "flip", "other", "empty", "gone"])
 def test_a_corrupt_cache_file_is_replaced_and_said(tmp_path, suffix, harm):
     path, cache = to_zip(tmp_path / "a.zip", files()), tmp_path / "cache"
-    for mapped in (False,) if (suffix, harm) == (".npy", "flip") else (False, True):  # a mapped file is not read
+    for mapped in (False,) if (suffix, harm) == ("00000.npy", "flip") else (False, True):  # a mapped file is not read
         first = load(path, cache_dir=cache, mapped=mapped)
         digest = first.digest  # before the file it may be mapped from is harmed
-        (file,) = cache.glob(f"*{suffix}")
+        (file,) = cache.glob(f"*/{suffix}")
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes({"cut": content[:-9], "flip": content, "empty": b"", "other": b"{}", "gone": b""}[harm])
         if harm == "gone":
             file.unlink()
         again = load(path, cache_dir=cache, mapped=mapped)
-        said = any("corrupt" in note for note in again.notes)
-        assert again.digest == digest and said == ((suffix, harm) != (".safetensors", "gone"))
+        said = any("decoded again" in note for note in again.notes)
+        assert again.digest == digest and said == ((suffix, harm) != ("manifest.safetensors", "gone"))
         assert load(path, cache_dir=cache, mapped=mapped).notes == first.notes
 
 
@@ -555,7 +559,7 @@ def test_mapped_sets_equal_those_in_memory(tmp_path, kind):
             assert ours.shape == theirs.shape and ours.device == theirs.device
             assert torch.equal(ours.subset(indices[0]).batch(indices[0] % 3), theirs.subset(indices[0]).batch(indices[0] % 3))
         assert torch.equal(mapped.to("cpu").train.batch(torch.tensor([1])), memory.train.batch(torch.tensor([1])))
-    assert sorted(file.suffix for file in cache.iterdir()) == [".npy", ".safetensors"]  # and no temporary file
+    assert held(cache) == [["00000.npy", "files.txt", "manifest.safetensors", "seen.npy"]]  # and no temporary file
     whole = load(path, per_class=8, cache_dir=cache)  # the same file, read and verified
     assert whole.digest == memory.digest and isinstance(whole.train.pixels, torch.Tensor)
     assert torch.equal(data.fit_zca(mapped.train).matrix, data.fit_zca(memory.train).matrix)
@@ -570,18 +574,18 @@ def test_mapped_pixels_are_not_read(tmp_path):
     shape, card = (1024, 1, 512, 512), {"classes": ["é"], "n_train": 1024, "notes": []}
 
     def produce(allocate):
-        pixels = allocate(shape)
-        pixels[5] = 7
-        return pixels, torch.zeros(1024, dtype=torch.int64), dict(card)
+        built = allocate(shape)
+        built[5][:] = 7
+        built.seen[:] = 1
+        return built, torch.zeros(1024, dtype=torch.int64), dict(card)
 
     def read(mapped):
-        return folders.cached(tmp_path, "a", "made up", produce, mapped)
+        return cached(tmp_path, "a", "made up", produce, mapped)
 
     read(True)
     before = resident()
     found = read(True)
-    images, rows = data.ImageSet.of(found.pixels, found.targets, ["a"]), torch.arange(1024)
-    images = replace(images, pixels=data.LazyImages(images.pixels, rows)).subset(rows)
+    images = data.ImageSet(found.pixels, found.targets, ("a",)).subset(torch.arange(1024))
     assert (images.batch(torch.tensor([5])) == 7 / 255).all() and found.classes == ["é"]
     assert resident() - before < 50e6
     assert read(False).notes == []  # the digest holds
@@ -592,14 +596,79 @@ def resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_an_unfinished_pixel_file_leaves_nothing(tmp_path):
-    def produce(allocate):
-        allocate((2, 1, 2, 2))
-        raise KeyError
+@pytest.mark.parametrize("rows", [1, 3, 10])
+def test_shards_are_one_array(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr("distillery.data.cache.SHARD", rows * 12)
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 3, 2, 2)).astype(np.uint8)
+    built = Building(pixels.shape, tmp_path / "a").fill(pixels)
+    built.note()
+    shards = pickle.loads(pickle.dumps(Shards(tmp_path / "a")))  # a copy is made of the files
+    assert len(shards.arrays) == -(-10 // rows) and shards.shape == pixels.shape
+    for index in (torch.tensor([[9, 0, 3], [3, 3, 5]]), torch.tensor(7), torch.arange(10), torch.tensor([], dtype=torch.int64)):
+        assert np.array_equal(shards[index], pixels[index])
+    os.unlink(tmp_path / "a" / "00000.npy")
+    with pytest.raises(ValueError, match="numbered"):
+        Shards(tmp_path / "a")
 
-    with pytest.raises(KeyError):
-        folders.cached(tmp_path, "a", "made up", produce)
-    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
+@pytest.mark.parametrize("first", ["L", "RGB"])
+def test_a_killed_build_goes_on(tmp_path, monkeypatch, kind, first):
+    """Killed after 5 of 16 images; what was noted is not decoded again, and the set is that of one go, also where gray images come first."""
+    monkeypatch.setattr("distillery.data.cache.SHARD", 3 * 3 * 64)  # three images
+    content = files()
+    if first == "L":
+        content["train/cat/0.png"] = encoded(picture(3).convert("L"))
+    path, cache = WRITERS[kind](tmp_path / f"a.{kind}", content), tmp_path / "cache"
+    whole, opened, cracked = load(path, cache_dir=tmp_path / "other"), [], decoding.open_image
+
+    def opening(payload):
+        opened.append(payload)
+        if len(opened) == dies:
+            raise KeyboardInterrupt
+        return cracked(payload)
+
+    monkeypatch.setattr(decoding, "open_image", opening)
+    monkeypatch.setattr(decoding, "NOTED", 0.0)
+    monkeypatch.setattr(decoding, "_CHUNK", 1)
+    dies = 9 if first == "RGB" else 12
+    with pytest.raises(KeyboardInterrupt):
+        load(path, cache_dir=cache)
+    (part,) = cache.glob(".*.part")
+    there = int((np.load(part / "seen.npy") > 0).sum())
+    assert 5 <= there < 9 and not list(cache.glob("[!.]*"))
+    dies, opened[:] = 0, []
+    again = load(path, cache_dir=cache)
+    assert len(opened) == 1 + 16 - there and again.digest == whole.digest and again.notes == whole.notes
+    assert held(cache) == [sorted([f"{i:05d}.npy" for i in range(6)] + ["files.txt", "manifest.safetensors", "seen.npy"])]
+
+
+def test_a_damaged_shard_alone_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("distillery.data.cache.SHARD", 3 * 3 * 64)
+    path, cache = to_folder(tmp_path / "a", files()), tmp_path / "cache"
+    first, opened, cracked = load(path, cache_dir=cache).digest, [], decoding.open_image
+    (shard,) = cache.glob("*/00002.npy")
+    shard.write_bytes(shard.read_bytes()[:-5])
+    monkeypatch.setattr(decoding, "open_image", lambda payload: (opened.append(payload), cracked(payload))[1])
+    again = load(path, cache_dir=cache, mapped=True)
+    assert again.digest == first and len(opened) == 1 + 3 and any("00002.npy" in note for note in again.notes)
+
+
+def test_bad_files_leave_no_part_of_a_set(tmp_path):
+    root = to_folder(tmp_path / "a", files() | {"train/cat/9.png": b"text"})
+    with refusal("1 of 17 images cannot be read"):
+        load(root, cache_dir=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_no_space_is_known_before_decoding(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(decoding, "scan", no_decoding)
+    with refusal("cannot write", "No space left"):
+        load(to_folder(tmp_path / "a", files()), cache_dir=tmp_path / "cache", mapped=True)
 
 
 # ---------------------------------------------------------------- published sets

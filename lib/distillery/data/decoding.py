@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from io import BytesIO
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,11 @@ from tqdm import tqdm
 
 from distillery.checks import InputError, first_line
 from distillery.data.archives import first_names, shown, threads
+from distillery.data.cache import DONE, NOTED
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 1 << 26  # of one image; more is taken for a decompression bomb
+FACTS = {"gray": 2, "alpha": 4, "16-bit": 8, "turned": 16, "cropped": 32}  # bits of what was met in an image
 _CHUNK = 256  # files read at a time
 _OTHERS = {b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"ftyphe": "HEIC", b"ftypmif1": "HEIC", b"ftypavif": "AVIF"}
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # bytes: prompts and color profiles of more than 1 MB are no bombs
@@ -25,26 +27,29 @@ _TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTA
 
 
 def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Callable, skip=False, color=False) -> tuple:
-    """Decode the files of a plan: uint8 (N, C, H, W), the plan of what was decoded, and notes; C is 1 where all images are gray, else 3.
+    """Decode the files of a plan: the pixels (N, C, H, W), the plan of what was decoded, and notes; C is 1 where all images are gray, else 3.
 
-    allocate  gives an array of a shape to decode into, in memory or on disk
-    skip      pass over what cannot be decoded: on another pass over the rest
+    allocate  gives what a shape is decoded into, `data.cache.Building`, where rows that it holds already are not decoded again
+    skip      pass over what cannot be decoded
     color     set on the second pass, which a color image after gray ones makes necessary
     raises    InputError on unreadable files (with their number) and on images of unequal size without `resize`
     """
     rows = {name: row for row, name in enumerate(plan.files)}
-    sizes, facts, unreadable = Counter(), Counter(), {}
-    first: dict[tuple[int, int], str] = {}  # image of each size
-    files = where.read(plan.files)
-    for name, payload in files:  # the first image that can be decoded fixes shape and mode
-        image, met = open_image(payload)
-        if image is not None:
-            source, mode = image.size, "RGB" if color else image.mode
-            size, notes = target_size(source, resize, max_side)
-            out = allocate((len(rows), len(mode), size[1], size[0]))
-            files = chain([(name, payload)], files)
-            break
-        unreadable[name] = met[0]
+    unreadable: dict[str, str] = {}
+    with closing(where.read(plan.files)) as files:
+        for name, payload in files:  # the first image that can be decoded fixes shape and mode
+            image, met = open_image(payload)
+            if image is not None:
+                break
+            unreadable[name] = met[0]
+    if len(unreadable) == len(rows):
+        _refuse(unreadable, rows, where)
+    source = image.size
+    size, notes = target_size(source, resize, max_side)
+    out = allocate((len(rows), 3 if color else len(image.mode), size[1], size[0]))
+    mode = "L" if out.shape[1] == 1 else "RGB"
+    left = [name for name, row in rows.items() if not out.seen[row]]
+    sizes, first = Counter({source: len(rows) - len(left)}), {source: name}  # of images, and an image of each
 
     def work(name: str, payload) -> tuple:
         image, met = open_image(payload)
@@ -54,31 +59,38 @@ def decode(where, plan, resize: int, max_side: int, progress: bool, allocate: Ca
             _put(image, mode, size, out[rows[name]], crop=resize > 0)
         return name, image.size, met + ["cropped"] * (resize > 0 and image.width != image.height)
 
-    with closing(scan(files, len(rows), work, "decoding", progress)) as scanned:
+    with closing(scan(where.read(left), len(rows), work, "decoding", progress)) as scanned:
         for name, seen, met in scanned:
             if seen is None:
                 unreadable[name] = met[0]
                 continue
             sizes[seen] += 1
             first.setdefault(seen, name)
-            facts.update(met)
             if mode == "L" and "gray" not in met:
                 color = True
                 break
+            if resize or seen == source:
+                out.seen[rows[name]] = DONE + sum(bit for fact, bit in FACTS.items() if fact in met)
+                out.note(NOTED)
     if color and mode == "L":
         return decode(where, plan, resize, max_side, progress, allocate, skip, True)
-    if unreadable and skip:
-        out, plan, notes = decode(where, plan.without(unreadable), resize, max_side, progress, allocate, skip)
-        return out, plan, [passed_over(unreadable), *notes]
-    if unreadable:
-        name = min(unreadable, key=rows.get)
-        found = f"{len(unreadable)} of {len(rows)} images cannot be read, first {shown(where.path / name)} ({unreadable[name]})"
-        raise InputError(f"{found}; accepted: whole files of {', '.join(FORMATS)}")
-    if len(sizes) > 1 and not resize:
+    if unreadable and not skip:
+        _refuse(unreadable, rows, where)
+    if len(+sizes) > 1 and not resize:
         (usual, _), *_, (odd, _) = sizes.most_common()
         example = f"{shown(first[odd].rpartition('/')[2])} is {odd[0]}x{odd[1]} and most are {usual[0]}x{usual[1]}"
         raise InputError(f"images of {len(sizes)} sizes, e.g. {example}; accepted: equal sizes, or resize=SIDE")
-    return out, plan, notes + said(facts, len(rows), mode)
+    facts = Counter({fact: int((out.seen & bit > 0).sum()) for fact, bit in FACTS.items()})
+    notes += said(facts, len(rows) - len(unreadable), mode)
+    if unreadable:
+        return out, plan.without(unreadable), [passed_over(unreadable), *notes]
+    return out, plan, notes
+
+
+def _refuse(unreadable: dict[str, str], rows: dict[str, int], where) -> None:
+    name = min(unreadable, key=rows.get)
+    found = f"{len(unreadable)} of {len(rows)} images cannot be read, first {shown(where.path / name)} ({unreadable[name]})"
+    raise InputError(f"{found}; accepted: whole files of {', '.join(FORMATS)}")
 
 
 def passed_over(unreadable: dict[str, str]) -> str:

@@ -1,35 +1,19 @@
 """Image files to a data set: class folders, plain or in an archive, decoded once and cached."""
 
-import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from distillery import store
-from distillery.checks import InputError, local_path
+from distillery.checks import InputError
 from distillery.data.archives import EXTENSIONS, TEST_FOLDERS, Folder, Listing, converted, first_names, is_image, origin, shown
+from distillery.data.cache import Decoded, cache_folder, cached
 from distillery.data.decoding import decode
 
 VERSION = 3  # of the decoding: a change makes older cache files stale
 _TABLE = "val/val_annotations.txt"  # of Tiny-ImageNet
-
-
-@dataclass
-class Decoded:
-    """A data set as arrays: the first `n_train` images are for training, the rest, if any, for testing."""
-
-    name: str
-    pixels: Tensor  # (N, C, H, W) uint8, perhaps still on disk
-    targets: Tensor  # (N,) int64 class labels
-    n_train: int
-    classes: list[str]
-    notes: list[str]
-    skipped: list[str] = field(default_factory=list)  # files of the plan that could not be decoded, where that is asked for
 
 
 @dataclass
@@ -61,15 +45,16 @@ def load_files(path, *, resize=0, max_side=0, cache_dir="", mapped=False, progre
     where = origin(path)
     plan = plan_of(where, skip_unreadable) if isinstance(where, Folder) else None  # an archive is listed only if not cached
     options = {"resize": resize, "max_side": max_side} | ({"skip_unreadable": True} if skip_unreadable else {})
+    folder = cache_folder(cache_dir)
     key = store.identity("decoded images", VERSION, options, where.digest())
 
     def produce(allocate):
         found = plan or plan_of(where, skip_unreadable)
-        pixels, files, notes = decode(where, found, resize, max_side, progress, allocate, skip_unreadable)
-        card = {"classes": files.classes, "n_train": files.n_train, "notes": files.notes + notes}
-        return pixels, torch.tensor(files.labels), card | {"skipped": sorted(set(found.files) - set(files.files))}
+        built, files, notes = decode(where, found, resize, max_side, progress, allocate, skip_unreadable)
+        card = {"classes": files.classes, "n_train": files.n_train, "notes": files.notes + notes, "files": files.files}
+        return built, torch.tensor(files.labels), card | {"skipped": sorted(set(found.files) - set(files.files))}
 
-    return cached(cache_folder(cache_dir), key, shown(where.name), produce, mapped)
+    return cached(folder, key, shown(where.name), produce, mapped)
 
 
 def plan_of(where, skip_unreadable: bool = False) -> Plan:
@@ -191,66 +176,3 @@ def _ordered(parts: list[dict[str, list[str]]], classes: list[str], notes: list[
     labels = [label for part in parts for label, name in enumerate(classes) for _ in part[name]]
     readable = [name.encode(errors="backslashreplace").decode() for name in classes]  # a folder name need not be UTF-8
     return Plan(files, labels, sum(map(len, parts[0].values())), readable, notes)
-
-
-def cache_folder(cache_dir: str | Path = "") -> Path:
-    """The folder of cached pixels: as given, else $DISTILLERY_CACHE, else ~/.cache/distillery. May be removed any time."""
-    return local_path("cache_dir", cache_dir or os.environ.get("DISTILLERY_CACHE") or "~/.cache/distillery")
-
-
-def cached(folder: Path | None, key: str, name: str, produce: Callable, mapped: bool = False) -> Decoded:
-    """What `produce` gives, kept in `folder` (None = nowhere) as KEY.npy, the pixels, and KEY.safetensors, the rest.
-
-    produce  called with allocate(shape) -> uint8 array to fill; returns it, targets (N,) and a card of 'classes', 'n_train' and 'notes'
-    mapped   leave the pixels on disk; their digest is then not checked on reading
-    raises   InputError if `mapped` and the folder cannot be written. Otherwise that is noted, as is a corrupt file, which is made again
-    """
-    if folder is None:
-        pixels, targets, card = produce(lambda shape: np.empty(shape, np.uint8))
-        return Decoded(name, torch.from_numpy(pixels), targets, **card)
-    path, rest, troubles = folder / f"{key}.npy", folder / f"{key}.safetensors", []
-    temporary = folder / f".{key}.{os.getpid()}.tmp"
-
-    def allocate(shape: tuple[int, ...]) -> np.ndarray:
-        try:
-            with store.writing(path):
-                array = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-                if hasattr(os, "posix_fallocate"):  # reserve the space: writing to a mapped full disk kills the process
-                    with open(temporary, "r+b") as file:
-                        os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-                return array
-        except InputError:
-            if mapped:
-                raise
-            troubles.append("the cache folder cannot be written: decoded anew each time")
-            return np.empty(shape, np.uint8)
-
-    if rest.exists():
-        try:
-            return _read(path, rest, name, mapped)
-        except (InputError, OSError, EOFError, ValueError, TypeError, KeyError):
-            troubles.append("the cached pixels were corrupt and have been decoded again")
-    try:
-        pixels, targets, card = produce(allocate)
-        if not isinstance(pixels, np.memmap):
-            return Decoded(name, torch.from_numpy(pixels), targets, **card | {"notes": card["notes"] + troubles})
-        with store.writing(path):
-            pixels.flush()
-            os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-    store.save_tensors(rest, {"targets": targets}, card | {"pixels": store.file_digest(path)})
-    found = _read(path, rest, name, mapped)
-    found.notes += troubles
-    return found
-
-
-def _read(path: Path, rest: Path, name: str, mapped: bool) -> Decoded:
-    """What `cached` has stored; raises what numpy and `store` do where a file is not as it was."""
-    tensors, card = store.load_tensors(rest)
-    digest = card.pop("pixels")
-    if not mapped and digest != store.file_digest(path):
-        raise ValueError
-    pixels = np.load(path, mmap_mode="c" if mapped else None)  # "c": as torch wants it, writable but never written
-    return Decoded(name, torch.from_numpy(pixels), tensors["targets"], **card)

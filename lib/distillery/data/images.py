@@ -4,11 +4,15 @@ import hashlib
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from distillery.checks import InputError, check_finite
+
+if TYPE_CHECKING:
+    from distillery.data.cache import Shards
 
 # Channel means and standard deviations of pixels in [0, 1]. Those of CIFAR are checked against the public code of DC, DSA and DM
 # (github.com/VICO-UoE/DatasetCondensation); the others are the field's usual values, not checked there.
@@ -68,7 +72,7 @@ def transform_of(tensors: dict[str, Tensor]) -> Standardize | ZCA:
 class LazyImages:
     """Some images of a larger array, read as they are asked for: the pixels of a set that stays on disk."""
 
-    base: Tensor  # (M, C, H, W) uint8, usually mapped from a file
+    base: "Tensor | Shards"  # (M, C, H, W) uint8, usually of files
     rows: Tensor  # (N,) int64 rows of `base`
     device: torch.device = torch.device("cpu")  # where images go when they are read
 

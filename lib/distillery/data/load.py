@@ -63,9 +63,9 @@ def load(
     options = {"resize": resize, "max_side": max_side, "cache_dir": cache_dir, "mapped": mapped, "progress": progress}
     found = folders.load_files(data_root, **options) if dataset == "folder" else named.load(dataset, data_root, **options)
     # Until the last step a part is only a list of rows, so that the pixels are copied once and not at every step.
-    images, notes = ImageSet.of(found.pixels, found.targets, found.classes, found.name), list(found.notes)
-    rows = torch.arange(len(images))
-    images = replace(images, pixels=LazyImages(images.pixels, rows))
+    rows, notes = torch.arange(len(found.targets)), list(found.notes)
+    pixels = found.pixels if mapped else LazyImages(found.pixels, rows)
+    images = ImageSet(pixels, found.targets, tuple(found.classes), None, found.name)
     if found.n_train < len(images):
         train, test = images.subset(rows[: found.n_train]), images.subset(rows[found.n_train :])
     else:

@@ -19,6 +19,7 @@ from distillery import store
 from distillery.checks import InputError, first_line, local_path
 from distillery.data import folders
 from distillery.data.archives import Folder, Tar, readable, shown
+from distillery.data.cache import Decoded, cache_folder, cached
 from distillery.data.decoding import fit
 
 VERSION = 2  # of the readers: a change makes older cache files stale
@@ -61,12 +62,12 @@ _TIMEOUT = 30  # seconds without an answer
 Arrays = tuple[np.ndarray, np.ndarray, int, list[str]]  # pixels and labels, first those for training; how many these are; classes
 
 
-def load(name, data_root="", *, resize=0, max_side=0, cache_dir="", mapped=False, progress=False) -> folders.Decoded:
+def load(name, data_root="", *, resize=0, max_side=0, cache_dir="", mapped=False, progress=False) -> Decoded:
     """A data set of `NAMES`, options as in `data.load`. Its files are looked for in `data_root` ('' = a folder of the cache), else fetched.
 
     raises  InputError if a file is not there and cannot be fetched, or is not the published one
     """
-    sides, folder = {"resize": resize, "max_side": max_side}, folders.cache_folder(cache_dir)
+    sides, folder = {"resize": resize, "max_side": max_side}, cache_folder(cache_dir)
     root = local_path("data_root", data_root) if data_root else folder / "downloads"
     if name == "tiny-imagenet":
         return _tiny(root, progress, **sides, cache_dir=cache_dir, mapped=mapped)
@@ -76,12 +77,14 @@ def load(name, data_root="", *, resize=0, max_side=0, cache_dir="", mapped=False
     def produce(allocate):
         pixels, labels, n_train, classes = _READERS[name](name, root, progress)
         pixels, notes = fit(pixels, resize, max_side)
-        kept = allocate(pixels.shape)
-        kept[:] = pixels
-        return kept, torch.from_numpy(labels.astype(np.int64)), {"classes": list(classes), "n_train": n_train, "notes": notes}
+        return (
+            allocate(pixels.shape).fill(pixels),
+            torch.from_numpy(labels.astype(np.int64)),
+            {"classes": list(classes), "n_train": n_train, "notes": notes},
+        )
 
     worth = mapped or name != "digits"  # which are bundled, and read in no time
-    return folders.cached(folder if worth else None, key, name, produce, mapped)
+    return cached(folder if worth else None, key, name, produce, mapped)
 
 
 def fetch(name: str, file: str, root: Path, progress: bool = False) -> Path:
@@ -207,7 +210,7 @@ def unpacked(root: Path) -> Path | None:
     return found[0] if found and not (root / archive).exists() else None
 
 
-def _tiny(root: Path, progress: bool, **options) -> folders.Decoded:
+def _tiny(root: Path, progress: bool, **options) -> Decoded:
     path = unpacked(root) or fetch("tiny-imagenet", *FILES["tiny-imagenet"], root, progress)
     found = folders.load_files(path, progress=progress, **options)
     found.name = "tiny-imagenet"
