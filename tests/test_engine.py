@@ -13,6 +13,7 @@ import torch
 from distillery import engine, store
 from distillery.checks import InputError
 from distillery.data import LazyImages
+from distillery.data.cache import Building, Shards
 from distillery.evaluation import Protocol
 from distillery.experiment import Experiment
 from distillery.networks import ConvNet
@@ -154,11 +155,18 @@ def test_a_pickled_deadline_is_wall_clock(tmp_path):
     assert pickle.loads(pickle.dumps(Runs(tmp_path))).deadline == float("inf")
 
 
-def test_images_on_disk_are_refused(ray, splits, tmp_path, refused):
+def test_images_on_disk_are_read_by_workers(ray, splits, tmp_path, refused):
     train = splits.train
-    mapped = replace(splits, train=replace(train, pixels=LazyImages(train.pixels, torch.arange(len(train)))))
-    with refused("mapped=True"):
-        experiment(mapped, tmp_path).run_all(RECIPES[:1], "ray")
+    built = Building(train.pixels.shape, tmp_path / "pixels").fill(train.pixels.numpy())
+    built.note()
+    pixels = LazyImages(Shards(tmp_path / "pixels"), torch.arange(len(train)))
+    mapped = replace(splits, train=replace(train, pixels=pixels))
+    there, here = experiment(mapped, tmp_path / "there"), experiment(splits, tmp_path / "here")
+    assert there.run_all(RECIPES[:2], "ray")[1]["accuracies"] == here.run_all(RECIPES[:2])[1]["accuracies"]
+    content = pickle.dumps(pixels)
+    (tmp_path / "pixels").rename(tmp_path / "elsewhere")
+    with refused("all machines share"):
+        pickle.loads(content)
 
 
 def test_what_no_machine_has_is_refused(ray, refused):

@@ -72,7 +72,7 @@ def test_a_mislabelled_image_is_hard(tiny):
 def test_features_are_those_of_the_first_network(tiny, tmp_path):
     net = ConvNet((1, 8, 8), 3, width=4)
     passed = dynamics(net, tiny, 2, 1, generator(0, "scores"))
-    rows = CachedScores(tiny, tiny.digest, net, Runs(tmp_path), ScoreSettings(early=(2, 1)), None, None).scratch(0)["features"]
+    rows = CachedScores(tiny, tiny.digest, net, Runs(tmp_path), ScoreSettings(early=(2, 1)), None, None).features(0)
     assert rows.shape == (24, net.features)
     assert torch.allclose(rows, net.embed(passed.params, tiny.batch(torch.arange(24)))[0], atol=1e-5)
 

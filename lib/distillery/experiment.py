@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distillery import engine, store
 from distillery.checks import InputError
-from distillery.data import LazyImages, Splits
+from distillery.data import Splits
 from distillery.data.synthetic import Synthetic, hard
 from distillery.evaluation import Protocol, accuracy
 from distillery.job import Job
@@ -211,7 +211,7 @@ class Experiment:
         """The results of recipes, in order, mapped over an engine ('' = the experiment's). All are checked before the first one runs.
 
         On Ray each recipe takes as many CPUs as torch has threads here, and a GPU for images on a GPU; the machines must share the results
-        folder. Raises InputError on Ray with images that stay on disk, and what `engine.map` raises.
+        folder, and that of images that stay on disk. Raises what `engine.map` raises.
         """
         where = where or self.compute.engine
         for recipe in recipes:
@@ -219,7 +219,6 @@ class Experiment:
         self.runs.tell(row=len(recipes))
         if where == "local":
             return engine.map(self.run, recipes)
-        self.check_mapped(where)
         # what is shared is known before the experiment is copied, and experts are a map of their own: workers only load them
         for recipe in recipes:
             method, key = METHODS[recipe.method], self.set_id(recipe)
@@ -245,13 +244,6 @@ class Experiment:
     def _run_apart(self, recipe: Recipe) -> tuple:
         """`run` on a copy of the experiment, with what the copy has counted."""
         return self.run(recipe), self.runs.counts, self.scores.costs, self.costs
-
-    def check_mapped(self, where: str) -> None:
-        """Raise InputError on images that stay on disk, which no other machine sees."""
-        splits = self.data
-        parts = (splits.train, splits.validation, splits.test) if isinstance(splits, Splits) else (splits.images,)
-        if where != "local" and any(isinstance(part.pixels, LazyImages) for part in parts):
-            raise InputError(f"engine: {where!r} with images that stay on disk (mapped=True); accepted: local, or mapped=False")
 
     def search(self, recipe: Recipe, networks: Sequence) -> dict | None:
         """Train each network of a grid on a recipe's set from scratch, and test it: accuracies[network of the grid][fresh network], seconds."""

@@ -81,7 +81,7 @@ class Job:
         """Features (kept, F) of the kept images: of networks trained early, or the targets where there are no labels."""
         if self.experiment.labels is None:
             return self.experiment.real.targets.cpu()[self.kept]
-        return self.experiment.scores.scratch(self.recipe.seed)["features"][self.kept]
+        return self.experiment.scores.features(self.recipe.seed)[self.kept]
 
     def score(self, name: str, k: int = 1) -> Tensor:
         """The scores (N,) of all real images by name."""

@@ -478,7 +478,7 @@ def test_a_broken_link_in_a_folder(tmp_path):
 
 
 def held(cache):
-    return [sorted(file.name for file in folder.iterdir()) for folder in cache.iterdir()]
+    return [sorted(file.name for file in folder.iterdir()) for folder in cache.glob("[!.]*")]
 
 
 def no_decoding(*_, **__):
@@ -503,15 +503,33 @@ def test_the_cache_follows_the_files(tmp_path):
     (root / "train/cat/0.png").write_bytes(encoded(picture(77)))
     assert load(root, cache_dir=cache).digest != first
     (root / "train/cat/0.png").write_bytes(encoded(picture(0)))
-    assert load(root, cache_dir=cache).digest == first and len(list(cache.iterdir())) == 2
+    assert load(root, cache_dir=cache).digest == first and len(held(cache)) == 2
     (root / "train/emu").mkdir()
     with refusal("emu"):
         load(root, cache_dir=cache)
 
 
+def test_a_digest_is_remembered_until_files_change(tmp_path, monkeypatch):
+    root, cache = to_folder(tmp_path / "a", files()), tmp_path / "cache"
+    read, digest = [], archives.Folder.digest
+    monkeypatch.setattr(archives.Folder, "digest", lambda where: (read.append(where), digest(where))[1])
+    load(root, cache_dir=cache)
+    load(root, cache_dir=cache)
+    assert len(read) == 2 and not (cache / ".digests").exists()  # files this young may change again within their times
+    monkeypatch.setattr("distillery.data.cache.SETTLED", -60.0)
+    first = [load(root, cache_dir=cache).digest for _ in range(2)]
+    assert len(read) == 3 and first[0] == first[1]
+    (root / "train/cat/0.png").write_bytes(encoded(picture(77)))
+    assert load(root, cache_dir=cache).digest != first[0] and len(read) == 4
+    (note,) = (cache / ".digests").iterdir()
+    note.write_text("{}")
+    load(root, cache_dir=cache)
+    assert len(read) == 5
+
+
 def test_the_default_cache(tmp_path, monkeypatch):
     load(to_zip(tmp_path / "a.zip", files()))
-    assert len(list((tmp_path / "default cache").iterdir())) == 1
+    assert len(held(tmp_path / "default cache")) == 1
     monkeypatch.delenv("DISTILLERY_CACHE")
     assert cache_folder() == Path.home() / ".cache/distillery"
 

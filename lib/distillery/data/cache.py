@@ -4,6 +4,7 @@ A set KEY is a folder of that name: its shards 00000.npy, 00001.npy, ..., and a 
 While it is made, the folder is .KEY.part, and `seen` notes every few seconds which rows are there.
 """
 
+import hashlib
 import math
 import os
 import shutil
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from distillery import store
-from distillery.checks import InputError, local_path
+from distillery.checks import InputError, first_line, local_path
 from distillery.data.archives import first_names, shown
 from distillery.data.images import LazyImages
 from distillery.lock import lock
@@ -26,6 +27,8 @@ from distillery.lock import lock
 VERSION = 1  # of the folder
 SHARD = 1 << 28  # bytes of a shard
 NOTED = 20.0  # seconds between two notes of what is there
+SHARE = 0.25  # of the memory that the pixels of a set may take
+SETTLED = 3.0  # seconds after which a further change of a file shows in its times
 DONE = 1  # bit of `seen` of every row that is written; the others are the writer's
 _MANIFEST, _SEEN, _FILES = "manifest.safetensors", "seen.npy", "files.txt"
 
@@ -61,7 +64,7 @@ class Shards:
         return self.shape[0]
 
     def __reduce__(self):
-        return Shards, (self.folder,)
+        return _opened, (self.folder,)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Read images: rows of any shape (...) -> (..., C, H, W) uint8."""
@@ -75,6 +78,16 @@ class Shards:
                 here = torch.nonzero(where == shard)[:, 0]
                 found[here] = self.arrays[shard].index_select(0, flat[here] - shard * self.each)
         return found.view(*rows.shape, *self.shape[1:])
+
+
+def _opened(folder: Path) -> Shards:
+    """The shards of a folder, in another process or on another machine. Raises InputError where they are not there."""
+    try:
+        return Shards(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read the pixels in {folder}: {first_line(error)}; accepted: a cache folder that all machines share"
+        ) from error
 
 
 class Building:
@@ -138,12 +151,37 @@ def cache_folder(cache_dir: str | Path = "") -> Path:
     return local_path("cache_dir", cache_dir or os.environ.get("DISTILLERY_CACHE") or "~/.cache/distillery")
 
 
-def cached(folder: Path | None, key: str, name: str, produce: Callable, mapped: bool = False) -> Decoded:
+def memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def known_digest(where, folder: Path) -> str:
+    """The digest of a folder or archive (`data.archives.origin`), read again only where names, sizes or times of its files have changed.
+
+    folder  where it is remembered, once no file is younger than a few seconds; if it cannot be written, each process reads again
+    """
+    path = where.path.resolve()
+    files = [(str(one), one.stat()) for one in (path, *path.rglob("*")) if one.exists()]
+    stamp = hashlib.sha256(repr(sorted((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in files)).encode()).hexdigest()
+    note = folder / ".digests" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+    with suppress(InputError, TypeError, KeyError):
+        known = store.read_json(note)
+        if known["stamp"] == stamp:
+            return known["digest"]
+    began, digest = time.time(), where.digest()
+    if max(at.st_ctime for _, at in files) < began - SETTLED:
+        with suppress(InputError):
+            store.write_json(note, {"path": shown(path), "stamp": stamp, "digest": digest})
+    return digest
+
+
+def cached(folder: Path | None, key: str, name: str, produce: Callable, mapped: bool | None = False) -> Decoded:
     """What `produce` gives, kept in `folder` (None = nowhere) under a key. Of processes that make one set, one does and the others wait.
 
     produce  called with allocate(shape) -> `Building` to fill; returns it, targets of the rows that were written, and a card of 'classes',
              'n_train', 'notes' and perhaps 'skipped', and 'files', the name of every row
-    mapped   leave the pixels on disk; their digest is then not checked on reading
+    mapped   leave the pixels on disk, where their digest is not checked on reading; None = where they take more than SHARE of the memory
     raises   InputError if `mapped` and the folder cannot be written. Otherwise that is noted, as are damaged files, whose rows are made again
     """
     if folder is None:
@@ -218,7 +256,7 @@ def _finish(built: Building, targets: Tensor, card: dict, home: Path) -> None:
         os.rename(built.folder, home)
 
 
-def _read(home: Path, name: str, mapped: bool) -> Decoded:
+def _read(home: Path, name: str, mapped: bool | None) -> Decoded:
     """What `_finish` has stored. Raises _Damaged where it is not as it was."""
     if not (home / _MANIFEST).exists():
         raise _Damaged("")
@@ -230,7 +268,9 @@ def _read(home: Path, name: str, mapped: bool) -> Decoded:
             raise ValueError
     except (InputError, OSError, ValueError, TypeError, KeyError) as error:
         raise _Damaged("the cached pixels had a damaged manifest and have been decoded again") from error
-    bad = [i for i, digest in enumerate(digests) if _array(home / _shard(i)) is None]
+    bad = [i for i, digest in enumerate(digests) if (array := _array(home / _shard(i))) is None or array.ndim != 4]
+    if mapped is None and not bad:
+        mapped = len(rows) * math.prod(_array(home / _shard(0)).shape[1:]) > SHARE * memory()
     if not mapped:
         bad += [i for i, digest in enumerate(digests) if i not in bad and store.file_digest(home / _shard(i)) != digest]
     try:
@@ -242,7 +282,7 @@ def _read(home: Path, name: str, mapped: bool) -> Decoded:
     return Decoded(name, LazyImages(shards, rows) if mapped else shards[rows], targets, **card)
 
 
-def _cleared(home: Path, part: Path, name: str, mapped: bool) -> list[str]:
+def _cleared(home: Path, part: Path, name: str, mapped: bool | None) -> list[str]:
     """Turn a damaged set into one that was begun, without its bad shards; notes on it. Raises _Made where it is whole."""
     if not home.exists():
         return []

@@ -9,7 +9,7 @@ import torch
 from distillery import store
 from distillery.checks import InputError
 from distillery.data.archives import EXTENSIONS, TEST_FOLDERS, Folder, Listing, converted, first_names, is_image, origin, shown
-from distillery.data.cache import Decoded, cache_folder, cached
+from distillery.data.cache import Decoded, cache_folder, cached, known_digest
 from distillery.data.decoding import decode
 
 VERSION = 3  # of the decoding: a change makes older cache files stale
@@ -46,7 +46,7 @@ def load_files(path, *, resize=0, max_side=0, cache_dir="", mapped=False, progre
     plan = plan_of(where, skip_unreadable) if isinstance(where, Folder) else None  # an archive is listed only if not cached
     options = {"resize": resize, "max_side": max_side} | ({"skip_unreadable": True} if skip_unreadable else {})
     folder = cache_folder(cache_dir)
-    key = store.identity("decoded images", VERSION, options, where.digest())
+    key = store.identity("decoded images", VERSION, options, known_digest(where, folder))
 
     def produce(allocate):
         found = plan or plan_of(where, skip_unreadable)

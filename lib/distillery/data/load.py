@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import Generator, Tensor
 from distillery.checks import InputError, check_choice, check_fraction, check_positive_int, local_path
 from distillery.data import folders, named
 from distillery.data.archives import origin
+from distillery.data.cache import cache_folder, known_digest
 from distillery.data.images import PUBLISHED, ImageSet, LazyImages, Splits, fit_standardize, fit_zca, published
 from distillery.seeds import generator
 
@@ -31,7 +31,7 @@ def load(
     held_out: float = VALIDATION,
     normalization: str = "own",
     cache_dir: str | Path = "",
-    mapped: bool = False,
+    mapped: bool | None = None,
     progress: bool = False,
 ) -> Splits:
     """Load a data set as disjoint splits, standardized by its training images.
@@ -48,7 +48,7 @@ def load(
     normalization   'own' (channel mean and std), 'zca' (eps 0.1), 'published' (the constants of the named set) or 'published:NAME' (those
                     of another set, for folders of its images)
     cache_dir       where decoded pixels are kept, '' = $DISTILLERY_CACHE or ~/.cache/distillery; removable any time
-    mapped          leave the pixels on disk and read them as `batch` needs them, for sets larger than memory
+    mapped          leave the pixels on disk and read them as `batch` needs them; None = where they take more than a quarter of the memory
     progress        show a progress bar while decoding and downloading
     raises          InputError on anything that cannot be loaded as asked
     """
@@ -64,6 +64,7 @@ def load(
     found = folders.load_files(data_root, **options) if dataset == "folder" else named.load(dataset, data_root, **options)
     # Until the last step a part is only a list of rows, so that the pixels are copied once and not at every step.
     rows, notes = torch.arange(len(found.targets)), list(found.notes)
+    mapped = isinstance(found.pixels, LazyImages)
     pixels = found.pixels if mapped else LazyImages(found.pixels, rows)
     images = ImageSet(pixels, found.targets, tuple(found.classes), None, found.name)
     if found.n_train < len(images):
@@ -92,7 +93,7 @@ def load(
 def source_digest(dataset: str, data_root: str | Path) -> str:
     """What tells whether `load` would read the same images and labels: name and digest of a folder or archive, '' of files that `load` verifies.
 
-    A folder is read again only where names, sizes or times of its files have changed. Raises InputError as `load`.
+    Raises InputError as `load`.
     """
     path = local_path("data_root", data_root) if dataset == "folder" or data_root else None
     if path and dataset == "tiny-imagenet":
@@ -101,15 +102,8 @@ def source_digest(dataset: str, data_root: str | Path) -> str:
         path = None
     if path is None:
         return ""
-    files = [(str(one), one.stat()) for one in (path, *path.rglob("*")) if one.exists()]
-    stamp = hash(tuple(sorted((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in files)))
-    return _digest(path, stamp)
-
-
-@lru_cache(32)
-def _digest(path: Path, stamp: int) -> str:
     where = origin(path)
-    return f"{where.name} {where.digest()}"
+    return f"{where.name} {known_digest(where, cache_folder())}"
 
 
 def split_per_class(images: ImageSet, fraction: float, draw: Generator) -> tuple[ImageSet, ImageSet]:

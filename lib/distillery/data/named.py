@@ -83,7 +83,7 @@ def load(name, data_root="", *, resize=0, max_side=0, cache_dir="", mapped=False
             {"classes": list(classes), "n_train": n_train, "notes": notes},
         )
 
-    worth = mapped or name != "digits"  # which are bundled, and read in no time
+    worth = mapped is True or name != "digits"  # which are bundled, and read in no time
     return cached(folder if worth else None, key, name, produce, mapped)
 
 

@@ -235,10 +235,9 @@ def _named(experiment, source, training: Training, epochs: int) -> tuple:
 def make_bank(experiment, source, training: Training, epochs: int, where: str = "local") -> dict:
     """Train and store what is missing of a bank of experts: what it costs, 'id', 'seconds', 'samples', told to the experiment too.
 
-    where  the engine that chunks of experts are mapped over, 'local' = that of the experiment. Raises InputError on one with images on disk
+    where  the engine that chunks of experts are mapped over, 'local' = that of the experiment
     """
     where = experiment.compute.engine if where == "local" else where
-    experiment.check_mapped(where)
     cost = experts.bill(*_named(experiment, source, training, epochs), where=where)
     experiment.costs[cost["id"]] = cost
     return cost

@@ -137,16 +137,27 @@ class CachedScores:
     # From scratch
 
     def scratch(self, seed: int, name: str = "loss") -> dict[str, Tensor]:
-        """'loss' (N,) mean training loss and 'features' (N, F) of the first network, from the ensemble pass of the score 'loss' or 'converged loss'."""
+        """'loss' (N,), the mean training loss, and 'first.*', weights of the first network, of the ensemble pass behind 'loss' or 'converged loss'."""
         trials, epochs = self.lengths[name]
 
         def make() -> tuple[dict, int]:
             passed = dynamics.dynamics(self.network, self.images, trials, epochs, generator(seed, "scores"), collect_mean=True)
-            first = {name: value[:1] for name, value in passed.params.items()}
-            tensors = {"loss": dynamics.mean_loss(passed), "features": embed(self.network, first, self.images)[0].cpu()}
-            return tensors, passed.stats.samples * trials
+            first = {f"first.{name}": value[:1] for name, value in passed.params.items()}
+            return {"loss": dynamics.mean_loss(passed)} | first, passed.stats.samples * trials
 
         return self.stored("scores", self._scratch_inputs(seed, name), make, (name, seed))
+
+    def features(self, seed: int) -> Tensor:
+        """Features (N, F) of the first network of the pass behind 'loss', on the CPU: made when they are asked for, as they may be larger than the images."""
+        key = "features", seed, 1
+        if key not in self._known:
+            found = self.scratch(seed)
+            first = {
+                name.removeprefix("first."): value.to(self.images.device) for name, value in found.items() if name.startswith("first.")
+            }
+            # scores stored by older versions hold them in place of the weights
+            self._known[key] = embed(self.network, first, self.images)[0].cpu() if first else found["features"]
+        return self._known[key]
 
     def seconds_left(self, recipes: list, job) -> float:
         """About how long the ensemble passes take that recipes of one job's method and pruning go by, by a few steps; what is stored takes none."""
