@@ -1,6 +1,8 @@
 """Experiments: sets and evaluations are made once and stored apart, what makes no sense is refused, two runs give the same bits."""
 
 import copy
+import weakref
+from collections import Counter
 from dataclasses import fields, replace
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 from distillery import distill as distilling
 from distillery import job as jobs
 from distillery.checks import InputError
+from distillery.data import ImageSet, LazyImages
+from distillery.data.cache import Building, Shards
 from distillery.encoders.regression_set import RegressionSet
 from distillery.evaluation import FineTuning, Probing, Protocol, evaluate
 from distillery.experiment import Compute, Experiment, Presets, ScoreSettings, Validation
@@ -18,6 +22,7 @@ from distillery.networks.encoder import Encoder, head_names
 from distillery.recipe import ByLoss, Effect, Evaluate, Prune, Recipe
 from distillery.runs import Runs
 from distillery.scores import dynamics
+from distillery.scores.registry import SCORES
 from distillery.seeds import generator
 from distillery.training.dsa import DSA_NO_FLIP
 from distillery.training.views import Views
@@ -546,3 +551,38 @@ def test_experts_are_made_before_recipes_are_mapped(ray, splits, tmp_path, monke
     again = experiment(splits, tmp_path / "ray", TINY)
     again.run_all(recipes, "ray")
     assert mapped == ["ray"] * 3 and again.runs.computed == 0 and again.runs.reused == 3
+
+def test_no_method_and_no_score_holds_more_than_a_quarter_of_the_images(splits, encoder, tmp_path, monkeypatch):
+    """Images on disk: what is read at once, and what is alive of it at any time, is counted in images."""
+    train, times = splits.train, 16
+    rows = torch.arange(len(train)).repeat(times)
+    Building(train.pixels.shape, tmp_path / "pixels").fill(train.pixels.numpy()).note()
+    mapped = replace(train, pixels=LazyImages(Shards(tmp_path / "pixels"), rows), targets=train.targets.repeat(times))
+    alive, most, batch = Counter(), Counter(), ImageSet.batch
+
+    def watched(images, indices):
+        found = batch(images, indices)
+        if isinstance(images.pixels, LazyImages):
+            alive["now"] += indices.numel()
+            most[doing] = max(most[doing], alive["now"])
+            weakref.finalize(found, alive.subtract, {"now": indices.numel()})
+        return found
+
+    monkeypatch.setattr(ImageSet, "batch", watched)
+    data = replace(splits, train=mapped)
+    for doing in LABELLED:
+        made_for(doing, data, encoder, tmp_path / "runs").run(Recipe(doing, 1, 0))
+    lengths = ScoreSettings(early=(1, 1), converged=(1, 1), importance={"k-means": "random features", "width": 4, "networks": 1})
+    scores = experiment(data, tmp_path / "runs", TINY, encoder=encoder, protocol=FineTuning(epochs=1), scores=lengths).scores
+    for doing, score in SCORES.items():
+        if score.labels is not False:
+            scores.get(doing, 0)
+    assert len(most) > 25  # others read the stored scores of these
+    by_pixels = {"k-means sensitivity", "k-means++"}  # distances of all, see below
+    assert {name for name, n in most.items() if n > len(rows) / 4} == by_pixels
+
+
+def test_distances_of_pixels_are_refused_where_they_do_not_fit(splits, tmp_path, monkeypatch, refused):
+    monkeypatch.setattr("distillery.scores.cached.SHARE", 1e-9)
+    with refused("k-means sensitivity", "GB as numbers", "random features"):
+        experiment(splits, tmp_path).run(Recipe("k-means sensitivity", 1, 0))

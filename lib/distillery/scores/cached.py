@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from distillery import store
 from distillery.checks import InputError, check_choice, check_positive_int
+from distillery.data.cache import SHARE, memory
 from distillery.evaluation import FineTuning, Protocol, embed
 from distillery.lock import lock
 from distillery.networks import ConvNet
@@ -258,8 +259,14 @@ class CachedScores:
         return found | ({name: one[name] for name in ("width", "networks")} if one[which] == "random features" else {})
 
     def rows(self, which: str) -> Tensor:
-        """The images as 'ridge' or 'k-means' see them, (N, D) on their device: pixels, or features of random networks."""
+        """The images as 'ridge' or 'k-means' see them, (N, D) on their device: pixels, or features of random networks.
+
+        raises  InputError on pixels that take more than SHARE of the memory as numbers
+        """
         one = self.importance
+        if one[which] == "pixels" and (size := 4 * self.images.pixels.shape.numel()) > SHARE * memory():
+            found = f"the pixels of {len(self.images)} images are {size / 1e9:.1f} GB as numbers"
+            raise InputError(f"{which} sensitivity: {found}; accepted: fewer images, or importance {{'{which}': 'random features'}}")
         parts = torch.arange(len(self.images), device=self.images.device).split(1000)
         if one[which] != "random features":
             return torch.cat([self.images.batch(part).flatten(1) for part in parts])
