@@ -15,12 +15,13 @@ from distillery.evaluation import Probing, Protocol, evaluate, fit, probe
 from distillery.experts import Experts
 from distillery.matching.distribution import DistributionMatching
 from distillery.matching.gradient import GradientMatching
+from distillery.matching.step import gradient_by_classes
 from distillery.matching.trajectory import StartEpochs, TrajectoryMatching
 from distillery.networks import ConvNet
 from distillery.sampling import Uniform
 from distillery.seeds import generator
 from distillery.training.dsa import DSA
-from made_up import Dropping, PixelsAndLabels, Weighted
+from made_up import Dropping, PixelsAndLabels, Weighted, blobs, first
 
 
 def network(classes=3):
@@ -501,3 +502,46 @@ def test_plain_descent_is_that_of_torch_to_the_bit(momentum):
             tensor.grad = gradient.clone()
             optimizer.step()
         assert torch.equal(ours, theirs)
+
+
+class Classes:
+    """A sum over three classes, a chunk each; dies at one of them."""
+
+    name = "classes"
+
+    def __init__(self, dies=-1):
+        self.dies, self.seen = dies, []
+
+    def start(self, synthetic, generator):
+        return {}
+
+    def step(self, synthetic, state, draw, generator):
+        shift = torch.rand((), generator=generator)
+
+        def loss(images, here):
+            self.seen.append(here.start)
+            if len(self.seen) == self.dies:
+                raise KeyboardInterrupt
+            return ((images - shift) ** 2).sum() * (here.start + 1)
+
+        value, gradient = gradient_by_classes(synthetic, 1, loss, draw.parts)
+        return {"images": gradient}, state, {"loss": value}
+
+
+def test_a_step_that_is_killed_goes_on_within(tmp_path):
+    real, begin = blobs(), first(blobs())
+
+    def run(objective, path):
+        sgd = {"images": Optimizer(0.1)}
+        how = {"checkpoint": tmp_path / path, "checkpoint_seconds": 0.0, "identity": "one"}
+        return distill(begin, objective, real, Uniform(real.targets), sgd, 3, generator(0, "distill"), **how)
+
+    whole = run(Classes(), "a.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        run(Classes(dies=6), "b.safetensors")  # the last class of the second step
+    again = Classes()
+    rest = run(again, "b.safetensors")
+    assert again.seen == [2, 0, 1, 2] and torch.equal(rest.last.tensors["images"], whole.last.tensors["images"])
+    assert torch.equal(rest.log["loss"], whole.log["loss"])
+    (tmp_path / "b.step").write_bytes(b"broken")
+    assert torch.equal(run(Classes(), "b.safetensors").last.tensors["images"], whole.last.tensors["images"])

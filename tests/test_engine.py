@@ -15,7 +15,8 @@ from distillery.checks import InputError
 from distillery.data import LazyImages
 from distillery.data.cache import Building, Shards
 from distillery.evaluation import Protocol
-from distillery.experiment import Experiment
+from distillery.experiment import Compute, Experiment, Presets
+from distillery.matching.distribution import DistributionMatching
 from distillery.networks import ConvNet
 from distillery.notebook import parameters, types
 from distillery.recipe import Evaluate, Prune, Recipe
@@ -39,10 +40,13 @@ def splits():
     return load("digits", per_class=30)
 
 
-def experiment(splits, folder, **options):
+def experiment(splits, folder, classes="local", **options):
     network, protocol = ConvNet(splits.train.shape, 10, width=8), Protocol(2, 4)
     runs = Runs(folder, **options)
-    return Experiment(splits, network, protocol, runs, augmentation=DSA_NO_FLIP, scores=ScoreSettings((2, 1)))
+    parts = {"scores": ScoreSettings((2, 1)), "compute": Compute(class_engine=classes)}
+    return Experiment(
+        splits, network, protocol, runs, augmentation=DSA_NO_FLIP, presets=Presets("cifar10", {"steps": 3, "batch": 8}), **parts
+    )
 
 
 def test_local_is_a_loop(refused):
@@ -167,6 +171,16 @@ def test_images_on_disk_are_read_by_workers(ray, splits, tmp_path, refused):
     (tmp_path / "pixels").rename(tmp_path / "elsewhere")
     with refused("all machines share"):
         pickle.loads(content)
+
+
+def test_classes_of_a_step_on_workers_have_the_same_bits(ray, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(DistributionMatching, "map_limit", 1)  # a chunk each
+    made = []
+    for where in ("local", "ray"):
+        here = experiment(splits, tmp_path / where, classes=where)
+        result = here.run(Recipe("DM", 1, 0))
+        made.append((result["loss"], here.synthetic(result).tensors["images"]))
+    assert made[0][0] == made[1][0] and torch.equal(made[0][1], made[1][1])
 
 
 def test_what_no_machine_has_is_refused(ray, refused):

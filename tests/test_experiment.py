@@ -552,6 +552,7 @@ def test_experts_are_made_before_recipes_are_mapped(ray, splits, tmp_path, monke
     again.run_all(recipes, "ray")
     assert mapped == ["ray"] * 3 and again.runs.computed == 0 and again.runs.reused == 3
 
+
 def test_no_method_and_no_score_holds_more_than_a_quarter_of_the_images(splits, encoder, tmp_path, monkeypatch):
     """Images on disk: what is read at once, and what is alive of it at any time, is counted in images."""
     train, times = splits.train, 16

@@ -22,6 +22,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -127,10 +128,37 @@ class _Progress:
     seconds: float = 0.0
 
 
+class Parts:
+    """Finished chunks of classes of one step, kept in a file every so many seconds, so that a kill within a long step loses little.
+
+    key  what the file is of: that of another step, or one that cannot be read, is as none
+    """
+
+    def __init__(self, path: Path, key: str, seconds: float):
+        self.path, self.key, self.seconds, self.saved = path, key, seconds, time.monotonic()
+        self.tensors: dict[str, Tensor] = {}
+
+    def known(self, n: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """Chunk of n -> (its loss, its gradient), as far as it was kept."""
+        self.key += f" of {n}"
+        if self.path.exists():
+            with suppress(InputError, KeyError):
+                tensors, card = store.load_tensors(self.path)
+                self.tensors = tensors if card["key"] == self.key else {}
+        return {int(name): (self.tensors[f"loss {name}"], self.tensors[name]) for name in self.tensors if name.isdigit()}
+
+    def add(self, i: int, loss: Tensor, gradient: Tensor) -> None:
+        """Take a chunk, and write all where it is time."""
+        self.tensors |= {f"loss {i}": loss, f"{i}": gradient}
+        if time.monotonic() - self.saved >= self.seconds:
+            store.save_tensors(self.path, self.tensors, {"key": self.key})
+            self.saved = time.monotonic()
+
+
 def distill(
     synthetic: Synthetic, objective, real, sampler: Uniform, optimizers: dict[str, Optimizer], steps: int, generator: Generator, *,
     ema: float | None = None, validate: Callable[[Synthetic, int], float] | None = None, validate_every: int = 0,
-    checkpoint: str | Path | None = None, checkpoint_seconds: float = 60.0, identity: str = "", progress: bool = False,
+    checkpoint: str | Path | None = None, checkpoint_seconds: float = 60.0, identity: str = "", progress: bool = False, where: str = "local",
 ) -> Distilled:  # fmt: skip
     """Distill `real` into `synthetic`.
 
@@ -139,7 +167,9 @@ def distill(
     optimizers     one per learned tensor; a gradient without an optimizer is refused
     ema            decay of a moving average of the learned tensors; None = none
     validate       (set, step) -> score on validation data, high = good; called every `validate_every` steps
-    checkpoint     file to resume from if it exists, written every `checkpoint_seconds`; that of another `identity` is refused
+    checkpoint     file to resume from if it exists, written every `checkpoint_seconds`; that of another `identity` is refused. Beside it lie
+                   finished classes of a step that takes longer
+    where          the engine that classes of a step are mapped over, if its objective goes by classes
     raises         InputError on unknown tensors or a foreign checkpoint; RunFailed where a loss leaves the finite numbers, or a tensor in
                    `objective.positive` the positive ones
     """
@@ -166,7 +196,8 @@ def distill(
         # copies: an objective may keep them in its state, and the optimizers update in place
         current = synthetic.replace(**{name: value.detach().clone() for name, value in learned.items()})
         now.samples += sampler.refresh(now.step, objective, now.state, current)
-        draw = RealBatches(real, sampler, keyed_generator(root, "real", now.step))
+        parts = Parts(path.with_suffix(".step"), f"{identity} {root} {now.step}", checkpoint_seconds) if path else None
+        draw = RealBatches(real, sampler, keyed_generator(root, "real", now.step), parts, where)
         grads, now.state, entry = objective.step(current, now.state, draw, keyed_generator(root, "objective", now.step))
         now.samples += draw.samples
         if sampler.needs and draw.effective is not None:
@@ -187,6 +218,7 @@ def distill(
             _check_finite(now, path, positive)
             _save(path, card, now, built, sampler)
             saved = time.monotonic()
+            parts.path.unlink(missing_ok=True)
     bar.close()
     _check_finite(now, path, positive)
     last = synthetic.replace(**{name: value.detach() for name, value in learned.items()})

@@ -59,12 +59,14 @@ class Compute:
 
     precision, compiled  of passes that are differentiated at most once and match no weights (`MixedPrecision`)
     engine               what runs, or chunks of experts, are mapped over
+    class_engine         what the classes of a step are mapped over, in methods that go by classes
     checkpoint_seconds   time between two checkpoints of a set in the making
     """
 
     precision: str = "float32"
     compiled: bool = False
     engine: str = "local"
+    class_engine: str = "local"
     checkpoint_seconds: float = 60.0
     progress: bool = False
 
@@ -99,7 +101,11 @@ class Experiment:
 
     def __getstate__(self) -> dict:
         """A copy for a worker: it shares stored results and counts for itself."""
-        return self.__dict__ | {"shared": {}, "costs": {}, "compute": replace(self.compute, progress=False, engine="local")}
+        return self.__dict__ | {
+            "shared": {},
+            "costs": {},
+            "compute": replace(self.compute, progress=False, engine="local", class_engine="local"),
+        }
 
     def under(self, protocol: Protocol) -> "Experiment":
         """This experiment under another protocol: data, stored results, scores and experts are shared. Raises InputError where it does not fit."""
@@ -310,7 +316,8 @@ class Experiment:
             with self.runs.lock(found["artifact"]):
                 if not path.exists():
                     self._make(recipe, found["artifact"])
-        self.runs.artifact(found["artifact"], ".checkpoint.safetensors").unlink(missing_ok=True)  # only now: a kill before loses a minute
+        for suffix in (".checkpoint.safetensors", ".checkpoint.step"):  # only now: a kill before loses a minute
+            self.runs.artifact(found["artifact"], suffix).unlink(missing_ok=True)
         return found
 
     def synthetic(self, result: dict, iterate: str = "last") -> Synthetic | None:

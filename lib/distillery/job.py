@@ -131,7 +131,11 @@ class Job:
             sampler = self.recipe.batches.sampler(real, self.stream("importance"))
         validated = {"validate": judge, "validate_every": -(-steps // times)} if times else {}
         checkpoint = {"checkpoint": self.experiment.runs.artifact(self.key, ".checkpoint.safetensors"), "identity": self.key}
-        how = {"ema": ema, "checkpoint_seconds": compute.checkpoint_seconds, "progress": compute.progress} | validated | checkpoint
+        how = (
+            {"ema": ema, "checkpoint_seconds": compute.checkpoint_seconds, "progress": compute.progress, "where": compute.class_engine}
+            | validated
+            | checkpoint
+        )
         return distill(start, objective, real, sampler, optimizers, steps, self.stream("distill"), **how)
 
     def validated(self, made: Synthetic) -> float:

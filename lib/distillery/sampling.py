@@ -229,10 +229,13 @@ class ClassImages:
 
 
 class RealBatches:
-    """The `draw` an objective is handed: a sampler, its images (any source with `.batch(indices)` and `.targets`), the step's generator."""
+    """The `draw` an objective is handed: a sampler, its images (any source with `.batch(indices)` and `.targets`), the step's generator.
 
-    def __init__(self, real, sampler: Uniform, generator: Generator):
-        self.real, self.sampler, self.generator = real, sampler, generator
+    parts, where  for a step that is a sum over classes: what keeps finished chunks of them, and the engine they are mapped over
+    """
+
+    def __init__(self, real, sampler: Uniform, generator: Generator, parts=None, where: str = "local"):
+        self.real, self.sampler, self.generator, self.parts, self.where = real, sampler, generator, parts, where
         self.samples = 0  # images drawn so far, for the cost record
         self.effective: Tensor | None = None  # images of weight above zero, mean over classes
 

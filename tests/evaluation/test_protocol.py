@@ -1,6 +1,7 @@
 """The one protocol: steps, the drop of the rate, fresh networks, the linear probe."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ import torch
 from distillery.data import TensorSource
 from distillery.evaluation import FineTuning, Mixing, Probing, Protocol, accuracy, best, embed, evaluate, fit, linear_probe
 from distillery.evaluation import protocol as evaluation_protocol
+from distillery.evaluation.protocol import accuracy_within, logits
 from distillery.networks import ConvNet
 from distillery.seeds import generator, split
 from distillery.training import train
 from distillery.training.optimizers import SGD, Scheduled
+from made_up import blobs
 
 
 def network():
@@ -222,3 +225,20 @@ def test_a_protocol_of_ones_own(tiny):
 
     found = evaluate(network(), tiny, Frozen(2, 0, lr=0.0), tiny, generator(0, "e"))
     assert found.tolist() == [1 / 3, 1 / 3] and Frozen().spec()["kind"] == Frozen.kind
+
+
+def test_of_many_classes_the_top_five_count_too(monkeypatch):
+    """By hand: the class is among the five largest logits where fewer than five others are larger."""
+    images = blobs(per_class=4, classes=7)
+    network = ConvNet(images.shape, 7, width=4, depth=1)
+    params = network.init(generator(0, "net"), 3)
+    scores = logits(network, params, images)  # (K, N, classes)
+    own = scores.gather(2, images.targets.expand(3, -1)[..., None])
+    wanted = [((scores > own).sum(2) < top).double().mean(1) for top in (1, 5)]
+    assert torch.equal(accuracy_within(network, params, images, (1, 5), batch=10), torch.stack(wanted))
+    assert torch.equal(accuracy_within(network, params, images, (9,))[0], torch.ones(3).double())
+    experiment = SimpleNamespace(data=SimpleNamespace(test=images))
+    assert "top5" not in Protocol(3).judge(experiment, network, params, None, 0)
+    monkeypatch.setattr(evaluation_protocol, "MANY", 7)
+    found = Protocol(3).judge(experiment, network, params, None, 0)
+    assert found == {"accuracies": wanted[0].tolist(), "top5": wanted[1].tolist()}

@@ -10,6 +10,7 @@ steps, which sets and experiments it fits, and what a result says.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from distillery.experiment import Experiment
     from distillery.recipe import Recipe
 
+MANY = 50  # classes from which on results hold top-5 accuracies too
 LOSSES: dict[str, Loss] = TRAINING_LOSSES | {"half squared error": half_squared_error}
 
 
@@ -140,10 +142,11 @@ class Protocol:
     # What a result says
 
     def judge(self, experiment: "Experiment", network, params: Params, stats: Stats, seed: int) -> dict:
-        """What the result of an evaluation says of trained networks: 'accuracies' on the test images, one a network, and, with looks, the
-        'best' of each on its way."""
+        """What the result of an evaluation says of trained networks: 'accuracies' on the test images, one a network; of MANY classes also
+        'top5'; and, with looks, the 'best' of each on its way."""
         test = experiment.data.test
-        found = {"accuracies": accuracy(network, params, test).tolist()}
+        names = ("accuracies", "top5") if len(test.classes) >= MANY else ("accuracies",)
+        found = dict(zip(names, accuracy_within(network, params, test, (1, 5)[: len(names)]).tolist()))
         return found | ({"best": best(network, stats, test).tolist()} if self.looks else {})
 
 
@@ -208,8 +211,18 @@ def distributions(targets: Tensor) -> bool:
 
 def accuracy(network, params: Params, images: ImageSet, batch: int = 500) -> Tensor:
     """Fraction of `images` each of K networks classifies correctly: (K,) float64 on the CPU."""
-    right = logits(network, params, images, batch).argmax(-1) == images.targets  # (K, N)
-    return right.sum(1).cpu().double() / len(images)
+    return accuracy_within(network, params, images, (1,), batch)[0]
+
+
+@torch.no_grad()
+def accuracy_within(network, params: Params, images: ImageSet, tops: Sequence[int], batch: int = 500) -> Tensor:
+    """Fraction of `images` of which each of K networks has the class among its largest logits, for each number of these: (tops, K) float64."""
+    right = torch.zeros(len(tops), 1, dtype=torch.int64, device=images.device)
+    for part in torch.arange(len(images), device=images.device).split(batch):
+        found = network.apply(params, images.batch(part), train=False).logits  # (K, batch, classes)
+        best = [found.argmax(-1, keepdim=True) if top == 1 else found.topk(min(top, found.shape[-1])).indices for top in tops]
+        right = right + torch.stack([(one == images.targets[part, None]).any(-1).sum(1) for one in best])
+    return right.cpu().double() / len(images)
 
 
 def best(network, stats: Stats, images: ImageSet) -> Tensor:

@@ -81,7 +81,7 @@ class Separable:
         whole = context.train_mode and couples(context.params)
         widest = max(real.shape[1], used) * self.network.channels * math.prod(real.shape[-2:])  # numbers in a feature map of a class
         size = len(labels) if whole else max(1, self.map_limit // widest)
-        return gradient_by_classes(synthetic, size, partial(self.loss, context, real, weights))
+        return gradient_by_classes(synthetic, size, partial(self.loss, context, real, weights), draw_real.parts, draw_real.where)
 
     def with_real(self, context: StepContext, real: Tensor) -> StepContext:
         """The context once its real images are known."""

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
+from distillery import engine
 from distillery.data import TensorSource
 from distillery.data.synthetic import Synthetic
 from distillery.networks import Params, trainable
@@ -43,24 +45,41 @@ def couples(params: Params) -> bool:
     return len(trainable(params)) < len(params)
 
 
-def gradient_by_classes(synthetic: Synthetic, size: int, loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+def gradient_by_classes(synthetic: Synthetic, size: int, loss: Callable[[Tensor, slice], Tensor], parts=None, where: str = "local"):
     """(loss, its gradient on the stored images) of a loss that is a sum over classes, a chunk of classes at a time.
 
-    size  classes at once; memory follows it, the result does not
-    loss  (images of some classes (some, m, C, H, W), their slice) -> ()
+    size   classes at once; memory follows it, the result does not
+    loss   (images of some classes (some, m, C, H, W), their slice) -> ()
+    parts  keeps finished chunks of a long step: `distill.Parts`, None = nothing does
+    where  the engine that chunks are mapped over: the bits are the same
     """
     images = synthetic.tensors["images"].detach().requires_grad_()
     labels, members = synthetic.classes_present()
     grouped = synthetic.replace(images=images).decode()[0][members]  # (classes, m, C, H, W)
-    total, parts = 0.0, []
-    for at in range(0, len(labels), size):
-        here = slice(at, at + size)
-        leaf = grouped[here].detach().requires_grad_()
-        value = loss(leaf, here)
-        parts += torch.autograd.grad(value, [leaf])
-        total = total + value.detach()
-    (gradient,) = torch.autograd.grad(grouped, [images], torch.cat(parts))
+    chunks = [slice(at, at + size) for at in range(0, len(labels), size)]
+    found = parts.known(len(chunks)) if parts else {}
+    left = [i for i in range(len(chunks)) if i not in found]
+    copied = Tensor.detach if where == "local" else Tensor.clone  # a view would travel with all it is a view of
+
+    def ended(j: int, result: tuple[Tensor, Tensor]) -> None:
+        found[left[j]] = result
+        if parts:
+            parts.add(left[j], *result)
+
+    shards = [(copied(grouped.detach()[chunks[i]]), chunks[i]) for i in left]
+    options = {"cpus": torch.get_num_threads(), "gpus": int(images.device.type == "cuda")}
+    engine.map(partial(_of_classes, loss), shards, where, ended=ended, **options)
+    total = 0.0
+    for i in range(len(chunks)):
+        total = total + found[i][0]
+    (gradient,) = torch.autograd.grad(grouped, [images], torch.cat([found[i][1] for i in range(len(chunks))]))
     return total, gradient
+
+
+def _of_classes(loss: Callable[[Tensor, slice], Tensor], shard: tuple[Tensor, slice]) -> tuple[Tensor, Tensor]:
+    leaf = shard[0].detach().requires_grad_()
+    value = loss(leaf, shard[1])
+    return value.detach(), torch.autograd.grad(value, [leaf])[0]
 
 
 def effective_rate(lr: float, momentum: float, classes: int) -> float:

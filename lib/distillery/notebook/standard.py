@@ -132,7 +132,7 @@ class Standard:
         defaults = {
             "augmentation": self.augmentation,
             "scores": self.scores,
-            "compute": Compute(**self._given("precision", "compiled", "engine", "progress")),
+            "compute": Compute(**self._given("precision", "compiled", "engine", "class_engine", "progress")),
             "validation": Validation(
                 getattr(p, "validations", 0), getattr(p, "validation_networks", 1), getattr(p, "validation_epochs", 0)
             ),
