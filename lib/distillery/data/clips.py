@@ -16,6 +16,7 @@ from distillery.seeds import generator
 
 DIRECTIONS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}  # rows, columns a frame
 SHAPES = ("square", "disk", "cross")
+SHAPES_PER_CLASS, SIDE = 32, 16  # training clips and pixels unless told otherwise
 CLASSES = tuple(f"{shape} {way}" for shape in SHAPES for way in DIRECTIONS)
 
 

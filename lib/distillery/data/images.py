@@ -23,6 +23,8 @@ PUBLISHED = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
     "tiny-imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet-1k": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "kinetics-400": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # as the public code of Dancing with Still Images has them
 }
 _CHUNK = 1 << 24  # bytes of pixels looked at in one go
 
@@ -210,9 +212,9 @@ def fit_standardize(images: ImageSet) -> Standardize:
     return Standardize(mean.float(), torch.where(std > 1e-4, std, 1.0).float())
 
 
-def published(name: str, channels: int) -> Standardize:
-    """The constants of a set of `PUBLISHED`. Raises InputError if they are not for images of so many channels."""
-    mean, std = (torch.tensor(values) for values in PUBLISHED[name])
+def published(name: str, channels: int, frames: int = 1) -> Standardize:
+    """The constants of a set of `PUBLISHED`, of clips the same for each frame. Raises InputError if they are not for images of so many channels."""
+    mean, std = (torch.tensor(values).repeat(frames) for values in PUBLISHED[name])
     if len(mean) != channels:
         found = f"{name} has constants for {len(mean)} channel(s), the images have {channels}"
         raise InputError(f"normalization: {found}; accepted: own, zca, or constants for as many channels")

@@ -11,10 +11,13 @@ from distillery.checks import InputError, check_choice, check_fraction, check_po
 from distillery.data import folders, named
 from distillery.data.archives import origin
 from distillery.data.cache import cache_folder, known_digest
+from distillery.data.clips import SHAPES_PER_CLASS, SIDE, moving_shapes
 from distillery.data.images import PUBLISHED, ImageSet, LazyImages, Splits, fit_standardize, fit_zca, published
+from distillery.data.video_sets import clips_digest, load_clips, same_for_frames
 from distillery.seeds import generator
 
-NAMES = (*named.NAMES, "folder")
+CLIPS = ("clips", "moving-shapes")
+NAMES = (*named.NAMES, "folder", *CLIPS)
 TEST, VALIDATION = 0.2, 0.1  # shares of the images of each class
 NORMALIZATIONS = ("own", "zca", "published", *(f"published:{name}" for name in PUBLISHED))
 
@@ -30,6 +33,10 @@ def load(
     test_per_class: int = 0,
     held_out: float = VALIDATION,
     normalization: str = "own",
+    frames: int = 0,
+    rule: str = "middle",
+    passes: int = 1,
+    split: int = 1,
     cache_dir: str | Path = "",
     mapped: bool | None = None,
     progress: bool = False,
@@ -39,7 +46,8 @@ def load(
     dataset         'digits' (bundled with scikit-learn), a published set such as 'cifar10' (see `named.py`: its files are looked for in
                     data_root, fetched if missing, and used only with the published checksum), or 'folder': class folders at data_root,
                     itself a folder, .zip, .tar.gz, .tgz or .tar, either inside train/ and test/ (or val/) or directly, of which the
-                    seed then draws a fifth of each class as test images
+                    seed then draws a fifth of each class as test images. 'clips': videos or folders of frames below data_root, in the layouts
+                    of `plan_of_clips`, as images of frames * 3 channels; 'moving-shapes': drawn clips
     max_side        shrink larger images so that no side exceeds it, 0 = never
     resize          make every image a square of this side, the short side resized and the centre kept; 0 = images must have equal sizes
     per_class       at most so many training images a class (before the validation split), drawn by the seed, 0 = all
@@ -47,6 +55,9 @@ def load(
     held_out        the share of the training images of each class that is for validation, at least one, and is left out of training, 0 = none
     normalization   'own' (channel mean and std), 'zca' (eps 0.1), 'published' (the constants of the named set) or 'published:NAME' (those
                     of another set, for folders of its images)
+    frames          of a clip: 0 for images
+    rule            which frames of a video: 'middle' or 'gap', see `videos.clip`; passes = starts of each test clip by the second
+    split           which published split of UCF101 and HMDB51
     cache_dir       where decoded pixels are kept, '' = $DISTILLERY_CACHE or ~/.cache/distillery; removable any time
     mapped          leave the pixels on disk and read them as `batch` needs them; None = where they take more than a quarter of the memory
     progress        show a progress bar while decoding and downloading
@@ -58,10 +69,20 @@ def load(
         if value != 0 or isinstance(value, bool):
             check_positive_int(name, value)
     kept, _, constants = normalization.partition(":")
+    if kept == "zca" and frames:
+        raise InputError("normalization: 'zca' of clips; accepted: own, published:NAME")
     if kept == "published":
         check_choice("normalization: published constants of", constants or dataset, PUBLISHED)
-    options = {"resize": resize, "max_side": max_side, "cache_dir": cache_dir, "mapped": mapped, "progress": progress}
-    found = folders.load_files(data_root, **options) if dataset == "folder" else named.load(dataset, data_root, **options)
+    if (dataset in CLIPS) != bool(frames):
+        raise InputError(f"frames: {frames} of {dataset!r}; accepted: 0 for images, more for {' and '.join(CLIPS)}")
+    if dataset == "moving-shapes":
+        return moving_shapes(per_class or SHAPES_PER_CLASS, frames, resize or SIDE, seed)
+    options = {"cache_dir": cache_dir, "mapped": mapped, "progress": progress}
+    if dataset == "clips":
+        found = load_clips(data_root, frames, resize, rule=rule, passes=passes, split=split, seed=seed, **options)
+    else:
+        options |= {"resize": resize, "max_side": max_side}
+        found = folders.load_files(data_root, **options) if dataset == "folder" else named.load(dataset, data_root, **options)
     # Until the last step a part is only a list of rows, so that the pixels are copied once and not at every step.
     rows, notes = torch.arange(len(found.targets)), list(found.notes)
     mapped = isinstance(found.pixels, LazyImages)
@@ -84,9 +105,10 @@ def load(
         train, validation = split_per_class(train, held_out, generator(seed, "data", "validation split"))
     parts = [part if mapped else replace(part, pixels=part.pixels[:]) for part in (train, validation, test)]
     if kept == "published":
-        transform = published(constants or dataset, images.shape[0])
+        transform = published(constants or dataset, images.shape[0], frames or 1)
     else:
         transform = fit_zca(parts[0]) if kept == "zca" else fit_standardize(parts[0])
+        transform = same_for_frames(transform, frames) if frames else transform
     return Splits(*(replace(part, transform=transform) for part in parts), tuple(notes))
 
 
@@ -95,6 +117,9 @@ def source_digest(dataset: str, data_root: str | Path) -> str:
 
     Raises InputError as `load`.
     """
+    if dataset == "clips":
+        where = origin(data_root)
+        return f"{where.name} {clips_digest(where)}"
     path = local_path("data_root", data_root) if dataset == "folder" or data_root else None
     if path and dataset == "tiny-imagenet":
         path = named.unpacked(path)

@@ -35,7 +35,19 @@ class Standard:
 
     def load(self, dataset: str = "", root: str = "", **changes) -> Splits:
         """The data of the standard parameters, or another set, with changes such as per_class=0, on the device."""
-        names = ("max_side", "resize", "per_class", "test_per_class", "held_out", "normalization", "progress")
+        names = (
+            "max_side",
+            "resize",
+            "per_class",
+            "test_per_class",
+            "held_out",
+            "normalization",
+            "progress",
+            "frames",
+            "rule",
+            "passes",
+            "split",
+        )
         where = (dataset, root) if dataset else (self.p.dataset, self.p.data_root)
         found = load(*where, seed=self.p.seed, **self._given(*names) | changes)
         return found.to(parameters.device(self.p.device))
