@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distillery import engine, store
 from distillery.checks import InputError
-from distillery.data import Splits
+from distillery.data import ImageSet, Splits
 from distillery.data.synthetic import Synthetic, hard
 from distillery.evaluation import Protocol, accuracy
 from distillery.job import Job
@@ -269,6 +269,21 @@ class Experiment:
         return self.runs.try_get(
             "search", VERSION, inputs, self.data.digest, compute, f"{len(networks)} networks on {self._called(recipe)}"
         )
+
+    def elsewhere(self, recipe: Recipe, tests: dict[str, ImageSet]) -> dict | None:
+        """Test the networks that `run` trains on a recipe's set on other images: accuracies[name of the test][network]."""
+        self.check(recipe)
+        inputs = self.evaluation_inputs(recipe) | {"tests": {name: test.digest for name, test in tests.items()}}
+
+        def compute(key: str) -> dict:
+            began, (job, made) = time.monotonic(), self._job_and_set(recipe)
+            network, (protocol, steps_of) = self.judged_network(recipe), self._protocol(job, made)
+            source, stream = self._source(recipe, job, made), job.stream(protocol.stream)
+            params, *_ = job.method.train(job, network, source, protocol, stream, steps_of)
+            found = {name: accuracy(network, params, test).tolist() for name, test in tests.items()}
+            return {"accuracies": found, "seconds": time.monotonic() - began, "samples": 0, "steps": 0}
+
+        return self.runs.try_get("elsewhere", VERSION, inputs, self.data.digest, compute, f"{self._called(recipe)}, elsewhere")
 
     def best_rate(self, recipe: Recipe, rates: Sequence[float]) -> dict | None:
         """The training rate that serves a recipe's set best on validation images; None if the set is not here.

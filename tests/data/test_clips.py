@@ -84,3 +84,12 @@ def test_a_network_of_frames_runs_under_a_protocol(moving, tmp_path):
     network = PerFrame(ConvNet((1, 12, 12), 12, width=8), 5)
     here = Experiment(moving, network, Protocol(2, 2, batch=16, augmentation=""), Runs(tmp_path), augmentation="")
     assert len(here.run(Recipe("random", 2, 0))["accuracies"]) == 2
+
+
+def test_networks_are_those_of_the_run_and_tested_elsewhere(moving, tmp_path):
+    network = ConvNet3D(moving.train.shape, 12, 5, width=8)
+    here = Experiment(moving, network, Protocol(2, 3, 0.05, batch=16, augmentation=""), Runs(tmp_path), augmentation="")
+    recipe, still = Recipe("random", 2, 0), clips.still(moving.test, 5)
+    found, run = here.elsewhere(recipe, {"as they are": moving.test, "still": still}), here.run(recipe)
+    assert found["accuracies"]["as they are"] == run["accuracies"] and len(found["accuracies"]["still"]) == 2
+    assert here.elsewhere(recipe, {"still": still})["accuracies"]["still"] == found["accuracies"]["still"]

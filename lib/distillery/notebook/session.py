@@ -111,6 +111,8 @@ class Session(Standard, Shown):
         shown = size if METHODS[method].makes_set else None
         self.rows[name] = Row(label or name, shown, number, against, recipes, experiment, listed=listed)
         self.results[name] = experiment.run_all(recipes)
+        if all(one and "top5" in one for one in self.results[name]):  # of many classes
+            self.view(f"{name}, top 5", of=name, by="top5", label=f"{label or name}, top 5")
         return self.results[name]
 
     def control(self, method: str, size: int, n: int = 1, name: str = "random images", **parts) -> str:
