@@ -27,6 +27,8 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar")
 ACCEPTED = "a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one"
 TEST_FOLDERS = ("test", "val", "valid", "validation")
+LABEL_TABLES = ("val/val_annotations.txt", "LOC_val_solution.csv")  # of Tiny-ImageNet and of ImageNet-1K: classes of validation images
+_IMAGENET = ("ILSVRC", "Data", "CLS-LOC")  # folders in folders of ImageNet-1K as it is distributed, with train/ and val/ in the last
 MAX_UNPACKED, MAX_MEMBER = 64 * 10**9, 1 << 28  # bytes of an archive's content, of one encoded image
 _MAX_HEADER = 1 << 24  # bytes tarfile may read at once while listing: names and attributes, never content
 _NESTED = (*SUFFIXES, ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
@@ -91,7 +93,11 @@ class Folder:
 
     @cached_property
     def listing(self) -> Listing:
-        """The files. Where train/ and a test folder are beside each other, nothing else there is entered. Raises InputError on a circle of links."""
+        """The files. Where train/ and a test folder are beside each other, nothing else there is entered, nor what lies beside ImageNet's images.
+
+        The label table of ImageNet-1K lies at the top of its tree and is listed, as ../, also where only a part of the tree is given.
+        raises  InputError on a circle of links
+        """
         found, waiting = Listing(), [""]
         with readable(self.path):
             while waiting:
@@ -106,8 +112,13 @@ class Folder:
                     if any(os.path.samefile(entry, above) for above in (self.path.resolve() / folder / "x").parents):
                         raise InputError(f"{shown(self.path / folder)}: {entry.name!r} is a link to a folder above; accepted: no circles")
                 parts = [entry for entry in below if entry.name.casefold() in ("train", *TEST_FOLDERS)]
-                entered = parts if {entry.name.casefold() for entry in parts} > {"train"} else below
+                images = [entry for entry in below if entry.name == "Data" and os.path.isdir(f"{entry.path}/CLS-LOC")]
+                entered = images or (parts if {entry.name.casefold() for entry in parts} > {"train"} else below)
                 waiting += [f"{folder}{entry.name}/" for entry in entered]
+        for depth in (1, 2, 3):
+            name, train = "../" * depth + LABEL_TABLES[1], "/".join((*_IMAGENET[depth:], "train"))
+            if self.path.resolve().parts[-depth:] == _IMAGENET[:depth] and train in found.folders and (self.path / name).is_file():
+                found.files[name] = (self.path / name).stat().st_size
         return found
 
     def digest(self) -> str:
@@ -119,7 +130,7 @@ class Folder:
         return sha.hexdigest()
 
     def _line(self, name: str) -> str:
-        if not is_image(name) and not name.endswith("annotations.txt"):
+        if not is_image(name) and not name.endswith(("annotations.txt", LABEL_TABLES[1])):
             return f"{name!a}\n"
         try:
             content = store.file_digest(f"{self.path}/{name}")
