@@ -33,7 +33,7 @@ MAX_UNPACKED, MAX_MEMBER = 64 * 10**9, 1 << 28  # bytes of an archive's content,
 _MAX_HEADER = 1 << 24  # bytes tarfile may read at once while listing: names and attributes, never content
 _NESTED = (*SUFFIXES, ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _TABLES = (".npz", ".csv", ".tsv", ".jsonl")  # forms that `data convert` reads by the file, and others by their folder too
-_OTHER_FORMS = (*_TABLES, ".parquet", "idx3-ubyte", "idx3-ubyte.gz", "batches.meta", "cifar-100-python/meta")
+_OTHER_FORMS = (*_TABLES, ".parquet", ".tar", ".cls", "idx3-ubyte", "idx3-ubyte.gz", "batches.meta", "cifar-100-python/meta")
 _JUNK = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")  # of macOS, Windows and Synology
 
 
