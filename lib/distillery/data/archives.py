@@ -95,8 +95,7 @@ class Folder:
     def listing(self) -> Listing:
         """The files. Where train/ and a test folder are beside each other, nothing else there is entered, nor what lies beside ImageNet's images.
 
-        The label table of ImageNet-1K lies at the top of its tree and is listed, as ../, also where only a part of the tree is given.
-        raises  InputError on a circle of links
+        Raises InputError on a circle of links.
         """
         found, waiting = Listing(), [""]
         with readable(self.path):
@@ -115,11 +114,17 @@ class Folder:
                 images = [entry for entry in below if entry.name == "Data" and os.path.isdir(f"{entry.path}/CLS-LOC")]
                 entered = images or (parts if {entry.name.casefold() for entry in parts} > {"train"} else below)
                 waiting += [f"{folder}{entry.name}/" for entry in entered]
-        for depth in (1, 2, 3):
-            name, train = "../" * depth + LABEL_TABLES[1], "/".join((*_IMAGENET[depth:], "train"))
-            if self.path.resolve().parts[-depth:] == _IMAGENET[:depth] and train in found.folders and (self.path / name).is_file():
-                found.files[name] = (self.path / name).stat().st_size
+        found.files |= {name: (self.path / name).stat().st_size for name in self.above}
         return found
+
+    @cached_property
+    def above(self) -> list[str]:
+        """The label table of ImageNet-1K, as ../, where it lies at the top of the tree and only a lower part of that is given."""
+        parts, names = self.path.resolve().parts, []
+        for depth in (1, 2, 3):
+            if parts[-depth:] == _IMAGENET[:depth] and self.path.joinpath(*_IMAGENET[depth:], "train").is_dir():
+                names.append("../" * depth + LABEL_TABLES[1])
+        return [name for name in names if (self.path / name).is_file()]
 
     def digest(self) -> str:
         """sha256 over the names of folders and files, and over size and content of images and label tables."""
