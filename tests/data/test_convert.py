@@ -1,10 +1,14 @@
 """Sets of other forms become class folders: the same images under the same classes and parts, or one line that says why not."""
 
 import gzip
+import io
 import json
 import pickle
 import struct
 import tarfile
+import tracemalloc
+import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from torchvision.transforms.functional import to_pil_image
 from distillery import api, cli
 from distillery.data import folders
 from distillery.data.convert import convert
-from made_up import encoded, to_folder
+from made_up import encoded, to_folder, to_tar
 
 NAMES = ["tabby cat", "dog", "elk"]  # whose order is not that of names
 LABELS = np.array([2, 0, 1, 1, 0, 2, 2, 1, 0])
@@ -56,18 +60,66 @@ def parquet(path, images, labels, names=None, column="image"):
     return path
 
 
-def hugging_face(root):
-    for name, rows in {
-        "train-00000-of-00002": slice(0, 3),
-        "train-00001-of-00002": slice(3, 6),
-        "test-00000-of-00001": slice(6, 9),
-    }.items():
+SHARDS = {"train": [slice(0, 3), slice(3, 6)], "validation": [slice(6, 8), slice(8, 9)]}  # rows
+
+
+def hugging_face(root, part="test"):
+    shards = {"train-00000-of-00002": slice(0, 3), "train-00001-of-00002": slice(3, 6)}
+    shards |= {f"{part}-0000{i}-of-00002": rows for i, rows in enumerate(SHARDS["validation"])}
+    for name, rows in shards.items():
         parquet(root / "data" / f"{name}.parquet", COLOR[rows], LABELS[rows], NAMES, "img")
     return root, COLOR, NAMES, PARTS
 
 
 def one_parquet(root):
     return parquet(root / "all.parquet", GRAY, LABELS), GRAY, NAMES, {"all": slice(None)}
+
+
+def members(rows, form="cls", names=None, image=".jpg"):
+    """Content by name, as WebDataset has it: images lossless whatever they are called, keys in folders."""
+    content = {}
+    for row in range(9)[rows]:
+        label = names[LABELS[row]] if names else int(LABELS[row])
+        said = str(label) + "\n" if form == "cls" else json.dumps({form: label, "width": 32, "url": "x"})
+        content[f"{row // 2}/{row:08d}{image}"] = encoded(Image.fromarray(COLOR[row]), "WEBP" if row % 2 else "PNG", lossless=True)
+        content[f"{row // 2}/{row:08d}.{'cls' if form == 'cls' else 'json'}"] = said.encode()
+        content |= {f"{row // 2}/{row:08d}.txt": b"a caption", f"{row // 2}/{row:08d}.mask.png": b"no image"}
+    return content
+
+
+def tars(root, place="{part}/{i:06d}.tar", part="val", names=None, **form):
+    """Shards of WebDataset, in folders or by names of parts."""
+    for one, shards in zip(("train", part), SHARDS.values()):
+        for i, rows in enumerate(shards):
+            path = root / place.format(part=one, i=i)
+            path.parent.mkdir(exist_ok=True)
+            to_tar(path, members(rows, names=names, **form))
+    return root, COLOR, names or ["0", "1", "2"], PARTS
+
+
+def one_tar(root):
+    content = members(slice(None), names=NAMES)
+    last = dict(sorted(content.items(), key=lambda item: item[0].endswith("cls")))  # all classes behind all images
+    return to_tar(root / "pets.tgz", last), COLOR, NAMES, {"all": slice(None)}
+
+
+def shards_alone(root):
+    for i in range(3):
+        to_tar(root / f"pets-{i:06d}.tar", members(slice(3 * i, 3 * i + 3), "class", NAMES, ".JPEG"))
+    return root, COLOR, NAMES, {"all": slice(None)}
+
+
+def downsampled(root, **arrays):
+    """Downsampled ImageNet: classes from 1, flat images channel after channel."""
+    for name, rows in {"train_data_batch_1": slice(0, 3), "train_data_batch_2": slice(3, 6), "val_data": slice(6, 9)}.items():
+        content = {"data": COLOR[rows].transpose(0, 3, 1, 2).reshape(3, -1), "labels": (LABELS[rows] + 1).tolist(), "mean": np.zeros(3072)}
+        np.savez(root / f"{name}.npz", **content | arrays)
+    return root, COLOR, ["1", "2", "3"], PARTS
+
+
+def one_batch(root):
+    downsampled(root)
+    return root / "train_data_batch_2.npz", COLOR, ["1", "2", "3"], {"all": slice(3, 6)}
 
 
 def keras(root):
@@ -149,7 +201,15 @@ def table(root, head="file_name,label", name="labels.csv", line="flat/{i}.png,{l
 JSON = '{{"file_name": "flat/{i}.png", "label": "{label}"}}'
 FORMS = {
     "parquet in two parts": hugging_face,
+    "parquet with validation": partial(hugging_face, part="validation"),
     "parquet with texts": one_parquet,
+    "tars in folders": tars,
+    "tars by names": partial(tars, place="{part}-{i:06d}.tar", part="validation", form="label"),
+    "tars by later names": partial(tars, place="imagenet1k-{part}-{i:02d}.tar.gz", form="class_name", names=NAMES),
+    "tars alone": shards_alone,
+    "one tar": one_tar,
+    "downsampled ImageNet": downsampled,
+    "a batch of it": one_batch,
     "Keras": keras,
     "MedMNIST": medmnist,
     "npz": plain_npz,
@@ -191,6 +251,16 @@ def test_tables_link_or_copy_and_bytes_stay_as_they_are(tmp_path):
     assert (tmp_path / "images/train/elk/000000.png").read_bytes() == encoded(Image.fromarray(COLOR[0]))
 
 
+def test_members_of_tars_are_written_as_they_are(tmp_path):
+    """Also one whose name says another format than it has."""
+    photo = encoded(Image.fromarray(COLOR[0]), "JPEG") + b"more"
+    to_tar(tmp_path / "a.tar", ONE | {"a/1.jpg": photo, "a/2.png": photo})
+    convert(tmp_path / "a.tar", tmp_path / "out")
+    assert [(file.parent.name, file.name, file.read_bytes()) for file in sorted((tmp_path / "out").glob("*/*"))] == [
+        ("cat", "000000.jpg", photo), ("dog", "000001.jpg", photo),
+    ]  # fmt: skip
+
+
 class Drawn(torch.utils.data.Dataset):
     """Images as a torch Dataset gives them."""
 
@@ -220,6 +290,44 @@ def test_numbers_of_classes_are_in_their_order(tmp_path):
     np.savez(tmp_path / "a.npz", images=GRAY, labels=LABELS * 5)
     convert(tmp_path / "a.npz", tmp_path / "out")
     assert folders.load_files(tmp_path / "out").classes == ["00", "05", "10"]
+
+
+def test_shards_given_as_data_name_the_command(tmp_path, refused):
+    to_tar(tmp_path / "a.tar", {name.rpartition("/")[2]: content for name, content in members(slice(None)).items()})
+    for place in (tmp_path, tmp_path / "a.tar"):
+        with refused("class folder(s)", "`distillery data convert` makes of it"):
+            folders.load_files(place)
+
+
+def test_a_thousand_numbers_are_in_their_order(tmp_path):
+    labels = np.array([1000, 1, 10, 2, 999, 100, 11, 101, 20])
+    np.savez(tmp_path / "val_data.npz", data=COLOR.transpose(0, 3, 1, 2).reshape(9, -1), labels=labels)
+    convert(tmp_path / "val_data.npz", tmp_path / "out")
+    assert held(tmp_path / "out")[0] == [(f"{labels[row]:04d}", COLOR[row].transpose(2, 0, 1).tobytes()) for row in labels.argsort()]
+
+
+def many_flat(root):
+    for i in range(2):
+        np.savez(root / f"train_data_batch_{i}.npz", data=np.zeros((500, 3 * 64 * 64), np.uint8), labels=np.arange(500) % 2)
+
+
+def many_members(root):
+    for i in range(2):
+        image = encoded(Image.new("L", (32, 32))) + bytes(60_000)  # of which nothing after the image is read, but all is written
+        content = {f"{row:04d}.{suffix}": value for row in range(100) for suffix, value in (("png", image), ("cls", b"%d" % (row % 2)))}
+        to_tar(root / f"{i:03d}.tar", content)
+
+
+@pytest.mark.parametrize("write", [many_flat, many_members])
+def test_images_are_never_all_in_memory(tmp_path, write):
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in")  # 12 MB
+    tracemalloc.start()
+    try:
+        convert(tmp_path / "in", tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_slash_in_the_name_of_a_class(tmp_path):
@@ -268,6 +376,52 @@ def odd_parquet(**columns):
     return write
 
 
+ONE = {
+    "a/1.jpg": encoded(Image.new("L", (4, 4))),
+    "a/1.cls": b"cat",
+    "a/2.png": encoded(Image.new("L", (4, 4))),
+    "a/2.json": b'{"label": "dog"}',
+}
+
+
+def tar(content=(), without=(), extra=(), cut=0):
+    def write(root):
+        kept = {name: value for name, value in (ONE | dict(content)).items() if name not in without}
+        path = to_tar(root / "a-000000.tar", kept, extra)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size - cut])
+        return root
+
+    return write
+
+
+def member(name, kind=tarfile.REGTYPE, size=0):
+    found = tarfile.TarInfo(name)
+    found.type, found.size, found.linkname = kind, size, "/etc/passwd"
+    return found
+
+
+def batches(**arrays):
+    return lambda root: downsampled(root, **arrays)[0]
+
+
+def cut_batch(root):
+    """A row less than is declared."""
+    downsampled(root)
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (3, 3072)})
+    with zipfile.ZipFile(root / "train_data_batch_1.npz", "w") as archive:
+        archive.writestr("data.npy", file.getvalue() + bytes(2 * 3072))
+        with archive.open("labels.npy", "w") as labels:
+            np.save(labels, [1, 2, 3])
+    return root
+
+
+def pickles(root):
+    for name in ("train_data_batch_1", "val_data"):
+        (root / name).write_bytes(b"cos\nsystem\n(S'touch %s'\ntR." % str(root.parent / "evil").encode())
+    return root
+
+
 NAN = float("nan")
 REFUSED = [
     (npz(labels=LABELS[:8]), ["9 images and 8 labels"]),
@@ -307,6 +461,38 @@ REFUSED = [
     (odd_parquet(image=[None, b""]), ["row 0: no bytes"]),
     (odd_parquet(label=[[1, 2], [2, 3]]), ["labels (1, 2)"]),
     (text("a.parquet", "x"), ["cannot read", "a.parquet"]),
+    (tar(without=["a/1.cls"]), ["a-000000.tar: 1 keys with an image or a class alone: a/1", "KEY.cls"]),
+    (tar(without=["a/2.png"]), ["an image or a class alone: a/2"]),
+    (tar(without=ONE), ["no images"]),
+    (tar({"a/1.webp": b"x"}), ["a/1.jpg, a/1.webp have one key"]),
+    (tar({"b/1.png": ONE["a/2.png"]}), ["alone: b/1"]),
+    (tar({"a/1.jpg": b"GIF89a"}), ["a/1.jpg: an image that is GIF"]),
+    (tar({"a/1.cls": b""}), ["'' is no name"]),
+    (tar({"a/1.cls": b".."}), ["'..' is no name"]),
+    (tar({"a/1.cls": b"-1"}), ["a/1.cls: labels from -1"]),
+    (tar({"a/1.cls": b"\xff\xfe"}), ["cannot read", "a/1.cls"]),
+    (tar({"a/2.json": b"[" * 100_000}), ["cannot read", "a/2.json"]),
+    (tar({"a/2.json": b"{}"}), ["a/2.json: labels (1,) of object"]),
+    (tar({"a/2.json": b'{"label": {"a": 1}}'}), ["a/2.json: labels (1,) of object"]),
+    (tar({"a/2.json": b'{"label": true}'}), ["a/2.json: labels (1,) of bool"]),
+    (tar({"../x.png": b"x"}), ["../x.png", "leads out of the archive"]),
+    (tar({"/x.png": b"x"}), ["/x.png", "absolute path"]),
+    (tar(extra=[member("a/3.png", tarfile.SYMTYPE)]), ["a/3.png", "is a link"]),
+    (tar(extra=[member("a/3.png", size=1 << 42)]), ["declares more than 64 GB"]),
+    (tar({"n01.tar": b"x"}), ["n01.tar", "is an archive itself"]),
+    (tar(cut=9300), ["a-000000.tar is damaged"]),
+    (lambda root: tars(root, place="{part}-{i}.tar")[0] if tar()(root) else "", ["a-000000.tar is of no part", "train"]),
+    (batches(labels=[1, 2]), ["data (3, 3072) of uint8 and 2 labels"]),
+    (batches(labels=[0.5, 1, 2]), ["labels (3,) of float64"]),
+    (batches(labels=np.array([{}] * 3)), ["train_data_batch_1.npz", "pickle"]),
+    (batches(data=np.zeros((3, 3071), np.uint8)), ["data (3, 3071)"]),
+    (batches(data=np.zeros((3, 0), np.uint8)), ["data (3, 0)"]),
+    (batches(data=np.zeros((3, 3072))), ["data (3, 3072) of float64"]),
+    (batches(data=np.zeros((3072, 3), np.uint8).T), ["accepted: (N, 3 * S * S) uint8, row after row"]),
+    (batches(data=np.array([{}] * 3)), ["train_data_batch_1.npz"]),
+    (cut_batch, ["cannot read", "train_data_batch_1.npz"]),
+    (pickles, ["train_data_batch_1 is a pickle, which is never run", "train_data_batch_1.npz"]),
+    (lambda root: pickles(root) / "val_data", ["val_data is a pickle"]),
 ]  # fmt: skip
 
 

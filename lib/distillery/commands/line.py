@@ -18,7 +18,9 @@ def tell(line: str) -> None:
 
 def add(command: Callable, looks) -> None:
     """Add the commands; `command(name, call, help, among)` gives a parser, `looks` are those of `data`."""
-    convert = command("convert", _convert, "write a set of another form (parquet, npz, idx, CIFAR, a table) as class folders", looks)
+    convert = command(
+        "convert", _convert, "write a set of another form (parquet, WebDataset, npz, idx, CIFAR, a table) as class folders", looks
+    )
     convert.add_argument("source", metavar="SOURCE", help="a file, or a folder of files, of such a set")
     convert.add_argument("folder", metavar="FOLDER", help="where to; it must not be there")
     convert.add_argument("--copy", action="store_true", help="of a table: copies of its files, in place of links")

@@ -27,11 +27,13 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar")
 ACCEPTED = "a folder of class folders, or a .zip, .tar.gz, .tgz or .tar of one"
 TEST_FOLDERS = ("test", "val", "valid", "validation")
+LABEL_TABLES = ("val/val_annotations.txt", "LOC_val_solution.csv")  # of Tiny-ImageNet and of ImageNet-1K: classes of validation images
+_IMAGENET = ("ILSVRC", "Data", "CLS-LOC")  # folders in folders of ImageNet-1K as it is distributed, with train/ and val/ in the last
 MAX_UNPACKED, MAX_MEMBER = 64 * 10**9, 1 << 28  # bytes of an archive's content, of one encoded image
 _MAX_HEADER = 1 << 24  # bytes tarfile may read at once while listing: names and attributes, never content
 _NESTED = (*SUFFIXES, ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _TABLES = (".npz", ".csv", ".tsv", ".jsonl")  # forms that `data convert` reads by the file, and others by their folder too
-_OTHER_FORMS = (*_TABLES, ".parquet", "idx3-ubyte", "idx3-ubyte.gz", "batches.meta", "cifar-100-python/meta")
+_OTHER_FORMS = (*_TABLES, ".parquet", ".tar", ".cls", "idx3-ubyte", "idx3-ubyte.gz", "batches.meta", "cifar-100-python/meta")
 _JUNK = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")  # of macOS, Windows and Synology
 
 
@@ -91,7 +93,10 @@ class Folder:
 
     @cached_property
     def listing(self) -> Listing:
-        """The files. Where train/ and a test folder are beside each other, nothing else there is entered. Raises InputError on a circle of links."""
+        """The files. Where train/ and a test folder are beside each other, nothing else there is entered, nor what lies beside ImageNet's images.
+
+        Raises InputError on a circle of links.
+        """
         found, waiting = Listing(), [""]
         with readable(self.path):
             while waiting:
@@ -106,9 +111,20 @@ class Folder:
                     if any(os.path.samefile(entry, above) for above in (self.path.resolve() / folder / "x").parents):
                         raise InputError(f"{shown(self.path / folder)}: {entry.name!r} is a link to a folder above; accepted: no circles")
                 parts = [entry for entry in below if entry.name.casefold() in ("train", *TEST_FOLDERS)]
-                entered = parts if {entry.name.casefold() for entry in parts} > {"train"} else below
+                images = [entry for entry in below if entry.name == "Data" and os.path.isdir(f"{entry.path}/CLS-LOC")]
+                entered = images or (parts if {entry.name.casefold() for entry in parts} > {"train"} else below)
                 waiting += [f"{folder}{entry.name}/" for entry in entered]
+        found.files |= {name: (self.path / name).stat().st_size for name in self.above}
         return found
+
+    @cached_property
+    def above(self) -> list[str]:
+        """The label table of ImageNet-1K, as ../, where it lies at the top of the tree and only a lower part of that is given."""
+        parts, names = self.path.resolve().parts, []
+        for depth in (1, 2, 3):
+            if parts[-depth:] == _IMAGENET[:depth] and self.path.joinpath(*_IMAGENET[depth:], "train").is_dir():
+                names.append("../" * depth + LABEL_TABLES[1])
+        return [name for name in names if (self.path / name).is_file()]
 
     def digest(self) -> str:
         """sha256 over the names of folders and files, and over size and content of images and label tables."""
@@ -119,7 +135,7 @@ class Folder:
         return sha.hexdigest()
 
     def _line(self, name: str) -> str:
-        if not is_image(name) and not name.endswith("annotations.txt"):
+        if not is_image(name) and not name.endswith(("annotations.txt", LABEL_TABLES[1])):
             return f"{name!a}\n"
         try:
             content = store.file_digest(f"{self.path}/{name}")

@@ -8,12 +8,22 @@ import torch
 
 from distillery import store
 from distillery.checks import InputError
-from distillery.data.archives import EXTENSIONS, TEST_FOLDERS, Folder, Listing, converted, first_names, is_image, origin, shown
+from distillery.data.archives import (
+    EXTENSIONS,
+    LABEL_TABLES,
+    TEST_FOLDERS,
+    Folder,
+    Listing,
+    converted,
+    first_names,
+    is_image,
+    origin,
+    shown,
+)
 from distillery.data.cache import Decoded, cache_folder, cached, known_digest
 from distillery.data.decoding import decode
 
 VERSION = 3  # of the decoding: a change makes older cache files stale
-_TABLE = "val/val_annotations.txt"  # of Tiny-ImageNet
 
 
 @dataclass
@@ -59,12 +69,13 @@ def load_files(path, *, resize=0, max_side=0, cache_dir="", mapped=False, progre
 
 def plan_of(where, skip_unreadable: bool = False) -> Plan:
     """The files of an origin, with their classes and parts; what is no image by its name is refused, or passed over and noted."""
-    files = where.listing.files
-    table = next((name for name in files if f"/{name}".endswith(f"/{_TABLE}")), None)
-    sorted_by_class = table and not any(name.startswith(f"{table.removesuffix(_TABLE)}val/images/") for name in files)
-    if table and not sorted_by_class:
-        return arrange_tiny(where, table)
-    return arrange(where.listing, shown(where.path), skip_unreadable)
+    listing = where.listing
+    for table in (name for name in listing.files if f"/{name}".endswith(tuple(f"/{known}" for known in LABEL_TABLES))):
+        top = table.removesuffix(LABEL_TABLES[0]) if table.endswith(LABEL_TABLES[0]) else _base(listing)
+        for folder in (f"{top}val/images/", f"{top}val/"):
+            if any(map(is_image, _below(listing.files, folder))):
+                return arrange_flat(where, table, folder, skip_unreadable)
+    return arrange(listing, shown(where.path), skip_unreadable)
 
 
 def arrange(listing: Listing, label: str, skip_unreadable: bool = False) -> Plan:
@@ -89,7 +100,7 @@ def arrange(listing: Listing, label: str, skip_unreadable: bool = False) -> Plan
     train = _class_folders(listing, f"{base}{named['train']}/", label, passed)
     classes = sorted(train)
     below = {part: {name.rpartition("/")[2] for name in _below(listing.folders, f"{base}{part}/")} for part in held_out}
-    part = next((part for part in held_out if not below[part].isdisjoint(classes)), held_out[0])
+    part = next((part for part in held_out if not below[part].isdisjoint(classes)), next(filter(below.get, held_out), held_out[-1]))
     test = _class_folders(listing, f"{base}{part}/", label, passed)
     if part.casefold() != "test":
         notes.append(f"{part}/ serves as test: there is no test/ with these classes")
@@ -101,26 +112,36 @@ def arrange(listing: Listing, label: str, skip_unreadable: bool = False) -> Plan
     return _ordered([train, test], classes, notes)
 
 
-def arrange_tiny(where, table: str) -> Plan:
-    """The layout of Tiny-ImageNet: train/<class>/images/*, val/images/* with labels in val/val_annotations.txt (`table`).
+def arrange_flat(where, table: str, folder: str, skip_unreadable: bool = False) -> Plan:
+    """Validation images that lie together in `folder`, with their classes in a `table`; train/ is sorted by class. They serve as test.
 
-    The validation images serve as test images; those of test/ have no labels and are passed over.
+    Tiny-ImageNet: val/images/*, and val/val_annotations.txt of NAME, tab, CLASS. ImageNet-1K: val/*, and the same, or LOC_val_solution.csv of
+    NAME without .JPEG, comma, CLASS. More in a line (boxes) is not looked at, nor are the images of test/, which have no labels.
+    raises  InputError on a line without image or class, an image without a line, and a class without images
     """
-    files, label, top = where.listing.files, shown(where.path), table.removesuffix(_TABLE)
-    train = _class_folders(where.listing, f"{top}train/", label)
-    classes = sorted(train)
-    test: dict[str, list[str]] = {name: [] for name in classes}
+    label, notes = shown(where.path), ["the published validation images serve as test"]
+    top = folder.removesuffix("images/").removesuffix("val/")
+    train = _class_folders(where.listing, f"{top}train/", label, notes if skip_unreadable else None)
+    classes, test = sorted(train), {name: [] for name in train}
+    waiting = {name.rpartition("/")[2]: name for name in _below(where.listing.files, folder) if is_image(name)}
+    accepted = f"one line for each image of {shown(folder)}: its name and a class of train/"
     _, content = next(iter(where.read([table])))
     text = content.read_bytes() if isinstance(content, Path) else content
-    for row in (line.split("\t")[:2] for line in text.decode("utf-8", "replace").splitlines() if line.strip()):
-        file = f"{top}val/images/{row[0]}"
-        if len(row) < 2 or row[1] not in test or file not in files:
-            accepted = "train/<class>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt"
-            raise InputError(f"{label}: val_annotations.txt names {row!r}, which is not there; accepted: {accepted}")
-        test[row[1]].append(file)
+    for line in filter(str.strip, text.decode("utf-8-sig", "replace").splitlines()):
+        name, *rest = line.split("\t") if "\t" in line else line.replace(",", " ").split() or [line]
+        if name == "ImageId":  # the head of Kaggle's table
+            continue
+        file = waiting.pop(name, None) or waiting.pop(f"{name}.JPEG", None)
+        if file is None or not rest or rest[0] not in test:
+            why = "an image that is not there, or was named before" if file is None else "a class that is not in train/"
+            raise InputError(f"{label}: {shown(table)} names {[name, *rest[:1]]}, {why}; accepted: {accepted}")
+        test[rest[0]].append(file)
+    if waiting:
+        what = f"{len(waiting)} image(s) of {shown(folder)} have no line in {shown(table)}: {first_names(sorted(waiting))}"
+        raise InputError(f"{label}: {what}; accepted: {accepted}")
     if empty := [name for name in classes if not test[name]]:
         raise InputError(f"{label}: classes {empty[:5]} of train/ have no image in val/; accepted: images in both")
-    return _ordered([train, test], classes, ["the published validation images serve as test"])
+    return _ordered([train, {name: sorted(files) for name, files in test.items()}], classes, notes)
 
 
 def _below(names: Iterable[str], base: str) -> list[str]:
@@ -129,9 +150,11 @@ def _below(names: Iterable[str], base: str) -> list[str]:
 
 
 def _base(listing: Listing) -> str:
-    """The single top folder of an archive, which is entered unless it is itself a class folder."""
+    """The single top folder of an archive, which is entered unless it is itself a class folder; the images' folder of ImageNet-1K."""
     base = ""
     for _ in range(3):
+        if known := [f"{base}{inner}" for inner in ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC") if f"{base}{inner}" in listing.folders]:
+            return f"{known[0]}/"
         tops, files = _below(listing.folders, base), _below(listing.files, base)
         inner = f"{tops[0]}/" if len(tops) == 1 else ""
         if not inner or any(map(is_image, files + _below(listing.files, inner))) or not _below(listing.folders, inner):
@@ -148,8 +171,10 @@ def _class_folders(listing: Listing, base: str, label: str, passed: list[str] | 
     found: dict[str, list[str]] = {name[len(base) :]: [] for name in _below(listing.folders, base)}
     here, other = f"{label}/{shown(base)}".rstrip("/"), []
     if len(found) < 2:
-        what = f"{here} holds {len(found)} class folder(s)"
-        raise InputError(f"{what}; accepted: at least 2{converted(listing.files)}")
+        beside = sum(map(is_image, _below(listing.files, base)))
+        what = f"{here} holds {len(found)} class folder(s)" + (f" and {beside} images in none" if beside else "")
+        table = f", or a table of their labels ({' or '.join(LABEL_TABLES)})" if beside and f"/{base}".endswith("/val/") else ""
+        raise InputError(f"{what}; accepted: at least 2{table}{converted(listing.files)}")
     for name in sorted(name for name in listing.files if name.startswith(base)):
         folder, *rest = name[len(base) :].split("/")
         if rest and is_image(name):
