@@ -40,7 +40,7 @@ def moving_shapes(per_class: int, frames: int = 8, side: int = 16, seed: int = 0
         parts[name] = torch.stack([_drawn(int(label), frames, side, stream) for label in labels]), labels
     pixels = parts["train"][0].float().div(255)
     transform = Standardize(pixels.mean().repeat(frames), pixels.std().repeat(frames))
-    return Splits(*(ImageSet(clips, labels, CLASSES, transform, f"moving shapes, {name}") for name, (clips, labels) in parts.items()))
+    return Splits(*(ImageSet(clips, labels, CLASSES, transform, "moving-shapes") for clips, labels in parts.values()))
 
 
 def _drawn(label: int, frames: int, side: int, stream: Generator) -> Tensor:
