@@ -19,7 +19,7 @@ from distillery.scores import ORDERS, SCORES, register_score
 
 NAMES = (
     "loss", "converged loss", "complexity", "prototype loss", "prototype distance", "herding", "k-center", "D2", "alignment",
-    "local spread", "alignment + spread", "cumulative loss", "forgetting", "EL2N", "GraNd", "AUM", "least confidence", "entropy", "margin", "contextual diversity", "ridge sensitivity",
+    "local spread", "alignment + spread", "DBP", "SSP", "cumulative loss", "forgetting", "EL2N", "GraNd", "AUM", "least confidence", "entropy", "margin", "contextual diversity", "ridge sensitivity",
     "leverage", "k-means sensitivity",
 )  # fmt: skip
 
