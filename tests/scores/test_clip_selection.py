@@ -43,10 +43,10 @@ def test_the_sum_at_its_ends():
     assert torch.equal(first, select(local_spread(ROWS, None), 6, rule="highest"))
 
 
-@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.494, 0.5])
 def test_learned_from_equal_starts_is_the_sort(ratio):
     found, n = learned(SUMS, ratio), round(60 * ratio)
-    assert found.missed < 5e-4 and 0 < found.steps < 20_000
+    assert found.missed <= 0.5 / 60 and 0 < found.steps < 20_000
     assert spearman(found.d.numpy(), SUMS.numpy()) > 0.9999
     assert set(select(found.d, n, rule="highest").tolist()) == set(torch.nonzero(found.d > 0)[:, 0].tolist())
     assert set(select(found.d, n, rule="highest").tolist()) == set(select(SUMS, n, rule="highest").tolist())

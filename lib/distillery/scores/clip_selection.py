@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SHARE = 0.1  # of a class that counts as neighbours
 ALPHA = 0.3  # weight of the spread
 BETA = 2.0  # weight of the ratio
-NEAR = 5e-4  # a ratio missed by less is met
+NEAR = 5e-4  # a ratio missed by so little is met
 
 
 def misalignment(features: Tensor, targets: Tensor | None, texts: Tensor | None = None) -> Tensor:
@@ -112,7 +112,7 @@ def learned(
     ratio   the share to keep, in (0, 1]
     rate    of a sample: that of SGD is N times it, since L is a mean over samples
     start   (N,): the first d, all 0 if not given
-    near    the ratio is met where it is missed by less; 0 = all steps are taken
+    near    the ratio is met where it is missed by no more, or by half a sample; 0 = all steps are taken
     raises  InputError on values that are not finite or not (N,), a ratio outside (0, 1], and a beta, rate or number of steps that is not positive
     """
     if values.ndim != 1 or not values.numel() or not values.is_floating_point():
@@ -125,13 +125,14 @@ def learned(
     if start is not None and start.shape != values.shape:
         raise InputError(f"start: {tuple(start.shape)} for {len(values)} values; accepted: one number a value")
     values = values.double()
+    met = max(near, 0.5 / len(values)) if near else -1.0
     d = (torch.zeros_like(values) if start is None else start.double().clone()).requires_grad_()
     optimizer = torch.optim.SGD([d], lr=rate * len(values))
     for step in range(most + 1):
         soft = torch.sigmoid(d)
         hard = (soft > 0.5).double() + soft - soft.detach()  # straight through: the step's value, the sigmoid's gradient
         missed = (hard.mean() - ratio).abs()
-        if float(missed.detach()) < near or step == most:
+        if float(missed.detach()) <= met or step == most:
             return Learned(d.detach(), step, float(missed.detach()))
         optimizer.zero_grad()
         (-(soft * values).mean() + beta * missed).backward()
