@@ -1,7 +1,6 @@
 """Coverage of held-out samples by a kept set: by hand, against the plain twin, as the radius of k-center, and beside accuracies."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -13,14 +12,14 @@ from distillery.evaluation import FineTuning
 from distillery.evaluation.probe import RIDGE, fit_ridge_plain
 from distillery.experiment import Experiment, ScoreSettings
 from distillery.measure import many_splits
-from distillery.measure.coverage import Coverage, coverage, coverage_plain, foretold, of_ways
+from distillery.measure.coverage import WAYS, Coverage, coverage, coverage_plain, dots, foretold, one_split, run
 from distillery.networks import ConvNet
 from distillery.networks.encoder import Encoder
-from distillery.recipe import Prune, Recipe
 from distillery.runs import Runs
+from distillery.scores.clip_selection import clip_selection
 from distillery.scores.geometry import k_center
-from distillery.seeds import generator
-from distillery.selection import select
+from distillery.seeds import generator, split
+from distillery.selection import BASELINES, prune, select
 from made_up import blobs, normal
 
 ROWS, TARGETS = 0.3 * normal(70, 4), torch.arange(70) % 3
@@ -67,26 +66,47 @@ def experiment(tmp_path):
     )
 
 
-def test_kept_sets_of_ways_are_covered_and_probed(experiment):
-    """Coverage of validation images in features of unit length, accuracy on test images by a plain classifier of features as they are."""
-    ways = {"random": partial(Prune, rule="random"), "k-center": partial(Prune, score="k-center")}
-    found = of_ways(experiment, ways, [0.2, 0.5], range(2))
-    assert [(one["way"], one["part"], one["seed"]) for one in found] == [(way, p, s) for p in (0.2, 0.5) for way in ways for s in (0, 1)]
+def test_splits_are_covered_probed_and_stored(experiment):
+    """Of validation images in features of unit length; accuracy on test images by a plain classifier of features as they are."""
+    found = run(experiment, [0.2, 0.5], 2, 0)
+    done = experiment.runs.computed
+    assert run(experiment, [0.2, 0.5], 2, 0) == found and experiment.runs.computed == done
+    assert [*found[0]] == ["0.2", "0.5"] and {*found[1]["0.5"]} == {"random", *WAYS}
     along, targets = many_splits.features(experiment)
-    rows, unit = along[0], F.normalize(along[0])
-    for one in found:
-        kept = experiment.kept(Recipe("whole", 0, one["seed"], prune=ways[one["way"]](one["part"])))
-        expected = coverage_plain(unit[30:42], unit[kept], targets[30:42].tolist(), targets[kept].tolist())
-        assert [one[name] for name in Coverage._fields] == pytest.approx([*expected], rel=1e-4)
+    cut, _ = split(generator(0, "many splits", 1), 2)
+    train, validation, test = many_splits.drawn(targets, [[10] * 3, [4] * 3, [6] * 3], cut)
+    rows, unit, labels = along[0], F.normalize(along[0]), targets[train]
+    for name, score in (("k-center", k_center(rows[train], labels, 30)), ("alignment + spread", clip_selection(rows[train], labels))):
+        kept = train[select(score, 5, labels)]
+        *far, right = found[1]["0.5"][name]
+        expected = coverage_plain(unit[validation], unit[kept], targets[validation].tolist(), targets[kept].tolist())
+        assert far == pytest.approx([*expected], rel=1e-4)
         weights, bias = fit_ridge_plain(rows[kept], targets[kept], RIDGE)
-        assert one["accuracy"] == pytest.approx(float(((rows[42:].double() @ weights + bias).argmax(1) == targets[42:]).double().mean()))
+        hits = (rows[test].double() @ weights + bias).argmax(1) == targets[test]
+        assert right == pytest.approx(float(hits.double().mean()), abs=1e-6)
+
+
+def test_every_way_is_its_registered_baseline(experiment):
+    """On the training images of the experiment itself, at a half."""
+    along, targets = many_splits.features(experiment)
+    parts = torch.arange(60).split([30, 12, 18])
+    ours = one_split(along, targets, parts, [0.5], generator(0, "x"))["0.5"]
+    unit, validation = F.normalize(along[0]), parts[1]
+    for name in [*many_splits.FREE, "alignment + spread", "DBP", "SSP"]:
+        score, rule = BASELINES[name]
+        kept = prune(experiment.scores.get(score, 0), 0.5, targets[:30], rule, generator(1, "x"))
+        if rule != "coverage":  # drawn
+            assert ours[name][0] == pytest.approx(
+                coverage(unit[validation], unit[kept], targets[validation], targets[kept]).mean, abs=1e-5
+            ), name
 
 
 def test_foretold_by_hand():
-    """Of the first part nearer is better without exception, of the second the order is turned; a mean of one value foretells nothing."""
-    rows = [(0.1, 0, 3.0, 0.2, 0.9), (0.1, 0, 1.0, 0.2, 0.95), (0.3, 0, 1.0, 0.2, 0.6), (0.3, 0, 2.0, 0.2, 0.7)]
-    found = [dict(zip(("part", "seed", "mean", "tail", "accuracy"), one)) for one in rows]
-    assert foretold(found) == pytest.approx([1, -1]) and foretold(found, "tail") == [0, 0]
+    """Nearer is better without exception at the first part, the order is turned at the second: 0 in the mean; a tail of one value foretells nothing."""
+    first, second = {"a": [3.0, 0.2, 1, 0.9], "b": [1.0, 0.2, 1, 0.95]}, {"a": [1.0, 0.2, 1, 0.6], "b": [2.0, 0.2, 1, 0.7]}
+    found = [{"0.1": first}, None, {"0.1": second}, {"0.1": first, "0.3": second}]
+    assert foretold(found) == [[pytest.approx(1)], None, [pytest.approx(-1)], [pytest.approx(0)]] and foretold(found, "tail")[0] == [0]
+    assert dots(found[:3], 0.1) == {"a": pytest.approx((2, 75)), "b": pytest.approx((1.5, 82.5))} and dots([None], 0.1) == {}
 
 
 @pytest.mark.parametrize(

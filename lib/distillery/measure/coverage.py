@@ -12,22 +12,36 @@ validation samples in the place of tests. At the 100th percentile the tail is th
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_choice, is_number
 from distillery.evaluation import fit_ridge
+from distillery.evaluation.probe import RIDGE
 from distillery.measure import many_splits
-from distillery.recipe import Prune, Recipe
 from distillery.report.statistics import spearman
+from distillery.scores import complexity
+from distillery.scores.clip_selection import clip_selection
+from distillery.scores.concepts import concepts
 from distillery.scores.geometry import BLOCK, check_features, groups
+from distillery.seeds import generator, split
+from distillery.selection import BASELINES, prune
 
+VERSION = 1  # of what a stored split holds
 LARGEST = 300.0  # distance whose power is still a number
+WAYS = {name: (score, BASELINES[name][1]) for name, score in many_splits.FREE.items()}  # score of (features, complexity, targets), and rule
+WAYS |= {
+    "easiest": (lambda rows, hard, targets: hard, "lowest"),
+    "hardest": (lambda rows, hard, targets: hard, "highest"),
+    "alignment + spread": (lambda rows, hard, targets: clip_selection(rows, targets), "lowest"),
+    "DBP": (lambda rows, hard, targets: concepts(rows, targets, generator(0, "concepts")), "lowest"),
+    "SSP": (lambda rows, hard, targets: concepts(rows, targets, generator(0, "concepts"), "size"), "lowest"),
+}
 
 
 class Coverage(NamedTuple):
@@ -79,33 +93,58 @@ def coverage_plain(held_out: Tensor, kept: Tensor, targets: list[int], kept_targ
     return Coverage(sum(d) / len(d), sum(tail) / len(tail), sum(10**one for one in tail) / len(tail))
 
 
-def of_ways(experiment, ways: dict[str, Callable[[float], Prune]], keep: Sequence[float], seeds: Sequence[int]) -> list[dict]:
-    """'way', 'part', 'seed', the three of `coverage` of validation images, and 'accuracy' of a linear probe on test images, of every kept set.
-
-    ways  as `many_splits.probed`; features are of unit length for the coverage, and as they are for the probe
+def run(experiment, keep: Sequence[float], splits: int, seed: int) -> list[dict | None]:
+    """Of each split of `many_splits.run`, None = not run: part -> way -> [mean, tail, power, accuracy], coverage of its validation images by what
+    the way keeps, in features of unit length, and accuracy of a linear probe on its test images. Every split is stored by itself.
     """
-    along, targets = many_splits.features(experiment)
-    rows, n, m = along[0], len(experiment.data.train), len(experiment.data.test)
-    unit, middle = F.normalize(rows), slice(n, len(rows) - m)
-    found = []
-    for part in keep:
-        cells = [{"way": name, "part": part, "seed": seed} for name in ways for seed in seeds]
-        kept = [experiment.kept(Recipe("whole", 0, one["seed"], prune=ways[one["way"]](part))) for one in cells]
-        classifiers = fit_ridge(rows[:n], targets[:n], torch.stack(kept))
-        right = many_splits.accuracies(*classifiers, rows[-m:], targets[-m:])
-        told = [coverage(unit[middle], unit[some], targets[middle], targets[some])._asdict() for some in kept]
-        found += [cell | each | {"accuracy": one} for cell, each, one in zip(cells, told, right)]
+    data, scores, found = experiment.data, experiment.scores, []
+    counts = [part.counts() for part in (data.train, data.validation, data.test)]
+    inputs = {"encoder": experiment.encoder.digest, "network": experiment.network.spec(), "transform": scores.transform}
+    inputs |= {"path": scores.path, "keep": list(keep), "ways": sorted(WAYS), "ridge": RIDGE, "seed": seed}
+    for i in range(splits):
+
+        def compute(key: str, i: int = i) -> dict:
+            along, targets = many_splits.features(experiment)
+            cut, draws = split(generator(seed, "many splits", i), 2)
+            return one_split(along, targets, many_splits.drawn(targets, counts, cut), keep, draws)
+
+        found.append(experiment.runs.try_get("coverage", VERSION, inputs | {"split": i}, data.digest, compute, f"coverage, split {i}"))
     return found
 
 
-def foretold(found: Sequence[dict], by: str = "mean") -> list[float]:
-    """Of each part and seed the rank correlation of accuracy with coverage over the ways, its sign turned: 1 = the better covered, the better.
+def one_split(along: Tensor, targets: Tensor, rows: Sequence[Tensor], keep: Sequence[float], stream: Generator) -> dict:
+    """What `run` stores of one split; arguments as `many_splits.one_split`."""
+    train, validation, test = rows
+    seen, labels, unit = along[0][train], targets[train], F.normalize(along[0])
+    hard = complexity.losses_along(along[:, train], labels).losses.mean(0)
+    scores, found = {name: score(seen, hard, labels) for name, (score, _) in WAYS.items()}, {}
+    for part in keep:
+        kept = {"random": prune(None, part, labels, "random", stream)}
+        kept |= {name: prune(scores[name], part, labels, rule, stream) for name, (_, rule) in WAYS.items()}
+        classifiers = fit_ridge(seen, labels, torch.stack([*kept.values()]))
+        right = many_splits.accuracies(*classifiers, along[0][test], targets[test])
+        far = [coverage(unit[validation], unit[train[one]], targets[validation], labels[one]) for one in kept.values()]
+        found[f"{part:g}"] = {name: [round(value, 6) for value in (*one, told)] for name, one, told in zip(kept, far, right)}
+    return found
+
+
+def foretold(found: Sequence[dict | None], by: str = "mean") -> list[list[float] | None]:
+    """Of each split the rank correlation of accuracy with coverage over the ways, its sign turned, mean over parts: 1 = the better covered, the better.
 
     by  one of the fields of `Coverage`. Raises InputError on another
     """
     check_choice("by", by, Coverage._fields)
-    cells: dict[tuple, list[dict]] = {}
-    for one in found:
-        cells.setdefault((one["part"], one["seed"]), []).append(one)
-    columns = ([np.array([one[what] for one in some]) for what in (by, "accuracy")] for some in cells.values())
-    return [spearman(-far, right) for far, right in columns]
+    at = Coverage._fields.index(by)
+
+    def rank(ways: dict[str, list[float]]) -> float:
+        values = np.array([*ways.values()])  # (ways, 4)
+        return spearman(-values[:, at], values[:, -1])
+
+    return [one and [float(np.mean([rank(ways) for ways in one.values()]))] for one in found]
+
+
+def dots(found: Sequence[dict | None], part: float, by: str = "mean") -> dict[str, tuple[float, float]]:
+    """Of each way at a part the coverage and the accuracy in percent, means over the splits that were run."""
+    done, at = [one[f"{part:g}"] for one in found if one], Coverage._fields.index(by)
+    means = {name: np.mean([one[name] for one in done], 0) for name in done[0]} if done else {}
+    return {name: (float(one[at]), 100 * float(one[-1])) for name, one in means.items()}
