@@ -14,8 +14,8 @@ The program is that of the public code (tau .5, $l_j = \min(\lfloor n/(2k) \rflo
 $\lambda$ by bisection and whole numbers by largest remainder, so that they sum up to n. That the farthest go first is derived from the order of files which
 the code reads. Unknown or ours: the first centres, k (of n images the root of n, the paper 100 and 500 of millions) and how near a duplicate is.
 
-Beside it SSP, prototypes of self-supervised features (Sorscher, NeurIPS 2022, arXiv 2206.14486), as DBP speaks of it: the same part of every
-cluster. Sorscher sort the distances of all clusters together.
+Beside it SSP, prototypes of self-supervised features (Sorscher, NeurIPS 2022, arXiv 2206.14486): here the same part of every cluster, after the
+abstract of DBP, whose advance is a rate of each concept. From memory, not checked: Sorscher sort the distances of all clusters together.
 """
 
 import torch
