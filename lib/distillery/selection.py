@@ -30,7 +30,8 @@ STRATA = 50  # of 'coverage'
 # published ways to keep a part: the score and the rule of each; 'Moderate' and 'CCS' by a score that takes no training
 _HARDEST = ("forgetting", "EL2N", "GraNd", "AUM", "least confidence", "entropy", "margin", "cumulative loss")
 BASELINES: dict[str, tuple[str, str]] = {score: (score, "highest") for score in _HARDEST}
-BASELINES |= {score: (score, "lowest") for score in ("contextual diversity", "herding", "k-center", "D2", "alignment")}
+_FIRST = ("contextual diversity", "herding", "k-center", "D2", "alignment", "alignment + spread", "DBP", "SSP")
+BASELINES |= {score: (score, "lowest") for score in _FIRST}
 BASELINES |= {"Moderate": ("prototype distance", "middle"), "CCS strata": ("complexity", "coverage")}
 
 

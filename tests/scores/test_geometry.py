@@ -15,7 +15,6 @@ from distillery.scores.geometry import (
     k_center,
     k_center_plain,
     kmeans_nearest,
-    misalignment,
     mmd,
     mmd_plain,
     prototype_distance,
@@ -147,12 +146,6 @@ def test_prototype_distance_by_hand():
     rows, targets = line(0, 7, 1, 2, 9), torch.tensor([0, 1, 0, 0, 0])
     assert prototype_distance(rows, targets).tolist() == [3, 0, 2, 1, 6]
     assert prototype_distance(rows, None).tolist() == pytest.approx([3.8, 3.2, 2.8, 1.8, 5.2], abs=1e-6)
-
-
-def test_misalignment_is_one_less_the_cosine_to_the_mean():
-    """Class 0: (1, 0), (1, 2) with mean (1, 1); class 1: one sample."""
-    rows, targets = torch.tensor([[1.0, 0.0], [5.0, 2.0], [1.0, 2.0]]), torch.tensor([0, 1, 0])
-    assert misalignment(rows, targets).tolist() == pytest.approx([1 - 0.5**0.5, 0, 1 - 3 / 10**0.5], abs=1e-6)
 
 
 def test_moderate_keeps_the_middle_of_the_distances():

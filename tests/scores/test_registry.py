@@ -18,8 +18,8 @@ from distillery.runs import Runs
 from distillery.scores import ORDERS, SCORES, register_score
 
 NAMES = (
-    "loss", "converged loss", "complexity", "prototype loss", "prototype distance", "herding", "k-center", "D2", "cumulative loss",
-    "forgetting", "EL2N", "GraNd", "AUM", "least confidence", "entropy", "margin", "contextual diversity", "ridge sensitivity",
+    "loss", "converged loss", "complexity", "prototype loss", "prototype distance", "herding", "k-center", "D2", "alignment",
+    "local spread", "alignment + spread", "DBP", "SSP", "cumulative loss", "forgetting", "EL2N", "GraNd", "AUM", "least confidence", "entropy", "margin", "contextual diversity", "ridge sensitivity",
     "leverage", "k-means sensitivity",
 )  # fmt: skip
 

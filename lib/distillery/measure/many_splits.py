@@ -18,7 +18,7 @@ from distillery.evaluation import fit_ridge
 from distillery.evaluation.probe import RIDGE
 from distillery.recipe import Recipe
 from distillery.report.statistics import difference
-from distillery.scores import complexity, geometry
+from distillery.scores import clip_selection, complexity, geometry
 from distillery.seeds import generator, split
 
 VERSION = 1  # of what a stored split holds
@@ -28,7 +28,7 @@ FREE = {  # baselines that need features alone: score of (features, complexity, 
     "k-center": lambda rows, hard, targets: geometry.k_center(rows, targets, len(rows)),
     "herding": lambda rows, hard, targets: geometry.herding(rows, targets, len(rows)),
     "D2": lambda rows, hard, targets: geometry.d2(F.normalize(rows), hard, targets=targets),
-    "alignment": lambda rows, hard, targets: geometry.misalignment(rows, targets),
+    "alignment": lambda rows, hard, targets: clip_selection.misalignment(rows, targets),
 }
 
 

@@ -117,7 +117,7 @@ class CachedScores:
         score = self._registered(name)
         of_encoder = lambda: {"encoder": self._encoder().digest, "version": VERSION}  # noqa: E731
         of_masks = lambda: of_encoder() | {"path": self.path}  # noqa: E731
-        needed = {"": dict, "encoder": of_encoder, "masks": of_masks, "tuning": self._tuning_spec}[score.needs]
+        needed = {"": dict, "encoder": of_encoder, "masks": of_masks, "tuning": self._tuning_spec}[self._needs(score)]
         found = score.spec(self) if score.spec else needed()
         if score.version == 1:
             return found
@@ -131,9 +131,12 @@ class CachedScores:
             needed = "classes" if score.labels else "real-valued targets and no classes"
             fit = [one for one in SCORES if SCORES[one].labels in (None, labels)]
             raise InputError(f"score: {name!r} needs {needed}; accepted: {', '.join(fit) or 'none'}")
-        if score.needs:
+        if self._needs(score):
             self._encoder()
         return score
+
+    def _needs(self, score: Score) -> str:
+        return score.needs if hasattr(self.images, "classes") else ""  # features are the targets
 
     # From scratch
 
@@ -179,6 +182,15 @@ class CachedScores:
     def free(self) -> dict[str, Tensor]:
         """What `complexity.Path` names, of the masks and the encoder, which no seed changes."""
         return self._along(self.path, 0, "encoder")
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Classes (N,) on the CPU, None where targets are real-valued."""
+        return self.images.targets.cpu() if hasattr(self.images, "classes") else None
+
+    def encoded(self) -> Tensor:
+        """Features (N, F) through the encoder; images without classes bring theirs as targets."""
+        return self.images.targets.cpu() if self.labels is None else self.free()["features"]
 
     def along(self, path: dict, seed: int = 0) -> dict[str, Tensor]:
         """'losses' (T, N) and 'accuracies' (T,) along other masks, by options of `complexity.prototype_path`; the seed is of random masks."""

@@ -7,7 +7,6 @@ r"""Scores from the geometry of features. Greedy methods return their rank in th
 | `k_center` | always the sample farthest from all chosen ones | Sener & Savarese, ICLR 2018 |
 | `contextual_diversity` | the same, by symmetric KL between softmax outputs | Agarwal, ECCV 2020 |
 | `prototype_distance` | distance to the centre of the class; keeping the middle of it is Moderate | Xia, ICLR 2023 |
-| `misalignment` | angle to the mean of the class | after Yang, ICLR 2025 |
 | `d2` | difficulty passed along a graph of neighbours, then diversity | Maharana, ICLR 2024 |
 | `mmd` | how far a selection is from the whole set, for reports | Gretton, JMLR 2012 |
 
@@ -166,21 +165,9 @@ def prototype_distance(features: Tensor, targets: Tensor | None) -> Tensor:
     code takes the median of each coordinate and sorts the distances of all classes together. Source: Xia, ICLR 2023.
     """
     distance = torch.empty(len(features), dtype=torch.float64)
-    for members, rows in _groups(features, targets):
+    for members, rows in groups(features, targets):
         distance[members] = _euclidean(rows)(rows.mean(0))
     return distance
-
-
-def misalignment(features: Tensor, targets: Tensor | None) -> Tensor:
-    """1 less the cosine (N,) of each sample's features and the mean of its class; high = hard. Raises InputError as `check_features`.
-
-    What a score by CLIP becomes without texts, the mean of a class in the place of its prompt (arXiv 2410.11215, which trains adapters
-    first and weighs alignment against diversity).
-    """
-    found = torch.empty(len(features), dtype=torch.float64)
-    for members, rows in _groups(features, targets):
-        found[members] = 1 - F.cosine_similarity(rows, rows.mean(0)[None])
-    return found
 
 
 def d2(features: Tensor, scores: Tensor, neighbours: int = 5, gamma: float = 1.0, targets: Tensor | None = None) -> Tensor:
@@ -201,7 +188,7 @@ def d2(features: Tensor, scores: Tensor, neighbours: int = 5, gamma: float = 1.0
     check_features(features, total)
     check_finite("scores", scores)
     assert scores.ndim == 1 and (scores >= 0).all() and neighbours >= 1 and gamma >= 0, "difficulties (N,), neighbours and gamma"
-    near, distance = _nearest(features, targets, neighbours)
+    near, distance = nearest_others(features, targets, neighbours)
     there = distance.isfinite()
     passed, setback = ((-rate * distance).exp().where(there, 0.0) for rate in (1.0, gamma))  # (N, k)
     x = scores.double()
@@ -214,13 +201,13 @@ def d2(features: Tensor, scores: Tensor, neighbours: int = 5, gamma: float = 1.0
     return rank
 
 
-def _nearest(features: Tensor, targets: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+def nearest_others(features: Tensor, targets: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest others (N, k) of each sample in its class and their distances; where there are fewer, any at distance infinity."""
     total = len(features)
     k = max(1, min(k, total - 1))
     near = torch.zeros(total, k, dtype=torch.long)
     distance = torch.full((total, k), torch.inf, dtype=torch.float64)
-    for members, rows in _groups(features, targets):
+    for members, rows in groups(features, targets):
         size = min(k, len(members) - 1)
         for own in torch.arange(len(members)).split(BLOCK) if size else ():
             gaps = torch.cdist(rows[own], rows)  # (block, members)
@@ -290,7 +277,7 @@ def mmd_plain(features: Tensor, kept: Tensor, bandwidth: float) -> float:
     return mean(features, features) + mean(chosen, chosen) - 2 * mean(features, chosen)
 
 
-def _groups(features: Tensor, targets: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+def groups(features: Tensor, targets: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
     """The indices of each class, ascending, and a copy of their rows in float64."""
     check_features(features, None if targets is None else len(targets))
     targets = torch.zeros(len(features)) if targets is None else targets
@@ -303,7 +290,7 @@ def _rank(features: Tensor, targets: Tensor | None, n: int, order: Callable[[Ten
     """Rank (N,) within each class of the n samples that `order` takes of its rows, N for the rest."""
     check_positive_int("n", n)
     rank = torch.full((len(features),), float(len(features)))
-    for members, rows in _groups(features, targets):
+    for members, rows in groups(features, targets):
         chosen = order(rows, min(n, len(members)))
         rank[members[chosen]] = torch.arange(len(chosen), dtype=rank.dtype)
     return rank
@@ -315,11 +302,6 @@ def _rank(features: Tensor, targets: Tensor | None, n: int, order: Callable[[Ten
 @register_score("prototype distance", needs="encoder", seeded=False, labels=True)
 def encoder_distance(scores: "CachedScores", seed: int, k: int) -> Tensor:
     return prototype_distance(scores.free()["features"], scores.images.targets.cpu()).float()
-
-
-@register_score("alignment", needs="encoder", seeded=False, labels=True)
-def encoder_misalignment(scores: "CachedScores", seed: int, k: int) -> Tensor:
-    return misalignment(scores.free()["features"], scores.images.targets.cpu()).float()
 
 
 @register_score("D2", needs="masks", seeded=False, labels=True)

@@ -17,8 +17,8 @@ class Score:
     """A number for each real image, high = hard; of a greedy method its rank, low = taken first.
 
     compute  (scores, seed, k) -> (N,): from stored passes, a seed and the number of images of a class that it serves
-    needs    what the experiment must have: '' = nothing, an 'encoder', whose 'masks' also identify the score, or a 'tuning', an encoder
-             and a way to fine-tune it
+    needs    what the experiment must have where it has classes: '' = nothing, an 'encoder', whose 'masks' also identify the score, or a
+             'tuning', an encoder and a way to fine-tune it
     seeded   whether a seed changes it
     labels   True where it needs classes, False where it needs real-valued targets, None = it takes either
     spec     scores -> what identifies it beside images and network, None = its needs do
