@@ -123,6 +123,8 @@ def _of_video(path: Path, frames: int, rule: str, start: Generator | None) -> li
     """The decoded frames that are taken."""
     with _video(path) as (container, stream):
         told = float(stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1_000_000)
+        if _untimed(container):  # of an .avi that is cut short FFmpeg makes up a duration that goes with what is left
+            told = stream.frames / float(stream.average_rate) or told
         length, seconds = _measured(container, stream) if rule == "gap" or not told else (0, told)
         lasts = 1 / float(stream.average_rate or 1)  # the last frame
     _check_whole(seconds, told)
@@ -143,13 +145,15 @@ def _video(path: Path) -> Iterator[tuple]:
         import av
     except ModuleNotFoundError as error:
         raise InputError("videos need PyAV; accepted: `pip install av`, or folders of frames") from error
-    with av.open(os.path.abspath(path), options={"format_whitelist": _FORMATS}) as container:
+    with av.open(os.path.abspath(path), options={"format_whitelist": _FORMATS}, metadata_errors="replace") as container:
         if not container.streams.video:
             raise ValueError("sound without pictures" if container.streams.audio else "no pictures in it")
         stream = container.streams.video[0]
-        if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-            raise ValueError(f"{stream.codec_context.width}x{stream.codec_context.height} pixels, more than {MAX_PIXELS}")
-        stream.codec_context.thread_count = 1  # clips are decoded side by side
+        if (codec := stream.codec_context) is None:
+            raise ValueError("pictures in a code that is not known")
+        if codec.width * codec.height > MAX_PIXELS:
+            raise ValueError(f"{codec.width}x{codec.height} pixels, more than {MAX_PIXELS}")
+        codec.thread_count = 1  # clips are decoded side by side
         yield container, stream
 
 
@@ -182,7 +186,12 @@ def _decoded(container, stream, counted: bool) -> Iterator[tuple]:
     begin = None
     for number, frame in enumerate(frame for packet in _packets(container, stream) for frame in packet.decode()):
         begin = frame.time if begin is None else begin
-        yield number if counted else number / float(stream.average_rate) if _untimed(container) else frame.time - begin, frame
+        if counted or _untimed(container):
+            yield number if counted else number / float(stream.average_rate), frame
+        elif frame.time is None:
+            raise ValueError("frames without times")
+        else:
+            yield frame.time - begin, frame
 
 
 def _check_whole(ends: float, told: float) -> None:
