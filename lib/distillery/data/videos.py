@@ -48,9 +48,10 @@ def clip(path, frames: int, side: int, *, rule: str = "middle", start: Generator
 
     path     a video file, of which the first video stream is read from its beginning to the last frame that is taken; or a folder of frames
     rule     'middle'  of Kinetics-400 in the public code of Dancing with Still Images (arXiv 2312.00362): around its middle the clip is cut into
-                       `frames` equal parts, 2 a second (4 in clips below 4 s, 8 below 2 s, 12 below 1 s, each times frames / 8), and gives the frame
-                       that is shown just before the middle of each. What is too short for so many parts is no clip, as there. A folder is taken for a video of
-                       `rate`; where that is not known it is cut as a whole, so that one of just `frames` frames gives all of them
+                       `frames` equal parts, 2 a second (shorter clips: 4 below 4 s, 8 below 2 s, 12 below 1 s, these times frames / 8), and gives
+                       what is shown just before the middle of each, as FFmpeg's filter `fps` does. What is too short for so many parts is no clip, as
+                       there. A folder is taken for a video of `rate`; where that is not known it is cut as a whole, so that one of just `frames`
+                       frames gives all of them
              'gap'     of UCF101 and HMDB51 there: every 4th frame, or every (length // frames)th of a shorter clip, from one of the starts from which
                        they fit, all equally likely (those of the public code are not known). Beyond the end the last frame is repeated
     start    draws the start of 'gap', see `start_of`; None = the one in the middle
