@@ -47,9 +47,9 @@ def test_class_folders(tmp_path, top):
 
 def test_class_folders_of_folders_of_frames(tmp_path):
     frames = [f"{name}/{i}.jpg" for name in ("dog/b", "dog/a", "cat/x/c", "cat/d") for i in range(2)]
-    plan = plan_of_clips(tree(tmp_path, *frames, "dog/none/", "dog/a/n_frames"))
+    plan = plan_of_clips(tree(tmp_path, *frames, "dog/none/", "dog/a/n_frames", "dog/cover.png"))
     assert shape(plan)[0] == {"cat": ["cat/d", "cat/x/c"], "dog": ["dog/a", "dog/b", "dog/none"]}  # the empty one is named where it is read
-    assert plan.notes == []
+    assert plan.notes == ["1 file(s) that are no clips passed over: dog/cover.png"]
 
 
 @pytest.mark.parametrize("parts", [("train", "test"), ("Train", "val"), ("train", "validation")])

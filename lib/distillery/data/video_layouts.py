@@ -114,8 +114,8 @@ def _class_folders(found: dict[str, str], base: str, label: str) -> dict[str, li
     for name, members in classes.items():
         if not members:
             raise InputError(f"{label}: class {name!r} has no clip; accepted: at least one in every class")
-        inside = (member[len(f"{base}{name}/") :].partition("/") for member in members)
-        if (parts := {part.casefold() for part, deeper, _ in inside if deeper} & {"train", *TEST_FOLDERS}) > {"train"}:
+        inside = {member[len(f"{base}{name}/") :].partition("/")[0].casefold() for member in members}
+        if (parts := inside & {"train", *TEST_FOLDERS}) > {"train"}:
             raise InputError(f"{label}: class {name!r} holds {' and '.join(sorted(parts))}; accepted: these outside, class folders inside")
     return classes
 
