@@ -36,20 +36,20 @@ def shape(plan):
 @pytest.mark.parametrize("top", ["", "some set/"])
 def test_class_folders(tmp_path, top):
     names = [f"{top}{name}" for name in ("dog/b.mp4", "dog/a.avi", "dog/deeper/c.MKV", "cat/a.webm", "cat/b.mov", "cat/.c.mp4")]
-    plan = plan_of_clips(tree(tmp_path, *names, f"{top}cat/notes.txt", f"{top}stray.mp4"))
+    plan = plan_of_clips(tree(tmp_path, *names, f"{top}cat/notes.png", f"{top}dog/notes.png", f"{top}stray.mp4"))
     assert plan.classes == ["cat", "dog"] and plan.n_train == 5
     assert shape(plan)[0] == {"cat": [names[3], names[4]], "dog": [names[1], names[0], names[2]]}
     assert plan.notes == [
-        f"1 file(s) that are no clips passed over: {top}cat/notes.txt",
+        f"2 file(s) that are no clips passed over: {top}cat/notes.png, {top}dog/notes.png",
         f"1 clip(s) of no part or class passed over: {top}stray.mp4",
     ]
 
 
 def test_class_folders_of_folders_of_frames(tmp_path):
     frames = [f"{name}/{i}.jpg" for name in ("dog/b", "dog/a", "cat/x/c", "cat/d") for i in range(2)]
-    plan = plan_of_clips(tree(tmp_path, *frames, "dog/none/", "dog/a/n_frames"))
+    plan = plan_of_clips(tree(tmp_path, *frames, "dog/none/", "dog/a/n_frames", "dog/cover.png"))
     assert shape(plan)[0] == {"cat": ["cat/d", "cat/x/c"], "dog": ["dog/a", "dog/b", "dog/none"]}  # the empty one is named where it is read
-    assert plan.notes == []
+    assert plan.notes == ["1 file(s) that are no clips passed over: dog/cover.png"]
 
 
 @pytest.mark.parametrize("parts", [("train", "test"), ("Train", "val"), ("train", "validation")])
@@ -154,6 +154,12 @@ def test_hmdb51(tmp_path):
     assert plan.files == [names[i] for i in (4, 5, 0, 1, 6, 2)] and plan.n_train == 4 and plan.classes == ["run", "wave"]
     assert plan.notes == ["split 1 of HMDB51", f"2 clip(s) of no part or class passed over: {names[7]}, {names[3]}"]
     assert plan_of_clips(root, 3).files == [names[i] for i in (4, 6, 0, 2, 5, 7, 1, 3)]
+
+
+def test_clips_of_one_name_are_told_apart_by_the_folder_of_their_class(tmp_path):
+    names = [f"{name}/{i}.avi" for name in ("run", "wave") for i in (1, 2)]
+    lists = {f"testTrainMulti_7030_splits/{name}_test_split1.txt": "1.avi 1\n2.avi 2\n" for name in ("run", "wave")}
+    assert plan_of_clips(tree(tmp_path, *names, **lists)).files == [names[i] for i in (0, 2, 1, 3)]
 
 
 # ---------------------------------------------------------------- what is refused

@@ -182,6 +182,32 @@ def test_a_short_video_repeats_its_last_frame(tmp_path):
     assert taken(path, 8, rule="gap") == [0, 1, 2, 3, 4, 4, 4, 4]
 
 
+def test_an_avi_without_its_end(tmp_path):
+    """The header tells how long it was: frames around the middle are the same, and where all are counted it is refused."""
+    path = video(tmp_path / "a.avi", 255)
+    whole, content = taken(path, 8), path.read_bytes()
+    index = content.index(b"idx1")
+    path.write_bytes(content[: content.rindex(b"00dc", 0, index)])
+    assert taken(path, 8) == whole and why(path, rule="gap") == "cut short: 254 of 255 frames"
+    path.write_bytes(content[: index - 10])  # within the last frame
+    assert taken(path, 8) == whole and why(path, rule="gap") == "damaged or cut short"
+
+
+def test_a_title_in_another_alphabet_does_no_harm(tmp_path):
+    av = pytest.importorskip("av", reason="the optional extra video is not installed")
+    with av.open(str(video(tmp_path / "a.mp4", 100))) as container, av.open(str(tmp_path / "b.mp4"), "w") as out:
+        out.metadata["title"] = "Ünïcode"
+        stream = out.add_stream_from_template(container.streams.video[0])
+        for packet in container.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                out.mux(packet)
+    content = (tmp_path / "b.mp4").read_bytes()
+    assert "Ü".encode() in content
+    (tmp_path / "b.mp4").write_bytes(content.replace("Ü".encode(), "ÜÜ".encode("latin1")))
+    assert taken(tmp_path / "b.mp4", 8) == taken(tmp_path / "a.mp4", 8)
+
+
 def test_a_video_is_turned_as_it_says(tmp_path):
     path = video(tmp_path / "a.mp4", 100)
     content = bytearray(path.read_bytes())

@@ -58,7 +58,7 @@ def _walk(folder: Path, name: str = "", above: tuple = ()) -> Iterator[tuple[str
         raise InputError(f"{shown(folder)} is a link to a folder above; accepted: no circles")
     with os.scandir(folder) as entries:
         kept = sorted((entry for entry in entries if not is_junk(entry.name)), key=lambda entry: entry.name)
-    if not any(entry.is_dir() for entry in kept) and (not kept or any(is_image(entry.name) for entry in kept)):
+    if not any(entry.is_dir() or _is_video(entry.name) for entry in kept) and (not kept or any(is_image(entry.name) for entry in kept)):
         yield name, "frames" if kept else "empty"
         return
     for entry in kept:
@@ -66,7 +66,11 @@ def _walk(folder: Path, name: str = "", above: tuple = ()) -> Iterator[tuple[str
         if entry.is_dir():
             yield from _walk(folder / entry.name, inner, (*above, (at.st_dev, at.st_ino)))
         else:
-            yield inner, "video" if entry.name.lower().endswith(EXTENSIONS) else "other"
+            yield inner, "video" if _is_video(entry.name) else "other"
+
+
+def _is_video(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
 
 
 def _arranged(found: dict[str, str], label: str) -> Plan:
@@ -110,7 +114,8 @@ def _class_folders(found: dict[str, str], base: str, label: str) -> dict[str, li
     for name, members in classes.items():
         if not members:
             raise InputError(f"{label}: class {name!r} has no clip; accepted: at least one in every class")
-        if (parts := {part.casefold() for part in _inside(found, f"{base}{name}/")} & {"train", *TEST_FOLDERS}) > {"train"}:
+        inside = {member[len(f"{base}{name}/") :].partition("/")[0].casefold() for member in members}
+        if (parts := inside & {"train", *TEST_FOLDERS}) > {"train"}:
             raise InputError(f"{label}: class {name!r} holds {' and '.join(sorted(parts))}; accepted: these outside, class folders inside")
     return classes
 
@@ -209,8 +214,8 @@ def _lines(path: Path) -> list[str]:
 
 def _stem(name: str) -> str:
     """The last part of a name, without the extension of a video."""
-    stem, suffix = os.path.splitext(name.rpartition("/")[2])
-    return stem if suffix.lower() in EXTENSIONS else stem + suffix
+    name = name.rpartition("/")[2]
+    return os.path.splitext(name)[0] if _is_video(name) else name
 
 
 def _listed(found: dict[str, str], parts: dict[str, Rows], notes: list[str], label: str) -> Plan:

@@ -48,9 +48,10 @@ def clip(path, frames: int, side: int, *, rule: str = "middle", start: Generator
 
     path     a video file, of which the first video stream is read from its beginning to the last frame that is taken; or a folder of frames
     rule     'middle'  of Kinetics-400 in the public code of Dancing with Still Images (arXiv 2312.00362): around its middle the clip is cut into
-                       `frames` equal parts, 2 a second (4 in clips below 4 s, 8 below 2 s, 12 below 1 s, each times frames / 8), and gives the frame
-                       that is shown just before the middle of each. What is too short for so many parts is no clip, as there. A folder is taken for a video of
-                       `rate`; where that is not known it is cut as a whole, so that one of just `frames` frames gives all of them
+                       `frames` equal parts, 2 a second (shorter clips: 4 below 4 s, 8 below 2 s, 12 below 1 s, these times frames / 8), and gives
+                       what is shown just before the middle of each, as FFmpeg's filter `fps` does. What is too short for so many parts is no clip, as
+                       there. A folder is taken for a video of `rate`; where that is not known it is cut as a whole, so that one of just `frames`
+                       frames gives all of them
              'gap'     of UCF101 and HMDB51 there: every 4th frame, or every (length // frames)th of a shorter clip, from one of the starts from which
                        they fit, all equally likely (those of the public code are not known). Beyond the end the last frame is repeated
     start    draws the start of 'gap', see `start_of`; None = the one in the middle
@@ -123,6 +124,8 @@ def _of_video(path: Path, frames: int, rule: str, start: Generator | None) -> li
     """The decoded frames that are taken."""
     with _video(path) as (container, stream):
         told = float(stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1_000_000)
+        if _untimed(container):  # of an .avi that is cut short FFmpeg makes up a duration that goes with what is left
+            told = stream.frames / float(stream.average_rate) or told
         length, seconds = _measured(container, stream) if rule == "gap" or not told else (0, told)
         lasts = 1 / float(stream.average_rate or 1)  # the last frame
     _check_whole(seconds, told)
@@ -143,13 +146,15 @@ def _video(path: Path) -> Iterator[tuple]:
         import av
     except ModuleNotFoundError as error:
         raise InputError("videos need PyAV; accepted: `pip install av`, or folders of frames") from error
-    with av.open(os.path.abspath(path), options={"format_whitelist": _FORMATS}) as container:
+    with av.open(os.path.abspath(path), options={"format_whitelist": _FORMATS}, metadata_errors="replace") as container:
         if not container.streams.video:
             raise ValueError("sound without pictures" if container.streams.audio else "no pictures in it")
         stream = container.streams.video[0]
-        if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-            raise ValueError(f"{stream.codec_context.width}x{stream.codec_context.height} pixels, more than {MAX_PIXELS}")
-        stream.codec_context.thread_count = 1  # clips are decoded side by side
+        if (codec := stream.codec_context) is None:
+            raise ValueError("pictures in a code that is not known")
+        if codec.width * codec.height > MAX_PIXELS:
+            raise ValueError(f"{codec.width}x{codec.height} pixels, more than {MAX_PIXELS}")
+        codec.thread_count = 1  # clips are decoded side by side
         yield container, stream
 
 
@@ -182,7 +187,12 @@ def _decoded(container, stream, counted: bool) -> Iterator[tuple]:
     begin = None
     for number, frame in enumerate(frame for packet in _packets(container, stream) for frame in packet.decode()):
         begin = frame.time if begin is None else begin
-        yield number if counted else number / float(stream.average_rate) if _untimed(container) else frame.time - begin, frame
+        if counted or _untimed(container):
+            yield number if counted else number / float(stream.average_rate), frame
+        elif frame.time is None:
+            raise ValueError("frames without times")
+        else:
+            yield frame.time - begin, frame
 
 
 def _check_whole(ends: float, told: float) -> None:
