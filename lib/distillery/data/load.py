@@ -13,7 +13,7 @@ from distillery.data.archives import origin
 from distillery.data.cache import cache_folder, known_digest
 from distillery.data.clips import SHAPES_PER_CLASS, SIDE, moving_shapes
 from distillery.data.images import PUBLISHED, ImageSet, LazyImages, Splits, fit_standardize, fit_zca, published
-from distillery.data.video_sets import clips_digest, load_clips, same_for_frames
+from distillery.data.video_sets import clips_digest, load_clips, plan_of_clips, same_for_frames
 from distillery.seeds import generator
 
 CLIPS = ("clips", "moving-shapes")
@@ -119,7 +119,7 @@ def source_digest(dataset: str, data_root: str | Path) -> str:
     """
     if dataset == "clips":
         where = origin(data_root)
-        return f"{where.name} {clips_digest(where)}"
+        return f"{where.name} {clips_digest(where.path, plan_of_clips(where.path))}"
     path = local_path("data_root", data_root) if dataset == "folder" or data_root else None
     if path and dataset == "tiny-imagenet":
         path = named.unpacked(path)

@@ -13,9 +13,10 @@ from distillery.checks import InputError, check_choice, check_positive_int
 from distillery.data.archives import Folder, first_names, origin, shown
 from distillery.data.cache import DONE, NOTED, Decoded, cache_folder, cached
 from distillery.data.decoding import scan
+from distillery.data.folders import Plan
 from distillery.data.images import Standardize
 from distillery.data.video_layouts import plan_of_clips
-from distillery.data.videos import FACTS, RULES, clip, start_of
+from distillery.data.videos import FACTS, RULES, clip, frames_in, start_of
 
 VERSION = 1  # of the decoding: a change makes older cache files stale
 
@@ -28,7 +29,7 @@ def load_clips(
     rule, split  of `clip` and `plan_of_clips`
     passes       how often each test clip is there, each time from another start under the rule 'gap': accuracy is the mean over them
     seed         of the starts
-    returns      clips that can be read; those that cannot are counted and named in the notes. The cache knows a folder by names and sizes of its files
+    returns      clips that can be read; those that cannot are counted and named in the notes. The cache knows clips by `clips_digest`
     raises       InputError as `plan_of_clips`, on a place that is no folder, and where a class has no clip that can be read
     """
     check_choice("rule", rule, RULES)
@@ -79,15 +80,18 @@ def load_clips(
         return out, torch.tensor([label for *_, label in there]), card | {"skipped": sorted(unreadable)}
 
     options = {"frames": frames, "side": side, "rule": rule, "passes": passes} | ({"seed": seed} if gap else {})
-    key = store.identity(
-        "decoded clips", VERSION, options, store.canonical([clips_digest(where), plan.files, plan.labels, plan.n_train, plan.classes])
-    )
+    key = store.identity("decoded clips", VERSION, options, clips_digest(where.path, plan))
     return cached(cache_folder(cache_dir), key, shown(where.name), produce, mapped)
 
 
-def clips_digest(where: Folder) -> str:
-    """What a folder of clips is known by: sha256 over names and sizes of its files, whose content is many times that of the clips."""
-    return hashlib.sha256(store.canonical(sorted((shown(name), size) for name, size in where.listing.files.items())).encode()).hexdigest()
+def clips_digest(root: Path, plan: Plan) -> str:
+    """What the clips of a plan are known by: sha256 over their order, labels, names and sizes; their content is many times that of what is kept."""
+    sizes = [
+        sum(file.stat().st_size for file in frames_in(path)) if path.is_dir() else path.stat().st_size
+        for path in map(root.joinpath, plan.files)
+    ]
+    told = [[shown(name) for name in plan.files], sizes, plan.labels, plan.n_train, plan.classes]
+    return hashlib.sha256(store.canonical(told).encode()).hexdigest()
 
 
 def same_for_frames(transform: Standardize, frames: int) -> Standardize:
