@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test bench paper-check lint env lab site site-test lock format reference clean
+.PHONY: quickstart test bench scale paper-check lint env lab site site-test lock format reference clean
 
 quickstart: env
 	$(BIN)/distillery run 00_quickstart
@@ -24,6 +24,10 @@ bench: env
 	DISTILLERY_MALLOC=system run_some -k bare --benchmark-json=$$run/bare.json && run_some -k "not bare" --benchmark-json=$$run/ours.json && \
 	$(BIN)/python tests/benchmarks/table.py $$run/bare.json $$run/ours.json results/bench ; \
 	code=$$? ; rm -rf $$run ; exit $$code
+
+# what sets larger than memory cost, on made-up ones: the table is kept under results/bench
+scale: env
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/scale.py results/bench
 
 # how many half hours each row of paper scale needs on this machine
 paper-check: env

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps, PngImagePlugin
 from torchvision import datasets, transforms
 
-from distillery import data
+from distillery import data, store
 from distillery.checks import InputError
 from distillery.data import archives, decoding, folders, named
 from distillery.data.cache import Building, Shards, cache_folder, cached
@@ -670,6 +670,26 @@ def test_a_damaged_shard_alone_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "open_image", lambda payload: (opened.append(payload), cracked(payload))[1])
     again = load(path, cache_dir=cache, mapped=True)
     assert again.digest == first and len(opened) == 1 + 3 and any("00002.npy" in note for note in again.notes)
+
+
+@pytest.mark.parametrize("what", ["version", "rows", "order"])
+def test_a_manifest_that_does_not_fit_its_shards_is_not_believed(tmp_path, monkeypatch, what):
+    monkeypatch.setattr("distillery.data.cache.SHARD", 3 * 3 * 64)
+    path, cache = to_folder(tmp_path / "a", files()), tmp_path / "cache"
+    first = load(path, cache_dir=cache)
+    (manifest,) = cache.glob("*/manifest.safetensors")
+    tensors, card = store.load_tensors(manifest)
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    if what == "version":
+        card["version"] += 1
+    elif what == "rows":
+        tensors["targets"] = tensors["targets"][:-1]
+    else:
+        (manifest.parent / "00001.npy").rename(manifest.parent / "00009.npy")
+    store.save_tensors(manifest, tensors, card)
+    again = load(path, cache_dir=cache, mapped=True)
+    assert again.digest == first.digest and any("decoded again" in note for note in again.notes)
+    assert load(path, cache_dir=cache).notes == first.notes
 
 
 def test_bad_files_leave_no_part_of_a_set(tmp_path):

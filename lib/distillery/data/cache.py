@@ -117,6 +117,8 @@ class Building:
                 if array is None or array.shape != size:
                     array, self.seen[start : start + self.each] = _reserved(folder / _shard(i), size), 0
                 self.arrays.append(array)
+            for other in set(folder.glob("[0-9]*.npy")) - {folder / _shard(i) for i in range(len(self.arrays))}:
+                other.unlink()
         self.note()
 
     def __getitem__(self, row: int) -> np.ndarray:

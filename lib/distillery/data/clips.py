@@ -1,7 +1,8 @@
 """Clips as images of T * C channels, frame after frame: drawn ones, and controls that take motion away.
 
 What a still frame tells must not be taken for motion, so two controls go with every set of clips: one frame of each clip, repeated, and its frames in
-a random order. The first keeps what is seen, the second also how much it changes.
+a random order. The first keeps what is seen, the second also how much it changes. Augmentations move all frames alike; the family 'color' is for images, as its
+saturation would mix frames.
 """
 
 from dataclasses import replace
