@@ -138,9 +138,9 @@ class OmniSupervised(Method):
 
     def make(self, job) -> Made:
         s, real = job.settings, job.experiment.real
-        known = torch.zeros(len(job.kept), dtype=torch.bool)
-        known[select(None, s.labelled, job.kept_labels, "random", job.stream("labelled"))] = True
-        labelled, others = real.subset(job.kept[known]), real.subset(job.kept[~known])
+        known, hidden = select(None, s.labelled, job.kept_labels, "random", job.stream("labelled")), torch.ones(len(job.kept))
+        hidden[known] = 0
+        labelled, others = real.subset(job.kept[known]), real.subset(job.kept[hidden > 0])
         log: dict = {}
         if s.added == "nothing":
             return Made(_set(labelled))
