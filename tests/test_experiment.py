@@ -112,7 +112,7 @@ def made_for(method, splits, encoder, folder):
     options = {}
     if method == "FRePo":  # it learns real-valued labels
         options = {"protocol": Protocol(2, 2, loss="half squared error")}
-    if method == "KAKURENBO":
+    if method in ("KAKURENBO", "InfoBatch"):
         options = {"protocol": FineTuning(epochs=4), "encoder": encoder}
     return experiment(splits, folder, TINY, **options)
 
