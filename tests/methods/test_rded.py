@@ -46,12 +46,13 @@ def test_a_patch_is_cut_as_torchvision_cuts_it():
 @pytest.mark.parametrize(
     "shape, factor, crops, n", [((1, 8, 8), 2, 3, 4), ((3, 9, 7), 2, 2, 5), ((3, 8, 8), 1, 4, 6), ((1, 8, 8), 2, 1, 1)]
 )
-def test_patches_in_batches_are_those_of_one_after_another(shape, factor, crops, n):
+@pytest.mark.parametrize("enlarged", [False, True], ids=["framed", "enlarged"])
+def test_patches_in_batches_are_those_of_one_after_another(shape, factor, crops, n, enlarged):
     images = torch.randn(6, *shape, generator=generator(1, "images"))
     places = boxes(6, crops, *shape[1:], 0.08, generator(2, "boxes"))
     h, w = (side // factor for side in shape[1:])
-    found = realistic(teacher(shape), cut(images, places, h, w), 2, n, *shape[1:])
-    assert torch.allclose(found, realistic_plain(teacher(shape), images, places, 2, n, h, w), atol=1e-5)
+    found = realistic(teacher(shape), cut(images, places, h, w), 2, n, *shape[1:], enlarged)
+    assert torch.allclose(found, realistic_plain(teacher(shape), images, places, 2, n, h, w, enlarged), atol=1e-5)
     assert found.shape == (n, shape[0], h, w)
 
 
@@ -109,6 +110,18 @@ def test_labels_are_the_teachers_or_the_classes(sets):
     for name in NAMES[1:]:
         assert torch.equal(made[name].tensors["targets"], torch.arange(10).repeat_interleave(2))
     assert len({tuple(one.tensors["images"].flatten().tolist()) for one in made.values()}) == 3  # soft and hard ones are the same
+
+
+def test_an_enlarged_patch_is_scored_as_networks_see_it(splits, tmp_path):
+    """Patches are kept in the order of the teacher's loss on what the set decodes to."""
+    here = experiment(splits, tmp_path, **SHORT)
+    made, framed = (here.synthetic(here.run(Recipe("RDED, hard labels", 2, 0, settings={"enlarged": how}))) for how in (True, False))
+    logits = (
+        here.job(Recipe("RDED, hard labels", 2, 0)).method.teacher(here.job(Recipe("RDED, hard labels", 2, 0))).logits(made.decode()[0])
+    )
+    losses = torch.nn.functional.cross_entropy(logits, made.decode()[1], reduction="none").view(10, 2, 4)
+    ranked = losses.transpose(1, 2).flatten(1)  # slot by slot
+    assert torch.equal(ranked.sort(1).values, ranked) and not torch.equal(made.tensors["images"], framed.tensors["images"])
 
 
 def test_without_a_teacher_nothing_is_trained(splits, tmp_path):

@@ -6,16 +6,17 @@ realistic patch, for diversity, and a class with $n$ stored images keeps the $n 
 
 $$s(p) = -\ell\big(f_\theta(p),\, y\big), \qquad p(x) = \arg\max_{p \subset x} s(p), \qquad S_y = \mathrm{top}_{\,n f^2} \{ p(x) \}$$
 
-with cross-entropy $\ell$ of the patch as it is shrunk, in the middle of an image of zeros, the mean colour. The best $n$ patches are the
-first of the $n$ stored images, the next $n$ their second. Slow reference, patch by patch: `realistic_plain`. All of this is as in the
-public code, whose cut is torchvision's `RandomResizedCrop` of the images' own proportions.
+with cross-entropy $\ell$ of the patch as it is shrunk, in the middle of an image of zeros, the mean colour. The best $n$ patches are the first
+of the $n$ stored images, the next $n$ their second. Slow reference, patch by patch: `realistic_plain`. All of this is as in the public code,
+which cuts squares by torchvision's `RandomResizedCrop`, here of the images' own proportions.
 
-Soft labels: of each patch, enlarged as networks will see it, the teacher's softmax at temperature 1, stored once. Hard ones: the class.
-Without a teacher patches are cut in the same way and kept at random, and an early network, after one epoch, is a cheap one.
+With `enlarged`, ours, the teacher scores a patch as networks will see it: a ConvNet without global pooling is at home in whole images alone.
+Soft labels: of each patch, enlarged, the teacher's softmax at temperature 1, stored once. Hard ones: the class. Without a teacher patches are
+cut in the same way and kept at random, and an early network, after one epoch, is a cheap one.
 
 Our choices: the public code labels every batch anew, after random crops of whole stored images and CutMix, at temperature 20 (here
 `labels teacher` of the scoreboard); it trains by AdamW, reports the best of the last epochs on test images, and stores JPEG files.
-Unknown: how the public teachers were trained, whose weights alone are released; here as the settings say, on the images that are kept.
+Unknown: how the public teachers were trained; here as the settings say, on the images that are kept.
 """
 
 from dataclasses import dataclass
@@ -65,33 +66,39 @@ def _resized(images: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
 
 
-def realistic(teacher: Teacher, patches: Tensor, label: int, n: int, height: int, width: int) -> Tensor:
+def realistic(teacher: Teacher, patches: Tensor, label: int, n: int, height: int, width: int, enlarged: bool = False) -> Tensor:
     """The n most realistic of the best patches of each image of a class, best first: (n, C, h, w). Slow reference: `realistic_plain`.
 
-    patches  (m, crops, C, h, w) of m images, at least n; the teacher sees them in the middle of height x width
+    patches   (m, crops, C, h, w) of m images, at least n
+    enlarged  whether the teacher sees them enlarged to height x width, else in the middle of as many zeros
     """
     (m, crops, _, h, w), losses = patches.shape, []
     down, right = height - h, width - w
     for some in patches.flatten(0, 1).split(BATCH):
-        framed = F.pad(some, (right // 2, right - right // 2, down // 2, down - down // 2))
-        logits = teacher.logits(framed)[None]  # (1, B, classes)
+        if enlarged:
+            seen = F.interpolate(some, size=(height, width), mode="bilinear", align_corners=False)
+        else:
+            seen = F.pad(some, (right // 2, right - right // 2, down // 2, down - down // 2))
+        logits = teacher.logits(seen)[None]  # (1, B, classes)
         losses.append(cross_entropy(logits, torch.full(logits.shape[:2], label, device=logits.device))[0])
     best = torch.cat(losses).view(m, crops).min(1)
     order = best.values.argsort(stable=True)[:n]
     return patches[order, best.indices[order]]
 
 
-def realistic_plain(teacher: Teacher, images: Tensor, boxes: Tensor, label: int, n: int, h: int, w: int) -> Tensor:
+def realistic_plain(teacher: Teacher, images: Tensor, boxes: Tensor, label: int, n: int, h: int, w: int, enlarged: bool = False) -> Tensor:
     """`cut` and `realistic` as the paper reads, image by image and patch by patch: (n, C, h, w)."""
     kept = []
     for image, own in zip(images, boxes.tolist(), strict=True):
         scored = []
         for top, left, tall, wide in own:
             patch = _resized(image[None, :, top : top + tall, left : left + wide], h, w)
-            framed = torch.zeros_like(image)[None]
-            first, second = (framed.shape[2] - h) // 2, (framed.shape[3] - w) // 2
-            framed[:, :, first : first + h, second : second + w] = patch
-            scored.append((float(F.cross_entropy(teacher.logits(framed), torch.tensor([label]))), patch[0]))
+            seen = torch.zeros_like(image)[None]
+            first, second = (seen.shape[2] - h) // 2, (seen.shape[3] - w) // 2
+            seen[:, :, first : first + h, second : second + w] = patch
+            if enlarged:
+                seen = F.interpolate(patch, size=image.shape[1:], mode="bilinear", align_corners=False)
+            scored.append((float(F.cross_entropy(teacher.logits(seen), torch.tensor([label]))), patch[0]))
         kept.append(min(scored, key=lambda one: one[0]))
     kept.sort(key=lambda one: one[0])
     return torch.stack([patch for _, patch in kept[:n]])
@@ -99,12 +106,13 @@ def realistic_plain(teacher: Teacher, images: Tensor, boxes: Tensor, label: int,
 
 @dataclass(frozen=True, kw_only=True)
 class RDEDSettings(Settings):
-    """Settings of RDED, the first four under the values of the public code."""
+    """Settings of RDED, the first five under the values of the public code."""
 
     factor: int  # f: patches along a side of a stored image, 1 or 2
     candidates: int  # real images of each class that patches are cut from, all where there are fewer
     crops: int  # patches of each
     min_scale: float  # least part of an image's area that a patch shows
+    enlarged: bool  # whether the teacher scores a patch as networks will see it, else in the middle of zeros, as published
     teacher_epochs: int  # of the network that scores and labels, 0 = there is none: patches at random
     teacher_lr: float  # of SGD with momentum .9 and weight decay 5e-4, constant; ours, as the batch
     teacher_batch: int
@@ -122,7 +130,7 @@ class RDEDSettings(Settings):
 
 
 SHARED = {
-    "factor": 2, "candidates": 300, "crops": 5, "min_scale": 0.08,
+    "factor": 2, "candidates": 300, "crops": 5, "min_scale": 0.08, "enlarged": False,
     "teacher_epochs": 50, "teacher_lr": 0.05, "teacher_batch": 64, "soft": True,
 }  # fmt: skip
 WHOLE_PATCHES = {ANY: {"factor": 1}}
@@ -192,7 +200,7 @@ class RDED(Method):
             if teacher is None:
                 members, places = members[:n], places[:n, :1]
             patches = cut(real.batch(members.to(real.device)), places, height // s.factor, width // s.factor)
-            kept = patches[:, 0] if teacher is None else realistic(teacher, patches, label, n, height, width)
+            kept = patches[:, 0] if teacher is None else realistic(teacher, patches, label, n, height, width, s.enlarged)
             kept = kept.unflatten(0, (-1, size)).transpose(0, 1).flatten(0, 1)  # ranks i, i + size, .. are neighbours
             images.append(kept if s.factor == 1 else tiled(kept, height, width))
             seen += len(members)
