@@ -139,13 +139,12 @@ WHOLE_PATCHES = {ANY: {"factor": 1}}
 @register
 class RDED(Method):
     """Patches of real images that a teacher is sure of, several in each stored image, under the teacher's labels, stored once.
-
-    The accuracies are of 64 x 64 and a ConvNet of depth 4, with labels for every batch, the best over the last epochs on test images, from
-    another paper's table. The teacher's training is ours.
+    Accuracies, from another paper's table, are of 64 x 64 and a ConvNet of depth 4, by labels for every batch and the best of the last epochs
+    on test images.
     """
 
     name, paper = "RDED", "2312.03526"
-    source = "code: scripts of LINs-lab/RDED"
+    source = "code: scripts of LINs-lab/RDED; those of the teacher, and its labels stored once, are ours"
     Settings, common = RDEDSettings, SHARED
     published = {
         **dict.fromkeys(("cifar10", "cifar100"), WHOLE_PATCHES), "tiny-imagenet": {ANY: TINY | {"factor": 1}},
