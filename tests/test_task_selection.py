@@ -92,7 +92,7 @@ def test_other_masks_make_another_score_but_not_another_k_center(splits, encoder
 
 
 def test_every_score_has_a_name_and_is_made_once(splits, encoder, tmp_path, monkeypatch):
-    """Seven passes: two from scratch, the encoder's, one fine-tuning, its early gradients, one ridge, clusters."""
+    """Eight passes: two from scratch, that of TDDS, the encoder's, one fine-tuning, its early gradients, one ridge, clusters."""
     made, real = [], store.save_tensors
     monkeypatch.setattr(store, "save_tensors", lambda path, *a: made.append(path.name) or real(path, *a))
     one = experiment(splits, encoder, tmp_path, scores=ScoreSettings((1, 1), (1, 2)))
@@ -100,14 +100,14 @@ def test_every_score_has_a_name_and_is_made_once(splits, encoder, tmp_path, monk
     for name in [one for one in SCORES if SCORES[one].labels]:
         scores = one.scores.get(name, 0)
         assert scores.shape == (n,) and scores.isfinite().all() and scores.device.type == "cpu", name
-    assert len(made) == 7
+    assert len(made) == 8
     again = experiment(splits, encoder, tmp_path, scores=ScoreSettings((1, 1), (1, 2)))
-    assert torch.equal(again.scores.get("AUM", 0), one.scores.get("AUM", 0)) and len(made) == 7
+    assert torch.equal(again.scores.get("AUM", 0), one.scores.get("AUM", 0)) and len(made) == 8
     assert set(again.scores.costs) == {("tuning", 0)} and again.scores.costs["tuning", 0]["samples"] == 7 * n
     one.scores.get("complexity", 1)
-    assert len(made) == 7  # no seed changes it
+    assert len(made) == 8  # no seed changes it
     one.scores.get("entropy", 1)
-    assert len(made) == 8
+    assert len(made) == 9
 
 
 def test_scores_of_a_fine_tuning_are_those_of_training_dynamics(splits, encoder, tmp_path):

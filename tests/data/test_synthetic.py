@@ -57,6 +57,17 @@ def test_partition2_of_odd_sides():
     assert pixels.shape == (12, 2, 7, 7) and pixels.isfinite().all()
 
 
+def test_each_image_of_a_stored_one_may_have_a_soft_label_of_its_own(tmp_path, refused):
+    labels = torch.rand(2, 4, 3).softmax(-1)
+    tensors = {"images": torch.rand(2, 1, 6, 6), "targets": labels}
+    made = Synthetic(tensors, ("a", "b", "c"), "partition2")
+    assert torch.equal(made.decode()[1], labels.flatten(0, 1)) and torch.equal(made.decode(torch.tensor([1]))[1], labels[1])
+    again = load(export(made, tmp_path / "made", {}))
+    assert torch.equal(again.decode()[1], labels.flatten(0, 1)) and again.stored_numbers() == 72 + 24
+    with refused("4 labels", "identity"):
+        Synthetic(tensors, ("a", "b", "c"))
+
+
 @pytest.mark.parametrize("side", [8, 7])
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 def test_packed_constants_come_back(mode, side):

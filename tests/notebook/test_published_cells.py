@@ -25,6 +25,7 @@ CHANGES = {  # beside a file alone, as its first lines say
 BY_METHOD = {
     **dict.fromkeys(("KIP", "FRePo", "RFAD"), "judged by the kernel regression of the method"),
     **dict.fromkeys(("MKDT", "MTT-SSL", "KRR-ST"), "judged by linear probes, whose numbers stand in `published_probe`"),
+    "RDED": "judged with labels for every batch by a teacher whose training is not known, and chosen on test images",
 }
 NO_SETTINGS = "no settings are published for this size"
 LIMITS = {

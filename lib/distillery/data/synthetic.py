@@ -41,12 +41,12 @@ class TensorSource:
 class Synthetic:
     """A synthetic (or selected) set.
 
-    tensors    'images' (M, C, H, W) standardized floats; 'targets': (M,) int64 labels, (M, classes) soft labels or (M, D) real values;
-               further learned tensors by name: 'label_logits' (M, classes), whose softmax then stands for the targets, and
-               'step_size' (), the rate the set was made for
+    tensors    'images' (M, C, H, W) standardized floats; 'targets': (M,) int64 labels, (M, classes) soft labels, (M, f^2, classes) of each
+               of the f^2 images that a stored one holds, or (M, D) real values; further learned tensors by name: 'label_logits'
+               (M, classes), whose softmax then stands for the targets, and 'step_size' (), the rate the set was made for
     classes    class names, None where there are no classes
     formation  'identity', or 'partition2': each stored image is a 2 x 2 grid of four images, enlarged bilinearly
-    raises     InputError on an unknown formation, no images, or another number of targets
+    raises     InputError on an unknown formation, no images, or another number of targets, or of labels of a stored image
     """
 
     tensors: dict[str, Tensor]
@@ -61,6 +61,11 @@ class Synthetic:
         if images is None or targets is None or images.ndim != 4 or len(images) != len(targets) or len(images) == 0:
             found = ["missing" if value is None else str(tuple(value.shape)) for value in (images, targets)]
             raise InputError(f"synthetic set: images {found[0]} with targets {found[1]}; accepted: (M, C, H, W) with (M, ...), M > 0")
+        if targets.ndim > 2 and targets.shape[1] != FORMATIONS[self.formation]:
+            accepted = f"{FORMATIONS[self.formation]}, as many as images in a stored one"
+            raise InputError(
+                f"synthetic set: {targets.shape[1]} labels of a stored image of formation {self.formation!r}; accepted: {accepted}"
+            )
 
     def __len__(self) -> int:
         return len(self.tensors["images"])
@@ -83,7 +88,8 @@ class Synthetic:
             targets = self.tensors["label_logits"].softmax(-1)
         if indices is not None:
             images, targets = images[indices], targets[indices]
-        return form(images, self.formation), targets.repeat_interleave(FORMATIONS[self.formation], 0)
+        each = targets.flatten(0, 1) if targets.ndim > 2 else targets.repeat_interleave(FORMATIONS[self.formation], 0)
+        return form(images, self.formation), each
 
     def classes_present(self) -> tuple[Tensor, Tensor]:
         """(labels present (classes,) on the CPU, the decoded images of each (classes, m) on the device).
@@ -149,11 +155,15 @@ def pack(images: Tensor, formation: str, mode: str = "bilinear") -> Tensor:
         raise InputError(f"images: {len(images)} with formation {formation!r}; accepted: a multiple of {FORMATIONS[formation]}")
     height, width = images.shape[2:]
     options = {"align_corners": False} if mode == "bilinear" else {}
-    small = F.interpolate(images, size=(height // 2, width // 2), mode=mode, **options).unflatten(0, (-1, 4))
-    packed = images.new_zeros(len(images) // 4, *images.shape[1:])  # `form` does not read the middle line of an odd side: it stays zero
+    return tiled(F.interpolate(images, size=(height // 2, width // 2), mode=mode, **options), height, width)
+
+
+def tiled(small: Tensor, height: int, width: int) -> Tensor:
+    """Images (M * 4, C, H // 2, W // 2) as stored ones (M, C, H, W), neighbours in one: where `form` of 'partition2' finds them."""
+    packed = small.new_zeros(len(small) // 4, small.shape[1], height, width)  # `form` does not read the middle line of an odd side
     rows, columns = _halves(height, width)
     for i in range(4):
-        packed[:, :, rows[i // 2], columns[i % 2]] = small[:, i]
+        packed[:, :, rows[i // 2], columns[i % 2]] = small[i::4]
     return packed
 
 

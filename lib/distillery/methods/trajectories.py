@@ -182,7 +182,7 @@ class Trajectories(Method):
             make_bank(job.experiment, job.source, *self.bank(job), where)
 
     def seconds_shared(self, job) -> float:
-        return experts.cost(*_named(job.experiment, job.source, *self.bank(job)))["seconds"]
+        return experts.cost(*named(job.experiment, job.source, *self.bank(job)))["seconds"]
 
     def options(self, job) -> dict:
         """Options of `TrajectoryMatching` beside those of all methods."""
@@ -227,7 +227,7 @@ def moved(start: Synthetic, last: Synthetic) -> float:
     return float((last.tensors["images"] - start.tensors["images"]).abs().mean())
 
 
-def _named(experiment, source, training: Training, epochs: int) -> tuple:
+def named(experiment, source, training: Training, epochs: int) -> tuple:
     """What names a bank in `experts`."""
     return experiment.runs.folder / "artifacts" / "experts", experiment.network, source, training, epochs
 
@@ -238,7 +238,7 @@ def make_bank(experiment, source, training: Training, epochs: int, where: str = 
     where  the engine that chunks of experts are mapped over, 'local' = that of the experiment
     """
     where = experiment.compute.engine if where == "local" else where
-    cost = experts.bill(*_named(experiment, source, training, epochs), where=where)
+    cost = experts.bill(*named(experiment, source, training, epochs), where=where)
     experiment.costs[cost["id"]] = cost
     return cost
 
@@ -248,5 +248,5 @@ def load_bank(experiment, source, training: Training, epochs: int) -> Experts:
     key = make_bank(experiment, source, training, epochs)["id"]
     if key not in experiment.shared:
         experiment.shared.clear()
-        experiment.shared[key] = experts.load(*_named(experiment, source, training, epochs))
+        experiment.shared[key] = experts.load(*named(experiment, source, training, epochs))
     return experiment.shared[key]
