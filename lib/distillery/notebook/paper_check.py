@@ -31,7 +31,7 @@ from distillery.report import records, tables
 
 SHAPES = {  # published set -> classes, channels, side, training images of a class
     "mnist": (10, 1, 28, 6000), "fashion-mnist": (10, 1, 28, 6000), "svhn": (10, 3, 32, 7326), "cifar10": (10, 3, 32, 5000),
-    "cifar100": (100, 3, 32, 500), "tiny-imagenet": (200, 3, 64, 500),
+    "cifar100": (100, 3, 32, 500), "tiny-imagenet": (200, 3, 64, 500), "imagenet-1k": (1000, 3, 64, 1281),
 } | dict.fromkeys(SUBSETS, (10, 3, 128, 1000))  # fmt: skip
 TARGETS = 512  # real numbers that a student regresses without labels, the features of a ResNet-18
 HEAD = ["notebook", "data", "method", "size", "sets", "done", "updates", "s an update", "s an evaluation", "s of experts", "half hours"]

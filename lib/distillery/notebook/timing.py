@@ -48,15 +48,21 @@ def rate(run: Callable[[int], float], most: int, seconds: float) -> float:
 
 @contextmanager
 def within(seconds: float):
-    """Raise TooLong after so many seconds."""
+    """Raise TooLong after so many seconds, also where what is interrupted makes another error of it, as torch's compiler does."""
+    over = []
 
     def stop(*_):
+        over.append(True)
         raise TooLong
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except Exception as error:
+        if over:
+            raise TooLong from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
