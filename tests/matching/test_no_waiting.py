@@ -128,7 +128,7 @@ def test_testing_waits_once(watched, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: reads.append(self.shape) or torch.zeros(self.shape))
     params = {name: torch.empty_like(v, device=META) for name, v in network().init(generator(0, "x"), 2).items()}
     accuracy(network(), params, source(), batch=4)
-    assert reads == [(2,)]
+    assert reads == [(1, 2)]  # one count of right answers, of two networks
     assert watched.count == 0
 
 
