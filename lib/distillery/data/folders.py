@@ -96,7 +96,7 @@ def arrange(listing: Listing, label: str, skip_unreadable: bool = False) -> Plan
     passed = notes if skip_unreadable else None
     if "train" not in named or not held_out:
         members = _class_folders(listing, base, label, passed)
-        return _ordered([members], sorted(members), notes)
+        return ordered([members], sorted(members), notes)
     train = _class_folders(listing, f"{base}{named['train']}/", label, passed)
     classes = sorted(train)
     below = {part: {name.rpartition("/")[2] for name in _below(listing.folders, f"{base}{part}/")} for part in held_out}
@@ -109,7 +109,7 @@ def arrange(listing: Listing, label: str, skip_unreadable: bool = False) -> Plan
     if odd := sorted(train.keys() ^ test.keys()):
         more = f" and {len(odd) - 10} more" if len(odd) > 10 else ""
         raise InputError(f"{label}: classes {odd[:10]}{more} are not in both train and {part}; accepted: the same class folders in both")
-    return _ordered([train, test], classes, notes)
+    return ordered([train, test], classes, notes)
 
 
 def arrange_flat(where, table: str, folder: str, skip_unreadable: bool = False) -> Plan:
@@ -141,7 +141,7 @@ def arrange_flat(where, table: str, folder: str, skip_unreadable: bool = False) 
         raise InputError(f"{label}: {what}; accepted: {accepted}")
     if empty := [name for name in classes if not test[name]]:
         raise InputError(f"{label}: classes {empty[:5]} of train/ have no image in val/; accepted: images in both")
-    return _ordered([train, {name: sorted(files) for name, files in test.items()}], classes, notes)
+    return ordered([train, {name: sorted(files) for name, files in test.items()}], classes, notes)
 
 
 def _below(names: Iterable[str], base: str) -> list[str]:
@@ -196,7 +196,8 @@ def _class_folders(listing: Listing, base: str, label: str, passed: list[str] | 
     return found
 
 
-def _ordered(parts: list[dict[str, list[str]]], classes: list[str], notes: list[str]) -> Plan:
+def ordered(parts: list[dict[str, list[str]]], classes: list[str], notes: list[str]) -> Plan:
+    """The plan of files by class, a part each; class names that are no UTF-8 are escaped."""
     files = [name for part in parts for label in classes for name in part[label]]
     labels = [label for part in parts for label, name in enumerate(classes) for _ in part[name]]
     readable = [name.encode(errors="backslashreplace").decode() for name in classes]  # a folder name need not be UTF-8

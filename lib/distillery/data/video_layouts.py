@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distillery.checks import InputError, check_choice
 from distillery.data.archives import TEST_FOLDERS, first_names, is_image, is_junk, readable, shown
-from distillery.data.folders import Plan, _ordered
+from distillery.data.folders import Plan, ordered
 
 EXTENSIONS = (".mp4", ".avi", ".webm", ".mkv", ".mov")
 _ACCEPTED = f"for each clip a video file ({' '.join(EXTENSIONS)}) or a folder of frames"
@@ -84,14 +84,14 @@ def _arranged(found: dict[str, str], label: str) -> Plan:
     held_out = [parts[name] for name in TEST_FOLDERS if name in parts]
     if "train" not in parts or not held_out:
         members = _class_folders(found, base, label)
-        return _ordered([members], sorted(members), notes)
+        return ordered([members], sorted(members), notes)
     train = _class_folders(found, f"{base}{parts['train']}/", label)
     part = next((part for part in held_out if _inside(found, f"{base}{part}/") & train.keys()), held_out[0])
     test = _class_folders(found, f"{base}{part}/", label)
     if part.casefold() != "test":
         notes.append(f"{part}/ serves as test: there is no test/ with these classes")
     _check_alike(train, test, parts["train"], part, label)
-    return _ordered([train, test], sorted(train), notes)
+    return ordered([train, test], sorted(train), notes)
 
 
 def _inside(found: dict[str, str], base: str) -> set[str]:
@@ -249,7 +249,7 @@ def _listed(found: dict[str, str], parts: dict[str, Rows], notes: list[str], lab
             raise InputError(f"{label}: of {part}, class {lacking[0]!r}, no clip is there; accepted: at least one of every class and part")
     if missing:
         notes.append(f"{len(missing)} of {len(listed)} listed clips are missing: {first_names(missing)}")
-    plan = _ordered(members, sorted(members[0]), notes)
+    plan = ordered(members, sorted(members[0]), notes)
     if replaced := [name for name in plan.files if "replacement" in name.split("/")]:
         notes.append(f"{len(replaced)} clip(s) are those of replacement/: {first_names(replaced)}")
     return plan

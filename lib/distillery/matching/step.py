@@ -57,7 +57,7 @@ def gradient_by_classes(synthetic: Synthetic, size: int, loss: Callable[[Tensor,
     labels, members = synthetic.classes_present()
     grouped = synthetic.replace(images=images).decode()[0][members]  # (classes, m, C, H, W)
     chunks = [slice(at, at + size) for at in range(0, len(labels), size)]
-    found = parts.known(len(chunks)) if parts else {}
+    found = {i: tuple(kept.to(images.device) for kept in pair) for i, pair in parts.known(len(chunks)).items()} if parts else {}
     left = [i for i in range(len(chunks)) if i not in found]
     copied = Tensor.detach if where == "local" else Tensor.clone  # a view would travel with all it is a view of
 
