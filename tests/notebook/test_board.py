@@ -11,17 +11,21 @@ from distillery.notebook import board
 from distillery.notebook.board import REAL, Board
 from distillery.notebook.session import Session
 from distillery.recipe import Recipe
+from distillery.report import standing
 from distillery.report.robustness import normalized
 from made_up import namespace
 
 KERNEL = {"steps": 2, "batch": 20, "width": 4, "pool": 2, "flip": False}
+TEACHER = {"teacher_epochs": 1, "candidates": 8, "factor": 2}
 
 
 @pytest.fixture
 def made(tmp_path):
     session = Session("92_board", namespace(tmp_path))
-    session.experiment(presets={"DM": {"steps": 2, "batch": 4}, "FRePo": KERNEL}, protocol=Protocol(2, 3, augmentation="crop"))
-    one = Board(session, {1: ["random", "herding", "DM", "FRePo"], 2: ["random", "DM"]}, {1: 2, 2: 1}, [1, 4], ["MLP"], [0.1])
+    session.experiment(
+        presets={"DM": {"steps": 2, "batch": 4}, "FRePo": KERNEL, "RDED": TEACHER}, protocol=Protocol(2, 3, augmentation="crop")
+    )
+    one = Board(session, {1: ["random", "herding", "DM", "FRePo", "RDED"], 2: ["random", "DM"]}, {1: 2, 2: 1}, [1, 4], ["MLP"], [0.1])
     one.run(2, 64, [0.5])
     return one
 
@@ -32,7 +36,7 @@ def mean(board, name, i):
 
 def test_every_axis_by_hand(made):
     values, real = made.values(1), mean(made, REAL, 0)
-    assert list(values) == list(board.AXES) and list(values["accuracy"]) == ["random", "herding", "DM", "FRePo"]
+    assert list(values) == list(board.AXES) and list(values["accuracy"]) == ["random", "herding", "DM", "FRePo", "RDED"]
     for i in range(2):
         own, random, plain = mean(made, "DM 1", i), mean(made, "random 1", i), mean(made, "DM 1, not augmented", i)
         gap, gap_plain = own - random, plain - mean(made, "random 1, not augmented", i)
@@ -46,6 +50,15 @@ def test_every_axis_by_hand(made):
     assert np.mean(values["LRS"]["DM"]) == pytest.approx(scores["lrs"]["value"], abs=0.01)  # of means, and the mean of scores
 
 
+def test_gains_are_differences_to_random_images_at_equal_cost(made):
+    gaps, values = made.gaps(1), made.values(1)
+    assert list(gaps) == ["images", "bytes", "seconds"] and set(gaps["bytes"]) == set(values["accuracy"])
+    by_hand = np.subtract(values["accuracy"]["DM"], values["accuracy"]["random"])
+    assert gaps["images"]["DM"]["mean"] == pytest.approx(by_hand.mean()) and gaps["images"]["DM"]["ci95"]
+    assert gaps["bytes"]["DM"]["mean"] == pytest.approx(np.mean(values["equal bytes"]["DM"]))
+    assert gaps["images"]["random"]["mean"] == 0
+
+
 def test_learned_labels_are_judged_beside_random_images_of_the_same_loss(made):
     rows = made._rows("FRePo", 1)
     assert rows["random"] == "random 1, half squared error" and rows["hard"] == "FRePo 1, hard labels"
@@ -53,10 +66,17 @@ def test_learned_labels_are_judged_beside_random_images_of_the_same_loss(made):
     losses = {name: made.session.rows[row].experiment.protocol.loss for name, row in rows.items()}
     assert losses == dict.fromkeys(rows, "half squared error")  # the hard labels of it: by the recipe
     assert made.session.accuracies(rows["hard"]) != made.session.accuracies(rows["own"])
+    assert made._rows("RDED", 1)["hard"] == "RDED 1, hard labels" and made._rows("RDED", 1)["random"] == "random 1"
+    assert [made.distilled(one) for one in ("random", "herding", "DM", "FRePo", "RDED", "RDED, hard labels")] == [False] * 2 + [
+        True
+    ] * 3 + [False]
 
 
 def test_costs_count_what_a_set_stands_on(made, monkeypatch):
     assert made.worth("DM 1") == 4 and made.worth("herding 1") == 1 and made.worth("FRePo 1") == pytest.approx(4 * (1 + 10 / 64))
+    assert made.worth("RDED 1") == pytest.approx(1 + 4 * 4 * 10 / 64)  # the labels of four patches
+    [teacher] = {one["experts"]["seconds"] for one in made.session.results["RDED 1"][:1]}
+    assert made.seconds("RDED 1") > teacher > 0
     made.session.results["DM 1"] = [{"seconds": 9.0, "seconds_evaluation": 4.0, "accuracies": [0.5, 0.5], "experts": {"seconds": 30.0}}] * 2
     assert made.seconds("DM 1") == 5 + 4 / 2 + 30  # one of two networks
     monkeypatch.setattr(made.session.bench.scores, "costs", {("loss", 0): {"seconds": 100.0}})
@@ -104,6 +124,11 @@ def test_what_has_not_run_is_said_so_and_drawn_without_it(made, monkeypatch):
     one, two = figure.subplots(1, 2)
     made.draw_frontier(one, 1)
     made.draw_weights(two, "LRS", 1)
+    axes = figure.subplots(1, 3)
+    made.draw_gains(axes, 1)
+    assert [one.get_text() for one in axes[0].get_yticklabels()] == [
+        one for one in standing.places(made.values(1)["accuracy"]) if one != "random"
+    ]
     assert "herding" in [text.get_text() for text in one.texts] and "DM" not in [text.get_text() for text in one.texts + two.texts]
 
 

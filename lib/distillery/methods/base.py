@@ -108,6 +108,11 @@ class Method:
         fitting = STARTS if self.labels is None else [name for name, one in STARTS.items() if one.labels in (None, self.labels)]
         return (*(name for name in fitting if STARTS[name].general), *self.own_starts)
 
+    @property
+    def own_labels(self) -> bool:
+        """Whether its sets bring other labels than the classes of their images."""
+        return bool({"targets", "label_logits"} & {*self.learns})
+
     def lacks(self, sampler: type) -> list[str]:
         """What a sampler of real batches asks of the objective in vain."""
         return [need for need in sampler.needs if not hasattr(self.objective, need)]

@@ -145,6 +145,7 @@ class RDED(Method):
 
     name, paper = "RDED", "2312.03526"
     source = "code: scripts of LINs-lab/RDED; those of the teacher, and its labels stored once, are ours"
+    own_labels = True
     Settings, common = RDEDSettings, SHARED
     published = {
         **dict.fromkeys(("cifar10", "cifar100"), WHOLE_PATCHES), "tiny-imagenet": {ANY: TINY | {"factor": 1}},
@@ -208,19 +209,20 @@ class RDED(Method):
         if s.soft:
             taught = teacher.stored(made.source()).targets  # (M f^2, classes)
             made = made.replace(targets=taught if s.factor == 1 else taught.unflatten(0, (-1, FORMATIONS[formation])))
-        return Made(made, log={"samples": seen})
+        paid = {"experts": make_bank(job.experiment, job.source, *self.bank(job))} if teacher else {}
+        return Made(made, log={"samples": seen} | paid)
 
 
 @register
 class HardRDED(RDED):
     """The patches of RDED under their classes."""
 
-    name, published, numbers = "RDED, hard labels", {}, {}
+    name, published, numbers, own_labels = "RDED, hard labels", {}, {}, False
     common = SHARED | {"soft": False}
 
 
 @register
-class Patches(RDED):
+class Patches(HardRDED):
     """Random patches of random images under their classes, several in each stored image: RDED without a teacher."""
 
     name, paper, source, published, numbers = "patches", "", "ours", {}, {}
@@ -228,7 +230,7 @@ class Patches(RDED):
 
 
 @register
-class EarlyPatches(RDED):
+class EarlyPatches(HardRDED):
     """Patches that a network is sure of which was trained for one epoch, under their classes: a cheap teacher."""
 
     name, paper, source, published, numbers = "patches, early network", "", "ours", {}, {}

@@ -16,7 +16,6 @@ from distillery.report.statistics import difference
 from distillery.selection import count
 
 REAL = "all images"  # the row of all real images
-LEARNED_LABELS = {"targets", "label_logits"}  # tensors of a set
 AXES = "accuracy", "LRS", "ARS", "equal bytes", "equal seconds", "other networks"
 
 
@@ -107,10 +106,14 @@ class Board:
         for number in self.numbers:
             self.row(self.random, number, self.seeds[min(self.seeds)])
 
+    @staticmethod
+    def distilled(method: str) -> bool:
+        """Whether something of its sets is made: pixels, or labels."""
+        return bool(METHODS[method].learns) or METHODS[method].own_labels
+
     def _hard(self, method: str, size: int) -> str:
-        """The row of its sets under hard labels, which is its own where labels are not learned."""
-        learned = LEARNED_LABELS & set(METHODS[method].learns)
-        return self.row(method, size, self.seeds[size], labels="hard" if learned else "own")
+        """The row of its sets under hard labels, which is its own where they bring no others."""
+        return self.row(method, size, self.seeds[size], labels="hard" if METHODS[method].own_labels else "own")
 
     # Costs and what random images reach
 
@@ -132,12 +135,13 @@ class Board:
         return float(np.median(each) + np.median(shared) + scored)
 
     def worth(self, name: str) -> float | None:
-        """How many random images of each class take as many bytes; what is learned has four bytes a number, a real image one a pixel."""
+        """How many random images of each class take as many bytes: four a number, but one a pixel that is not learned."""
         done = [one for one in self.session.results[name] if one]
         if not done:
             return None
-        each = 4 if METHODS[self.session.rows[name].recipes[0].method].learns else 1
-        return each * done[0]["stored_numbers"] / (self.session.train.pixels.shape[1:].numel() * len(self.session.classes))
+        recipe, image = self.session.rows[name].recipes[0], self.session.train.pixels.shape[1:].numel() * len(self.session.classes)
+        kept = 0 if METHODS[recipe.method].learns else recipe.size
+        return kept + 4 * (done[0]["stored_numbers"] / image - kept)
 
     def costs(self) -> dict[str, dict[str, float]]:
         """Rows of the frontier -> what they cost by 'bytes', in random images of each class, and by 'seconds'."""
@@ -224,23 +228,41 @@ class Board:
         """A line a method: what it costs in bytes and seconds, how much random images reach at that, and the gain with its interval."""
         head, lines = ["method", "accuracy, %"], []
         head += ["random images of as many bytes", "gain over them, points", "seconds in all", "gain over random images of as many, points"]
-        values = self.values(size)
+        gaps, means = self.gaps(size), standing.means(self.values(size)["accuracy"])
         for method in self.methods[size]:
             name = f"{method} {size}"
             if (seconds := self.seconds(name)) is None:
                 lines.append([method, *["not run"] * 5])
                 continue
-            known = {axis: difference([one and [one] for one in values[axis][method]], [[0.0]] * self.seeds[size]) for axis in values}
-            bytes_, spent = (tables.points(known[axis]) if known[axis] else "-" for axis in ("equal bytes", "equal seconds"))
-            mean = standing.means(values["accuracy"])[method]
-            lines.append([method, f"{100 * mean:.1f}", f"{self.worth(name):.1f} a class", bytes_, f"{seconds:.1f}", spent])
+            bytes_, spent = (tables.points(gap) if (gap := gaps[cost][method]) else "-" for cost in ("bytes", "seconds"))
+            lines.append([method, f"{100 * means[method]:.1f}", f"{self.worth(name):.1f} a class", bytes_, f"{seconds:.1f}", spent])
         return Markdown(tables.markdown(head, lines))
+
+    def gaps(self, size: int) -> dict[str, dict[str, dict | None]]:
+        """'images', 'bytes' or 'seconds' -> method -> `difference` of its accuracy to that of random images at equal cost."""
+        values, found = self.values(size), {}
+        beside = self.by_seed(f"{self.random} {size}")[: self.seeds[size]]
+        for cost in ("images", "bytes", "seconds"):
+            found[cost] = {}
+            for method in self.methods[size]:
+                ours = values["accuracy"][method] if cost == "images" else values[f"equal {cost}"][method]
+                base = beside if cost == "images" else [0.0] * len(ours)
+                found[cost][method] = difference(*([None if one is None else [one] for one in side] for side in (ours, base)))
+        return found
+
+    def draw_gains(self, axes, size: int) -> None:
+        """Draw `gaps` in three axes of one row, best by accuracy first, each at its own scale."""
+        order = [one for one in standing.places(self.values(size)["accuracy"]) if one != self.random]
+        for axis, (cost, gaps) in zip(axes, self.gaps(size).items()):
+            figures.intervals(axis, {one: gaps[one] for one in order}, f"random images of as many {cost}")
+            for label in axis.get_yticklabels():
+                label.set_color(self.styles[label.get_text()]["color"])
 
     @property
     def styles(self) -> dict[str, dict]:
-        """How methods are drawn, alike in all figures; those that learn nothing in grey."""
+        """How methods are drawn, alike in all figures; selections in grey."""
         names = list(dict.fromkeys(name for methods in self.methods.values() for name in methods))
-        return figures.told_apart(names, [name for name in names if not METHODS[name].learns])
+        return figures.told_apart(names, [name for name in names if not self.distilled(name)])
 
     def draw_lines(self, axis, curves: dict[str, tuple], marker: str = "") -> dict[str, tuple]:
         """Draw curves method -> (x, y) as methods are drawn; the last point of each."""
