@@ -28,7 +28,7 @@ RULES = ("lowest", "highest", "middle", "random", "flexrand", "coverage", "propo
 DRAWN = ("random", "flexrand", "coverage", "proportional")  # rules that draw
 STRATA = 50  # of 'coverage'
 # published ways to keep a part: the score and the rule of each; 'Moderate' and 'CCS' by a score that takes no training
-_HARDEST = ("forgetting", "EL2N", "GraNd", "AUM", "least confidence", "entropy", "margin", "cumulative loss")
+_HARDEST = ("forgetting", "EL2N", "GraNd", "AUM", "least confidence", "entropy", "margin", "cumulative loss", "TDDS")
 BASELINES: dict[str, tuple[str, str]] = {score: (score, "highest") for score in _HARDEST}
 _FIRST = ("contextual diversity", "herding", "k-center", "D2", "alignment", "alignment + spread", "DBP", "SSP")
 BASELINES |= {score: (score, "lowest") for score in _FIRST}

@@ -72,7 +72,7 @@ def test_in_an_experiment(splits, tmp_path, refused):
     encoder = Encoder(net, {name: value for name, value in params.items() if name not in head_names(net)})
     here = Experiment(splits, net, FineTuning(epochs=8), Runs(tmp_path), encoder=encoder)
     found, n = here.run(Recipe("InfoBatch", 0, 0)), len(splits.train)
-    assert found["left_out"][0] == found["left_out"][7] == 0 and all(0 < out < n / 2 for out in found["left_out"][1:7])
+    assert found["hidden"][0] == found["hidden"][7] == 0 and all(0 < out < n / 2 for out in found["hidden"][1:7])
     for settings, words in (({"part": 1.0}, ("part", 1.0)), ({"delta": 0.0}, ("delta", 0.0))):
         with refused(*words):
             here.run(Recipe("InfoBatch", 0, 0, settings=settings))

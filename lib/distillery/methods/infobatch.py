@@ -112,4 +112,4 @@ class InfoBatch(Kakurenbo):
     def train(self, job, network, source, protocol, stream, steps_of: int) -> tuple:
         plan = LeavingOut(len(source), protocol.epochs, job.settings.part, job.settings.delta, job.stream("left out"))
         options = {"steps_of": steps_of, "encoder": job.experiment.encoder, "hiding": plan, "device": job.experiment.device}
-        return *fit(network, source, protocol, stream, **options), {"left_out": plan.left_out}
+        return *fit(network, source, protocol, stream, **options), {"hidden": plan.left_out}
