@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test bench scale paper-check lint env lab site site-test lock format reference clean
+.PHONY: quickstart test bench scale paper lint env lab site site-test lock format reference clean
 
 quickstart: env
 	$(BIN)/distillery run 00_quickstart
@@ -29,9 +29,9 @@ bench: env
 scale: env
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/scale.py results/bench
 
-# how many half hours each row of paper scale needs on this machine
-paper-check: env
-	$(BIN)/distillery paper-check
+# each row of paper scale: sets done, missing, and the minutes these need on this device; ARGS="00_quickstart --run -p data_root PATH" runs them
+paper: env
+	$(BIN)/distillery paper $(ARGS)
 
 lint: env
 	$(BIN)/ruff check lib tests notebooks docs

@@ -54,6 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     row.add_argument("--network", default="", help="another architecture to train on the sets, e.g. ResNet18")
     row.add_argument("--out", default="", metavar="FILE", help="also write the first set with its evaluation, as the zoo holds sets")
     row.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one published setting")
+    paper = command("paper", _paper, "rows of paper scale: sets done, missing, and the minutes these need on this device; --run runs them")
+    paper.add_argument("file", nargs="*", help="parts of names of notebooks/params/*.paper-*.yaml, such as 01_bilp (default: all)")
+    paper.add_argument("--method", action="append", default=[], help="only this method (repeatable)")
+    paper.add_argument(
+        "--each", metavar="TIME", default="60s", help="time for a row that was not timed on this device before (default: 60s)"
+    )
+    paper.add_argument("--run", action="store_true", help="run what is missing, in the order of the table; the same command goes on")
     grid = command("sweep", _sweep, "execute notebooks over a grid of parameters")
     grid.add_argument("grid", help="YAML file: notebook, parameters, grid")
     grid.add_argument("--shard", default="", metavar="I/N", help="only every N-th cell from the I-th on: N machines or jobs share a grid")
@@ -61,16 +68,12 @@ def main(argv: list[str] | None = None) -> int:
     grid.add_argument("--wait", action="store_true", help="wait for cells that another process is running, which are passed over else")
     grid.add_argument("--engine", default="local", help="local, or ray: cells at once, on one or many machines")
     grid.add_argument("--gpus", type=float, default=0.0, help="GPUs of a cell on Ray, e.g. 0.25")
-    for one in (run, row):
+    for one in (run, row, paper):
         one.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter of the notebook")
+    for one in (run, row):
         one.add_argument("-f", action="append", default=[], metavar="FILE", help="YAML file of parameters")
-    for one in (run, row, grid):
+    for one in (run, row, grid, paper):
         one.add_argument("--budget", metavar="TIME", help="start no new run after this time, e.g. 30m, 2h, 90s")
-    checks = command("paper-check", _paper_check, "how many half hours each row of paper scale needs on this device, by a minute of each")
-    checks.add_argument("file", nargs="*", help="parts of names of notebooks/params/*.paper-*.yaml, such as 01_bilp (default: all)")
-    checks.add_argument("--method", action="append", default=[], help="only this method (repeatable)")
-    checks.add_argument("--budget", metavar="TIME", default="60s", help="time for each row (default: 60s)")
-    checks.add_argument("--device", default="auto")
     report = command("report", _report, "print the claim table of all records")
     report.add_argument(
         "--results", default="", help="results folder, or that of one sweep (default: that of the repository, else ./results)"
@@ -163,7 +166,6 @@ def _params(arguments) -> int:
 
 def _row(arguments) -> int:
     from distillery.notebook import parameters
-    from distillery.report import records, tables
 
     notebook = _find(arguments.notebook)
     given = _given(arguments, parameters.declared(notebook)[0])
@@ -177,22 +179,22 @@ def _row(arguments) -> int:
     row = rows.asked(notebook, given, *asked, keep=arguments.keep, network=arguments.network, changes=changes)
     if cost := row.cost():
         print(cost, flush=True)
-    for recipe, result in row.run():
-        called = f"{recipe.method} at {recipe.size}, seed {recipe.seed}"
-        if isinstance(result, str):
-            print(f"{called}: {result}", flush=True)
-        else:
-            measured = records.measured([result["accuracies"]])
-            print(f"{called}: {tables.percent(measured)}, {result['seconds']:.0f} s", flush=True)
+    for line in row.told():
+        print(line, flush=True)
     if arguments.out:
         print(f"written: {row.enter(arguments.out)}")
     return 0
 
 
-def _paper_check(arguments) -> int:
-    from distillery.notebook import paper_check
+def _paper(arguments) -> int:
+    from distillery.notebook import paper
 
-    for line in paper_check.lines(arguments.file, arguments.method, 60 * budget(arguments.budget), arguments.device):
+    given, minutes = dict(arguments.p), budget(arguments.budget) if arguments.budget else 0.0
+    if arguments.run:
+        lines = paper.run(arguments.file, arguments.method, given, minutes)
+    else:
+        lines = paper.lines(arguments.file, arguments.method, 60 * budget(arguments.each), given)
+    for line in lines:
         print(line, flush=True)
     return 0
 

@@ -17,7 +17,7 @@ from distillery.notebook import parameters, timing
 from distillery.notebook.progress import duration
 from distillery.notebook.session import Session
 from distillery.recipe import Evaluate, Prune, Recipe
-from distillery.report import zoo
+from distillery.report import records, tables, zoo
 
 SHORT = 2560  # real images of which experts are made, where a loop meets them alone and is only timed
 TIMED = 4.0  # seconds for which updates are
@@ -48,6 +48,15 @@ class Row:
         for recipe in self.recipes:
             result = self.experiment.run(recipe)
             yield recipe, self.session.runs.missing[-1].get("stopped", "not run within the budget") if result is None else result
+
+    def told(self) -> Iterator[str]:
+        """`run`, in a line a set."""
+        for recipe, result in self.run():
+            called = f"{recipe.method} at {recipe.size}, seed {recipe.seed}"
+            if isinstance(result, str):
+                yield f"{called}: {result}"
+            else:
+                yield f"{called}: {tables.percent(records.measured([result['accuracies']]))}, {result['seconds']:.0f} s"
 
     def enter(self, out: str | Path) -> Path:
         """Write the first set, once it has run, with its evaluation beside TWINS draws of random images that are judged alike.

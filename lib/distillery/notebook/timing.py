@@ -1,4 +1,4 @@
-"""How long a row takes, by some of its steps: what `distillery row` says before it starts and `distillery paper-check` puts in a table."""
+"""How long a row takes, by some of its steps: what `distillery row` says before it starts and `distillery paper` puts in a table."""
 
 import signal
 from collections.abc import Callable

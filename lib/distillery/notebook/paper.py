@@ -1,14 +1,17 @@
-"""How many half hours the rows of paper scale need on this device: what `distillery paper-check` measures and prints.
+"""The rows of paper scale: what is done, what is missing, how many minutes that needs on this device, and running it: `distillery paper`.
 
 A row is a method at a size, as `distillery row` runs it by a file of parameters. Its steps and its evaluation are timed for a while on
 made-up images of the published shape and number, and multiplied: seconds a step times published updates, and those of an epoch times
-epochs, for every set; experts, which the sets of a row share, once, by a few of their steps. Left out are scores, teachers and validation
-on the way, and that another file may have trained the same experts.
+epochs, for every set; experts, which the sets of a row share, once, by a few of their steps. What was timed on a device is kept beside the cached
+images. Left out are scores, teachers and validation on the way, that another file may have trained the same experts, and rows of parts of the
+images, of other networks and other iterates, which the notebook itself runs: `distillery run NOTEBOOK -f FILE --budget TIME`.
 """
 
+import hashlib
 import io
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import torch
 from distillery import places, store
 from distillery.checks import InputError, check_choice
 from distillery.data import ImageSet, Splits
+from distillery.data.cache import cache_folder
 from distillery.data.images import ZCA, Standardize
 from distillery.encoders.regression_set import RegressionSet
 from distillery.evaluation.probe import Probing
@@ -25,28 +29,26 @@ from distillery.methods import METHODS
 from distillery.methods.base import SUBSETS
 from distillery.networks import ConvNet
 from distillery.notebook import parameters, rows, timing
+from distillery.notebook.progress import duration
 from distillery.notebook.standard import own_protocol
 from distillery.recipe import Recipe
-from distillery.report import records, tables
+from distillery.report import provenance, records, tables
 
 SHAPES = {  # published set -> classes, channels, side, training images of a class
     "mnist": (10, 1, 28, 6000), "fashion-mnist": (10, 1, 28, 6000), "svhn": (10, 3, 32, 7326), "cifar10": (10, 3, 32, 5000),
     "cifar100": (100, 3, 32, 500), "tiny-imagenet": (200, 3, 64, 500), "imagenet-1k": (1000, 3, 64, 1281),
 } | dict.fromkeys(SUBSETS, (10, 3, 128, 1000))  # fmt: skip
 TARGETS = 512  # real numbers that a student regresses without labels, the features of a ResNet-18
-HEAD = ["notebook", "data", "method", "size", "sets", "done", "updates", "s an update", "s an evaluation", "s of experts", "half hours"]
+HEAD = ["file", "data", "method", "size", "sets", "done", "missing", "updates", "s an update", "s an evaluation", "s of experts", "minutes"]
+DEVICE = ("processor", "cpu_flags", "threads", "gpu", "distillery")  # what a time is of, and the packages
 PATIENCE = 4  # times the time for a row, after which it is given up
 SHORT = 2560  # made-up images where updates meet none of them, or as many as the set holds
 
 
-def lines(named: list[str], methods: list[str], seconds: float, device: str = "auto", changes: dict | None = None) -> Iterator[str]:
-    """A Markdown table of the rows of `notebooks/params/*.paper-*.yaml`, line by line as they are measured.
+def files(named: list[str], methods: list[str]) -> list[Path]:
+    """Files `notebooks/params/*.paper-*.yaml` whose names hold one of some parts, [] = all of them.
 
-    named    parts of names of files, [] = all of them
-    methods  names, [] = all that a notebook makes sets by
-    seconds  for which the updates of a row are timed; a row is given up after PATIENCE times as many
-    changes  of the parameters in the files
-    raises   InputError on a name that no file has, and an unknown method
+    raises  InputError on a name that no file has, and an unknown method
     """
     for method in methods:
         check_choice("method", method, METHODS)
@@ -54,23 +56,96 @@ def lines(named: list[str], methods: list[str], seconds: float, device: str = "a
     for part in named:
         if not any(part in path.name for path in every):
             raise InputError(f"{part!r} is in no name of a file; accepted: parts of {', '.join(path.stem for path in every)}")
+    return [path for path in every if not named or any(part in path.name for part in named)]
+
+
+def lines(named: list[str], methods: list[str], seconds: float, given: dict | None = None) -> Iterator[str]:
+    """A Markdown table of the rows of `files`, line by line as they are measured, and what is missing in all.
+
+    methods  names, [] = all that a notebook makes sets by
+    seconds  for which the updates of a row are timed that was not timed on this device before; it is given up after PATIENCE times as many
+    given    changes of the parameters in the files, as texts of the command line; those that a notebook does not have do not concern it
+    """
     head, rule = tables.markdown(HEAD, []).split("\n")
     yield head
     yield rule
-    known: dict[str, tuple] = {}  # what several files ask for is measured once
-    for path in (one for one in every if not named or any(part in one.name for part in named)):
+    kept, counts, total = Times(), [0, 0, 0], 0.0
+    for path in files(named, methods):
         with tempfile.TemporaryDirectory(prefix="distillery-") as folder:
-            session = _session(path, {"device": device, "results_dir": folder} | (changes or {}))
+            session = _session(path, (given or {}) | {"results_dir": folder})
             for method, size in asked(session) if session else ():
                 if not methods or method in methods:
-                    yield tables.markdown([], [_row(session, method, size, seconds, known)]).split("\n")[-1]
+                    row, minutes = _row(path, session, method, size, seconds, kept)
+                    yield tables.markdown([], [row]).split("\n")[-1]
+                    counts = [a + b for a, b in zip(counts, (row[HEAD.index("done")], row[HEAD.index("missing")], minutes is None))]
+                    total += minutes or 0.0
+    yield ""
+    yield (
+        "{} sets done, {} missing; ".format(*counts)
+        + f"about {duration(60 * total)}"
+        + f", and {counts[2]} rows not timed" * bool(counts[2])
+    )
+
+
+def run(named: list[str], methods: list[str], given: dict, minutes: float = 0.0) -> Iterator[str]:
+    """Run what is missing of the rows of `files`, in their order, and tell each set; what is stored is not run again.
+
+    given    changes of the parameters in the files, such as data_root, as texts of the command line
+    minutes  after which nothing new is started, 0 = no limit
+    raises   InputError as `files`, and on parameters that a notebook does not take
+    """
+    end = time.monotonic() + 60 * minutes
+    for path in files(named, methods):
+        notebook = places.NOTEBOOKS / f"{path.name.split('.')[0]}.ipynb"
+        kinds, _ = parameters.declared(notebook)
+        changes = {name: parameters.from_text(text, kinds.get(name)) for name, text in given.items()}
+        values = parameters.typed(parameters.read_values(path), kinds) | changes
+        parameters.planned(notebook, values)
+        here = _session(path, given)
+        for method, size in asked(here) if here else ():
+            if methods and method not in methods:
+                continue
+            if minutes and (left := (end - time.monotonic()) / 60) <= 0:
+                yield f"the {minutes:g} minutes are over; the same command goes on"
+                return
+            row = rows.asked(notebook, values | ({"budget_minutes": left} if minutes else {}), method, size, list(range(here.p.n_seeds)))
+            yield f"{path.stem}: {row.cost() or f'{method} at {size}: done'}"
+            yield from row.told()
+
+
+class Times:
+    """What was timed on this device, in a file beside the cached images: a row's key -> seconds, () = it took too long and is tried again."""
+
+    def __init__(self):
+        here = provenance.provenance()
+        self.device, self.path = (
+            store.canonical([here[name] for name in DEVICE] + [here["packages"]["torch"]]),
+            cache_folder("") / "paper-times.json",
+        )
+        try:
+            self.known = store.read_json(self.path)
+        except (OSError, ValueError):
+            self.known = {}
+        self.now: dict[str, tuple] = {}  # of this call, given up ones too
+
+    def get(self, key: str, measure: Callable[[], tuple]) -> tuple:
+        key = hashlib.sha256((self.device + key).encode()).hexdigest()[:16]
+        if key in self.known:
+            return tuple(self.known[key])
+        if key not in self.now:
+            self.now[key] = measure()
+            if self.now[key]:
+                self.known[key] = list(self.now[key])
+                store.write_json(self.path, self.known)
+        return self.now[key]
 
 
 def _session(path: Path, changes: dict):
     """The session of a file of parameters with made-up images; None where its rows are not of published settings."""
     notebook = places.NOTEBOOKS / f"{path.name.split('.')[0]}.ipynb"
     kinds, _ = parameters.declared(notebook)
-    values = parameters.typed(parameters.read_values(path), kinds) | {name: value for name, value in changes.items() if name in kinds}
+    values = parameters.typed(parameters.read_values(path), kinds)
+    values |= {name: parameters.from_text(text, kinds[name]) for name, text in changes.items() if name in kinds}
     where = parameters.device(values["device"])
     if where.type == "cpu" and "precision" in kinds:
         values["precision"] = "auto"
@@ -132,20 +207,22 @@ def experiment(session, splits: Splits, method: str, size: int) -> Experiment:
     return made.under(own_protocol(made, method, size)) if getattr(p, "published_protocols", False) else made
 
 
-def _row(session, method: str, size: int, seconds: float, known: dict[str, tuple]) -> list:
+def _row(path: Path, session, method: str, size: int, seconds: float, kept: Times) -> tuple[list, float | None]:
+    """The cells of a row, and the minutes of what is missing; None where it was not timed."""
     p, whole = session.p, experiment(session, session.data, method, size)
     job = whole.job(Recipe(method, size, 0))
     updates = job.method.updates(job.settings, size)
-    how = whole.fast.spec(), whole.protocol.spec(), job.method.spec(job), session.published_set, p.normalization
-    key = store.canonical([method, size, *how])
-    if key not in known:
-        known[key] = measured(session, whole, method, size, seconds)
-    told = [session.notebook, session.label, method, size, p.n_seeds, done(session, method, size), updates]
-    if not known[key]:
-        return [*told, "-", "-", "-", f"not timed in {PATIENCE * seconds:g} s"]
-    step, evaluation, shared = known[key]
-    total = p.n_seeds * (updates * step + evaluation) + shared
-    return [*told, *(f"{value:.3g}" for value in (step, evaluation, shared, total / 1800))]
+    how = whole.fast.spec(), whole.protocol.spec(), job.method.spec(job), session.published_set, p.normalization, str(whole.device)
+    have = min(done(session, method, size), p.n_seeds)
+    missing, told = p.n_seeds - have, [path.stem, session.label, method, size, p.n_seeds, have, p.n_seeds - have, updates]
+    if not missing:
+        return [*told, "-", "-", "-", 0], 0.0
+    found = kept.get(store.canonical([method, size, *how]), lambda: measured(session, whole, method, size, seconds))
+    if not found:
+        return [*told, "-", "-", "-", f"not timed in {PATIENCE * seconds:g} s"], None
+    step, evaluation, shared = found
+    minutes = (missing * (updates * step + evaluation) + shared) / 60
+    return [*told, *(f"{value:.3g}" for value in (step, evaluation, shared, minutes))], minutes
 
 
 def measured(session, whole: Experiment, method: str, size: int, seconds: float) -> tuple:
