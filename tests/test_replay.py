@@ -15,6 +15,7 @@ from distillery.methods.idc import MultiFormation
 from distillery.methods.idm import QueueMatching
 from distillery.networks import ConvNet, block
 from distillery.networks.precision import MixedPrecision, float32_matmul
+from distillery.networks.video import ConvNet3D, PerFrame
 from distillery.replay import Replay, ReplayedLoss
 from distillery.sampling import Uniform
 from distillery.seeds import generator
@@ -35,9 +36,9 @@ def images(device):
     return ImageSet(pixels, torch.arange(24) % 3, ("a", "b", "c"), transform).to(device)
 
 
-def trained(device, length=4, k=2, optimizer=SGD(0.05, drops=(7,)), augmentation=FAMILIES, plan=None, **options):
+def trained(device, length=4, k=2, optimizer=SGD(0.05, drops=(7,)), augmentation=FAMILIES, plan=None, net=None, **options):
     """Weights, momentum and what was collected in some epochs, whose last batch is smaller."""
-    net, real, kept = network(**options), images(device), []
+    net, real, kept = net or network(**options), images(device), []
     params = {name: value.to(device) for name, value in net.init(generator(0, "x"), k).items()}
     how = {"optimizer": optimizer, "augmentation": augmentation, "collect": ("loss", "margin"), "plan": plan, "chunk": k}
     how["after_epoch"] = lambda epoch, weights, momentum: kept.extend(momentum)
@@ -45,10 +46,10 @@ def trained(device, length=4, k=2, optimizer=SGD(0.05, drops=(7,)), augmentation
     return [*weights.values(), *stats.snapshots[2].values(), *stats.collected.values(), *kept]
 
 
-def distilled(device, length=5, *, make, formation="identity"):
+def distilled(device, length=5, *, make, formation="identity", net=None):
     """The set and its losses after some steps; classes in two chunks of unequal size."""
     tensors = {"images": torch.randn(6, *SHAPE, generator=generator(0, "set")), "targets": torch.arange(6) // 2}
-    objective, real = make(network()), images(device)
+    objective, real = make(net or network()), images(device)
     objective.map_limit = 2 * 8 * objective.network.channels * 64  # two classes of 8 images
     made, how = Synthetic(tensors, formation=formation).to(device), {"images": Optimizer(0.1, momentum=0.5)}
     done = distill(made, objective, real, Uniform(real.targets), how, length, generator(0, "z"))
@@ -60,14 +61,18 @@ def scaled(epoch, stats):
     return Plan(torch.arange(24), torch.linspace(0.5, 1.5, 24), 1 + epoch / 8)
 
 
+CLIPS = ConvNet3D(SHAPE, 3, 3, width=4)
 STEPS = {
     "training": trained,
     "training, batch norm": partial(trained, k=1, normalization="batch"),
     "training, flat": partial(trained, k=1, optimizer=GSAM(0.05, 0.9, 5e-4)),
     "training, weights and rates": partial(trained, k=1, plan=scaled, augmentation=""),
+    "training, clips": partial(trained, net=CLIPS),
+    "training, frames": partial(trained, net=PerFrame(ConvNet((1, 8, 8), 3, width=4), 3)),
     "training, Adam": partial(trained, k=1, optimizer=Adam()),
     "DM": partial(distilled, make=lambda net: DistributionMatching(net, 8, FAMILIES)),
     "DM, low precision": partial(distilled, make=lambda net: DistributionMatching(net, 8, "", MixedPrecision(net, "bfloat16"))),
+    "DM, clips": partial(distilled, make=lambda net: DistributionMatching(net, 8), net=CLIPS),
     "DC": partial(distilled, make=lambda net: GradientMatching(net, 3, 4, 8)),
     "DSA": partial(distilled, make=lambda net: GradientMatching(net, 3, 4, 8, FAMILIES)),
     "IDM": partial(distilled, make=lambda net: QueueMatching(net, 8, interval=2, train_steps=2, train_batch=8)),

@@ -19,6 +19,7 @@ from distillery.methods.idc import MultiFormation
 from distillery.methods.idm import QueueMatching
 from distillery.networks import ConvNet
 from distillery.networks.precision import MixedPrecision
+from distillery.networks.video import ConvNet3D, PerFrame
 from distillery.sampling import TreatmentEffect, Uniform
 from distillery.seeds import generator
 from distillery.training import Plan, train
@@ -104,10 +105,13 @@ def test_cutmix_never_waits(watched):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("k", [1, 3])
-def test_training_never_waits(watched, k, precision):
-    params = {name: torch.empty_like(v, device=META) for name, v in network().init(generator(0, "x"), k).items()}
+@pytest.mark.parametrize(
+    "net", [network(), ConvNet3D((3, 8, 8), 3, 3, width=4), PerFrame(ConvNet((1, 8, 8), 3, width=4), 3)], ids=["images", "clips", "frames"]
+)
+def test_training_never_waits(watched, net, k, precision):
+    params = {name: torch.empty_like(v, device=META) for name, v in net.init(generator(0, "x"), k).items()}
     trained, stats = train(
-        MixedPrecision(network(), precision),
+        MixedPrecision(net, precision),
         params,
         source(),
         optimizer=SGD(drops=(3,)),

@@ -31,7 +31,7 @@ def frames_of(clips: Tensor, frames: int) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """Dropout whose masks come from a seed drawn with the weights and a count of batches, so that training repeats bit by bit on a CPU.
+    """Dropout whose masks come from a seed drawn with the weights and a count of batches: the same ones on every device, and no step waits for them.
 
     Seed and count are one buffer, which is carried like the statistics of a BatchNorm and never trained.
     """
@@ -44,10 +44,21 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        stream = torch.Generator().manual_seed(int(self.num_batches_tracked))
-        kept = torch.rand(x.shape, generator=stream).to(x.device) >= self.share
+        places = torch.arange(x.numel(), device=x.device).view(x.shape)
+        kept = _mixed(places + _mixed(self.num_batches_tracked)) >= round(self.share * 2**32)
         self.num_batches_tracked += 1
         return x * kept / (1 - self.share)
+
+
+def _mixed(values: Tensor) -> Tensor:
+    """The last 32 bits of int64 numbers, mixed: as good as random, and no two become one. The products fit 63 bits.
+
+    Source: the constants of a search for integer hashes (github.com/skeeto/hash-prospector).
+    """
+    values = values & 0xFFFFFFFF
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        values = ((values ^ (values >> shift)) * factor) & 0xFFFFFFFF
+    return values ^ (values >> 15)
 
 
 class _Conv3D(nn.Module):
