@@ -184,9 +184,11 @@ def images(dataset: str, most: int, normalization: str, device: torch.device, of
     classes, channels, side, n = SHAPES[dataset]
     side, n = min(side, most or side), of_class or n
     pixel = torch.randint(256, (1, channels, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(device)
-    width = channels * side**2
-    eye = torch.eye(width, device=device) if normalization == "zca" else None
-    transform = ZCA(torch.zeros(width), eye, eye) if eye is not None else Standardize(torch.full((channels,), 0.5), torch.ones(channels))
+    with device:  # beside the images, so that no step waits for it
+        transform = Standardize(torch.full((channels,), 0.5), torch.ones(channels))
+        if normalization == "zca":
+            eye = torch.eye(channels * side**2)
+            transform = ZCA(torch.zeros(len(eye)), eye, eye)
 
     def part(n: int) -> ImageSet:
         targets = torch.arange(classes, device=device).repeat_interleave(n)
@@ -199,7 +201,7 @@ def experiment(session, splits: Splits, method: str, size: int) -> Experiment:
     """What judges a row, on some images."""
     p, how = session.p, {"validation": Validation()}
     if METHODS[method].labels is False:
-        targets = torch.randn(len(splits.train), TARGETS, generator=torch.Generator().manual_seed(0)).to(splits.train.device)
+        targets = torch.randn(len(splits.train), TARGETS, generator=torch.Generator().manual_seed(0))
         data, network = RegressionSet(splits.train, targets, splits.train.digest), ConvNet(splits.train.shape, TARGETS, p.width)
         protocol = Probing(p.networks, p.pretraining_epochs, p.pretraining_lr, batch=p.pretraining_batch)
         return session.experiment(data=data, network=network, protocol=protocol, **how)
