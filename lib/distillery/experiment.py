@@ -277,9 +277,10 @@ class Experiment(FurtherTests):
         path = self.runs.artifact(_iterate_file(result["artifact"], iterate)) if result["artifact"] else None
         if path is None or not path.exists():
             return None
-        tensors, card = store.load_tensors(path)
+        stored, card = store.load_tensors(path)
+        tensors = {name: value.to(self.device) for name, value in stored.items()}
         more = {"start": tensors.pop("start", None)}
-        return Synthetic(tensors, tuple(card["classes"] or ()) or None, card["formation"], more).to(self.device)
+        return Synthetic(tensors, tuple(card["classes"] or ()) or None, card["formation"], more)
 
     def kept(self, recipe: Recipe) -> Tensor:
         """Indices of the real images left after pruning, ascending."""

@@ -27,7 +27,7 @@ class RegressionSet:
     """
 
     images: ImageSet  # their labels are not read
-    targets: Tensor  # (N, D) float, on the device of the images
+    targets: Tensor  # (N, D) float, brought to the device of the images
     made_of: str  # `digest` of the images that the targets were made of
     projection: Callable[[Tensor], Tensor] | None = None  # of embeddings to targets, None = they are the targets
 
@@ -35,6 +35,7 @@ class RegressionSet:
         if self.made_of != self.images.digest:
             raise InputError(f"targets: made of images {self.made_of[:12]}; accepted: those of these, {self.images.digest[:12]}")
         check_targets(self.targets, self.images)
+        object.__setattr__(self, "targets", self.targets.to(self.device))
 
     @staticmethod
     def of(teacher: Encoder, images: ImageSet, path: str | Path | None = None) -> "RegressionSet":

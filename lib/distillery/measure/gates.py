@@ -54,7 +54,8 @@ class Gates:
 
     def encoder(self, name: str, encoder: Encoder) -> dict[str, list[float]]:
         """`probes` of one frozen encoder."""
-        return self.probes(name, encoder.network, lambda seed: repeated(encoder, self.experiment.protocol.networks))
+        here = encoder.to(self.experiment.device)
+        return self.probes(name, encoder.network, lambda seed: repeated(here, self.experiment.protocol.networks))
 
     def teacher(self, margin: float) -> str:
         """Whether the teacher's features, probed as every row is, are better than no pre-training by a margin."""

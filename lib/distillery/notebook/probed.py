@@ -78,7 +78,7 @@ class Probed:
             inputs = {"encoder": encoder.digest, "network": encoder.network.spec(), "seed": seed, "protocol": bench.protocol.spec()}
 
             def judged(key: str, seed: int = seed) -> dict:
-                began, params = time.monotonic(), repeated(encoder, bench.protocol.networks)
+                began, params = time.monotonic(), repeated(encoder.to(bench.device), bench.protocol.networks)
                 result = bench.protocol.judge(bench, encoder.network, params, Stats(), seed)
                 seconds = time.monotonic() - began
                 nothing = {"steps": 0, "samples": 0, "stored_numbers": None, "artifact": None, "seconds_evaluation": seconds}
