@@ -18,6 +18,7 @@ from distillery.evaluation import Protocol
 from distillery.experiment import Compute, Experiment, Presets
 from distillery.matching.distribution import DistributionMatching
 from distillery.networks import ConvNet
+from distillery.networks.precision import float32_matmul
 from distillery.notebook import parameters, types
 from distillery.recipe import Evaluate, Prune, Recipe
 from distillery.runs import Runs
@@ -112,22 +113,25 @@ def test_order_is_kept(ray):
     assert engine.map(slow_first, [], "ray") == []
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_callers_threads_and_so_its_bits(ray, threads):
+@pytest.mark.parametrize("threads, precision", [(1, "float32"), (2, "tf32")])
+def test_the_callers_threads_and_precision_and_so_its_bits(ray, threads, precision):
     def product(seed):
         stream = torch.Generator().manual_seed(seed)
         a = torch.randn(8, 16, 40, 40, generator=stream)
         kernel = torch.randn(32, 16, 3, 3, generator=stream)
-        return torch.get_num_threads(), torch.nn.functional.conv2d(a, kernel).sum((0, 2, 3))
+        cudnn, cuda = (getattr(torch.backends, name) for name in ("cudnn", "cuda"))  # spelt out they would be pickled
+        how = torch.get_num_threads(), cudnn.allow_tf32, cuda.matmul.allow_tf32
+        return how, torch.nn.functional.conv2d(a, kernel).sum((0, 2, 3))
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        here, there = engine.map(product, [1, 2]), engine.map(product, [1, 2], "ray")
+        with float32_matmul(precision):
+            here, there = engine.map(product, [1, 2]), engine.map(product, [1, 2], "ray")
     finally:
         torch.set_num_threads(before)
     for (n, one), (m, two) in zip(here, there):
-        assert n == m == threads and torch.equal(one, two)
+        assert n == m == (threads, *2 * [precision == "tf32"]) and torch.equal(one, two)
 
 
 def test_an_experiment_gives_the_same_bits_and_computes_nothing_twice(ray, splits, tmp_path):

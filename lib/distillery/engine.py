@@ -35,7 +35,8 @@ def map(
 ) -> list:  # fmt: skip
     """[function(shard) for shard in shards] on the chosen engine.
 
-    On Ray every shard has the caller's number of torch threads, so that its bits are those of the local engine.
+    On Ray every shard has the caller's number of torch threads, and TensorFloat-32 on a GPU where the caller has it, so that its bits are
+    those of the local engine.
 
     cpus, gpus   what a shard is given on Ray; a fraction of a GPU packs several shards on it
     max_retries  how often a shard is started again on Ray after its worker died; the function must be safe to repeat
@@ -60,8 +61,9 @@ def map(
         raise InputError(f"engine: 'ray' with {cpus:g} CPUs and {gpus:g} GPUs a shard; accepted: {have}")
     # retried here: Ray itself would repeat a task that runs out of memory for ever
     task = ray.remote(_task).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
-    shared, threads = ray.put(function), torch.get_num_threads()
-    waiting = {task.remote(shared, shard, threads): (i, 0) for i, shard in enumerate(shards)}
+    shared = ray.put(function)
+    how = torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    waiting = {task.remote(shared, shard, how): (i, 0) for i, shard in enumerate(shards)}
     results, failures = [None] * len(shards), {}
     try:
         while waiting:
@@ -75,7 +77,7 @@ def map(
                 if isinstance(error, ray.exceptions.RayTaskError) or deaths >= max_retries:
                     failures[i] = error
                 else:
-                    waiting[task.remote(shared, shards[i], threads)] = i, deaths + 1
+                    waiting[task.remote(shared, shards[i], how)] = i, deaths + 1
     finally:
         for left in waiting:
             ray.cancel(left, force=True)
@@ -133,6 +135,7 @@ def _ray():
     return ray
 
 
-def _task(function: Callable, shard, threads: int):
+def _task(function: Callable, shard, how: tuple[int, bool, bool]):
+    threads, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = how
     torch.set_num_threads(threads)
     return function(shard)
