@@ -52,7 +52,7 @@ def mined(labelled: Tensor, labels: Tensor, others: Tensor, keep: float) -> Mine
     check_fraction("keep", keep)
     found = labels.unique()
     prototypes = torch.stack([labelled[labels == label].double().mean(0) for label in found])  # (C, F)
-    best = F.cosine_similarity(others.double()[:, None], prototypes[None], dim=-1).max(1)  # (N,)
+    best = (F.normalize(others.double()) @ F.normalize(prototypes).T).max(1)  # (N,)
     classes, chosen = found[best.indices], []
     for label in found:
         members = (classes == label).nonzero()[:, 0]
