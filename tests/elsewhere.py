@@ -51,10 +51,8 @@ def _check(function, args, given, there) -> None:
         if not isinstance(args[0], There) and any(isinstance(one, There) for one in args[1]):
             raise RuntimeError(f"{function}: indices on the device into a tensor of the CPU")
         tensors = [args[0], *args[2:3]]
-    if (
-        function not in COPIES
-        and len({isinstance(one, There) for one in tensors if one.ndim or isinstance(one, There) or function in JOINED}) > 1
-    ):
+    sides = {isinstance(one, There) for one in tensors if one.ndim or isinstance(one, There) or function in JOINED}
+    if len(sides) > 1 and function not in COPIES:
         raise RuntimeError(f"{function}: tensors of two devices")
     if there and any(isinstance(one, Generator) for one in given):
         raise RuntimeError(f"{function}: a generator of the CPU on the device")

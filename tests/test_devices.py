@@ -1,13 +1,14 @@
 """What is registered, and what is measured, runs on another device than the CPU and agrees with it: on a pretended one, and on a GPU where there is one."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
 from distillery import replay
-from distillery.data import Splits, clips
+from distillery.data import LazyImages, Splits, clips
 from distillery.encoders.regression_set import RegressionSet
 from distillery.evaluation import FineTuning, Probing, Protocol
 from distillery.evaluation.judge import Judge
@@ -191,8 +192,16 @@ def judged(device, splits, folder):
     }
 
 
+def mapped(device, splits, folder):
+    """Images that stay on disk."""
+    parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
+    lazy = replace(splits, **{name: replace(one, pixels=LazyImages(one.pixels, torch.arange(len(one)))) for name, one in parts.items()})
+    here = experiment(lazy.to(device), folder, TINY)
+    return {name: here.run(Recipe(name, 1, 0, Prune(0.5)))["accuracies"] for name in ("DM", "RDED", "patches", "omni-supervised")}
+
+
 @THERE
-@pytest.mark.parametrize("measure", [covered, damaged, filmed, gated, judged])
+@pytest.mark.parametrize("measure", [covered, damaged, filmed, gated, judged, mapped])
 def test_a_measure_agrees_with_the_cpu(measure, there, splits, tmp_path):
     expected, found = both(lambda device: measure(device, splits, tmp_path / device.type), there)
     assert found.keys() == expected.keys()
