@@ -304,7 +304,7 @@ class Board:
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
-        axis.set(xlabel="seconds: making the set, training and testing one network", ylabel="test accuracy, %")
+        axis.set(xlabel="seconds: making the set,\ntraining and testing one network", ylabel="test accuracy, %")
 
     # Protocols
 
