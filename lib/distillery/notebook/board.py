@@ -254,7 +254,7 @@ class Board:
         """Draw `gaps` in three axes of one row, best by accuracy first, each at its own scale."""
         order = [one for one in standing.places(self.values(size)["accuracy"]) if one != self.random]
         for axis, (cost, gaps) in zip(axes, self.gaps(size).items()):
-            figures.intervals(axis, {one: gaps[one] for one in order}, f"random images of as many {cost}")
+            figures.intervals(axis, {one: gaps[one] for one in order}, f"random images\nof as many {cost}")
             for label in axis.get_yticklabels():
                 label.set_color(self.styles[label.get_text()]["color"])
 
@@ -304,7 +304,7 @@ class Board:
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
-        axis.set(xlabel="seconds: making the set, training and testing one network", ylabel="test accuracy, %")
+        axis.set(xlabel="seconds: making the set,\ntraining and testing one network", ylabel="test accuracy, %")
 
     # Protocols
 
