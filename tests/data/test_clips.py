@@ -1,10 +1,12 @@
 """Drawn clips whose class a still frame does not tell, and the methods on clips."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from distillery.checks import InputError
-from distillery.data import clips
+from distillery.data import LazyImages, clips
 from distillery.evaluation import Protocol
 from distillery.experiment import Experiment, Presets, ScoreSettings
 from distillery.networks import ConvNet
@@ -33,6 +35,26 @@ def test_shapes_move_one_pixel_a_frame(moving):
     assert not torch.equal(moving.test.pixels, train.pixels)
     pixels = train.batch(torch.arange(len(train)))
     assert abs(float(pixels.mean())) < 1e-4 and abs(float(pixels.std()) - 1) < 1e-3
+
+
+def on_disk(images, seed=0):
+    """The same images as rows of a larger array in another order."""
+    rows = torch.randperm(2 * len(images), generator=generator(seed, "rows"))[: len(images)]
+    base = torch.zeros(2 * len(images), *images.shape, dtype=torch.uint8)
+    base[rows] = images.pixels
+    return replace(images, pixels=LazyImages(base, rows))
+
+
+@pytest.mark.parametrize("change", [lambda one: clips.still(one, 5), lambda one: clips.shuffled(one, 5, generator(0, "order"))])
+def test_controls_of_clips_on_disk_are_those_in_memory(moving, change):
+    expected, found = change(moving.train), change(on_disk(moving.train))
+    some = torch.tensor([[3, 1], [0, 7]])
+    assert isinstance(found.pixels, LazyImages) and torch.equal(found.pixels[some], expected.pixels[some])
+    assert torch.equal(found.pixels[5], expected.pixels[5]) and torch.equal(found.subset(some[0]).pixels[:], expected.pixels[some[0]])
+    twice = clips.still(found, 5)
+    assert found.digest == expected.digest and torch.equal(twice.pixels[:], clips.still(expected, 5).pixels)
+    with pytest.raises(InputError):
+        clips.still(on_disk(moving.train), 4)
 
 
 def test_a_still_clip_is_its_middle_frame(moving):

@@ -1,9 +1,12 @@
 """Damaged images, and regressions on weighted samples of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from distillery.checks import InputError
+from distillery.data import LazyImages
 from distillery.measure import regimes
 from made_up import blobs
 
@@ -17,6 +20,13 @@ def test_outliers_are_black_or_white_and_others_stay():
     assert torch.equal(found.targets, IMAGES.targets)
     assert torch.equal(found.pixels, regimes.damaged(IMAGES, "outliers", 0.1, 3).pixels)
     assert not torch.equal(found.pixels, regimes.damaged(IMAGES, "outliers", 0.1, 4).pixels)
+
+
+def test_outliers_of_images_on_disk_are_those_in_memory():
+    images = blobs(10)
+    lazy = replace(images, pixels=LazyImages(images.pixels.flip(0), torch.arange(len(images)).flip(0)))
+    expected, found = (regimes.damaged(one, "outliers", 0.3, 0) for one in (images, lazy))
+    assert torch.equal(found.pixels[:], expected.pixels) and not torch.equal(expected.pixels, images.pixels)
 
 
 def test_every_wrong_label_is_wrong():

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from distillery.checks import InputError, check_positive_int
-from distillery.data.images import ImageSet, Splits, Standardize
+from distillery.data.images import ImageSet, LazyImages, Splits, Standardize
 from distillery.networks.video import frames_of
 from distillery.seeds import generator
 
@@ -65,12 +65,29 @@ def _drawn(label: int, frames: int, side: int, stream: Generator) -> Tensor:
 
 def still(clips: ImageSet, frames: int) -> ImageSet:
     """Each clip's middle frame, repeated. Raises InputError as `frames_of`."""
-    seen = frames_of(clips.pixels, frames)
-    return replace(clips, pixels=seen[:, frames // 2 : frames // 2 + 1].expand_as(seen).flatten(1, 2))
+
+    def repeated(_, pixels: Tensor) -> Tensor:
+        seen = frames_of(pixels, frames)
+        return seen[:, frames // 2 : frames // 2 + 1].expand_as(seen).flatten(1, 2)
+
+    return _changed(clips, frames, repeated)
 
 
 def shuffled(clips: ImageSet, frames: int, generator: Generator) -> ImageSet:
     """The frames of each clip in an order of its own, drawn uniformly. Raises InputError as `frames_of`."""
-    seen = frames_of(clips.pixels, frames)
-    order = torch.rand(len(clips), frames, generator=generator).argsort(1).to(seen.device)
-    return replace(clips, pixels=seen.gather(1, order[:, :, None, None, None].expand_as(seen)).flatten(1, 2))
+    order = torch.rand(len(clips), frames, generator=generator).argsort(1)
+    order = clips.pixels.by_row(order) if isinstance(clips.pixels, LazyImages) else order
+
+    def reordered(rows: Tensor, pixels: Tensor) -> Tensor:
+        seen = frames_of(pixels, frames)
+        return seen.gather(1, order[rows].to(seen.device)[:, :, None, None, None].expand_as(seen)).flatten(1, 2)
+
+    return _changed(clips, frames, reordered)
+
+
+def _changed(clips: ImageSet, frames: int, change) -> ImageSet:
+    """Clips under a `LazyImages.change`, as they are read where they stay on disk."""
+    frames_of(clips.pixels[:1], frames)
+    if isinstance(clips.pixels, LazyImages):
+        return replace(clips, pixels=clips.pixels.changed(change))
+    return replace(clips, pixels=change(torch.arange(len(clips)), clips.pixels))

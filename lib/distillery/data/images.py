@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -77,6 +78,7 @@ class LazyImages:
     base: "Tensor | Shards"  # (M, C, H, W) uint8, usually of files
     rows: Tensor  # (N,) int64 rows of `base`
     device: torch.device = torch.device("cpu")  # where images go when they are read
+    change: Callable[[Tensor, Tensor], Tensor] | None = None  # (rows (n,), images (n, C, H, W)) -> the images as they are seen
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -89,7 +91,22 @@ class LazyImages:
     def __getitem__(self, indices) -> Tensor:
         """Read images: indices of any shape (...) -> (..., C, H, W) uint8."""
         indices = indices.cpu() if isinstance(indices, Tensor) else indices
-        return self.base[self.rows[indices]].to(self.device)
+        rows = self.rows[indices]
+        images = self.base[rows]
+        if self.change:
+            images = self.change(rows.flatten(), images.flatten(0, -4) if rows.ndim else images[None]).view(images.shape)
+        return images.to(self.device)
+
+    def changed(self, change: Callable[[Tensor, Tensor], Tensor]) -> "LazyImages":
+        """The same images under one more `change`, which goes by rows of `base`."""
+        before = self.change
+        return replace(self, change=(lambda rows, images: change(rows, before(rows, images))) if before else change)
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """Values (N, ...) of these images, by their rows of `base`."""
+        table = values.new_zeros(self.base.shape[0], *values.shape[1:])
+        table[self.rows] = values
+        return table
 
     def to(self, device: torch.device | str) -> "LazyImages":
         return replace(self, device=torch.device(device))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distillery.checks import InputError, check_choice, check_fraction
-from distillery.data import ImageSet
+from distillery.data import ImageSet, LazyImages
 from distillery.measure.guarantee import Sampling, sampling
 from distillery.networks.ridge import factor
 from distillery.scores import sensitivity
@@ -30,9 +30,11 @@ def damaged(images: ImageSet, regime: str, share: float, seed: int) -> ImageSet:
     stream, n = generator(seed, "regime", regime), len(images)
     chosen = torch.randperm(n, generator=stream)[: round(share * n)]
     if regime == "outliers":
-        pixels = images.pixels.clone()
-        pixels[chosen] = torch.where(pixels[chosen] > 127, 255, 0).to(pixels.dtype)
-        return replace(images, pixels=pixels)
+        hit = torch.zeros(n, dtype=torch.bool).index_fill(0, chosen, True)
+        if isinstance(images.pixels, LazyImages):
+            hit = images.pixels.by_row(hit)
+            return replace(images, pixels=images.pixels.changed(lambda rows, pixels: _extreme(pixels, hit[rows])))
+        return replace(images, pixels=_extreme(images.pixels, hit))
     if regime == "wrong labels":
         targets, classes = images.targets.clone(), len(images.classes)
         targets[chosen] = (targets[chosen] + torch.randint(1, classes, (len(chosen),), generator=stream).to(targets)) % classes
@@ -45,6 +47,11 @@ def damaged(images: ImageSet, regime: str, share: float, seed: int) -> ImageSet:
             kept.append(own[torch.randperm(len(own), generator=stream)[:few]])
         return images.subset(torch.cat(kept).sort().values)
     return images
+
+
+def _extreme(pixels: Tensor, hit: Tensor) -> Tensor:
+    """Images (N, C, H, W), those that are hit (N,) black and white."""
+    return torch.where(hit.to(pixels.device)[:, None, None, None], (pixels > 127).to(pixels.dtype) * 255, pixels)
 
 
 def features(train: ImageSet, test: ImageSet, components: int) -> tuple[Tensor, Tensor]:
