@@ -55,6 +55,14 @@ def test_what_was_timed_on_this_device_is_not_timed_again(monkeypatch):
     assert rows(["01_bilp.paper-cifar10-jpeg"], ["DC"], 0.5) == once
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", '{"a": 1}', "null"])
+def test_damaged_times_are_measured_anew(tmp_path, content):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "paper-times.json").write_text(content)
+    times = paper.Times()
+    assert times.get("row", lambda: (1.0, 2.0, 0.0)) == (1.0, 2.0, 0.0) and paper.Times().get("row", None) == (1.0, 2.0, 0.0)
+
+
 def test_rate_takes_ever_more_at_once():
     asked = []
     assert timing.rate(lambda n: asked.append(n) or 0.1 * n, 100, 4.0) == pytest.approx(0.1)
@@ -67,9 +75,10 @@ def test_rate_takes_ever_more_at_once():
         ["09_none"],
         ["--method", "DN"],
         ["--each", "soon"],
-        ["--run", "--budget", "0"],
+        ["01_bilp.paper-cifar10-jpeg", "--run", "--budget", "0"],
         ["-p", "device", "tpu"],
-        ["--run", "-p", "colour", "red"],
+        ["--run"],
+        ["01_bilp.paper-cifar10-jpeg", "--run", "-p", "colour", "red"],
     ],
 )
 def test_refused(wrong, capsys):

@@ -12,13 +12,13 @@ import io
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import torch
 
 from distillery import places, store
-from distillery.checks import InputError, check_choice
+from distillery.checks import InputError, check_choice, is_number
 from distillery.data import ImageSet, Splits
 from distillery.data.cache import cache_folder
 from distillery.data.images import ZCA, Standardize
@@ -80,10 +80,8 @@ def lines(named: list[str], methods: list[str], seconds: float, given: dict | No
                     counts = [a + b for a, b in zip(counts, (row[HEAD.index("done")], row[HEAD.index("missing")], minutes is None))]
                     total += minutes or 0.0
     yield ""
-    yield (
-        "{} sets done, {} missing; ".format(*counts)
-        + f"about {duration(60 * total)}"
-        + f", and {counts[2]} rows not timed" * bool(counts[2])
+    yield f"{counts[0]} sets done, {counts[1]} missing; about {duration(60 * total)}" + f", and {counts[2]} rows not timed" * bool(
+        counts[2]
     )
 
 
@@ -92,10 +90,13 @@ def run(named: list[str], methods: list[str], given: dict, minutes: float = 0.0)
 
     given    changes of the parameters in the files, such as data_root, as texts of the command line
     minutes  after which nothing new is started, 0 = no limit
-    raises   InputError as `files`, and on parameters that a notebook does not take
+    raises   InputError as `files`, on files of several data sets, whose images one data_root cannot be, and on parameters that a notebook does not take
     """
-    end = time.monotonic() + 60 * minutes
-    for path in files(named, methods):
+    end, every = time.monotonic() + 60 * minutes, files(named, methods)
+    about = {str((one := parameters.read_values(path)).get("label") or one.get("dataset")) for path in every}
+    if len(about) > 1:
+        raise InputError(f"--run: rows of {', '.join(sorted(about))}; accepted: parts of names of files of one data set")
+    for path in every:
         notebook = places.NOTEBOOKS / f"{path.name.split('.')[0]}.ipynb"
         kinds, _ = parameters.declared(notebook)
         changes = {name: parameters.from_text(text, kinds.get(name)) for name, text in given.items()}
@@ -118,14 +119,10 @@ class Times:
 
     def __init__(self):
         here = provenance.provenance()
-        self.device, self.path = (
-            store.canonical([here[name] for name in DEVICE] + [here["packages"]["torch"]]),
-            cache_folder("") / "paper-times.json",
-        )
-        try:
-            self.known = store.read_json(self.path)
-        except (OSError, ValueError):
-            self.known = {}
+        self.device = store.canonical([here[name] for name in DEVICE] + [here["packages"]["torch"]])
+        self.path, self.known = cache_folder() / "paper-times.json", {}
+        with suppress(InputError, TypeError, ValueError):  # there is none, or what there is is damaged: rows are timed again
+            self.known = {key: one for key, one in dict(store.read_json(self.path)).items() if _three(one)}
         self.now: dict[str, tuple] = {}  # of this call, given up ones too
 
     def get(self, key: str, measure: Callable[[], tuple]) -> tuple:
@@ -138,6 +135,10 @@ class Times:
                 self.known[key] = list(self.now[key])
                 store.write_json(self.path, self.known)
         return self.now[key]
+
+
+def _three(times) -> bool:
+    return isinstance(times, list) and len(times) == 3 and all(is_number(one) for one in times)
 
 
 def _session(path: Path, changes: dict):
