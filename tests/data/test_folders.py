@@ -25,6 +25,7 @@ from torchvision import datasets, transforms
 from distillery import data, store
 from distillery.checks import InputError
 from distillery.data import archives, decoding, folders, named
+from distillery.data import cache as cache_module
 from distillery.data.cache import Building, Shards, cache_folder, cached
 from distillery.data.check import check
 from distillery.seeds import generator
@@ -670,6 +671,21 @@ def test_a_damaged_shard_alone_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "open_image", lambda payload: (opened.append(payload), cracked(payload))[1])
     again = load(path, cache_dir=cache, mapped=True)
     assert again.digest == first and len(opened) == 1 + 3 and any("00002.npy" in note for note in again.notes)
+
+
+def test_a_disk_that_does_not_keep_what_is_written_is_named_in_one_line(tmp_path, monkeypatch):
+    finish = cache_module._finish
+
+    def forgetful(built, targets, card, home):
+        finish(built, targets, card, home)
+        (home / "00000.npy").write_bytes(b"")
+
+    monkeypatch.setattr("distillery.data.cache._finish", forgetful)
+    path, cache = to_folder(tmp_path / "a", files()), tmp_path / "cache"
+    with refusal("not as it was written"):
+        load(path, cache_dir=cache)
+    monkeypatch.undo()
+    assert any("decoded again" in note for note in load(path, cache_dir=cache).notes)
 
 
 @pytest.mark.parametrize("what", ["version", "rows", "order"])

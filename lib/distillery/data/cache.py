@@ -223,7 +223,10 @@ def cached(folder: Path | None, key: str, name: str, produce: Callable, mapped: 
             card["notes"] += notes
             return Decoded(name, built.pixels(), targets, **_without_files(card))
         _finish(built, targets, card, home)
-    found = _read(home, name, mapped)
+    try:
+        found = _read(home, name, mapped)
+    except _Damaged as error:
+        raise InputError(f"{home}: not as it was written a moment ago; accepted: a disk that keeps it, or cache_dir on another") from error
     found.notes += notes
     return found
 
