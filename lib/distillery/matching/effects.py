@@ -100,12 +100,15 @@ def treatment_effects(objective, context: StepContext, synthetic: Synthetic, rea
     for c, images in enumerate(real):
         statistic = objective.statistic(context, images, c)  # (n, D)
         mean, share = _leave_out(statistic, weights[c])
-        full = objective.pixel_gradient(context, stored[c], mean[None], c, synthetic.formation)
-        norms = []
+        gradient = partial(objective.pixel_gradient, context, stored[c], c=c, formation=synthetic.formation)
+        alone, norms = gradient(mean[None]) if size == 1 else None, []
         for phi, part in zip(statistic.split(size), share.split(size), strict=True):
-            without = mean - part[:, None] * (phi - mean)
-            gap = full - objective.pixel_gradient(context, stored[c], without, c, synthetic.formation)
-            norms.append(torch.where(part > 0, gap.flatten(1).norm(dim=1), 0))
+            means = mean - part[:, None] * (phi - mean)
+            if alone is None:  # in one pass: passes of different shapes may round a unit to either side of zero
+                full, without = gradient(torch.cat([mean[None], means])).split([1, len(means)])
+            else:
+                full, without = alone, gradient(means)
+            norms.append(torch.where(part > 0, (full - without).flatten(1).norm(dim=1), 0))
         found.append(torch.cat(norms))
     return torch.stack(found)
 
