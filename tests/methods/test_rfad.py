@@ -8,7 +8,7 @@ from distillery.methods import METHODS
 from distillery.methods.rfad import RandomFeatures, rfad_kernel_plain, rfad_loss_plain
 from distillery.networks import ConvNet
 from distillery.seeds import generator
-from made_up import flat, normal, smooth_features
+from made_up import first, flat, normal, smooth_features
 
 F64 = torch.float64
 
@@ -77,3 +77,12 @@ def test_published_settings():
     assert (settings.networks, settings.eval_networks, settings.width) == (8, 16, 256)
     assert settings.optimizer == "adabelief" and settings.platt
     assert METHODS["RFAD"].cell("mnist", 1, 0)["normalization"] == "published"
+
+
+def test_logits_are_at_the_learned_scale(tiny):
+    """What batches by loss go by is the cross-entropy that RFAD descends, at its own scale."""
+    objective = RandomFeatures(ConvNet(tiny.shape, 3, width=4), 12, width=4, networks=2, eval_networks=8)
+    made = objective.prepare(first(tiny)).replace(log_scale=torch.tensor(1.5))
+    logits = objective.predict(made, {}, tiny, generator(0, "x"))
+    outputs = objective.outputs(made, objective.networks_of_step(made, {}, generator(0, "x")), tiny)
+    torch.testing.assert_close(logits, math.exp(1.5) * outputs)

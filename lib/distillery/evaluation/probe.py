@@ -209,7 +209,7 @@ def fit_ridge_plain(features: Tensor, labels: Tensor, penalty: float) -> tuple[T
 
 
 def label_count(targets: Tensor, fraction: float) -> int:
-    """How many labels are seen, round(fraction * N) but at least 1; warns where that is fewer than there are classes."""
+    """How many labels are seen, round(fraction * N) but at least 1; warns where that is fewer than there are classes. The public code rounds down."""
     count, classes = max(1, round(fraction * len(targets))), len(targets.unique())
     if count < classes:
         warnings.warn(f"labels: {count} for {classes} classes, some of which stay unseen", stacklevel=3)

@@ -8,6 +8,8 @@ Two forms of its claim that training without labels varies more than supervised 
 
 $$\operatorname{Var}(g) = \mathbb{E}\,\|g - \mathbb{E}g\|^2$$
 
+Its Theorem 4.1 speaks of a linear network and a spectral loss, with which nothing here is trained, and is left out.
+
 A variance has the scale of its loss, a mean over outputs for one and over views for another: compare losses by its ratio to the squared
 mean, or to the squared distance moved, at rates that move each as far, and with the same randomness: the order of the images alone.
 """

@@ -16,8 +16,7 @@ from distillery.training.dsa import DSA
 
 @register
 class DM(Matched):
-    """Class means of features of fresh random networks. The rate is ten times larger from 100 images a class on, as
-    published for CIFAR-10."""
+    """Class means of features of fresh random networks. On CIFAR-10 the rate is ten times larger from 100 images a class on, as published."""
 
     name, kind, paper = "DM", "distribution matching", "2110.04181"
     source = "code: VICO-UoE/DatasetCondensation"
@@ -31,7 +30,7 @@ class DM(Matched):
     }
 
     def cell(self, dataset: str, size: int, n: int) -> dict:
-        return {"lr": 10.0} if size >= 100 else {}
+        return {"lr": 10.0} if dataset == "cifar10" and size >= 100 else {}
 
     def matching(self, job):
         made = super().matching(job)

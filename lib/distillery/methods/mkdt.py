@@ -203,6 +203,9 @@ PROBES = """
 """
 
 
+SIDES = {"tiny-imagenet": 64}  # pixels of a task's images where they are not 32; `PROBES` are of images of this size
+
+
 def published_probe(dataset: str, part: str, labels: str, task: str, method: str) -> dict | None:
     """A published accuracy {'mean', 'std'} as fractions after pre-training without labels, None where none is known.
 

@@ -7,6 +7,8 @@ with the last features $\psi$ of random networks side by side, drawn anew in eve
 squared error. Slow references: `rfad_kernel_plain`, `rfad_loss_plain`.
 
 The public code normalizes images of SVHN one by one before it whitens them, and stops by validation loss, after 100,000 steps at most.
+Left out: its linear map of all pixels, learned beside the images and baked into them. Images of 28x28 are padded to 32x32, as for all our
+ConvNets; in the public code they are not.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,6 +67,13 @@ class RandomFeatures(KernelRegression):
     def kernel(self, a: Tensor, b: Tensor | None = None) -> Tensor:
         """Twice the mean product of features and .01: the dropped last layer. Slow reference: `rfad_kernel_plain`."""
         return 2 * super().kernel(a, b) / a.shape[1] + 0.01
+
+    def predict(self, synthetic: Synthetic, state: dict[str, Tensor], images, generator: Generator) -> Tensor:
+        """Logits of real images (N, C), at the learned scale where there is one."""
+        if not self.platt:
+            return super().predict(synthetic, state, images, generator)
+        found = self.outputs(synthetic, self.networks_of_step(synthetic, state, generator), images)
+        return synthetic.tensors["log_scale"].double().exp() * found
 
     def error(self, outputs: Tensor, targets: Tensor, weights: Tensor, made: Synthetic) -> Tensor:
         """Cross-entropy of exp(k) f, or half the mean squared error. Slow reference: `rfad_loss_plain`."""

@@ -48,7 +48,7 @@ class TrajectorySettings(Settings):
     optimizer: str  # of the experts: 'SGD', 'Adam' or, where `rho` and `alpha` are settings, 'GSAM'
     expert_lr: float
     expert_batch: int
-    expert_seed: int = 0  # of the experts, which all sets share
+    expert_seed: int = 0  # of the experts, which all sets share; MKDT and MTT-SSL train a bank for each seed
     expert_precision: str = "float32"  # of their training, or 'tf32', see `experts.Training`
     # settings of some methods, and what they are for the others
     initial_max_start_epoch: ClassVar[int] = 0

@@ -48,8 +48,8 @@ class Path(NamedTuple):
 def shares(steps: int, schedule: str = "geometric", interval: float = 0.02) -> list[float]:
     """The share of weights that is zero in each of `steps` models; the first is 0, and they grow.
 
-    schedule  'geometric': 1 - (1 - interval)^t, the public code, which masks that part of what is left (as published 5 steps of .02: 0,
-              2, 4, 6, 8%; 50: up to 63%); 'linear': t / steps, the captions of the paper (50 steps: 0, 2, .. 98%; 5: 0, 20, .. 80%)
+    schedule  'geometric': 1 - (1 - interval)^t, the public code, which masks that part of what is left (5 steps of .02: 0, 2, 4, 6,
+              8%; 50, its default: up to 63%); 'linear': t / steps, the captions of the paper (50 steps: 0, 2, .. 98%; 5: 0, 20, .. 80%)
     raises    InputError on no step, an unknown schedule, or an interval outside (0, 1)
     """
     check_positive_int("steps", steps)
