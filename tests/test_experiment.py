@@ -482,6 +482,17 @@ def test_a_killed_distillation_goes_on_with_the_same_bits(splits, tmp_path, monk
         assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
 
 
+def test_a_checkpoint_in_the_folder_of_another_notebook_is_left_alone(splits, tmp_path):
+    recipe = Recipe("DM", 1, 0, settings={"steps": 6})
+    own = experiment(splits, tmp_path / "own", TINY)
+    own.runs.also = (tmp_path / "other",)
+    theirs = tmp_path / "other" / "artifacts" / f"{own.set_id(recipe)}.checkpoint.safetensors"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"of a distillation that goes on there")
+    assert own.run(recipe) and theirs.read_bytes() == b"of a distillation that goes on there"
+    assert own.runs.own(own.set_id(recipe)).exists()
+
+
 def test_architecture_search(splits, tmp_path):
     here = experiment(splits, tmp_path, TINY)
     grid = [ConvNet(splits.train.shape, 10, width=width, depth=1) for width in (2, 4)]

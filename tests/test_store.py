@@ -76,7 +76,7 @@ def test_half_a_write_left_by_a_killed_process_does_not_matter(tmp_path):
     path = tmp_path / "a.safetensors"
     save_tensors(path, tensors(), {"n": 1})
     for pid in (os.getpid(), 12345):
-        (tmp_path / f".a.safetensors.{pid}.tmp").write_bytes(path.read_bytes()[:40])
+        (tmp_path / f".a.safetensors.{socket.gethostname()}.{pid}.tmp").write_bytes(path.read_bytes()[:40])
     save_tensors(path, tensors(), {"n": 2})
     assert load_tensors(path)[1] == {"n": 2}
 
@@ -319,6 +319,7 @@ def test_runs_of_other_folders_are_read_and_nothing_is_written_there(tmp_path):
     assert runs.get("p", 1, {"ipc": 1}, "data", compute) == first and runs.get("p", 1, {"ipc": 2}, "data", compute)
     assert len(calls) == 2 and (runs.computed, runs.reused) == (1, 1) and sorted(other.folder.rglob("*")) == before
     assert runs.artifact("kept").is_relative_to(other.folder) and runs.artifact("new").is_relative_to(runs.folder)
+    assert runs.own("kept").is_relative_to(runs.folder)
 
 
 def test_a_failed_run_is_not_stored(tmp_path):

@@ -269,7 +269,7 @@ class Experiment(FurtherTests):
                 if not path.exists():
                     self._make(recipe, found["artifact"])
         for suffix in (".checkpoint.safetensors", ".checkpoint.step"):  # only now: a kill before loses a minute
-            self.runs.artifact(found["artifact"], suffix).unlink(missing_ok=True)
+            self.runs.own(found["artifact"], suffix).unlink(missing_ok=True)
         return found
 
     def synthetic(self, result: dict, iterate: str = "last") -> Synthetic | None:
@@ -296,7 +296,7 @@ class Experiment(FurtherTests):
         for iterate, one in {"last": made.last, **made.iterates}.items():
             card = {"classes": list(one.classes) if one.classes else None, "formation": one.formation}
             first = {"start": made.start} if made.start is not None and iterate == "last" else {}
-            store.save_tensors(self.runs.artifact(_iterate_file(key, iterate)), one.tensors | first, card)
+            store.save_tensors(self.runs.own(_iterate_file(key, iterate)), one.tensors | first, card)
         elapsed = time.monotonic() - began - made.log.get("untimed", 0.0)
         seconds = max(elapsed, made.log.get("seconds", 0.0))  # the latter over all restarts
         found = {"artifact": key, "stored_numbers": made.last.stored_numbers(), "steps": 0, "samples": 0, "loss": []}

@@ -23,7 +23,7 @@ class FurtherTests:
 
         def compute(key: str) -> dict:
             began, (job, made) = time.monotonic(), self._job_and_set(recipe)
-            source, (protocol, steps_of) = made.source() if made else job.source, self._protocol(job, made)
+            source, (protocol, steps_of) = self._source(recipe, job, made), self._protocol(job, made)
             accuracies = []
             for network in networks:
                 stream = generator(recipe.seed, "search")

@@ -130,7 +130,7 @@ class Job:
         if self.recipe.batches:
             sampler = self.recipe.batches.sampler(real, self.stream("importance"))
         validated = {"validate": judge, "validate_every": -(-steps // times)} if times else {}
-        checkpoint = {"checkpoint": self.experiment.runs.artifact(self.key, ".checkpoint.safetensors"), "identity": self.key}
+        checkpoint = {"checkpoint": self.experiment.runs.own(self.key, ".checkpoint.safetensors"), "identity": self.key}
         how = (
             {"ema": ema, "checkpoint_seconds": compute.checkpoint_seconds, "progress": compute.progress, "where": compute.class_engine}
             | validated

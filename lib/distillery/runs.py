@@ -79,6 +79,10 @@ class Runs:
     def artifact(self, key: str, suffix: str = ".safetensors") -> Path:
         return self._found(f"artifacts/{key}{suffix}")
 
+    def own(self, key: str, suffix: str = ".safetensors") -> Path:
+        """Where an artifact is written, whatever other folders hold: checkpoints of another notebook are its own."""
+        return self.folder / "artifacts" / f"{key}{suffix}"
+
     def lock(self, key: str):
         """Hold what this folder stores under an id against other processes."""
         return lock(self.folder / "runs" / f"{key}.lock", self.wait)

@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import shutil
+import socket
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -36,10 +37,15 @@ def writing(path: str | Path):
         raise InputError(f"cannot write {path}: {error.strerror or error}; {accepted}") from error
 
 
+def _unfinished(path: Path) -> Path:
+    """What a file or folder is called while it is written: of no two processes the same, also where machines share a disk."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
 @contextmanager
 def replacing(path: Path):
     """An open file that becomes `path` when all of it is written. Raises InputError as `writing` does."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _unfinished(path)
     with writing(path):
         try:
             with open(temporary, "wb") as file:
@@ -71,7 +77,7 @@ def copy_file(source: str | Path, path: str | Path) -> Path:
 def new_folder(path: str | Path):
     """A folder that appears whole or not at all: gives one beside it, which takes its name at the end. Raises InputError as `writing` does."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _unfinished(path)
     with writing(path):
         try:
             temporary.mkdir()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 
 import pytest
 import torch
@@ -50,6 +51,20 @@ def test_partition2_keeps_a_constant_image_and_a_gradient_in_its_quarter():
     touched = torch.zeros(3, 2, 8, 8, dtype=torch.bool)
     touched[1, :, 4:, :4] = True
     assert (gradient[touched] != 0).all() and (gradient[~touched] == 0).all()
+
+
+@pytest.mark.parametrize("sides", [(8, 8), (6, 10), (7, 6)])
+def test_decoding_is_a_mean_of_pixels_each_of_which_counts_four_times(sides):
+    """Rows of the map from stored to used pixels sum to 1, its columns to 4 where sides are even; the middle line of an odd one is not read."""
+    used = torch.func.vmap(lambda pixels: form(pixels[None], "partition2"))  # of every stored pixel alone
+    mapped = used(torch.eye(math.prod(sides)).view(-1, 1, *sides)).flatten(1)  # (stored, used)
+    assert mapped.shape[1] == 4 * len(mapped) and mapped.min() >= 0
+    assert torch.allclose(mapped.sum(0), torch.tensor(1.0), atol=1e-5)
+    columns = mapped.sum(1).view(sides)
+    if sides[0] % 2:
+        assert (columns[sides[0] // 2] == 0).all() and columns.sum() == pytest.approx(4 * len(mapped), rel=1e-5)
+    else:
+        assert torch.allclose(columns, torch.tensor(4.0), atol=1e-4)
 
 
 def test_partition2_of_odd_sides():

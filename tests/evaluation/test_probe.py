@@ -153,6 +153,24 @@ def test_fewer_labels_than_classes_is_a_warning():
         assert label_count(targets, 0.04) == 8
 
 
+@pytest.mark.filterwarnings("ignore:labels")  # fewer than classes
+@pytest.mark.parametrize(
+    "n, classes, counts",
+    [
+        (50_000, 10, [500, 2500]),  # CIFAR-10
+        (50_000, 100, [500, 2500]),  # CIFAR-100
+        (100_000, 200, [1000, 5000]),  # Tiny ImageNet
+        (12_000, 120, [120, 600]),  # Stanford Dogs
+        (1020, 102, [10, 51]),  # Flowers-102
+        (6667, 100, [67, 333]),  # Aircraft, published 66 and 333
+        (5994, 200, [60, 300]),  # CUB-2011, published 59 and 299
+    ],
+)
+def test_published_counts_of_labels(n, classes, counts):
+    """Of 1% and 5% of the training images; the public code rounds down."""
+    assert [label_count(torch.arange(n) % classes, fraction) for fraction in Probing().labels] == counts
+
+
 # The linear classifier
 
 
@@ -243,6 +261,13 @@ def test_a_classifier_that_stops_early_says_so(monkeypatch, tiny):
 
 
 # The probe
+
+
+@pytest.mark.parametrize("side, depth, width", [(32, 3, 2048), (64, 3, 8192), (32, 4, 512), (64, 4, 2048)])
+def test_published_widths_of_features(side, depth, width):
+    """What the classifier sees is the flattened last map, of any depth on images of any size."""
+    net, images = ConvNet((3, side, side), 5, depth=depth), blobs(1, 2, (3, side, side))
+    assert embed(net, net.init(generator(0, "x"), 1), images).shape == (1, 2, width)
 
 
 @pytest.mark.parametrize("normalization", ["instance", "batch"])

@@ -116,6 +116,46 @@ def test_first_order_is_second_order_close(host, strategy):
     assert torch.allclose(probed[seen], exact[seen], rtol=0.12)
 
 
+def first_order(given, monkeypatch):
+    """Norms of first order: directions that span the pixels of a class, one image, instead of drawn ones estimate nothing."""
+    pixels = given[2].tensors["images"][0].numel()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "randn", lambda *shape, **_: pixels**0.5 * torch.eye(pixels, dtype=torch.float64).view(shape))
+        return treatment_effects_probed(*given, pixels, generator(0, "unused"))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_error_of_first_order_is_of_second_order(host, monkeypatch):
+    """Half the spread around one image makes it a quarter in DC, and distances that are squares have none. Of a smooth network: a ReLU jumps."""
+    objective, context, made, real, weights = problem(host, 1, activation="swish")
+    missed = []
+    for spread in (0.04, 0.02):
+        given = objective, context, made, real[:, :1] + spread * (real - real[:, :1]), weights
+        plain = treatment_effects_plain(*given)
+        missed.append(float((first_order(given, monkeypatch) - plain).abs().sum() / plain.sum()))
+    if host == "DC":
+        assert 1e-4 < missed[0] < 0.1 and missed[0] / missed[1] == pytest.approx(2, rel=0.1)  # of effects, which halve too
+    else:
+        assert max(missed) < 1e-9
+
+
+@pytest.mark.parametrize("host", ["DC", "DM"])
+def test_centred_and_uncentred_scores_agree_in_dc_alone(host, monkeypatch):
+    """phi_i - m against phi_i, each a direction in which the mean moves the pull; ours are the centred ones."""
+    objective, context, made, real, weights = given = problem(host, 1)
+    found = first_order(given, monkeypatch)
+    for c in range(CLASSES):
+        phi, stored = objective.statistic(context, real[c], c), made.tensors["images"][c : c + 1]
+        mean, share = weights[c] @ phi, (weights[c] / (1 - weights[c]))[:, None]
+        scores = []
+        for moves in (share * (phi - mean), share * phi):
+            ahead, back = (objective.pixel_gradient(context, stored, mean + step * moves, c, "identity") for step in (1e-4, -1e-4))
+            scores.append((ahead - back).flatten(1).norm(dim=1) / 2e-4)
+        centred, uncentred = (one[weights[c] > 0] for one in scores)
+        assert torch.allclose(found[c, weights[c] > 0], centred, rtol=1e-5)
+        assert ((uncentred / centred - 1).abs().max() < 1e-3) == (host == "DC")
+
+
 def test_probes_have_the_spread_of_a_chi_square():
     """The squared norm is unbiased; its relative deviation is at most sqrt(2 / K), reached where one direction counts."""
     given = problem("DM", ipc=1)
@@ -304,6 +344,21 @@ def test_one_step_uses_the_batch_that_it_judged(tiny):
 
     by_hand = run(tiny, Survivors(tiny.targets, 0.4), steps=1)
     assert torch.allclose(done.last.tensors["images"], by_hand.last.tensors["images"], atol=1e-6)
+
+
+@RULES
+def test_a_look_in_every_step_is_not_lazy(tiny, rule):
+    """With period 1 what was found of an image in earlier steps changes nothing; with period 3 it does."""
+
+    class Forgetful(TreatmentEffect):
+        def refresh(self, step, *more):
+            fresh = TreatmentEffect(tiny.targets, self.drop, rule=rule).state
+            self.state |= {name: value for name, value in fresh.items() if len(value) == len(tiny)}  # not the running moments of a class
+            return super().refresh(step, *more)
+
+    for every in (1, 3):
+        lazy, forgetful = (run(tiny, one(tiny.targets, 0.4, every, rule=rule)).last for one in (TreatmentEffect, Forgetful))
+        assert torch.equal(lazy.tensors["images"], forgetful.tensors["images"]) == (every == 1)
 
 
 def test_a_killed_run_goes_on_with_its_verdicts(tiny, tmp_path, monkeypatch):

@@ -78,6 +78,19 @@ def test_changed_settings(splits, tmp_path, refused):
         here.check(Recipe("IDC", 1, 0, settings={"formation": "grid"}))
 
 
+def test_no_cutout_where_cutmix_is_on(splits, tmp_path):
+    """Neither where sets are judged nor where networks train on real images; what is matched meets no CutMix."""
+    trainings = [one for method in METHODS.values() for one in (method.judged, *method.judged_on.values()) if one]
+    stages = [(one.augmentation, one.cutmix) for one in trainings]
+    mixing = [name for name, method in METHODS.items() if "cutmix" in method.common]
+    for name in mixing:
+        for dataset in METHODS[name].published:
+            made = METHODS[name].matching(experiment(splits, tmp_path, dataset).job(Recipe(name, 1, 0)))
+            stages.append((made.train_augmentation, made.cutmix))
+    assert set(mixing) == {"IDC", "IDC-I"} and any("cutout" in families for families, _ in stages)
+    assert [families for families, cutmix in stages if cutmix and "cutout" in families] == []
+
+
 def test_augmentation_is_that_of_the_method_or_of_the_experiment(splits, tmp_path):
     here = experiment(splits, tmp_path)
     for settings, expected in (({}, "color+crop+cutout"), ({"augmented": True}, here.augmentation)):

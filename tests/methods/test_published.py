@@ -30,6 +30,11 @@ def test_settings_of_one_cell_are_not_those_of_another():
     assert cell["batch"] == METHODS["IDM"].settings("cifar10", 1).batch == 5000
 
 
+@pytest.mark.parametrize("dataset, size, rate", [("cifar10", 50, 1), ("cifar10", 100, 10), ("cifar10", 1250, 10), ("cifar100", 100, 1)])
+def test_the_rate_of_dm_grows_on_cifar10_alone(dataset, size, rate):
+    assert METHODS["DM"].settings(dataset, size).lr == rate
+
+
 def test_published_numbers_are_pairs_in_percent():
     rows = [row for one in METHODS.values() for table in one.numbers.values() for row in table.items()]
     assert rows and all(size >= 0 and 0 < std < mean < 100 for size, (mean, std) in rows)

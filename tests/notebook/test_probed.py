@@ -61,7 +61,7 @@ def test_rivals_are_trained_at_the_rates_of_the_sets(rows):
     wanted = rows.session.bench.run(Recipe("random", 3, 1, evaluate=Evaluate(lr=round(rates[1], 6))))
     assert other[1] == wanted
     rows.raw["MKDT"][0] = None  # a set that has not run has brought no rate
-    assert rows.at_rate_of("MKDT", "random", ", again") == [wanted]
+    assert rows.at_rate_of("MKDT", "random", ", again") == [None, wanted]  # the second keeps its place
 
 
 def test_a_row_again_has_other_seeds(rows):

@@ -9,17 +9,17 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from distillery.data import synthetic
+from distillery.data import Splits, synthetic
 from distillery.evaluation import Protocol
 from distillery.experiment import Experiment, Presets
 from distillery.methods import METHODS
 from distillery.networks import ConvNet
 from distillery.notebook import display
-from distillery.notebook.published import as_published
-from distillery.notebook.session import Session
+from distillery.notebook.published import as_published, reconstructed
+from distillery.notebook.session import Row, Session
 from distillery.notebook.types import Whole
 from distillery.recipe import Evaluate, Prune, Recipe
-from distillery.report import pooling, records
+from distillery.report import pages, pooling, records
 from distillery.runs import Runs
 from distillery.training.dsa import DSA, DSA_NO_FLIP
 from made_up import blobs, namespace
@@ -252,6 +252,50 @@ def test_at_paper_scale_a_number_stands_beside_what_is_judged_as_published(tmp_p
     assert S._number(Recipe("random", 10, 0), "", S.bench.under(Protocol(2, 300)))["mean"] == pytest.approx(0.26)
 
 
+def test_where_a_selection_is_reconstructed_its_gain_is_held_against_the_published_one(tmp_path, monkeypatch):
+    """How the images behind a published number were scored is not published; what pruning by it gains can be compared, a value cannot."""
+    S = Session("90_tiny", namespace(tmp_path, scale="paper"))
+    monkeypatch.setattr(S, "comparable", lambda name: True)
+    rows = {
+        "random images": (Recipe("random", 1, 0), 0.14, [0.15, 0.13, 0.15]),
+        "herding": (Recipe("herding", 1, 0), 0.21, [0.18, 0.16, 0.18]),
+        "DC": (Recipe("DC", 1, 0), 0.28, [0.29, 0.28, 0.285]),
+        "DC, random 10%": (Recipe("DC", 1, 0, prune=Prune(0.1, "random")), 0.285, [0.28, 0.28, 0.27]),
+        "DC, selected 10%": (Recipe("DC", 1, 0, prune=Prune(0.1)), 0.30, [0.31, 0.301, 0.30]),
+        "DC, selected 2 a class": (Recipe("DC", 1, 0, prune=Prune(2)), 0.284, [0.25, 0.24, 0.25]),
+    }
+    for name, (recipe, number, values) in rows.items():
+        S.rows[name] = Row(name, 1, {"mean": number, "std": 0.002}, "", [recipe] * 3, S.bench)
+        S.results[name] = [{"accuracies": [value, value]} for value in values]
+    S.claim_published()
+    found = {one["id"]: (one["against"], one["verdict"], "reconstructed" in one["why"]) for one in records.corrected(S.claims)}
+    assert found == {
+        "value-random images": ("", "reproduced", False),
+        "gain-herding": ("random images", "not reproduced", True),
+        "value-DC": ("", "reproduced", False),
+        "value-DC, random 10%": ("", "reproduced", False),
+        "gain-DC, selected 10%": ("DC", "reproduced", True),
+        "gain-DC, selected 2 a class": ("DC", "not reproduced", True),
+    }
+    assert S.claims[4]["published"]["difference"] == pytest.approx(0.02) and "p" not in S.claims[4]["difference"]
+    S.claim("beats", "DC from the selected 10% beats DC", "DC, selected 10%", "DC")
+    assert S.claims[-1]["verdict"] == "reproduced" and "gain" in S.claims[-1]["why"]
+    numbers = pages.published_rows(
+        [{"notebook": "a", "scale": "paper", "data": {"label": "b"}, "claims": S.claims, "missing": [], "path": ""}]
+    )
+    assert "| DC, selected 10% at ipc 1: gain over DC | +2.0 | +1.9 (3 pairs) |" in numbers
+
+
+@pytest.mark.parametrize("changed", [{"start": "noise"}, {"evaluate": Evaluate(lr=0.1)}, {"evaluate": Evaluate(labels="hard")}])
+def test_a_recipe_of_its_own_is_not_the_published_one(tmp_path, changed):
+    tiny = blobs(classes=10, shape=(3, 32, 32), per_class=2)
+    network, protocol = ConvNet(tiny.shape, 10, 128), Protocol(5, 1000, augmentation=DSA)
+    experiment = Experiment(Splits(tiny, tiny, tiny), network, protocol, Runs(tmp_path), augmentation=DSA)
+    assert as_published(experiment, Recipe("DM", 1, 0), SimpleNamespace(**COMPARABLE), "cifar10")
+    assert not as_published(experiment, Recipe("DM", 1, 0, **changed), SimpleNamespace(**COMPARABLE), "cifar10")
+    assert not reconstructed(Recipe("DM", 1, 0)) and not reconstructed(Recipe("DM", 1, 0, prune=Prune(0.1, "random")))
+
+
 COMPARABLE = {"dataset": "cifar10", "normalization": "published", "per_class": 0}
 
 
@@ -260,8 +304,6 @@ COMPARABLE = {"dataset": "cifar10", "normalization": "published", "per_class": 0
     [{}, {"dataset": "folder"}, {"normalization": "own"}, {"per_class": 5}, {"resize": 32}, "width", "epochs", "steps", "families", "flip"],
 )
 def test_comparable_is_the_published_setting_alone(tmp_path, changed):
-    from distillery.data import Splits
-
     tiny = blobs(classes=10, shape=(3, 32, 32), per_class=2)
     network = ConvNet(tiny.shape, 10, 64 if changed == "width" else 128)
     protocol = Protocol(5, 300 if changed == "epochs" else 1000, augmentation="flip" if changed == "families" else DSA)
@@ -276,7 +318,7 @@ def test_comparable_is_the_published_setting_alone(tmp_path, changed):
     "changed", [{}, {"published_for": ""}, {"published_for": "cifar100"}, {"normalization": "own"}, "training images", "test images"]
 )
 def test_a_whole_copy_of_a_published_set_may_lie_in_a_folder(tmp_path, changed):
-    from distillery.data import ImageSet, Splits
+    from distillery.data import ImageSet
 
     def images(n):
         pixels = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(n, 3, 32, 32)
@@ -298,7 +340,7 @@ def test_a_whole_copy_of_a_published_set_may_lie_in_a_folder(tmp_path, changed):
 )
 def test_ten_classes_of_imagenet_come_as_a_folder(tmp_path, changed):
     """Those of the public code of MTT, 128 x 128: 50 test images of each, where other parts of the same name have hundreds."""
-    from distillery.data import ImageSet, Splits
+    from distillery.data import ImageSet
 
     def images(n):
         pixels = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(10 * n, 3, 128, 128)
@@ -323,8 +365,6 @@ def test_classes_of_wordnet_are_named_in_words():
 @pytest.mark.parametrize(("method", "expected"), [("DM", {0: True, 1: True}), ("MTT", {0: True, 1: False}), ("FTD", {0: True, 1: False})])
 def test_experts_of_shortened_epochs_are_not_published_ones(tmp_path, method, expected):
     """A held-out tenth leaves 176 of 196 steps to an epoch of an expert; a loop over batches it leaves as it is."""
-    from distillery.data import Splits
-
     tiny = blobs(classes=10, shape=(3, 32, 32), per_class=2)
     network, protocol = ConvNet(tiny.shape, 10, 128), Protocol(5, 1000, augmentation=DSA)
     p = SimpleNamespace(**COMPARABLE | {"normalization": "published" if method == "DM" else "zca"})

@@ -29,6 +29,7 @@ def apart(difference):
 
 PUBLISHED = {"mean": 0.6, "std": 0.005}
 ONE_SIDED = {"mean": 0.1, "ci95": None, "how": "welch", "n_sets": [1, 5]}
+OURS = (0.0, "points", 1, "scores are ours")
 CASES = {
     "nothing has run": (None, None, PUBLISHED, True, "not run"),
     "one pair": (row(0.6), {"mean": 0.1, "ci95": None, "n_pairs": 1}, PUBLISHED, True, "inconclusive"),
@@ -55,6 +56,14 @@ CASES = {
     "published without deviation": (row(0.591), None, {"mean": 0.6, "std": None}, True, "reproduced"),
     "sign and value": (row(0.6), gap(0.01, 0.05), PUBLISHED, True, "reproduced"),
     "sign, another value": (row(0.5), gap(0.01, 0.05), PUBLISHED, True, "direction reproduced"),
+    "reconstructed, the gain": (row(0.5), gap(0.01, 0.05), apart(0.031), True, *OURS, False, "reproduced"),
+    "reconstructed, another gain": (row(0.6), gap(0.01, 0.05), apart(0.07), True, *OURS, False, "direction reproduced"),
+    "reconstructed, no gain known": (row(0.6), gap(0.01, 0.05), PUBLISHED, True, *OURS, False, "direction reproduced"),
+    "a gain alone": (row(0.5), gap(0.01, 0.05), apart(0.031), True, *OURS, True, "reproduced"),
+    "a gain alone, other side": (row(0.5), gap(-0.05, 0.05), apart(-0.004), True, *OURS, True, "reproduced"),
+    "a gain alone, another": (row(0.6), gap(0.01, 0.05), apart(0.07), True, *OURS, True, "not reproduced"),
+    "a gain alone, another within the interval": (row(0.6), gap(-0.04, 0.10), apart(0.07), True, *OURS, True, "inconclusive"),
+    "a gain alone, no interval": (row(0.6), ONE_SIDED, apart(0.1), True, *OURS, True, "inconclusive"),
 }
 
 

@@ -67,6 +67,17 @@ def test_one_step_of_sgd_by_hand():
     assert found.d.tolist() == pytest.approx([0.2 * 3, 0.2 * 1]) and found.missed == 0.5
 
 
+@pytest.mark.parametrize("texts", [False, True], ids=["class means", "texts"])
+def test_most_of_the_worst_aligned_have_wrong_labels(texts):
+    """A fifth of the labels is wrong, and more than half of the tenth that suits its label least, of clouds that overlap."""
+    true = torch.arange(500) % 5
+    centres = normal(5, 8, seed=1)
+    rows, wrong = centres[true] + normal(500, 8, seed=2), torch.arange(500) % 25 < 5  # as many of every class
+    given = torch.where(wrong, (true + 1 + torch.arange(500) % 4) % 5, true)
+    worst = select(misalignment(rows, given, centres if texts else None), 50, rule="highest")
+    assert wrong.double().mean() == 0.2 and 0.5 < wrong[worst].double().mean() < 1
+
+
 @pytest.mark.parametrize(
     "call, words",
     [

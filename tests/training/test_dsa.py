@@ -152,6 +152,15 @@ def test_contrast_keeps_the_image_mean_and_saturation_the_pixel_mean():
     assert torch.allclose(brightness, x + 0.4, atol=1e-6)
 
 
+def test_saturation_leaves_gray_images_as_they_are():
+    """A single channel is its own mean; of three it is not."""
+    for channels in (1, 3):
+        x = images(1, 2, (channels, 6, 5))
+        for strength in (0.0, 0.3, 0.99):
+            out = augment(x, family_draw("color", torch.tensor([0.5, strength, 0.5]).expand(1, 2, 3)))
+            assert torch.allclose(out, x, atol=1e-6) == (channels == 1)
+
+
 def test_cutout_area_is_clipped_at_the_border():
     x = torch.ones(1, 3, 1, 8, 8)
     uniforms = torch.tensor([[[0.5, 0.5, 0], [0, 0, 0], [0, 0.5, 0]]])

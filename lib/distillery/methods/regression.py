@@ -95,6 +95,7 @@ class Regression(Method):
 
         optimizers, steps = self.optimizers(job, objective), self.updates(job.settings, job.recipe.size)
         done = job.distill(start, objective, optimizers, steps, judge=judge)
+        # draws are as many as the experiment that makes the set has networks; another one that finds the set made reads these
         began, draws, log = time.monotonic(), job.experiment.protocol.networks if self.drawn else 1, {}
         for name, one in {"at_start": start, "regression": done.last}.items():  # test accuracies
             log[name] = [objective.accuracy(one, data.test, stream) for stream in split(job.stream("regression"), draws)]

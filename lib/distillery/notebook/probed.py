@@ -49,10 +49,11 @@ class Probed:
         recipes = [Recipe(method, size, seed, **recipe) for seed in self.session.seeds(n)]
         return self.keep(name, recipes, published, against, experiment)
 
-    def rated(self, other: str, recipes: list[Recipe]) -> list[Recipe]:
-        """Recipes, seed by seed at the rates that the sets of another row brought; seeds without one are left out."""
+    def rated(self, other: str, recipes: list[Recipe | None]) -> list[Recipe | None]:
+        """Recipes, seed by seed at the rates that the sets of another row brought; None for a seed without one, so that others keep their pairs."""
         rates = {recipe.seed: round(one["step_size"], 6) for recipe, one in zip(self.recipes[other], self.raw[other]) if one}
-        return [replace(one, evaluate=replace(one.evaluate, lr=rates[one.seed])) for one in recipes if one.seed in rates]
+        known = [one if one and one.seed in rates else None for one in recipes]
+        return [one and replace(one, evaluate=replace(one.evaluate, lr=rates[one.seed])) for one in known]
 
     def at_rate_of(self, other: str, name: str, suffix: str) -> list[dict | None]:
         """Run a row once more at the rates of another one, as NAME with a suffix; the published numbers behind its claims are those of NAME."""
@@ -61,15 +62,15 @@ class Probed:
 
     def again(self, name: str) -> list[dict | None]:
         """Run a row once more with as many other seeds: the difference of the two is noise."""
-        recipes = [replace(one, seed=one.seed + AGAIN) for one in self.recipes[name]]
+        recipes = [one and replace(one, seed=one.seed + AGAIN) for one in self.recipes[name]]
         return self.keep(f"{name}, again", recipes, against=name)
 
-    def keep(self, name: str, recipes: list[Recipe], published="", against="", experiment=None) -> list[dict | None]:
-        """Run recipes, one a seed, as a row."""
-        experiment = experiment or self.session.bench
+    def keep(self, name: str, recipes: list[Recipe | None], published="", against="", experiment=None) -> list[dict | None]:
+        """Run recipes, one a seed, as a row; None for a seed that has none."""
+        experiment, asked = experiment or self.session.bench, [one for one in recipes if one]
         stopped = self.untestable and self.session.p.scale != "smoke"
-        found = [None] * len(recipes) if stopped else experiment.run_all(recipes)
-        return self._add(name, found, recipes, published, against, experiment)
+        done = iter([None] * len(asked) if stopped else experiment.run_all(asked))
+        return self._add(name, [one and next(done) for one in recipes], recipes, published, against, experiment)
 
     def encoder(self, name: str, encoder: Encoder, n: int) -> list[dict | None]:
         """Probe one frozen encoder, with the labels of n seeds, as a row."""

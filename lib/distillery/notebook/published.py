@@ -33,6 +33,9 @@ def as_published(experiment, recipe: Recipe, p, dataset: str) -> bool:
     method, size, n, flip = METHODS[recipe.method], recipe.size, len(experiment.real), dataset not in ("mnist", "svhn")
     if (method.judged or method.numbers_by) is None or (method.by_epochs and len(experiment.data.validation)):
         return False
+    judged = recipe.evaluate
+    if recipe.start or recipe.batches or judged.lr or judged.equal_steps or judged.labels != "own":
+        return False
     named = "imagenet-subset" if dataset in SUBSETS else dataset
     try:
         cell, settings = method.common | method.cell(named, size, n), method.settings(named, size, n)
@@ -47,6 +50,15 @@ def as_published(experiment, recipe: Recipe, p, dataset: str) -> bool:
         and experiment.protocol == method.published_protocol(named, size, experiment.protocol, flip, numbers=True)
         and _decisive(method, experiment.job(recipe).settings, size) == _decisive(method, settings, size)
     )
+
+
+def reconstructed(recipe: Recipe) -> str:
+    """What of a row's published protocol is not known and is filled in by us, '' = nothing: then its gain is compared, not its value."""
+    if recipe.prune and recipe.prune.rule != "random":
+        return "network, trials and epochs of the scores behind the published number are not stated"
+    if METHODS[recipe.method].selects not in ("", "random"):
+        return "the network behind the published selection is not stated"
+    return ""
 
 
 def _original(data, p, dataset: str, side: int) -> bool:

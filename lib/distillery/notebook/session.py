@@ -22,7 +22,7 @@ from distillery.experiment import Experiment
 from distillery.methods import METHODS, published
 from distillery.notebook import parameters
 from distillery.notebook.display import Shown
-from distillery.notebook.published import as_published, measured_by
+from distillery.notebook.published import as_published, measured_by, reconstructed
 from distillery.notebook.standard import Standard
 from distillery.recipe import Recipe
 from distillery.report import figures, pooling, records, tables
@@ -253,16 +253,24 @@ class Session(Standard, Shown):
         same = self.comparable(ours) if comparable is None else comparable
         theirs = self.accuracies(against) if against else None
         called = self.rows[against].label if against else ""
-        how |= {"scale": self.p.scale, "published_baseline": self.rows[against].published if against else None}
+        filled = reconstructed(row.recipes[0]) if same and row.recipes else ""
+        how |= {"scale": self.p.scale, "published_baseline": self.rows[against].published if against else None, "reconstructed": filled}
         found = records.claim(id, statement, source, self.accuracies(ours), theirs, row.published, same, called, note, **how)
-        given = {name: how.get(name, "") for name in ("untestable", "same")} | {"comparable": same, "note": note}
+        given = {name: how.get(name, "") for name in ("untestable", "same", "reconstructed")} | {"comparable": same, "note": note}
         self.claims.append(found | {"judged": {"rows": [ours, against]} | given})
 
     def claim_published(self) -> None:
-        """Claim of every row that ran in the setting of its published number that it has that accuracy."""
+        """Claim of every row that ran in the setting of its published number that it has that accuracy; where part of the setting had to be
+        reconstructed, that it has the published gain over the same from all images, a selection over random images."""
         for name in [one for one in self.rows if self.results[one] and any(self.results[one]) and self.comparable(one)]:
-            label, size = self.rows[name].label, self.rows[name].size
-            self.claim(f"value-{name}", f"{label}{f' at ipc {size}' * bool(size)}: the published accuracy", name, family="value")
+            label, size, recipe = self.rows[name].label, self.rows[name].size, self.rows[name].recipes[0]
+            what = f"{label}{f' at ipc {size}' * bool(size)}: the published"
+            if not reconstructed(recipe):
+                self.claim(f"value-{name}", f"{what} accuracy", name, family="value")
+                continue
+            plain = replace(recipe, prune=None, method="random" if METHODS[recipe.method].selects else recipe.method)
+            for base in [one for one, row in self.rows.items() if row.recipes and row.recipes[0] == plain and row.published][:1]:
+                self.claim(f"gain-{name}", f"{what} gain over {self.rows[base].label}", name, base, family="value", equal=True)
 
     def _unlike(self) -> list[str]:
         """In what images differ from the published ones, where the setting is else the same."""

@@ -42,9 +42,9 @@ def headline(told: list[tuple[dict, dict]]) -> str:
     chosen = [pair for i, pair in enumerate(shown) if families[:i].count(families[i]) < 2]
     verdicts = tally([claim for _, claim in told])
     lines = [f"**Found** on {plain(label)}; of {len(told)} claims, each at the largest scale that gives it an interval: {verdicts}.", ""]
-    for verdict in ("reproduced", "not reproduced"):
+    for verdict in ("reproduced", "not reproduced", "inconclusive"):
         some = [one for _, one in numbers if one["verdict"] == verdict]
-        each = (f"{one['statement'].split(':')[0]} {published_value(one['published'])} ({percent(one['measured'])})" for one in some)
+        each = (f"{one['statement'].split(': the')[0]}{' (gain)' * one.get('equal', False)} {' ('.join(both(one))})" for one in some)
         lines += [f"- {len(some)} of {len(numbers)} published numbers **{verdict}**, here in brackets: {'; '.join(each)}"] * bool(some)
     for record, one in chosen[:SHOWN]:
         value, gap = found(one)
@@ -84,17 +84,32 @@ def headline_table(records: list[dict], chosen: list[dict]) -> str:
         if not known:
             rows.append([one["claim"], one["paper"], "not run", "-", "**not run**"])
             continue
-        record, claim = known[0]
+        (record, claim), *others = known
         value, gap = found(claim)
         where = f"[{plain(claim['data'] or record['data']['label'])}, {record['scale']}](results/{record['notebook']}.md)"
         shown = f"{gap} ({counted(claim['difference'])})" if gap else value
-        rows.append([claim["statement"], one["paper"], shown, where, f"**{claim['verdict']}**"])
+        also = "".join(
+            f"; {plain(other['data']['label'])}: {found_['verdict']}" for other, found_ in others if found_["verdict"] != claim["verdict"]
+        )
+        rows.append([claim["statement"], one["paper"], shown, where, f"**{claim['verdict']}**{also}"])
     return markdown(["claim", "the paper says", "we found, 95% interval", "data, scale", "verdict"], rows)
 
 
+def both(claim: dict) -> tuple[str, str]:
+    """The published number behind a claim, value or gain, and ours."""
+    if claim.get("equal"):
+        gap = claim["difference"]
+        return f"{100 * claim['published']['difference']:+.1f}", f"{100 * gap['mean']:+.1f} ({counted(gap)})"
+    return published_value(claim["published"]), percent(claim["measured"])
+
+
 def held(told: list[tuple[dict, dict]]) -> list[tuple[dict, dict]]:
-    """(record, claim) of the claims, of what `decided` gives, that a value in the published setting is the published one."""
-    return [(record, one) for record, one in told if one["published"] and not one["against"] and one["verdict"] in DECIDED]
+    """(record, claim) of the claims, of what `decided` gives, that a value or gain in the published setting is the published one."""
+    return [
+        (record, one)
+        for record, one in told
+        if one["published"] and (one["verdict"] in DECIDED and not one["against"] or one.get("equal") and one["verdict"] != "not run")
+    ]
 
 
 def published_rows(records: list[dict]) -> str:
@@ -104,9 +119,11 @@ def published_rows(records: list[dict]) -> str:
         for record, one in held(decided(records, name)):
             where = f"[{plain(record['data']['label'])}](results/{name}.md)"
             low, high, over = interval(one["measured"])
+            if one.get("equal"):
+                low, high, over = (*one["difference"]["ci95"], "pairs") if one["difference"]["ci95"] else (0, 0, "")
             shown = f"{100 * low:.1f} to {100 * high:.1f}{', of networks' * (over == 'networks')}" if over else "-"
-            setting = one["statement"].removesuffix(": the published accuracy")
-            number, here = published_value(one["published"]), percent(one["measured"])
+            setting = one["statement"].removesuffix(": the published accuracy").replace(": the published gain", ": gain")
+            number, here = both(one)
             rows.append([setting, number, here, shown, f"**{one['verdict']}**", where])
     return markdown(["what", "published, %", "here (sets x networks)", "95% interval of the mean", "verdict", "data"], rows)
 

@@ -40,6 +40,7 @@ def pool(found: list[dict]) -> list[dict]:
 def _joined(group: list[dict]) -> dict:
     sets, rows = _sets(group), {}
     keys = sorted({key for one in sets.values() for key in one})
+    sets |= {row["name"]: {} for record in group for row in record["rows"] if row["name"] not in sets}  # without a set
     values = {name: [one.get(key, (None, 0.0, 0.0))[0] for key in keys] for name, one in sets.items()}
     for row in (row for record in group for row in record["rows"]):
         if (name := row["name"]) not in rows:

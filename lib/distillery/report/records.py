@@ -22,7 +22,7 @@ from distillery.checks import InputError, check_choice
 from distillery.data.load import source_digest
 from distillery.names import SCALES
 from distillery.report.provenance import notebook_digest, provenance
-from distillery.report.statistics import counted, difference, measured
+from distillery.report.statistics import counted, difference, gap_error, measured
 from distillery.runs import Runs
 
 SCHEMA = 1
@@ -41,8 +41,9 @@ EARLIER = {  # unit, digits and data of claims recorded before they said so, by 
 
 
 def verdict(
-    row: dict | None, gap: dict | None, published: dict | None, comparable: bool, margin: float = 0.0, unit: str = "points", digits: int = 1
-) -> tuple[str, str]:
+    row: dict | None, gap: dict | None, published: dict | None, comparable: bool, margin: float = 0.0, unit: str = "points", digits: int = 1,
+    reconstructed: str = "", equal: bool = False,
+) -> tuple[str, str]:  # fmt: skip
     """(verdict, why) by one rule, fixed before anything is measured.
 
     row         `measured(...)` of the claimed method
@@ -50,10 +51,11 @@ def verdict(
     published   {'mean', 'std'} as fractions, where it is known also 'difference' to the published baseline; or None
     comparable  whether data, network and loops are those of the published number
     margin      and unit and digits of the numbers: as `claim` has them
+    reconstructed, equal  as `claim` has them
 
     An interval that holds both answers detects effects of half its width; it is under-powered where the published difference, from
-    -margin on, is smaller. A comparable value counts as reproduced within twice the summed published deviation and standard error
-    of our mean, at least one point and at most three.
+    -margin on, is smaller. A comparable value, or in its place the difference where a protocol had to be reconstructed, counts as
+    reproduced within twice the summed published deviation and standard error of ours, at least one point and at most three.
     """
     if row is None:
         return "not run", "no run of it, or none of what it is compared with, has finished"
@@ -65,27 +67,32 @@ def verdict(
         if gap["ci95"] is None:
             return "inconclusive", f"no interval from {counted(gap)}"
         low, high = (bound + margin for bound in gap["ci95"])
-        if high < 0:
+        if high < 0 and not equal:
             return "not reproduced", "the whole interval lies on the other side"
-        if low <= 0:
+        if low <= 0 and not equal:
             why = f"the interval holds both answers; detectable effect {shown((high - low) / 2)}"
             if published is None or "difference" not in published:
                 return "inconclusive", why
             weak = abs(published["difference"] + margin) < (high - low) / 2
             return "under-powered" if weak else "inconclusive", f"{why}, published difference {shown(published['difference'])}"
-    if published is None or not comparable:
+    if published is None or not comparable or reconstructed and "difference" not in published:
         other = "data, network or loops are not the published ones" if published else "it is held against no published number"
         if gap is None:
             return "not testable at this scale", other
         side = f"above -{shown(margin)}" if margin else "on the claimed side"
         return "direction reproduced", f"the whole interval lies {side}; {other}"
-    error = (row["std_sets"] or 0) / math.sqrt(row["n_sets"])
+    ours, theirs, error = row["value"], published["mean"], (row["std_sets"] or 0) / math.sqrt(row["n_sets"])
+    if reconstructed:
+        ours, theirs, error = gap["mean"], published["difference"], gap_error(gap)
     tolerance = min(max(0.01, 2 * ((published["std"] or 0) + error)), 0.03)
-    distance = abs(row["value"] - published["mean"])
-    why = f"{distance:.1%} from the published value, tolerance {tolerance:.1%}"
+    distance = abs(ours - theirs)
+    why = f"{distance:.1%} from the published {'gain' if reconstructed else 'value'}, tolerance {tolerance:.1%}"
+    why += f"; reconstructed: {reconstructed}" if reconstructed else ""
     if distance <= tolerance:
         return "reproduced", why
-    return ("not reproduced" if gap is None else "direction reproduced"), why
+    if equal and gap["ci95"][0] <= theirs <= gap["ci95"][1]:
+        return "inconclusive", f"{why}; the interval holds the published gain"
+    return ("not reproduced" if gap is None or equal else "direction reproduced"), why
 
 
 def claim(
@@ -109,6 +116,8 @@ def claim(
     family: str = "",
     further: bool = False,
     same: str = "",
+    reconstructed: str = "",
+    equal: bool = False,
 ) -> dict:
     """One claim with its verdict, as long as it stands alone; `corrected` judges those of one kind together.
 
@@ -125,6 +134,8 @@ def claim(
     family          claims of one kind, '' = those whose ids begin with the same word, up to the first '-'
     further         a further comparison: shown with its interval, without a verdict
     same            why what is claimed does not differ from its control, so that no difference can be a finding; '' = it does
+    reconstructed   what of the published protocol is not published and had to be filled in, '' = nothing; then gains are compared, not values
+    equal           the claim is that the difference is the published one, whatever its sign; it has no p-value
     """
     row = measured(ours)
     if published and published_baseline:
@@ -132,7 +143,9 @@ def claim(
     gap = difference(ours, baseline, margin) if against else None
     if against and gap is None:
         row = None  # its comparison has not run
-    verdict_, why = verdict(row, gap, published, comparable, margin, unit, digits)
+    if gap and equal:
+        gap.pop("p")
+    verdict_, why = verdict(row, gap, published, comparable, margin, unit, digits, reconstructed, equal)
     if scale == "smoke" and verdict_ not in UNJUDGED:
         verdict_ = "smoke: not judged"
     if untestable:
@@ -155,13 +168,16 @@ def claim(
         "margin": margin,
         "family": family or id.split("-")[0],
         "further": further,
+        "reconstructed": reconstructed,
+        "equal": equal,
         "verdict": verdict_,
         "why": why,
     }
 
 
 def corrected(claims: list[dict]) -> list[dict]:
-    """Claims and further comparisons with 'p_holm', their p-values among all of their family; claims that lose their verdict by it say so.
+    """Claims and further comparisons with 'p_holm', their p-values among all of their family that can be judged; claims that lose their
+    verdict by it say so. Those that cannot be tested or are the same as their control have no verdict to lose, and do not count.
 
     Step-down: of m p-values the k-th smallest counts m + 1 - k times, and no less than those before it (Holm, Scand. J. Stat. 6, 1979).
     """

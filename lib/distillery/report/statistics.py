@@ -31,6 +31,8 @@ def measured(accuracies: list[list[float] | None] | None) -> dict | None:
 def interval(row: dict) -> tuple[float, float, str]:
     """The 95% t-interval of a row's mean, as `measured` gives it, over its sets; over the networks of a single set.
 
+    Means of two or three sets may happen to be alike: their spread is taken for no smaller than that which networks alone give to a mean.
+
     returns  (low, high, 'sets' or 'networks'), '' in place of these where there is one number
     """
     n, spread, over = row["n_sets"], row["std_sets"], "sets"
@@ -38,6 +40,8 @@ def interval(row: dict) -> tuple[float, float, str]:
         n, spread, over = row["n_networks"], row["std_networks"], "networks"
     if spread is None:
         return row["value"], row["value"], ""
+    if over == "sets":
+        spread = max(spread, (row["std_networks"] or 0) / math.sqrt(row["n_networks"]))
     half = float(stats.t.ppf(0.975, n - 1)) * spread / math.sqrt(n)
     return row["value"] - half, row["value"] + half, over
 
@@ -67,6 +71,12 @@ def difference(ours: list[list[float]] | None, baseline: list[list[float]] | Non
     half, away = float(stats.t.ppf(0.975, freedom) * error), abs(mean + margin)
     p = float(2 * stats.t.sf(away / error, freedom)) if error else float(not away)
     return {"mean": mean, "ci95": [mean - half, mean + half], "p": p} | how
+
+
+def gap_error(gap: dict) -> float:
+    """The standard error of a `difference` with an interval; of Welch's with the fewest degrees of freedom that it can have, so no larger."""
+    n = gap["n_pairs"] if gap.get("how") != "welch" else min(gap["n_sets"])
+    return (gap["ci95"][1] - gap["ci95"][0]) / 2 / float(stats.t.ppf(0.975, n - 1))
 
 
 def total(*samples: np.ndarray) -> dict:

@@ -104,7 +104,7 @@ def table(records: list[dict], further: bool = False) -> str:
         for one in (one for one in record["claims"] if one["further"] == further):
             where = plain(f"{one['data'] or record['data']['label']}, {record['scale']}")
             number = published(one["published"])
-            met = not one["against"] and one["verdict"] in DECIDED  # in the published setting
+            met = (not one["against"] or one.get("equal")) and one["verdict"] in DECIDED  # in the published setting
             number += " (other setting)" * (number != "-" and record["scale"] != "paper" and not met)
             lines.append([one["statement"], where, number, *_cells(one)])
     return markdown(["claim", "data, scale", "published, %", *MEASURED, "p (Holm)" if further else "verdict"], lines)

@@ -111,8 +111,8 @@ class Entry:
     @property
     def tolerance(self) -> float:
         """How far a mean accuracy may lie from the recorded one on another machine, where rounding leads networks elsewhere: three standard errors
-        of the difference of two means over networks, within TOLERANCE. On the machine of the record there is no difference."""
-        error = (self.found[0]["std_networks"] or 0) * math.sqrt(2 / self.found[0]["n_networks"])
+        of the difference of two means over the networks of all seeds, within TOLERANCE. On the machine of the record there is no difference."""
+        error = (self.found[0]["std_networks"] or 0) * math.sqrt(2 / (self.found[0]["n_sets"] * self.found[0]["n_networks"]))
         return min(max(3 * error, TOLERANCE[0]), TOLERANCE[1])
 
 
