@@ -69,6 +69,12 @@ def check_keep(name: str, value) -> None:
         raise InputError(f"{name}: {value!r} is neither a fraction nor a number of images; accepted: {accepted}")
 
 
+def check_seed(seed) -> None:
+    """Raise InputError on a seed that is no whole number from 0 to below 2^63, which files can hold."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InputError(f"seed: {seed!r} is not accepted; accepted: a whole number, 0 or more, below 2^63")
+
+
 def check_positive_int(name: str, value) -> None:
     """Raise InputError unless `value` is an int of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -1,6 +1,7 @@
 """The commands on images of one's own: lists with file names, folders at full size, sets that plain torch reads, advice."""
 
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -15,6 +16,7 @@ from distillery import api, cli
 from distillery.checks import InputError
 from distillery.commands import advise, own, trial
 from distillery.data import kept as lists
+from distillery.data import load
 from distillery.methods import METHODS
 from made_up import TINY
 
@@ -73,6 +75,49 @@ def test_no_output_removes_a_folder_or_lies_in_the_images(photos, tmp_path, caps
         assert why in capsys.readouterr().err
     assert (tmp_path / "mine" / "letter").read_text() == "dear" and len(list(photos.glob("*/*.png"))) == 36
     assert not (tmp_path / "kept.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (["prune", "{zip}", "--keep", "0.5", "--link", "{here}/some"], "no files of their own"),
+        (["prune", "{photos}", "--keep", "0.5", "--link", "{here}/kept.csv", "--out", "{here}/kept.csv"], "two places"),
+        (["prune", "{photos}", "--keep", "0.5", "--check", "--encoder", "efficientnet-lite0"], "with --check"),
+        (["prune", "{photos}", "--keep", "0.5", "--seed", "-1"], "seed: -1"),
+        (["prune", "{photos}", "--keep", "0.5", "--seed", str(2**63)], "below 2^63"),
+        (["distill", "{photos}", "--ipc", "0"], "ipc: 0"),
+        (["distill", "{photos}", "--ipc", "1", "--set", "steps", "abc"], "steps: 'abc'"),
+        (["distill", "{photos}", "--ipc", "1", "--set", "lr", "nan"], "lr: 'nan'"),
+        (["distill", "{photos}", "--ipc", "1", "--set", "steps", "2.5"], "steps: 2.5"),
+        (["distill", "{photos}", "--ipc", "1", "--set", "augmented", "maybe"], "augmented: 'maybe'"),
+        (["advise", "{photos}", "--sizes", "1", "--seeds", "0"], "seeds: 0"),
+        (["advise", "{photos}", "--sizes", "1", "--method", "foo"], "method: 'foo'"),
+        (["advise", "{photos}", "--sizes", "1", "--method", "random"], "method: 'random'"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_computed(photos, tmp_path, capsys, monkeypatch, command, why):
+    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", photos)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trial.Trial, "made", lambda *_, **__: 1 / 0)
+    assert cli.main([part.format(photos=photos, here=tmp_path, zip=archive) for part in command]) == 2
+    assert why in capsys.readouterr().err
+    assert sorted(one.name for one in tmp_path.iterdir() if one.name != "cache") == ["photos", "photos.zip"]
+
+
+def test_what_a_link_leads_to_is_looked_at_again(photos, tmp_path):
+    """Class folders that are links are followed, and so are their changes."""
+    (tmp_path / "linked").mkdir()
+    for one in photos.iterdir():
+        (tmp_path / "linked" / one.name).symlink_to(one, target_is_directory=True)
+    for one in photos.rglob("*.png"):
+        os.utime(one, (0, 0))
+    first = load("folder", tmp_path / "linked", resize=8).train.digest
+    Image.new("RGB", (20, 14)).save(photos / "cat" / "0.png")
+    assert load("folder", tmp_path / "linked", resize=8).train.digest != first
+    more = photos / "cat" / "more"
+    more.mkdir()
+    Image.new("RGB", (20, 14), "red").save(more / "1.png")
+    assert len(load("folder", tmp_path / "linked", resize=8, held_out=0).train) > 29
 
 
 def test_copies_are_files_and_nothing_is_left_of_a_folder_that_fails(photos, tmp_path, monkeypatch):
@@ -172,10 +217,13 @@ def test_a_distilled_set_is_pictures_a_card_and_a_dataset(photos, tmp_path, caps
     judge = ["evaluate", str(out), "--data", str(photos), "--networks", "3", "--width", "32", "--epochs", "300"]
     assert cli.main(judge) == 0  # on the images that `distill` has held out, from the images that it started from
     again = capsys.readouterr().out
-    assert [line for line in again.splitlines() if line.startswith("| ")] == [
-        line for line in said.out.splitlines() if line.startswith("| ")
-    ]
+    told = [[line.split("|")[:-3] for line in text.splitlines() if line.startswith("| ")] for text in (again, said.out)]
+    assert told[0] == told[1]  # but for steps and seconds of making it, which the set brings in its card
+    assert next(line for line in said.out.splitlines() if line.startswith("| set |")).split("|")[-3] == " 2 "
     assert cli.main(command) == 2 and "is there already" in capsys.readouterr().err
+    assert cli.main([*command, "--force"]) == 0 and len(ImageFolder(tmp_path / "set")) == 6
+    (tmp_path / "set" / "elk" / "mine.png").write_bytes((tmp_path / "set.png").read_bytes())
+    assert cli.main([*command, "--force"]) == 2 and "never removed" in capsys.readouterr().err and (tmp_path / "set/elk/mine.png").exists()
 
 
 def test_a_list_with_images_held_out_is_judged_on_those(photos, tmp_path, capsys):

@@ -524,3 +524,15 @@ def test_parquet_without_pyarrow_names_the_install(tmp_path, refused, monkeypatc
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with refused("pip install 'distillery[parquet]'"):
         convert(tmp_path / "a.parquet", tmp_path / "out")
+
+
+@pytest.mark.parametrize("head", ["file,label", "jsonl"])
+def test_whole_numbers_of_a_table_keep_their_order(tmp_path, head):
+    to_folder(tmp_path / "flat", {f"{i}.png": encoded(to_pil_image(COLOR[i % 9])) for i in range(12)})
+    rows = [{"file": f"flat/{i}.png", "label": i} for i in range(12)]
+    if head == "jsonl":
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    else:
+        (tmp_path / "a.csv").write_text("\n".join([head, *(f"{row['file']},{row['label']}.0" for row in rows)]))
+    convert(next(tmp_path.glob("a.*")), tmp_path / "out")
+    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == [f"{i:02d}" for i in range(12)]

@@ -103,6 +103,15 @@ def test_what_a_list_keeps(tmp_path, capsys, copy):
         assert [tuple(row.values()) for row in csv.DictReader(text)][2] == ("dog/0.png", "dog")
 
 
+def test_no_list_is_exported_into_its_own_images(tmp_path, capsys):
+    root = to_folder(tmp_path / "photos", files(parts=("",), n=4))
+    plan = folders.plan_of(api_origin(root))
+    Kept(root, plan.files, torch.tensor(plan.labels), tuple(plan.classes), torch.zeros(8), torch.ones(8) > 0).write(tmp_path / "kept.csv")
+    for place in (root / "new", root / "cat" / "new"):
+        assert cli.main(["export", str(tmp_path / "kept.csv"), "--to", "imagefolder", "--out", str(place)]) == 2
+        assert "of which it is made" in capsys.readouterr().err and not place.exists()
+
+
 def api_origin(root):
     from distillery.data.archives import origin
 

@@ -8,14 +8,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
-from distillery.checks import InputError, check_fraction
+from distillery.checks import InputError, check_choice, check_fraction, check_positive_int, check_seed
 from distillery.commands import own as owns
 from distillery.commands import trial as trials
 from distillery.commands.distill import seconds as distilling
 from distillery.commands.distill import shortened
 from distillery.commands.own import Tell, quiet
 from distillery.commands.trial import EARLY, Trial
-from distillery.methods import DEFAULT, TRAJECTORIES
+from distillery.methods import DEFAULT, METHODS, TRAJECTORIES
 from distillery.notebook import parameters
 from distillery.recipe import Recipe
 from distillery.report import figures, records, tables
@@ -243,13 +243,16 @@ def tried(trial: Trial, planned: list[Planned], seeds: range, limit: float, tell
     found, made, spent, until = [], 0.0, 0.0, time.monotonic() + limit
     for i, one in enumerate(planned, 1):
         before, began = trial.runs.computed, time.monotonic()
+        missing = len(trial.runs.missing)
         found.append(run(trial, one.candidate, seeds))
         if trial.runs.computed > before:  # else it was stored
             made, spent = made + one.seconds, spent + time.monotonic() - began
         ahead = sum(later.seconds for later in planned[i:])
         left = min(ahead * (spent / made if made else len(seeds)), until - time.monotonic())
         left = f", about {owns.span(max(0.0, left))} left" if ahead else ""
-        tell(f"[{i:2d}/{len(planned)}] {named(one.candidate)}: {tables.percent(records.measured(found[-1].accuracies))}{left}")
+        stopped = dict.fromkeys(told["stopped"] for told in trial.runs.missing[missing:] if "stopped" in told)
+        why = f" ({'; '.join(stopped)})" if stopped else ""
+        tell(f"[{i:2d}/{len(planned)}] {named(one.candidate)}: {tables.percent(records.measured(found[-1].accuracies))}{why}{left}")
     return found
 
 
@@ -266,6 +269,11 @@ def advise(
     encoder         as of `prune`: FlexRand goes by complexity too (DLC)
     raises          InputError as `prune` and `distill`, and on a budget that is too short for all images and one candidate
     """
+    check_positive_int("seeds", seeds)
+    check_seed(seed)
+    tried_anyway = ("random", "k-means", "lowest loss")
+    known = [name for name, one in METHODS.items() if one.makes_set and one.labels is not False and name not in tried_anyway]
+    check_choice("method", method, known)
     where = parameters.device(device)
     own = owns.read(data, side, where, tell, progress, skip_unreadable)
     splits = trials.split(own, seed, validation=DECIDED, test=JUDGED)

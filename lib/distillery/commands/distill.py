@@ -1,8 +1,10 @@
 """`distillery distill`: a few synthetic images that stand for a folder of one's own, and whether they were worth it."""
 
 import io
+import re
+import shutil
 import tempfile
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -11,11 +13,12 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from distillery import store
-from distillery.checks import check_choice, check_positive_int
+from distillery.checks import InputError, check_choice, check_positive_int, check_seed
 from distillery.commands import own as owns
 from distillery.commands import trial as trials
 from distillery.commands.own import Tell, quiet
 from distillery.commands.trial import Trial
+from distillery.data import synthetic
 from distillery.data.synthetic import Synthetic, export
 from distillery.methods import DEFAULT, METHODS
 from distillery.notebook import parameters
@@ -50,7 +53,10 @@ class Distilled:
         return self.trial.splits.train.transform.inverse(self.set.decode()[0]).clamp(0, 1).cpu()
 
     def write(self, path: str | Path) -> Path:
-        """PATH.safetensors with its card and checksum; beside it a folder of PNG files by class, and a contact sheet, PATH.png."""
+        """PATH.safetensors with its card and checksum; beside it a folder of PNG files by class, and a contact sheet, PATH.png.
+
+        Files that are there are replaced, and the folder of PNG files of a set that is. Raises InputError on another folder.
+        """
         path = Path(path).with_suffix(".safetensors")
         splits = self.trial.splits
         card = {"method": self.recipe.method, "size": self.recipe.size, "seed": self.recipe.seed, "data": splits.train.name}
@@ -62,6 +68,8 @@ class Distilled:
             "accuracies": {row["method"]: row["accuracies"] for row in self.rows},
         }
         pixels, labels, names = self.pixels(), self.labels(), splits.train.classes
+        if drawn(path.with_suffix("")):
+            shutil.rmtree(path.with_suffix(""))
         with store.new_folder(path.with_suffix("")) as folder:
             for label, name in enumerate(names):
                 (folder / name).mkdir()
@@ -76,6 +84,19 @@ class Distilled:
         """The class (M,) of each image, of soft labels the likeliest."""
         targets = self.set.decode()[1].cpu()
         return targets.argmax(1) if targets.is_floating_point() else targets
+
+
+def drawn(folder: Path) -> bool:
+    """Whether a folder is what `Distilled.write` drew of the set beside it: as many numbered PNG files in folders of its classes, and nothing else."""
+    file = folder.with_suffix(".safetensors")
+    if folder.is_symlink() or not folder.is_dir() or not file.is_file():
+        return False
+    with suppress(InputError):
+        made, below = synthetic.load(file), [one.relative_to(folder) for one in folder.rglob("*")]
+        names = set(made.classes or ())
+        images = [one for one in below if re.fullmatch(r"\d{3,}\.png", one.name) and str(one.parent) in names]
+        return len(images) == len(made.decode()[0]) and {str(one) for one in below if one not in images} == names
+    return False
 
 
 def _png(image: torch.Tensor) -> bytes:
@@ -116,6 +137,7 @@ def distill(
     raises    InputError on images that cannot be read, a method that does not fit and more images than the smallest class has
     """
     check_positive_int("ipc", ipc)
+    check_seed(seed)
     check_choice("method", method, [name for name, one in METHODS.items() if one.makes_set and one.labels is not False])
     where = parameters.device(device)
     own = owns.read(data, side, where, tell, progress, skip_unreadable)
@@ -134,4 +156,5 @@ def distill(
     result = experiment.set_result(recipe)
     made = experiment.synthetic(result)
     rows = compare_with_random(made, splits, trial.network, experiment.protocol, 1, seed, made.card["start"], trial.runs)
+    rows[0] |= {"seconds": result["seconds"], "steps": result["steps"]}  # of making it, once
     return Distilled(made, rows, trial, recipe, result["seconds"])

@@ -142,7 +142,7 @@ class Data:
     def load(self, **sides: int) -> Splits:
         """Test images are a fifth of each class where there are none."""
         where = (str(self.name), self.root) if self.published else ("folder", self.name)
-        found = load(*where, **sides, seed=self.seed, normalization=self.normalization, progress=self.progress)
+        found = load(*where, **sides, seed=self.seed, normalization=self.normalization, skip_unreadable=self.skip, progress=self.progress)
         return found.to(self.device)
 
     def read(
@@ -162,7 +162,8 @@ class Data:
         if n := seen(made, splits.test):
             notes.append(f"{n} of the set's images are among the {len(splits.test)} that judge")
             if n > len(made) / 20:  # more than a few images that a data set repeats
-                raise InputError(f"{shown(path)}: {notes[-1]}; accepted: data with test/, or a list of `distillery prune --hold-out 0.2`")
+                accepted = "data with test/, or a list of `distillery prune --hold-out 0.2`, without images that are there twice (`distillery data check`)"
+                raise InputError(f"{shown(path)}: {notes[-1]}; accepted: {accepted}")
         if path.is_dir():
             files = folders.plan_of(origin(path)).files
             if (soft := external.soft_labels(path, files, len(made.classes))) is not None:
@@ -187,7 +188,7 @@ class Data:
             side, why = owns.fitting_side(where, folders.plan_of(where, self.skip).files, self.device.type)
             self.tell(f"side: {side} x {side} pixels, for {why}")
         splits = self.load(resize=side)
-        found = folders.load_files(path, resize=splits.test.shape[1], progress=self.progress)
+        found = folders.load_files(path, resize=splits.test.shape[1], skip_unreadable=self.skip, progress=self.progress)
         if tuple(found.classes) != splits.train.classes:
             odd = ", ".join(map(shown, sorted(set(found.classes) ^ set(splits.train.classes))[:5]))
             raise InputError(f"{shown(path)}: classes differ from those of the data in {odd}; accepted: the same classes")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from distillery.checks import InputError
+from distillery.checks import InputError, check_positive_int
 
 METHODS_HELP = "a method, as `distillery methods` names it (default: the cheapest distiller)"
 
@@ -103,7 +103,7 @@ def add(command: Callable, looks) -> None:
         one.add_argument("--skip-unreadable", action="store_true", help="pass over files that are no images or cannot be decoded")
         one.add_argument("--no-flip", action="store_true", help="a mirrored image is another class (digits, letters)")
     for one in (prune, distill, advise):
-        one.add_argument("--force", action="store_true", help="replace files that are there (folders never are)")
+        one.add_argument("--force", action="store_true", help="replace files that are there (of folders only that of `distill`)")
 
 
 def _quietly(function: Callable, *given, **how):
@@ -159,13 +159,23 @@ def _get(arguments) -> int:
 def _prune(arguments) -> int:
     from distillery.commands.prune import check, prune
     from distillery.data.kept import absent
+    from distillery.notebook import parameters
     from distillery.report import tables
 
     if arguments.link and arguments.copy:
         raise InputError("--link and --copy: both; accepted: one of the two")
     places = [one for one in (arguments.out, arguments.link, arguments.copy) if one]
+    if len({Path(one).resolve() for one in places}) < len(places):
+        raise InputError(f"--out and the folder of the images: both {arguments.out}; accepted: two places")
+    if len(places) > 1 and not Path(arguments.data).is_dir():
+        raise InputError(
+            f"{arguments.data}: images in an archive have no files of their own; accepted: the archive unpacked, or the list alone"
+        )
+    if arguments.check and arguments.encoder:
+        raise InputError("encoder: with --check, which trains networks from scratch; accepted: a score without an encoder")
     for place in places:
         absent(place, arguments.force, arguments.data)
+        parameters.writable(Path(place))
     how = {name: getattr(arguments, name) for name in ("score", "rule", "gamma", "encoder")}
     kept = prune(arguments.data, arguments.keep, hold_out=arguments.hold_out, **how, **_common(arguments))
     if folder := arguments.link or arguments.copy:
@@ -183,7 +193,7 @@ def _prune(arguments) -> int:
 
 
 def _distill(arguments) -> int:
-    from distillery.commands.distill import distill
+    from distillery.commands.distill import distill, drawn
     from distillery.data.kept import absent
     from distillery.methods import DEFAULT
     from distillery.notebook import parameters
@@ -191,8 +201,13 @@ def _distill(arguments) -> int:
 
     out = Path(arguments.out).with_suffix(".safetensors")
     places = [out, out.with_suffix(""), out.with_suffix(".png"), out.with_suffix(".json")]
+    check_positive_int("ipc", arguments.ipc)
     for place in places:
+        if arguments.force and drawn(place):
+            absent(place / "images", None, arguments.data)
+            continue
         absent(place, arguments.force, arguments.data)
+        parameters.writable(place)
     settings = {name: parameters.from_text(text) for name, text in arguments.set}
     made = _quietly(
         distill,
@@ -262,13 +277,15 @@ def _advise(arguments) -> int:
     from distillery.commands import advise as advice
     from distillery.data.kept import absent
     from distillery.methods import DEFAULT
+    from distillery.notebook import parameters
 
     absent(arguments.out, arguments.force, arguments.data)
+    parameters.writable(Path(arguments.out))
     sizes, minutes = advice.sizes(arguments.sizes), budget(arguments.budget) if arguments.budget != "0" else 0.0
     how = {"budget_minutes": minutes, "method": arguments.method or DEFAULT, "flip": not arguments.no_flip}
     how |= {name: getattr(arguments, name) for name in ("seeds", "encoder")}
     found = _quietly(advice.advise, arguments.data, sizes, **how, **_common(arguments))
-    print(advice.table(found))
+    print(f"{advice.table(found)}\n\n{found.told()}")
     advice.draw(found, arguments.out)
-    print(f"\n{found.told()}\n{arguments.out}")
+    print(arguments.out)
     return 0

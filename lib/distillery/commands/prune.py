@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from distillery.checks import InputError, check_choice, check_fraction, check_keep
+from distillery.checks import InputError, check_choice, check_fraction, check_keep, check_seed
 from distillery.commands import own as owns
 from distillery.commands import trial as trials
 from distillery.commands.own import Own, Tell, quiet
@@ -47,6 +47,7 @@ def prune(
     raises   InputError on images that cannot be read, and on a part, score, rule or encoder that does not fit, before anything is computed
     """
     check_keep("keep", keep)
+    check_seed(seed)
     score = score or ("complexity" if encoder else "loss")
     check_choice("score", score, SCORES)
     check_choice("rule", rule, RULES)

@@ -164,8 +164,8 @@ def known_digest(where, folder: Path) -> str:
     folder  where it is remembered, once no file is younger than a few seconds; if it cannot be written, each process reads again
     """
     path = where.path.resolve()
-    above = [path / name for name in getattr(where, "above", [])]
-    files = [(str(one), one.stat()) for one in (path, *above, *path.rglob("*")) if one.exists()]
+    below = (*where.listing.folders, *where.listing.files) if path.is_dir() else ()  # through links, as they are read
+    files = [(str(one), one.stat()) for one in (path, *(path / name for name in below)) if one.exists()]
     stamp = hashlib.sha256(repr(sorted((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in files)).encode()).hexdigest()
     note = folder / ".digests" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
     with suppress(InputError, TypeError, KeyError):

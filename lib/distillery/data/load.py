@@ -39,6 +39,7 @@ def load(
     split: int = 1,
     cache_dir: str | Path = "",
     mapped: bool | None = None,
+    skip_unreadable: bool = False,
     progress: bool = False,
 ) -> Splits:
     """Load a data set as disjoint splits, standardized by its training images.
@@ -60,6 +61,7 @@ def load(
     split           which published split of UCF101 and HMDB51
     cache_dir       where decoded pixels are kept, '' = $DISTILLERY_CACHE or ~/.cache/distillery; removable any time
     mapped          leave the pixels on disk and read them as `batch` needs them; None = where they take more than a quarter of the memory
+    skip_unreadable pass over files of a folder that are no images or cannot be decoded; they are counted and named in a note
     progress        show a progress bar while decoding and downloading
     raises          InputError on anything that cannot be loaded as asked
     """
@@ -82,7 +84,8 @@ def load(
         found = load_clips(data_root, frames, resize, rule=rule, passes=passes, split=split, seed=seed, **options)
     else:
         options |= {"resize": resize, "max_side": max_side}
-        found = folders.load_files(data_root, **options) if dataset == "folder" else named.load(dataset, data_root, **options)
+        files = options | {"skip_unreadable": skip_unreadable}
+        found = folders.load_files(data_root, **files) if dataset == "folder" else named.load(dataset, data_root, **options)
     # Until the last step a part is only a list of rows, so that the pixels are copied once and not at every step.
     rows, notes = torch.arange(len(found.targets)), list(found.notes)
     mapped = isinstance(found.pixels, LazyImages)

@@ -6,7 +6,7 @@ line find it in METHODS. `Method` has the defaults of a selection, which makes a
 
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, get_type_hints
 
 from torch import Tensor
 
@@ -39,9 +39,14 @@ def register(cls: type["Method"]) -> type["Method"]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a method; each field is part of the id of a set. Raises InputError on numbers below 0 or not finite."""
+    """Settings of a method; each field is part of the id of a set. Raises InputError on values of another type, and on numbers below 0 or not finite."""
 
     def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():
+            value, accepted = getattr(self, name), {bool: (bool,), int: (int,), float: (int, float), str: (str,)}.get(kind)
+            if accepted and (not isinstance(value, accepted) or isinstance(value, bool) and kind is not bool):
+                words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
+                raise InputError(f"{name}: {value!r} is not accepted; accepted: {words}")
         for name, value in vars(self).items():
             if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
                 raise InputError(f"{name}: {value} is not accepted; accepted: 0 or more")
