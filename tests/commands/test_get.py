@@ -90,7 +90,8 @@ def test_a_set_evaluates_to_its_record(here, capsys, name, seeds):
     store.save_tensors(here / "better.safetensors", made, card | {"evaluation": card["evaluation"] | {"test": "0"}})
     assert main(["get", str(here / "better.safetensors"), "--check", "--data", "digits"]) == 1
     out = capsys.readouterr().out
-    assert "does not agree" in out and "tolerance 2.1" in out and "note: the test images are not those of the record" in out
+    assert "does not agree" in out and f"tolerance {2.1 if seeds == 1 else 1.5}" in out  # by as many more networks as seeds
+    assert "note: the test images are not those of the record" in out
 
 
 def test_what_the_card_of_a_row_says_is_what_is_stored(folder):

@@ -155,24 +155,10 @@ def claim(
     why = f"{why}; {note}" if note and verdict_ != "not run" else why
     verdict_ = "" if further and verdict_ != "not run" else verdict_
     return {
-        "id": id,
-        "statement": statement,
-        "source": source,
-        "published": published,
-        "measured": row,
-        "difference": gap,
-        "unit": unit,
-        "digits": digits,
-        "data": data,
-        "against": against,
-        "margin": margin,
-        "family": family or id.split("-")[0],
-        "further": further,
-        "reconstructed": reconstructed,
-        "equal": equal,
-        "verdict": verdict_,
-        "why": why,
-    }
+        "id": id, "statement": statement, "source": source, "published": published, "measured": row, "difference": gap, "unit": unit,
+        "digits": digits, "data": data, "against": against, "margin": margin, "family": family or id.split("-")[0], "further": further,
+        "reconstructed": reconstructed, "equal": equal, "verdict": verdict_, "why": why,
+    }  # fmt: skip
 
 
 def corrected(claims: list[dict]) -> list[dict]:
