@@ -59,3 +59,15 @@ def test_other_rows_and_incomplete_records_stay_apart(cell, tmp_path):
     found = records.find(tmp_path, sweeps=True)
     found[2]["missing"] = [{}]
     assert pooling.pool(found) == found
+
+
+def test_a_gain_stays_a_gain_and_a_row_without_a_set_is_kept(cell, tmp_path):
+    for seed in (0, 5):
+        cell(seed=seed)
+    found = records.find(tmp_path, sweeps=True)
+    for record in found:
+        record["claims"][0]["equal"] = True
+        record["rows"].append(record["rows"][0] | {"name": "nothing", "accuracies": [], "measured": None, "difference": None})
+    [one] = pooling.pool(found)
+    assert one["claims"][0]["equal"] and "p" not in one["claims"][0]["difference"]
+    assert one["rows"][-1]["name"] == "nothing" and one["rows"][-1]["measured"] is None

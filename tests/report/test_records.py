@@ -59,6 +59,7 @@ CASES = {
     "reconstructed, the gain": (row(0.5), gap(0.01, 0.05), apart(0.031), True, *OURS, False, "reproduced"),
     "reconstructed, another gain": (row(0.6), gap(0.01, 0.05), apart(0.07), True, *OURS, False, "direction reproduced"),
     "reconstructed, no gain known": (row(0.6), gap(0.01, 0.05), PUBLISHED, True, *OURS, False, "direction reproduced"),
+    "reconstructed, a value": (row(0.6), None, PUBLISHED, True, *OURS, False, "not testable at this scale"),
     "a gain alone": (row(0.5), gap(0.01, 0.05), apart(0.031), True, *OURS, True, "reproduced"),
     "a gain alone, other side": (row(0.5), gap(-0.05, 0.05), apart(-0.004), True, *OURS, True, "reproduced"),
     "a gain alone, another": (row(0.6), gap(0.01, 0.05), apart(0.07), True, *OURS, True, "not reproduced"),

@@ -78,4 +78,5 @@ def _sets(group: list[dict]) -> dict[str, dict[tuple[int, int], tuple[list[float
 def _claim(one: dict, values: dict[str, list], scale: str) -> dict:
     (ours, theirs), how = one["judged"]["rows"], {name: value for name, value in one["judged"].items() if name != "rows"}
     how |= {name: one[name] for name in ("published", "against", "margin", "unit", "digits", "data", "family", "further")}
+    how |= {"equal": one.get("equal", False)}  # which records from before do not say
     return records.claim(one["id"], one["statement"], one["source"], values[ours], values.get(theirs), **how, scale=scale)

@@ -75,7 +75,7 @@ def verdict(
                 return "inconclusive", why
             weak = abs(published["difference"] + margin) < (high - low) / 2
             return "under-powered" if weak else "inconclusive", f"{why}, published difference {shown(published['difference'])}"
-    if published is None or not comparable or reconstructed and "difference" not in published:
+    if published is None or not comparable or reconstructed and (gap is None or "difference" not in published):
         other = "data, network or loops are not the published ones" if published else "it is held against no published number"
         if gap is None:
             return "not testable at this scale", other
