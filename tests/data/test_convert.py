@@ -533,6 +533,6 @@ def test_whole_numbers_of_a_table_keep_their_order(tmp_path, head):
     if head == "jsonl":
         (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     else:
-        (tmp_path / "a.csv").write_text("\n".join([head, *(f"{row['file']},{row['label']}.0" for row in rows)]))
+        (tmp_path / "a.csv").write_text("\n".join([head, *(f"{row['file']},{row['label']}.{'0' * 400}" for row in rows)]))
     convert(next(tmp_path.glob("a.*")), tmp_path / "out")
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == [f"{i:02d}" for i in range(12)]

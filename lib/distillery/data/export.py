@@ -48,7 +48,7 @@ def _list(file: Path, out: Path, copy: bool) -> Path:
     if gone or not rows:
         what = f"{len(gone)} of {len(rows)} files are not there, first {gone[0]}" if rows else "nothing is kept"
         raise InputError(f"{file}: {what}; accepted: a list beside its images, these not in an archive")
-    for data in {row["file"].resolve().parent.parent for row in rows}:  # of class folders
+    for data in {row["file"].parent.parent for row in rows}:  # of class folders
         lists.absent(out, None, data)
     with store.new_folder(out) as made:
         _metadata(made, [(lists.put(row["file"], made / row["class"], copy), row["class"]) for row in rows])

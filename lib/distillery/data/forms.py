@@ -201,8 +201,8 @@ def tables(files: list[Path]) -> Parts:
                 raise InputError(f"{shown(path)}: split {part!r}; accepted: {', '.join(PARTS)}")
             parts.setdefault(part, []).append((row.get(label, ""), place.name, place))
     labels = [label for rows in parts.values() for label, *_ in rows]
-    if labels and all(re.fullmatch(r"(0|[1-9]\d*)(\.0+)?", label) for label in labels):  # whole numbers, whose order is theirs
-        parts = {part: [(int(float(label)), *more) for label, *more in rows] for part, rows in parts.items()}
+    if labels and all(re.fullmatch(r"(0|[1-9]\d{0,17})(\.0+)?", label) for label in labels):  # whole numbers, whose order is theirs
+        parts = {part: [(int(label.split(".")[0]), *more) for label, *more in rows] for part, rows in parts.items()}
     if "" in parts and len(parts) > 1:
         raise InputError(f"{shown(files[0])}: {len(parts[''])} rows without a split beside rows with one; accepted: all or none")
     return parts

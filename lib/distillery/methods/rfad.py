@@ -143,3 +143,7 @@ class RFAD(Regression):
     }  # fmt: skip
     published = dict.fromkeys(("cifar10", "cifar100", "svhn"), {ANY: {}})
     published |= dict.fromkeys(("mnist", "fashion-mnist"), {ANY: {"normalization": "published"}})
+
+    def spec(self, job) -> dict:
+        """Sets whose batches go by the loss at the learned scale are others than those from before."""
+        return super().spec(job) | ({"logits": "learned scale"} if job.recipe.batches else {})
