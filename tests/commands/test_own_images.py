@@ -248,6 +248,24 @@ def test_a_list_with_images_held_out_is_judged_on_those(photos, tmp_path, capsys
     assert cli.main(["evaluate", str(tmp_path / "moved.csv"), *judge]) == 2 and "is no image of" in capsys.readouterr().err
 
 
+def test_images_that_are_in_two_parts_are_told(photos, monkeypatch):
+    monkeypatch.setattr(own, "CHUNK", 5)  # of several looks at a part
+    told: list[str] = []
+    read = own.read(photos, 0, torch.device("cpu"))
+    apart = trial.split(read, 0, validation=0.25, test=0.25, tell=told.append)
+    assert not told and apart.notes == tuple(read.notes)
+    for name in ("cat", "dog", "elk"):
+        for i in range(12):
+            shutil.copy(photos / name / f"{i}.png", photos / name / f"again {i}.png")
+    twice = trial.split(own.read(photos, 0, torch.device("cpu")), 0, validation=0.25, test=0.25, tell=told.append)
+    flat = [{bytes(image.numpy().data) for image in part.pixels} for part in (twice.train, twice.validation, twice.test)]
+    n = [sum(bytes(image.numpy().data) in flat[0] for image in part.pixels) for part in (twice.validation, twice.test)]
+    assert min(n) > 0 and [line.split(" are,")[0] for line in told] == [
+        f"note: {n[0]} of {len(twice.validation)} images to choose by",
+        f"note: {n[1]} of {len(twice.test)} images to judge by",
+    ]
+
+
 def test_images_of_a_test_folder_judge_and_are_in_no_list(photos, tmp_path):
     (tmp_path / "both").mkdir()
     photos.rename(tmp_path / "both" / "train")

@@ -114,3 +114,16 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_trained(photos, ten
     )
     said = capsys.readouterr().err.splitlines()
     assert words in said[-1] and "accepted" in said[-1] and said[-1].startswith("error: ")
+
+
+def test_options_of_foreign_files_are_checked_and_said_to_be_unused_for_a_set_that_says_them_itself(photos, tensors, tmp_path, capsys):
+    train, images, labels = tensors
+    ours = synthetic.export(Synthetic({"images": images, "targets": labels}, train.classes), tmp_path / "ours", {}, train.transform)
+    np.savez(tmp_path / "set.npz", images=train.transform.inverse(images).clamp(0, 1).numpy(), labels=labels.numpy())
+    for option in ("--normalization", "--formation", "--pixels"):
+        for path in (ours, tmp_path / "set.npz"):
+            assert cli.main(["score", str(path), "--data", str(photos), *QUICK, option, "wholly"]) == 2
+            assert "wholly" in capsys.readouterr().err
+    given = ["--pixels", "unit", "--formation", "partition2", "--normalization", "zca", "--side", "16"]
+    assert cli.main(["evaluate", str(ours), "--data", str(photos), "--networks", "2", "--epochs", "1", "--width", "4", *given]) == 0
+    assert "side, pixels, formation, normalization not used" in capsys.readouterr().out

@@ -276,7 +276,9 @@ def advise(
     check_choice("method", method, known)
     where = parameters.device(device)
     own = owns.read(data, side, where, tell, progress, skip_unreadable)
-    splits = trials.split(own, seed, validation=DECIDED, test=JUDGED)
+    for note in own.notes:
+        tell(f"note: {note}")
+    splits = trials.split(own, seed, validation=DECIDED, test=JUDGED, tell=tell)
     how = {"networks": 1, "flip": flip, "encoder": encoder, "budget_minutes": budget_minutes, "progress": progress}
     trial = Trial(replace(splits, test=splits.validation), **how)
     tell(f"{len(splits.train)} images to learn from, {len(splits.validation)} to choose by, {len(splits.test)} to judge by; {trial.why}")

@@ -143,7 +143,7 @@ def distill(
     own = owns.read(data, side, where, tell, progress, skip_unreadable)
     for note in own.notes:
         tell(f"note: {note}")
-    trial = Trial(trials.split(own, seed, test=JUDGED), networks, flip, progress=progress)
+    trial = Trial(trials.split(own, seed, test=JUDGED, tell=tell), networks, flip, progress=progress)
     if short := {name: value for name, value in shortened(method, where.type).items() if name not in (settings or {})}:
         tell(f"on a CPU: {', '.join(f'{name} {value}' for name, value in short.items())} (published: days); --set NAME VALUE changes them")
     recipe = Recipe(method, ipc, seed, settings=short | (settings or {}))

@@ -10,7 +10,7 @@ from distillery.checks import InputError, check_choice, local_path
 from distillery.commands import own as owns
 from distillery.commands import trial as trials
 from distillery.commands.own import Tell, quiet
-from distillery.data import ImageSet, Splits, external, folders, kept, load, named, synthetic
+from distillery.data import NORMALIZATIONS, ImageSet, Splits, external, folders, kept, load, named, synthetic
 from distillery.data.archives import origin, shown
 from distillery.data.images import fit_standardize
 from distillery.data.synthetic import Synthetic
@@ -131,6 +131,9 @@ class Data:
     tell: Tell
     progress: bool
 
+    def __post_init__(self) -> None:
+        check_choice("normalization", self.normalization, NORMALIZATIONS)
+
     @property
     def published(self) -> bool:
         return str(self.name) in named.NAMES
@@ -156,10 +159,10 @@ class Data:
             splits = self.for_set(path)
             made = [external.read(path, labels, pixels, splits, logits, formation, i) for i in range(external.sets_in(path))]
             splits, notes = external.compare(made[0], splits)
-            return made, splits, [*notes, *splits.notes]
+            return made, splits, [*notes, *self._unused(path, made[0], side, labels, pixels, logits, formation), *splits.notes]
         splits, made = self.for_folder(path, side) if path.is_dir() else self.for_list(path, side)
         notes = list(splits.notes)
-        if n := seen(made, splits.test):
+        if n := owns.seen(made, splits.test):
             notes.append(f"{n} of the set's images are among the {len(splits.test)} that judge")
             if n > len(made) / 20:  # more than a few images that a data set repeats
                 accepted = "data with test/, or a list of `distillery prune --hold-out 0.2`, without images that are there twice (`distillery data check`)"
@@ -170,6 +173,16 @@ class Data:
                 images = made.batch(torch.arange(len(made), device=made.device))
                 made = Synthetic({"images": images, "targets": soft.to(made.device)}, made.classes, card={"pixels": "bytes, of files"})
         return [made], splits, notes
+
+    def _unused(self, path: Path, made: Synthetic, side: int, labels: str | Path, pixels: str, logits: bool, formation: str) -> list[str]:
+        """What was asked of a file that says it itself, in words."""
+        given = {"side": side}
+        if external.ours(path) and not labels:
+            given |= {"pixels": pixels != "auto", "logits": logits, "formation": formation != "identity"}
+        if made.card.get("transform"):
+            given |= {"normalization": self.normalization != "own"}
+        names = [name for name, is_given in given.items() if is_given]
+        return [f"{path.name}: {', '.join(names)} not used, since the file itself says so"] if names else []
 
     def for_set(self, path: Path) -> Splits:
         """At the size of a stored set's images, parted as its card says."""
@@ -218,9 +231,3 @@ class Data:
         transform = fit_standardize(rest)
         found, rest, test, none = (replace(one, transform=transform) for one in (part(True), rest, test, rest.subset(torch.arange(0))))
         return Splits(rest, none, test, tuple(own.notes)), found
-
-
-def seen(made: ImageSet, test: ImageSet) -> int:
-    """How many images of a set are, pixel by pixel, among those that judge."""
-    judges = {bytes(image.numpy().data) for image in test.pixels[:].cpu().contiguous()}
-    return sum(bytes(image.numpy().data) in judges for image in made.pixels[:].cpu().contiguous())

@@ -1,9 +1,10 @@
 """Images of one's own: the files behind the pixels, the side they are looked at, a network that they bear, and what it will cost."""
 
+import hashlib
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from distillery.seeds import generator
 
 SIDES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 192, 224)  # pixels
 LOOKED_AT = 200  # images whose sizes choose the side
+CHUNK = 1000  # images in memory at a time where they lie on disk
 Tell = Callable[[str], None]
 
 
@@ -107,6 +109,18 @@ def held_out(own: Own, share: float, seed: int) -> tuple[Own, Own]:
     places = replace(own.images, pixels=torch.arange(len(own.files)).view(-1, 1, 1, 1))
     rest, part = split_per_class(places, share, generator(seed, "data", "test split"))
     return own.subset(rest.pixels.flatten().cpu()), own.subset(part.pixels.flatten().cpu())
+
+
+def seen(some: ImageSet, others: ImageSet) -> int:
+    """How many of some images are, pixel by pixel, among others."""
+    there = set(_digests(others))
+    return sum(one in there for one in _digests(some))
+
+
+def _digests(images: ImageSet) -> Iterator[bytes]:
+    for start in range(0, len(images), CHUNK):
+        for image in images.pixels[start : start + CHUNK].cpu().contiguous():
+            yield hashlib.blake2b(image.numpy().data, digest_size=16).digest()
 
 
 def seconds_of(step: Callable[[], object]) -> float:

@@ -143,7 +143,7 @@ def check(
         raise InputError("encoder: with --check, which trains networks from scratch; accepted: a score without an encoder")
     where = parameters.device(device)
     own = owns.read(data, side, where, quiet, progress, skip_unreadable)
-    trial = Trial(trials.split(own, seed), flip=flip, progress=progress)
+    trial = Trial(trials.split(own, seed, tell=tell), flip=flip, progress=progress)
     tell(f"check: {len(trial.splits.train)} images to learn from, {len(trial.splits.test)} to judge by; {trial.why}")
     check_left(keep, trial.splits.train)
     return trials.compare(trial, keep, score or "loss", rule, gamma, seeds)

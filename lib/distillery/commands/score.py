@@ -8,7 +8,7 @@ from distillery import store
 from distillery.checks import InputError
 from distillery.commands import own as owns
 from distillery.commands import trial as trials
-from distillery.commands.evaluate import Data, checked, network_of, seen
+from distillery.commands.evaluate import Data, checked, network_of
 from distillery.commands.own import Tell, quiet
 from distillery.data import ImageSet, Splits
 from distillery.data.folders import cache_folder
@@ -66,7 +66,7 @@ def score(
     entries, notes = [], []
     for name, made, splits, told in groups.values():
         splits, notes = with_validation(splits, seed), [*notes, *told]
-        if isinstance(made[0], ImageSet) and (n := seen(made[0], splits.validation)):
+        if isinstance(made[0], ImageSet) and (n := owns.seen(made[0], splits.validation)):
             notes.append(f"{name}: {n} of the set's images are among the {len(splits.validation)} by which rates are chosen")
         n = len(made[0] if isinstance(made[0], ImageSet) else made[0].decode()[0])
         passes = epochs or (1000 if given.published else trials.passes(n, where.type))

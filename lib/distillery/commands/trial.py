@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from distillery.commands import own as owns
-from distillery.commands.own import Own
+from distillery.commands.own import Own, Tell, quiet
 from distillery.data import ImageSet, Splits
 from distillery.data.folders import cache_folder
 from distillery.data.images import fit_standardize
@@ -35,16 +35,24 @@ def passes(n: int, device: str) -> int:
     return min(max(VISITS[device] // n, EPOCHS[0]), EPOCHS[1])
 
 
-def split(own: Own, seed: int, validation: float = 0.0, test: float = HELD_OUT) -> Splits:
+def split(own: Own, seed: int, validation: float = 0.0, test: float = HELD_OUT, tell: Tell = quiet) -> Splits:
     """Disjoint parts of every class of one's own images, to learn from, to decide by and to judge by, standardized by the first.
 
     test  the share of each class that judges where there is no test/; its images do where there is one
+    tell  is told where images are in two parts, since the data hold them more than once
     """
     share = 0.0 if own.test else test
     rest, judged = owns.held_out(own, share, seed)
     train, decides = owns.held_out(rest, validation / (1 - share), seed + 1)
     parts, transform = (train.images, decides.images, own.test or judged.images), fit_standardize(train.images)
-    return Splits(*(replace(part, transform=transform) for part in parts), tuple(own.notes))
+    notes = []
+    for purpose, part in zip(("choose", "judge"), parts[1:]):
+        if n := owns.seen(part, train.images):
+            where = "are, pixel by pixel, among those to learn from; `distillery data check` counts duplicates"
+            notes.append(f"{n} of {len(part)} images to {purpose} by {where}")
+    for note in notes:
+        tell(f"note: {note}")
+    return Splits(*(replace(part, transform=transform) for part in parts), (*own.notes, *notes))
 
 
 def seconds_a_visit(network, images: ImageSet, networks: int, augmentation: str) -> float:

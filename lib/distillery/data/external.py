@@ -40,6 +40,7 @@ def read(path, labels="", pixels="auto", splits: Splits | None = None, logits=Fa
     raises  InputError if the file is missing, corrupt, not loadable with weights_only, or holds no such tensors
     """
     check_choice("pixels", pixels, PIXELS)
+    check_choice("formation", formation, synthetic.FORMATIONS)
     path = Path(path)
     if ours(path) and not labels:
         return synthetic.load(path)
