@@ -220,6 +220,8 @@ def test_a_distilled_set_is_pictures_a_card_and_a_dataset(photos, tmp_path, caps
     told = [[line.split("|")[:-3] for line in text.splitlines() if line.startswith("| ")] for text in (again, said.out)]
     assert told[0] == told[1]  # but for steps and seconds of making it, which the set brings in its card
     assert next(line for line in said.out.splitlines() if line.startswith("| set |")).split("|")[-3] == " 2 "
+    assert cli.main(["export", str(out), "--to", "npz", "--out", str(tmp_path / "set.npz")]) == 0
+    assert f"`distillery evaluate` {out}, not" in capsys.readouterr().out
     assert cli.main(command) == 2 and "is there already" in capsys.readouterr().err
     assert cli.main([*command, "--force"]) == 0 and len(ImageFolder(tmp_path / "set")) == 6
     (tmp_path / "set" / "elk" / "mine.png").write_bytes((tmp_path / "set.png").read_bytes())
@@ -238,6 +240,9 @@ def test_a_list_with_images_held_out_is_judged_on_those(photos, tmp_path, capsys
     judge = ["--data", str(photos), "--networks", "1", "--width", "4", "--epochs", "3", "--seeds", "2", "--side", "8"]
     assert cli.main(["evaluate", str(out), *judge]) == 0
     said = capsys.readouterr().out
+    for file, told in ((out, True), (api.prune(photos, 0.5, rule="random").write(tmp_path / "whole.csv"), False)):
+        assert cli.main(["export", str(file), "--to", "imagefolder", "--out", str(tmp_path / f"of {file.stem}")]) == 0
+        assert ("it alone says which images judge" in capsys.readouterr().out) == told
     assert "15 real images, 9 images to judge by" in said and "| set | 5 |" in said and "| random | 5 |" in said
     assert cli.main(["evaluate", str(api.prune(photos, 11, rule="random").place(tmp_path / "most")), *judge]) == 2
     assert "among the" in capsys.readouterr().err

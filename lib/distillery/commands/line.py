@@ -125,9 +125,12 @@ def _convert(arguments) -> int:
 
 
 def _export(arguments) -> int:
-    from distillery.data.export import export
+    from distillery.data.export import export, held_out
 
     print(f"written: {export(arguments.file, arguments.to, arguments.out, arguments.copy)}")
+    if held_out(arguments.file):
+        why = "it alone says which images judge it where the data have no test/"
+        print(f"note: `distillery evaluate` {arguments.file}, not what is written here: {why}")
     return 0
 
 

@@ -42,6 +42,14 @@ def export(file: str | Path, to: str, out: str | Path, copy: bool = False) -> Pa
     return {"imagefolder": _imagefolder, "pt": _pt, "npz": _npz}[to](synthetic.load(file), file, out)
 
 
+def held_out(file: str | Path) -> bool:
+    """Whether a set or a list says which images of its data were held out to judge it: what is exported does not."""
+    file = local_path("file", file)
+    if file.suffix == ".csv":
+        return any(row["kept"] is None for row in lists.read(file))
+    return bool(synthetic.load(file).card.get("held_out"))
+
+
 def _list(file: Path, out: Path, copy: bool) -> Path:
     rows = [row for row in lists.read(file) if row["kept"]]
     gone = [row["file"] for row in rows if not row["file"].is_file()]
