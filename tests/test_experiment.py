@@ -248,6 +248,8 @@ def test_parts_of_a_recipe_are_in_the_id_where_they_are_there(splits, tmp_path):
     assert len({here.set_id(replace(plain, **part)) for part in [{}, *parts]}) == 1 + len(parts)
     judged = replace(plain, evaluate=Evaluate(network="MLP"))
     assert here.set_id(judged) == here.set_id(plain)
+    by_loss = [here.set_inputs(Recipe(method, 1, 0, batches=ByLoss(0.2))) for method in ("RFAD", "KIP")]
+    assert ["logits" in one for one in by_loss] == [True, False] and "logits" not in here.set_inputs(Recipe("RFAD", 1, 0))
 
 
 def test_preprocessing_is_in_the_ids(splits, tmp_path):
