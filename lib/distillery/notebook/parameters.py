@@ -21,6 +21,7 @@ from distillery.notebook import types
 
 WAIT, EVENTS = "DISTILLERY_WAIT", "DISTILLERY_EVENTS"  # in the environment of a kernel: see `Runs`
 LARGEST = 100_000  # bytes of a file of parameters
+SECTION = re.compile(r"^## (\d+)\.", re.MULTILINE)
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "null": None, "~": None, "": None}
 
 
@@ -193,24 +194,40 @@ def planned(notebook: str | Path, given: dict) -> tuple[dict, dict]:
 def part(notebook: str | Path, sections: list[int]):
     """A notebook's first section, which stands on nothing, some others and the record, to which what is left out is not run.
 
+    Where one is left out that says how rows are run (`S.experiment` with what differs from standard parameters), the session knows.
+
     Returns a notebook of nbformat; raises InputError on a section that it does not have.
     """
     import nbformat
 
     made, at, found, kept = nbformat.read(notebook, as_version=4), 0, set(), []
+    maker = _maker(made)
     for cell in made.cells:
-        if cell.cell_type == "markdown" and (head := re.search(r"^## (\d+)\.", cell.source, re.MULTILINE)):
+        if cell.cell_type == "markdown" and (head := SECTION.search(cell.source)):
             at = int(head[1])
             found.add(at)
         if "S.record(" in cell.source and cell.cell_type == "code":
             cell.source = f'S.runs.missing.append({{"sections": "all but {sections}"}})\n{cell.source}'
             kept.append(cell)
         elif at <= 1 or at in sections:
+            if cell.cell_type == "code" and "S = Session(" in cell.source and 1 < maker < max(sections) and maker not in sections:
+                cell.source += f"\nS.left_out = {maker}"
             kept.append(cell)
     for section in sections:
         check_choice("section", section, sorted(found))
     made.cells = kept
     return made
+
+
+def _maker(notebook) -> int:
+    """The section that makes a notebook's first experiment, where that differs from the one of its standard parameters, else 0."""
+    at = 0
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and (head := SECTION.search(cell.source)):
+            at = int(head[1])
+        elif cell.cell_type == "code" and (call := re.search(r"^(?! ).*S\.experiment\((.?)", cell.source, re.MULTILINE)):
+            return 0 if call[1] == ")" else at
+    return 0
 
 
 def public(kinds: dict, values: dict) -> dict:

@@ -27,6 +27,7 @@ class Standard:
     notebook: str
     experiments: list[Experiment]
     reads: tuple[str, ...] = ()
+    left_out: int = 0  # a section that would have made the first experiment, 0 = none
 
     def _given(self, *names: str) -> dict:
         return {name: getattr(self.p, name) for name in names if hasattr(self.p, name)}
@@ -166,7 +167,12 @@ class Standard:
 
     @property
     def bench(self) -> Experiment:
-        """The first experiment; made of the standard parameters where there is none yet."""
+        """The first experiment; made of the standard parameters where there is none yet.
+
+        Raises InputError where a section was left out that would have made it with other settings.
+        """
+        if not self.experiments and self.left_out:
+            raise InputError(f"section {self.left_out} says how rows are run, and is left out; accepted: --section {self.left_out} as well")
         return self.experiments[0] if self.experiments else self.experiment()
 
     def judging(self, method: str, size: int) -> Experiment:
