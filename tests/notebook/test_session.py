@@ -199,6 +199,16 @@ def test_what_the_budget_leaves_out_is_not_run(tmp_path):
     assert S.export("random", "nothing") is None and "not run" in S.table().data
 
 
+def test_the_budget_runs_from_the_start_of_the_session(tmp_path, monkeypatch):
+    """Also where the images take longer to load than the budget lasts, nothing is started."""
+    now = [0.0]
+    for clock in ("time.time", "time.monotonic"):
+        monkeypatch.setattr(clock, lambda: now[0])
+    S = Session("90_tiny", namespace(tmp_path, budget_minutes=2))
+    now[0] = 121
+    assert S.runs.spent() and S.row("random", "random", 1) == [None]
+
+
 def test_a_misspelt_parameter_of_plain_papermill_is_refused(tmp_path, refused):
     with refused("'n_sedes'"):
         Session("90_tiny", namespace(tmp_path, n_sedes=5))

@@ -1,6 +1,7 @@
 """What the standard parameters of a notebook describe: data, folders, protocol, experiments."""
 
 import os
+import time
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ class Standard:
 
     p: SimpleNamespace
     notebook: str
+    began: float
     experiments: list[Experiment]
     reads: tuple[str, ...] = ()
     left_out: int = 0  # a section that would have made the first experiment, 0 = none
@@ -104,7 +106,9 @@ class Standard:
         """Stored results; `distillery run` says in the environment whether to wait for other processes, and where it follows."""
         wait, events = (os.environ.get(name, "") for name in (parameters.WAIT, parameters.EVENTS))
         also = [self.folder.with_name(name) for name in self.reads]
-        return Runs(self.folder, self.p.budget_minutes, wait=bool(wait), events=events, also=also)
+        runs = Runs(self.folder, self.p.budget_minutes, wait=bool(wait), events=events, also=also)
+        runs.deadline -= time.monotonic() - self.began  # what loading the images took is of the budget
+        return runs
 
     def describe(self) -> None:
         """Print what the data are."""
