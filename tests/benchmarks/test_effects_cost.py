@@ -23,7 +23,7 @@ from distillery.training.dsa import draw
 
 PATHS = ("plain", "fast")
 FILES = sorted((Path(__file__).resolve().parents[2] / "notebooks" / "params").glob("01_bilp.*.yaml"))
-# (steps between two looks, real images a class) of the notebook's runs, at which level two adds at most a tenth
+# (steps between two looks, real images a class) of the runs of notebook 01
 PERIODS = sorted({(one["effect_every"], one["real_batch"] or 256) for one in (yaml.safe_load(file.read_text()) for file in FILES)})
 
 

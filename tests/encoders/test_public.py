@@ -167,6 +167,15 @@ def test_wrong_files_under_the_right_name(tmp_path, refused):
         (tmp_path / name).rename(tmp_path / "a.pth")
 
 
+def test_a_cached_file_of_torchvision_that_is_not_the_published_one_is_refused(tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    path = tmp_path / "checkpoints" / models.ResNet18_Weights.DEFAULT.url.rpartition("/")[2]
+    path.parent.mkdir()
+    torch.save(models.resnet18().state_dict(), path)
+    with refused(path.name, "accepted: the published file", path.stem[-8:]):
+        public.of("torchvision:resnet18", network(), images())
+
+
 def test_weights_of_torchvision_by_name(monkeypatch, refused):
     plain = models.resnet18(num_classes=10).state_dict()
     monkeypatch.setattr(type(models.ResNet18_Weights.DEFAULT), "get_state_dict", lambda self, **options: plain)

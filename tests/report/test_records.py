@@ -147,12 +147,26 @@ def test_spreads_that_do_not_exist():
 
 def test_paired_interval_equals_scipys():
     ours = [[0.50, 0.54], [0.61, 0.61], [0.40, 0.46], [0.55, 0.51]]
-    baseline = [[0.45, 0.45], [0.60, 0.58], [0.41, 0.39], [0.50, 0.50]]
+    baseline = [[0.45, 0.45], [0.60, 0.58], [0.38, 0.42], [0.50, 0.50]]
     means = [[sum(one) / 2 for one in rows] for rows in (ours, baseline)]
     expected = stats.ttest_rel(*means).confidence_interval(0.95)
     found = difference(ours, baseline)
     assert found["ci95"] == pytest.approx([expected.low, expected.high])
     assert found["mean"] == pytest.approx(0.0375) and found["n_pairs"] == 4
+
+
+def test_gaps_that_happen_to_be_alike_spread_as_their_networks_do():
+    """Three gaps of exactly .02, of two networks: the mean variance of network gaps, (.0008 + .0002 + .0018) / 3, over two networks."""
+    ours, baseline = [[0.50, 0.54], [0.51, 0.53], [0.49, 0.55]], [[0.5, 0.5]] * 3
+    half = stats.t.ppf(0.975, 2) * (0.0028 / 3 / 2 / 3) ** 0.5
+    assert difference(ours, baseline)["ci95"] == pytest.approx([0.02 - half, 0.02 + half])
+    both = [[x + shift for x in one] for one, shift in zip(ours, (0.1, 0.2, 0.3))]  # networks of a seed rise and fall together
+    assert difference(both, ours)["ci95"] == pytest.approx(
+        [0.2 - stats.t.ppf(0.975, 2) * 0.1 / 3**0.5, 0.2 + stats.t.ppf(0.975, 2) * 0.1 / 3**0.5]
+    )
+    assert difference(ours, [[0.5, 0.5, 0.5]] * 3)["ci95"] == pytest.approx([0.02 - half, 0.02 + half])  # another number of networks
+    welch = difference(ours[:2], baseline[:2])  # two means of exactly .52: (.0008 + .0002) / 2, over two networks
+    assert welch["how"] == "welch" and welch["ci95"][1] - 0.02 == pytest.approx(stats.t.ppf(0.975, 1) * (0.0005 / 2 / 2) ** 0.5)
 
 
 ON = [[0.1], [0.2], [0.4], [0.3], [0.2], [0.5]]  # seeds in order

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from distillery import store
 from distillery.checks import InputError, check_choice, first_line
 from distillery.data import ImageSet
@@ -140,8 +142,13 @@ def _packed(path: Path, network: Preprocessed) -> dict:
 def _torchvision(name: str, weights: str) -> dict:
     from torchvision import models
 
+    published = models.get_model_weights(name)[weights]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / published.url.rpartition("/")[2]
+    stated, digest = path.stem.rpartition("-")[2], store.file_digest(path) if path.is_file() else ""
+    if digest and not digest.startswith(stated):  # torch.hub asks this of a download alone
+        raise InputError(f"{path}: sha256 {digest[:8]}..; accepted: the published file, {stated}..; without this one it is fetched anew")
     try:
-        return models.get_model_weights(name)[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
+        return published.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise _unreachable(name, error, f"torchvision:{name}:FILE") from error
 

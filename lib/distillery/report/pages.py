@@ -14,7 +14,7 @@ from distillery.report import zoo
 from distillery.report.records import DECIDED, decided, find, sets, tally
 from distillery.report.registered import compatibility, settings_page
 from distillery.report.statistics import counted, interval
-from distillery.report.tables import found, markdown, minutes, percent, plain, rows_by_record, table
+from distillery.report.tables import features, found, markdown, minutes, percent, plain, rows_by_record, table
 from distillery.report.tables import published as published_value
 
 SHOWN = 7  # claims in the first cell of a notebook
@@ -86,10 +86,12 @@ def headline_table(records: list[dict], chosen: list[dict]) -> str:
             continue
         (record, claim), *others = known
         value, gap = found(claim)
-        where = f"[{plain(claim['data'] or record['data']['label'])}, {record['scale']}](results/{record['notebook']}.md)"
+        where = f"[{plain(claim['data'] or record['data']['label'])}{features(record)}, {record['scale']}](results/{record['notebook']}.md)"
         shown = f"{gap} ({counted(claim['difference'])})" if gap else value
         also = "".join(
-            f"; {plain(other['data']['label'])}: {found_['verdict']}" for other, found_ in others if found_["verdict"] != claim["verdict"]
+            f"; {plain(other['data']['label'])}{features(other)}: {found_['verdict']}"
+            for other, found_ in others
+            if found_["verdict"] != claim["verdict"]
         )
         rows.append([claim["statement"], one["paper"], shown, where, f"**{claim['verdict']}**{also}"])
     return markdown(["claim", "the paper says", "we found, 95% interval", "data, scale", "verdict"], rows)

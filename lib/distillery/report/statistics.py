@@ -1,6 +1,7 @@
 """Means with two spreads, differences, critical sizes, rank correlations: what claims are made of."""
 
 import math
+from itertools import zip_longest
 
 import numpy as np
 from scipy import stats
@@ -50,27 +51,37 @@ def difference(ours: list[list[float]] | None, baseline: list[list[float]] | Non
     """Difference of the means of two rows, accuracies[set][network] in the same order of seeds, with a 95% t-interval.
 
     Paired by seed where five pairs have run, or three and no more than a quarter of all sets is left without its other half: seeds
-    carry much of the variance. Else over all sets, by Welch's interval for unequal variances (Biometrika 34, 1947).
+    carry much of the variance. Else over all sets, by Welch's interval for unequal variances (Biometrika 34, 1947). Few gaps or means
+    may happen to be alike: their spread is taken for no smaller than that which networks alone give to them, as in `interval`.
 
     returns  {'mean', 'ci95', 'p', 'how': 'paired', 'n_pairs'} or, with 'n_sets': [ours, baseline] in place of pairs, 'how': 'welch'; p is
              of both sides, of a difference of -margin; ci95 and p None where a side has one set; None where a side has not run
     """
-    gaps = np.array([np.mean(a) - np.mean(b) for a, b in zip(ours or [], baseline or []) if a and b])
-    sides = [np.array([np.mean(one) for one in side or [] if one]) for side in (ours, baseline)]
+    pairs = [(np.array(a), np.array(b)) for a, b in zip(ours or [], baseline or []) if a and b]
+    gaps = np.array([a.mean() - b.mean() for a, b in pairs])
+    found = [[np.array(one) for one in side or [] if one] for side in (ours, baseline)]
+    sides = [np.array([one.mean() for one in side]) for side in found]
     n = [len(side) for side in sides]
     if not all(n):
         return None
     if len(gaps) >= 5 or len(gaps) >= 3 and sum(n) - 2 * len(gaps) <= sum(n) / 4:
         mean, how = float(gaps.mean()), {"how": "paired", "n_pairs": len(gaps)}
-        error, freedom = float(gaps.std(ddof=1)) / math.sqrt(len(gaps)), len(gaps) - 1
+        apart = [[a - b] if len(a) == len(b) else [a, b] for a, b in pairs]  # networks of one seed go together
+        variance = max(float(gaps.var(ddof=1)), float(np.mean([sum(map(_noise, one)) for one in apart])))
+        error, freedom = math.sqrt(variance / len(gaps)), len(gaps) - 1
     else:
         mean, how = float(sides[0].mean() - sides[1].mean()), {"how": "welch", "n_sets": n}
         if min(n) < 2:
             return {"mean": mean, "ci95": None, "p": None} | how
-        error, freedom = _welch(sides)
+        error, freedom = _welch(sides, [float(np.mean(list(map(_noise, side)))) for side in found])
     half, away = float(stats.t.ppf(0.975, freedom) * error), abs(mean + margin)
     p = float(2 * stats.t.sf(away / error, freedom)) if error else float(not away)
     return {"mean": mean, "ci95": [mean - half, mean + half], "p": p} | how
+
+
+def _noise(networks: np.ndarray) -> float:
+    """The variance that networks give to the mean of a set, 0 for one network."""
+    return float(networks.var(ddof=1)) / len(networks) if len(networks) > 1 else 0.0
 
 
 def gap_error(gap: dict) -> float:
@@ -92,9 +103,10 @@ def total(*samples: np.ndarray) -> dict:
     return {"mean": mean, "ci95": [mean - half, mean + half]}
 
 
-def _welch(samples) -> tuple[float, float]:
-    """Standard error of a sum or difference of the means of samples, and its degrees of freedom (Welch-Satterthwaite)."""
-    squared = [one.var(ddof=1) / len(one) for one in samples]  # of the standard error of each mean
+def _welch(samples, least=()) -> tuple[float, float]:
+    """Standard error of a sum or difference of the means of samples of `least` variances, and its degrees of freedom (Welch-Satterthwaite)."""
+    floors = zip_longest(samples, least, fillvalue=0.0)
+    squared = [max(float(one.var(ddof=1)), floor) / len(one) for one, floor in floors]  # of the standard error of each mean
     error = math.sqrt(sum(squared))
     return error, error**4 / sum(s**2 / (len(one) - 1) for s, one in zip(squared, samples)) if error else 1
 

@@ -46,9 +46,15 @@ def rows_by_record(records: list[dict]) -> str:
     for record in (one for one in records if one["rows"]):
         data = record["data"]
         images = f"{data['train']} training and {data['test']} test images; {minutes(record):.0f} minutes of runs and scores"
-        parts.append(f"**{plain(data['label'])}**, {record['notebook']}, {record['scale']} scale: {images}.")
+        parts.append(f"**{plain(data['label'])}**{features(record)}, {record['notebook']}, {record['scale']} scale: {images}.")
         parts.append(rows_table(record["rows"], record.get("against", "random"), record["scale"]))
     return "\n\n".join(parts)
+
+
+def features(record: dict) -> str:
+    """', encoder efficientnet-lite0' of a record that stands on a network trained before, '' of others."""
+    given = record.get("parameters", {}) | record["data"]
+    return next((f", {kind} {plain(given[kind])}" for kind in ("encoder", "teacher") if given.get(kind)), "")
 
 
 def minutes(record: dict) -> float:
@@ -106,7 +112,7 @@ def table(records: list[dict], further: bool = False) -> str:
             number = published(one["published"])
             met = (not one["against"] or one.get("equal")) and one["verdict"] in DECIDED  # in the published setting
             number += " (other setting)" * (number != "-" and record["scale"] != "paper" and not met)
-            lines.append([one["statement"], where, number, *_cells(one)])
+            lines.append([one["statement"] + " *(ours)*" * (one["source"] == "ours"), where, number, *_cells(one)])
     return markdown(["claim", "data, scale", "published, %", *MEASURED, "p (Holm)" if further else "verdict"], lines)
 
 
