@@ -351,7 +351,7 @@ def test_another_rate_and_as_many_steps_as_real_images_take(splits, tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"method": "magic"}, {"size": 0}, {"size": 1.5}, {"seed": -1}, {"start": "zeros"}, {"settings": {"stepps": 3}},
+        {"method": "magic"}, {"size": 0}, {"size": 1.5}, {"seed": -1}, {"seed": True}, {"seed": 2**70}, {"start": "zeros"}, {"settings": {"stepps": 3}},
         {"method": "random", "settings": {"steps": 5}}, {"method": "herding", "start": "random"}, {"method": "whole", "size": -1},
         {"start": "correct"}, {"evaluate": Evaluate(iterate="ema")}, {"method": "MTT", "batches": Effect(0.2)},
         {"method": "random", "batches": Effect(0.2)}, {"method": "KIP", "batches": Effect(0.2)},

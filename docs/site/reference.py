@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -25,6 +26,7 @@ PAGES = {  # page -> modules; those of a package stand below it
     "Reports": ["report"],
     "Notebooks": ["notebook.session", "notebook.types"],
 }
+FIELD = re.compile(r"    (?P<name>\w+): [^#]*# (?P<told>.+)")
 ITEM = re.compile(r"(?P<name>[`\w'][\w ,.`'*\[\]|=-]*?)(?P<gap>  +)(?=\S)")
 
 
@@ -69,9 +71,16 @@ def described(name: str, value: type | object) -> str:
         return text and f"::::{{py:function}} {name}{signature(value)}\n{text}\n::::"
     if text.startswith(f"{name}("):  # written by dataclass
         text = ""
+    text = "\n\n".join(filter(None, [text, fields(value)]))
     members = [described(one, method) for one, method in vars(value).items() if inspect.isfunction(method) and not one.startswith("_")]
     members = [one.replace("::::{py:function}", "::::{py:method}", 1) for one in members if one]
     return "\n\n".join([f":::::{{py:class}} {name}{signature(value)}", text, *members, ":::::"]) if text or members else ""
+
+
+def fields(value: type) -> str:
+    """What the comments beside the fields of a dataclass say, as a list; '' for none."""
+    lines = inspect.getsource(value).splitlines() if is_dataclass(value) else []
+    return "\n".join(f"- `{one['name']}`: {one['told']}" for line in lines if (one := FIELD.match(line)))
 
 
 def signature(value) -> str:

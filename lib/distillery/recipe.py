@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
-from distillery.checks import InputError, check_choice, check_fraction, check_keep, check_positive_int, is_number
+from distillery.checks import InputError, check_choice, check_fraction, check_keep, check_positive_int, check_seed, is_number
 from distillery.methods import METHODS
 from distillery.networks import pool
 from distillery.sampling import Importance, TreatmentEffect
@@ -145,8 +145,7 @@ class Recipe:
 
     def __post_init__(self):
         check_choice("method", self.method, METHODS)
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise InputError(f"seed: {self.seed!r} is not accepted; accepted: a whole number, 0 or more")
+        check_seed(self.seed)
         if self.prune and self.prune.keep == 1:  # the fraction: everything
             object.__setattr__(self, "prune", None)
         METHODS[self.method].check(self)

@@ -12,12 +12,12 @@ TAKEN = [
     ("Count", 3, 3), ("Whole", 0, 0), ("Number", 2, 2.0), ("Share", 1, 1.0), ("Keep", 0.1, 0.1), ("Keep", 50, 50.0), ("Scale", "night", "night"),
     ("Device", "cpu", "cpu"), ("Engine", "local", "local"), ("Precision", "tf32", "tf32"), ("Dataset", "folder", "folder"),
     ("Normalization", "published:cifar10", "published:cifar10"), ("Rule", "flexrand", "flexrand"), ("MethodName", "DM", "DM"),
-    ("ScoreName", "loss", "loss"), ("StartName", "herding", "herding"), ("NetworkName", "LeNet", "LeNet"), ("LocalPath", "", ""),
+    ("StartName", "herding", "herding"), ("NetworkName", "LeNet", "LeNet"), ("LocalPath", "", ""),
 ]  # fmt: skip
 REFUSED = [
     ("Count", 0), ("Count", True), ("Count", 1.5), ("Count", "2"), ("Whole", -1), ("Number", -0.1), ("Number", float("inf")), ("Number", True),
     ("Share", 0), ("Share", 1.1), ("Keep", 2.5), ("Keep", 0), ("Scale", "huge"), ("Device", "tpu"), ("Engine", "dask"), ("Precision", "int8"),
-    ("Dataset", "imagenet"), ("Normalization", "none"), ("Rule", "best"), ("MethodName", "DMM"), ("ScoreName", "luck"),
+    ("Dataset", "imagenet"), ("Normalization", "none"), ("Rule", "best"), ("MethodName", "DMM"),
     ("StartName", "none"), ("NetworkName", "Net"), ("LocalPath", 3),
 ]  # fmt: skip
 
@@ -177,7 +177,7 @@ def test_names_that_nothing_heavy_is_imported_for_are_those_of_what_they_name():
     "kind, value, meant",
     [
         ("MethodName", "dm", "DM"),
-        ("ScoreName", "los", "loss"),
+        ("NetworkName", "LeNe", "LeNet"),
         ("Dataset", "cifar-10", "cifar10"),
         ("Dataset", "zebra", ""),
         ("Scale", 7, ""),

@@ -84,11 +84,11 @@ def evaluate(
     rows = compare_with_random(made, splits, judging, protocol, seeds, seed, start, Runs(folders.cache_folder() / "own"))
     if out:
         ours, twins = (row["accuracies"] for row in rows[:2])
-        found = zoo.Evaluation(
+        entry = zoo.Evaluation(
             accuracies=ours, random=twins, seed=seed, protocol=(protocol.fitting(made) if stored else protocol).spec(),
             network=judging.spec(), test=splits.test.digest, scale="", source=source,
         )  # fmt: skip
-        zoo.write(out, made, splits, {"size": round(n / len(splits.train.classes), 2)} | card, found)
+        zoo.write(out, made, splits, {"size": round(n / len(splits.train.classes), 2)} | card, entry)
     return Judged(rows, judging, protocol, how, notes)
 
 

@@ -79,7 +79,6 @@ Engine = Annotated[str, Field(description="'local' or 'ray'"), _passing("distill
 Dataset = _names("distillery.names:DATASETS")
 Normalization = _names("distillery.data:NORMALIZATIONS")
 Rule = _names("distillery.selection:RULES")
-ScoreName = _names("distillery.scores:SCORES")
 MethodName = _names("distillery.methods:METHODS")
 StartName = _names("distillery.starts:STARTS")
 Space = _names("distillery.scores.cached:SPACES")

@@ -31,13 +31,6 @@ DECIDED = ("reproduced", "direction reproduced", "not reproduced")
 VERDICTS = (*DECIDED, "inconclusive", "under-powered", "same as random", *UNJUDGED)
 FILES = ("encoder", "teacher", "instructions", "language_model")  # parameters that may name a file or a folder
 PERCENT = ("points", "%")  # units of numbers that are kept as fractions
-EARLIER = {  # unit, digits and data of claims recorded before they said so, by the first word of their id; others are of accuracies
-    "agrees": ("correlation", 3, ""), "masks": ("correlation", 3, ""), "magnitude": ("correlation", 3, ""), "cheaper": ("times", 2, ""),
-    "shift": ("squared MMD", 4, ""), "text": ("likelihood", 3, "made-up instructions"), "accumulated": ("%", 1, ""),
-    "flatness": ("%", 1, ""), "tesla": ("%", 1, ""), "search": ("correlation", 2, ""), "pixels": ("standardized units", 3, ""),
-    "partition": ("variance over squared mean", 4, ""), "trajectory": ("variance over squared distance", 2, ""),
-    "deviation": ("relative error", 2, "made-up points"),
-}  # fmt: skip
 
 
 def verdict(
@@ -287,8 +280,7 @@ def load(path: str | Path) -> dict:
     record = store.read_json(path)
     _check(Path(path), record)
     for claim in record["claims"]:
-        unit, digits, data = EARLIER.get(claim["id"].split("-")[0], ("points", 1, ""))
-        claim |= {"unit": unit, "digits": digits, "data": data, "family": claim["id"].split("-")[0], "further": False} | claim
+        claim |= {"unit": "points", "digits": 1, "data": "", "family": claim["id"].split("-")[0], "further": False} | claim
     return record | {"path": str(path)}
 
 

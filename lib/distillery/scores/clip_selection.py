@@ -145,14 +145,17 @@ def learned(
 
 @register_score("alignment", needs="encoder", seeded=False, labels=True)
 def encoder_misalignment(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`misalignment` of the features of the encoder."""
     return misalignment(scores.free()["features"], scores.images.targets.cpu()).float()
 
 
 @register_score("local spread", needs="encoder", seeded=False, labels=True)
 def encoder_spread(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`local_spread` of the features of the encoder."""
     return local_spread(scores.free()["features"], scores.images.targets.cpu()).float()
 
 
 @register_score("alignment + spread", needs="encoder", seeded=False, labels=True)
 def encoder_selection(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`clip_selection` by the features of the encoder."""
     return clip_selection(scores.free()["features"], scores.images.targets.cpu()).float()

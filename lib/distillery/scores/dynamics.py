@@ -199,11 +199,13 @@ def grand_plain(network, params: Params, images: ImageSet) -> list[float]:
 
 @register_score("loss", labels=True, spec=lambda scores: list(scores.lengths["loss"]))
 def early_loss(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """The mean loss over the first epochs of some networks (BiLP's economical order)."""
     return scores.scratch(seed, "loss")["loss"]
 
 
 @register_score("converged loss", labels=True, spec=lambda scores: list(scores.lengths["converged loss"]))
 def converged_loss(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """The mean loss over many epochs of some networks (BiLP)."""
     return scores.scratch(seed, "converged loss")["loss"]
 
 
@@ -216,11 +218,13 @@ def drawn_forgetting(scores: "CachedScores", seed: int, k: int) -> Tensor:
 
 @register_score("EL2N", needs="tuning", labels=True, version=2)
 def early_el2n(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`el2n` by networks early in fine-tuning."""
     return el2n(predictions(scores.network, scores.early_weights(seed), scores.images), scores.images.targets.cpu())
 
 
 @register_score("GraNd", needs="tuning", labels=True)
 def early_grand(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """The norm of the gradient of each image's loss, by networks early in fine-tuning (Paul et al., 2021)."""
     return scores.gradients(seed)
 
 

@@ -301,6 +301,7 @@ def _rank(features: Tensor, targets: Tensor | None, n: int, order: Callable[[Ten
 
 @register_score("prototype distance", needs="encoder", seeded=False, labels=True)
 def encoder_distance(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`prototype_distance` of the features of the encoder."""
     return prototype_distance(scores.free()["features"], scores.images.targets.cpu()).float()
 
 
@@ -319,4 +320,5 @@ for _name, _rank_by in {"herding": herding, "k-center": k_center}.items():
 
 @register_score("contextual diversity", needs="tuning", labels=True)
 def tuned_diversity(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """`contextual_diversity` of the predictions of a fine-tuned network."""
     return contextual_diversity(scores.tuned(seed)["probabilities"], scores.images.targets.cpu(), len(scores.images))

@@ -194,4 +194,5 @@ def ridge_sensitivity(scores: "CachedScores", seed: int, k: int) -> Tensor:
 
 @register_score("leverage", seeded=False, labels=True, spec=lambda scores: scores.space("ridge"))
 def ridge_leverage(scores: "CachedScores", seed: int, k: int) -> Tensor:
+    """The leverages of a ridge regression, its sensitivities without labels."""
     return scores.ridge()["leverage"]
