@@ -6,7 +6,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy import stats
 
 from distillery.checks import InputError, check_choice, check_fraction, check_positive_int, check_seed
 from distillery.commands import own as owns
@@ -19,7 +18,7 @@ from distillery.methods import DEFAULT, METHODS, TRAJECTORIES
 from distillery.notebook import parameters
 from distillery.recipe import Recipe
 from distillery.report import figures, records, tables
-from distillery.report.statistics import difference
+from distillery.report.statistics import difference, interval, measured
 
 DECIDED, JUDGED = 0.15, 0.15  # of each class: held out to choose by, and for the one row that is recommended
 MARGIN = 0.02  # of accuracy: a part that is no worse than all images by more than this serves as well
@@ -108,9 +107,9 @@ def draw(found: Advice, path: str | Path) -> Path:
             own = sorted((one for one in done if one.name == name), key=value)
             means = [100 * np.mean([np.mean(one) for one in candidate.accuracies]) for candidate in own]
             lines[name] = ([value(one) for one in own], means)
-            for x, mean, one in zip(*lines[name], own):
-                half = 100 * interval([np.mean(accuracies) for accuracies in one.accuracies])
-                axis.plot([x, x], [mean - half, mean + half], color=colors[name], lw=1)
+            for x, one in zip(lines[name][0], own):
+                low, high, _ = interval(measured(one.accuracies))
+                axis.plot([x, x], [100 * low, 100 * high], color=colors[name], lw=1)
         axis.margins(x=0.12)
         axis.set(xlabel=what, xscale="log", ylabel="accuracy on images held out, %" if axis is axes[0] else "")
         figures.lines(axis, lines, colors)
@@ -119,12 +118,6 @@ def draw(found: Advice, path: str | Path) -> Path:
     made = figures.save(figure, path)
     plt.close(figure)
     return made
-
-
-def interval(values: list[float]) -> float:
-    """Half of the 95% interval of a mean, by Student's t; 0 of one value."""
-    n = len(values)
-    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else 0.0
 
 
 def sizes(text: str) -> list[float]:

@@ -11,6 +11,7 @@ from distillery.checks import InputError, check_finite
 from distillery.data import ImageSet, Splits
 from distillery.networks import Params
 from distillery.networks.encoder import Encoder, head_names
+from distillery.networks.precision import unwrapped
 from distillery.runs import Runs
 from distillery.seeds import generator as stream
 from distillery.training import train
@@ -51,7 +52,7 @@ def trained(teacher, source: Splits, network, runs: Runs, seed: int, **how) -> E
     path = runs.artifact("encoder-" + store.identity("encoder", 1, inputs, source.digest))
     if not path.exists():
         weights = pretrain(teacher, images, generator=stream(seed, "encoder"), **how)
-        save(path, getattr(teacher, "network", teacher), weights, how | {"data": source.digest})
+        save(path, unwrapped(teacher), weights, how | {"data": source.digest})
     return replace(load(path, network), name=f"{teacher.name}, {how['epochs']} epochs on {images.name}")
 
 

@@ -27,6 +27,7 @@ from distillery.lock import lock
 from distillery.matching.step import prefixed, under
 from distillery.networks import ModuleNetwork, Output, Params, pool, trainable
 from distillery.networks.encoder import Encoder, head_names
+from distillery.networks.precision import unwrapped
 from distillery.seeds import generator
 from distillery.training import train
 from distillery.training.contrastive import barlow_twins, simclr
@@ -197,7 +198,7 @@ def train_teacher(folder: str | Path, network, images: ImageSet, recipe: Teacher
         if epoch < recipe.epochs:
             params = _trained(projected, params, images, recipe, epoch, loss, done=(epoch, momentum), after_epoch=keep)
             seconds = time.monotonic() - began
-    plain = getattr(network, "network", network)  # `MixedPrecision` is looked through
+    plain = unwrapped(network)
     return Teacher(plain, under(params, "encoder."), f"teacher by {recipe.loss}", torch.tensor(losses), seconds)
 
 
@@ -227,7 +228,7 @@ def pretrain(network, images: ImageSet, recipe: TeacherTraining, k: int = 1) -> 
 
 def untrained(network, images: ImageSet, recipe: TeacherTraining) -> Encoder:
     """The encoder that `train_teacher` starts from: random weights, BatchNorm's statistics 0 and 1."""
-    plain = getattr(network, "network", network)
+    plain = unwrapped(network)
     return Encoder(plain, under(_start(plain, images, recipe)[1], "encoder."), "random encoder")
 
 

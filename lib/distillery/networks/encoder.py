@@ -8,6 +8,7 @@ from torch import Generator
 
 from distillery import store
 from distillery.networks.convnet import Params
+from distillery.networks.precision import unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Encoder:
 
 def head_names(network) -> set[str]:
     """Names of the tensors of the classifier: the last linear layer."""
-    network = getattr(network, "network", network)  # `MixedPrecision` is looked through
+    network = unwrapped(network)
     if not hasattr(network, "head"):
         return {"head.weight", "head.bias"}
     name = next(name for name, one in network.skeleton.named_modules() if one is network.head)

@@ -80,6 +80,11 @@ class MixedPrecision:
             return function(params, images, train)
 
 
+def unwrapped(network):
+    """The network under a `MixedPrecision`, any other as it is."""
+    return network.network if isinstance(network, MixedPrecision) else network
+
+
 def has_units() -> bool:
     """Whether the processor multiplies in bfloat16; one that emulates it takes 5 to 39 times as long as in float32."""
     known = getattr(torch.cpu, "get_capabilities", dict)()

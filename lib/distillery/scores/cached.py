@@ -18,7 +18,7 @@ from distillery.evaluation import FineTuning, Protocol, embed
 from distillery.lock import lock
 from distillery.networks import ConvNet
 from distillery.networks.encoder import Encoder
-from distillery.networks.precision import MixedPrecision
+from distillery.networks.precision import MixedPrecision, unwrapped
 from distillery.networks.ridge import embeddings, gaussian, ntk
 from distillery.runs import Runs
 from distillery.scores import complexity, dynamics, sensitivity
@@ -197,7 +197,7 @@ class CachedScores:
         return self._along(complexity.settled(path), seed, f"masks {store.canonical(path)}")
 
     def _along(self, path: dict, seed: int, name: str) -> dict[str, Tensor]:
-        network, own = self.network, getattr(self.network, "network", self.network)
+        network, own = self.network, unwrapped(self.network)
         if self._encoder().network.spec() != own.spec():  # one that looks at the images and is not trained on them
             network = MixedPrecision(self._encoder().network)
         inputs = self._inputs(encoder=self._encoder().digest, path=path, version=VERSION) | ({"seed": seed} if seed else {})
@@ -254,7 +254,7 @@ class CachedScores:
         params = self.early_weights(seed)
 
         def make() -> tuple[dict, int]:
-            network = getattr(self.network, "network", self.network)
+            network = unwrapped(self.network)
             return {"GraNd": dynamics.grand(network, params, self.images)}, self.tunings * len(self.images)
 
         return self.stored("gradient-scores", self._inputs(**self._tuning_spec(), seed=seed), make, ("GraNd", seed))["GraNd"]

@@ -26,6 +26,7 @@ from distillery.checks import InputError, check_choice, check_positive, check_po
 from distillery.data import ImageSet
 from distillery.evaluation import embed
 from distillery.networks import Params
+from distillery.networks.precision import unwrapped
 from distillery.scores.geometry import check_features
 from distillery.scores.registry import register_score
 
@@ -241,7 +242,7 @@ def losses_along(features: Iterable[Tensor], targets: Tensor, normalized: bool =
 
 def _skeleton(network) -> nn.Module:
     """The network as a module without weights; `MixedPrecision` is looked through."""
-    network = getattr(network, "network", network)
+    network = unwrapped(network)
     if hasattr(network, "skeleton"):
         return network.skeleton
     with torch.device("meta"):
