@@ -202,7 +202,7 @@ from distillery.notebook import parameters
 from distillery.notebook.standard import Standard
 from distillery.report import records
 S = Standard()
-S.p, S.notebook = parameters.settings(globals()), "tiny"
+S.p, S.notebook, S.began = parameters.settings(globals()), "tiny", time.monotonic()
 def compute(key):
     time.sleep(0.5)
     return {"accuracies": [0.5]}

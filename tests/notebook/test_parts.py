@@ -36,7 +36,7 @@ def test_values_of_gamma_come_in_the_order_of_their_distance_to_a_half():
 
 
 def test_rows_of_instructions():
-    """Differences are paired by seed, to the mean of all random draws; what has not run is said so."""
+    """Differences are paired by seed, to the mean of all random draws, whose spread counts too; what has not run is said so."""
     rows = {
         "before": [2.0, 3.0, 4.0],
         "random": [[1.0, 1.2], [2.0, 2.2], [3.0, 3.2]],
@@ -48,7 +48,7 @@ def test_rows_of_instructions():
     }
     by_part = {0.1: rows, 0.3: rows | {"easiest": [None] * 3}}
     table = choices_table(by_part).data.split("\n")
-    assert "| 10% | easiest | 2.033 ± 1.002 (3 x 1) | +0.067 [-0.077, +0.210] | 25.0 ± 0.0 |" in table and len(table) == 2 + 8
+    assert "| 10% | easiest | 2.033 ± 1.002 (3 x 1) | +0.067 [-0.182, +0.315] | 25.0 ± 0.0 |" in table and len(table) == 2 + 8
     assert "| 30% | easiest | not run | - | not run |" in table and "| 10% | before | 3.000 ± 1.000 (3 x 1) | - | 25.0 ± 0.0 |" in table
     [left, right] = choices_figure(by_part).axes
     assert [one.get_text() for one in left.get_yticklabels()] == ["easiest", "hardest"] and "nats a token" in right.get_xlabel()
